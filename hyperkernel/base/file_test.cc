@@ -1,0 +1,62 @@
+#include "hyperkernel/base/file.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <string>
+
+#include "gtest/gtest.h"
+
+namespace hk {
+namespace {
+
+class File : public testing::Test {
+ protected:
+  void SetUp() override {
+    char pattern[] = "/tmp/hk_file_test.XXXXXX";
+    ASSERT_NE(::mkdtemp(pattern), nullptr);
+    directory_ = pattern;
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+  std::string directory_;
+};
+
+TEST_F(File, ReplaceIsWholeAndLeavesNothingBehind) {
+  const std::string path = directory_ + "/f";
+  ASSERT_TRUE(ReplaceFile(path, "one", 0600).ok());
+  ASSERT_TRUE(ReplaceFile(path, "second", 0640).ok());
+  EXPECT_EQ(*ReadSmallFile(path, 100), "second");
+  struct stat info;
+  ASSERT_EQ(::stat(path.c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0640u);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(directory_), std::filesystem::directory_iterator()), 1);
+}
+
+TEST_F(File, FailedReplaceKeepsTheOldFile) {
+  const std::string path = directory_ + "/d";
+  ASSERT_TRUE(MakeDirectories(path + "/x", 0700).ok());
+  EXPECT_FALSE(ReplaceFile(path, "content", 0600).ok());  // a directory is in the way
+  EXPECT_TRUE(std::filesystem::is_directory(path));
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(directory_), std::filesystem::directory_iterator()), 1);
+}
+
+TEST_F(File, ReadRefusesWhatIsTooLongOrNoFile) {
+  const std::string path = directory_ + "/f";
+  ASSERT_TRUE(ReplaceFile(path, std::string(10, 'x'), 0600).ok());
+  EXPECT_TRUE(ReadSmallFile(path, 10).ok());
+  EXPECT_EQ(ReadSmallFile(path, 9).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ReadSmallFile(directory_, 9).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ReadSmallFile(directory_ + "/none", 9).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(File, MakeDirectoriesIsIdempotentAndRefusesAFile) {
+  EXPECT_TRUE(MakeDirectories(directory_ + "/a/b/c", 0700).ok());
+  EXPECT_TRUE(MakeDirectories(directory_ + "/a/b/c", 0700).ok());
+  ASSERT_TRUE(ReplaceFile(directory_ + "/f", "", 0600).ok());
+  EXPECT_FALSE(MakeDirectories(directory_ + "/f", 0700).ok());
+  EXPECT_FALSE(MakeDirectories(directory_ + "/f/g", 0700).ok());
+}
+
+}  // namespace
+}  // namespace hk
