@@ -1,1 +1,56 @@
-int main(){}
+// hkctl: the operator's command line. Exit codes: 0 done, 1 the cluster said no, 2 usage, 3 cannot reach.
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <map>
+#include <string>
+
+#include "hyperkernel/cli/client.h"
+#include "hyperkernel/cli/completion.h"
+#include "hyperkernel/cli/node_commands.h"
+
+namespace {
+
+constexpr uint64_t kMaxTimeoutMs = 24ull * 3600 * 1000;
+
+void AddGlobalOptions(CLI::App* app, hk::cli::Options* options) {
+  app->add_option("--endpoint", options->endpoint, "Daemon to ask: unix:/PATH or HOST:PORT")->envname("HKCTL_ENDPOINT")->capture_default_str();
+  app->add_option("-o,--output", options->output, "Form of the output")->check(CLI::IsMember({"table", "json"}))->capture_default_str();
+  const std::map<std::string, uint64_t> units{{"ms", 1}, {"s", 1000}, {"m", 60000}};
+  app->add_option("--timeout", options->timeout_ms, "Longest wait for an answer, with a unit: 500ms, 10s, 2m (default 10s)")
+      ->transform(CLI::AsNumberWithUnit(units, CLI::AsNumberWithUnit::UNIT_REQUIRED, "DURATION"))
+      ->check(CLI::Range(uint64_t{1}, kMaxTimeoutMs));
+  app->add_option("--tls-ca", options->tls_ca, "Cluster's certificate authority, PEM")->envname("HKCTL_TLS_CA");
+  app->add_option("--tls-cert", options->tls_certificate, "Own certificate, PEM")->envname("HKCTL_TLS_CERT");
+  app->add_option("--tls-key", options->tls_key, "Own private key, PEM")->envname("HKCTL_TLS_KEY");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  hk::cli::Options options;
+  int exit_code = hk::cli::kExitOk;
+  CLI::App app{"hkctl: administers a hyper-kernel cluster", "hkctl"};
+  app.set_version_flag("--version", std::string("hkctl ") + HKCTL_VERSION);
+  app.require_subcommand(1);
+  AddGlobalOptions(&app, &options);
+  hk::cli::AddNodeCommands(&app, &options, &exit_code);
+  CLI::App* completion = app.add_subcommand("completion", "Prints a shell's completion script")->require_subcommand(1);
+  CLI::App* bash = completion->add_subcommand("bash", "For bash: source <(hkctl completion bash)");
+  bash->callback([&app] { std::fputs(hk::cli::BashCompletion(app).c_str(), stdout); });
+  app.footer(
+      "Examples:\n"
+      "  hkctl node list\n"
+      "  hkctl --endpoint 10.0.0.2:7469 --tls-ca ca.crt --tls-cert admin.crt --tls-key admin.key node show\n"
+      "  source <(hkctl completion bash)\n\n"
+      "Exit codes: 0 done, 1 the cluster said no, 2 usage, 3 cannot reach the daemon");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);
+    fmt::print(stderr, "hkctl: {}; see hkctl --help\n", error.what());
+    return hk::cli::kExitUsage;
+  }
+  return exit_code;
+}

@@ -1,1 +1,96 @@
-int main(){}
+// hyperkerneld: the daemon's command line, signals and exit codes.
+//
+// Exit codes: 0 stopped by a signal, or a probe or check that went well; 1 could not start or serve; 2 wrong usage or
+// configuration.
+
+#include <signal.h>
+#include <systemd/sd-daemon.h>
+
+#include <cstdio>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "fmt/format.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/base/version.h"
+#include "hyperkernel/cli/output.h"
+#include "hyperkernel/node/config.h"
+#include "hyperkernel/node/daemon.h"
+#include "hyperkernel/node/node_info.h"
+#include "hyperkernel/node/probe_report.h"
+
+namespace {
+
+constexpr int kExitFailed = 1;
+constexpr int kExitUsage = 2;
+
+int Complain(const absl::Status& status, int code) {
+  fmt::print(stderr, "hyperkerneld: {}\n", hk::MessageOf(status));
+  return code;
+}
+
+int Probe(const std::string& format) {
+  const hk::v1::ProbeReport report = hk::ProbeThisHost(hk::ReadHostFacts().host_name);
+  const std::string text = format == "json" ? hk::cli::ToJson(report) : hk::cli::ProbeText(report);
+  std::fputs(text.c_str(), stdout);
+  return 0;
+}
+
+// Serves until SIGTERM or SIGINT.
+int Serve(const hk::NodeSettings& settings) {
+  hk::log::Init(settings.name, settings.log_level);
+  // Blocked before the first thread starts, so that every thread inherits it and only sigwait sees them.
+  sigset_t stops;
+  sigemptyset(&stops);
+  sigaddset(&stops, SIGTERM);
+  sigaddset(&stops, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &stops, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  auto daemon = hk::Daemon::Start(settings, hk::RealClock());
+  if (!daemon.ok()) return Complain(daemon.status(), kExitFailed);
+  sd_notify(0, "READY=1");
+  int signal_number = 0;
+  sigwait(&stops, &signal_number);
+  sd_notify(0, "STOPPING=1");
+  hk::log::Info("daemon", "stopping", {{"signal", signal_number == SIGTERM ? "SIGTERM" : "SIGINT"}});
+  daemon->reset();
+  hk::log::Info("daemon", "stopped");
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"hyperkerneld: the hyper-kernel's daemon, one per node", "hyperkerneld"};
+  app.set_version_flag("--version", std::string("hyperkerneld ") + hk::kVersion);
+  std::string config_path = hk::kDefaultConfigPath;
+  app.add_option("--config", config_path, "Node configuration (protobuf text)")->capture_default_str();
+  bool probe = false, check = false;
+  app.add_flag("--probe", probe, "Print what this host can do, and exit; needs no configuration and no daemon");
+  app.add_flag("--check-config", check, "Check the configuration, touch nothing, and exit");
+  std::string format = "table";
+  app.add_option("-o,--output", format, "Form of --probe's output")->check(CLI::IsMember({"table", "json"}))->capture_default_str();
+  app.footer(
+      "Examples:\n"
+      "  hyperkerneld --config /etc/hyperkernel/node.textproto\n"
+      "  hyperkerneld --probe -o json\n"
+      "  hyperkerneld --check-config --config new.textproto");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);
+    fmt::print(stderr, "hyperkerneld: {}; see hyperkerneld --help\n", error.what());
+    return kExitUsage;
+  }
+  if (probe) return Probe(format);
+  const absl::StatusOr<hk::NodeSettings> settings = hk::LoadConfig(config_path, hk::ReadHostFacts());
+  if (!settings.ok()) return Complain(settings.status(), kExitUsage);
+  if (check) {
+    for (const std::string& warning : settings->warnings) fmt::print("warning: {}\n", warning);
+    fmt::print("{}: ok (node {}, cluster {}, {} peers)\n", config_path, settings->name, settings->cluster, settings->peers.size());
+    return 0;
+  }
+  return Serve(*settings);
+}

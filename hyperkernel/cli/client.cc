@@ -1,0 +1,80 @@
+#include "hyperkernel/cli/client.h"
+
+#include <fmt/format.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+
+#include <fstream>
+#include <iterator>
+#include <optional>
+
+#include "hyperkernel/cli/output.h"
+
+namespace hk::cli {
+namespace {
+
+// Name that every node's certificate carries (node/tls.h): any node of the cluster may answer.
+constexpr char kAnyNodeDnsName[] = "hyperkernel-node";
+
+// False, after a line to standard error, if the file cannot be read.
+bool ReadFile(const std::string& path, std::string* content) {
+  std::ifstream file(path, std::ios::binary);
+  content->assign(std::istreambuf_iterator<char>(file), {});
+  if (file.good() && !content->empty()) return true;
+  fmt::print(stderr, "hkctl: cannot read {}; check --tls-ca, --tls-cert and --tls-key\n", path);
+  return false;
+}
+
+// Null after a line to standard error.
+std::shared_ptr<grpc::ChannelCredentials> CredentialsFor(const Options& options) {
+  const bool any = !options.tls_ca.empty() || !options.tls_certificate.empty() || !options.tls_key.empty();
+  const bool all = !options.tls_ca.empty() && !options.tls_certificate.empty() && !options.tls_key.empty();
+  if (!any || options.endpoint.rfind("unix:", 0) == 0) return grpc::InsecureChannelCredentials();
+  if (!all) {
+    fmt::print(stderr, "hkctl: --tls-ca, --tls-cert and --tls-key go together\n");
+    return nullptr;
+  }
+  grpc::SslCredentialsOptions ssl;
+  if (!ReadFile(options.tls_ca, &ssl.pem_root_certs) || !ReadFile(options.tls_certificate, &ssl.pem_cert_chain) ||
+      !ReadFile(options.tls_key, &ssl.pem_private_key)) {
+    return nullptr;
+  }
+  return grpc::SslCredentials(ssl);
+}
+
+int CannotReach(const Options& options, const std::string& what, const std::string& why) {
+  fmt::print(stderr, "hkctl: {}: cannot reach {}: {}; is hyperkerneld running there (systemctl status hyperkerneld), and is --endpoint right?\n",
+             what, options.endpoint, Printable(why));
+  return kExitCannotReach;
+}
+
+}  // namespace
+
+int Client::Call(const std::string& what, const std::function<grpc::Status(v1::Admin::Stub*, grpc::ClientContext*)>& body) {
+  const std::shared_ptr<grpc::ChannelCredentials> credentials = CredentialsFor(options_);
+  if (credentials == nullptr) return kExitUsage;
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetSslTargetNameOverride(kAnyNodeDnsName);
+  const auto stub = v1::Admin::NewStub(grpc::CreateCustomChannel(options_.endpoint, credentials, arguments));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(options_.timeout_ms));
+  const grpc::Status status = body(stub.get(), &context);
+  switch (status.error_code()) {
+    case grpc::StatusCode::OK:
+      return kExitOk;
+    case grpc::StatusCode::UNAVAILABLE:
+      // The daemon's own word about a peer of its carries the peer's name; the rest is about the endpoint.
+      if (status.error_message().rfind("node '", 0) == 0) break;
+      return CannotReach(options_, what, status.error_message());
+    case grpc::StatusCode::DEADLINE_EXCEEDED:
+      if (status.error_message().rfind("node '", 0) == 0) break;
+      return CannotReach(options_, what, fmt::format("no answer within {}", HumanDuration(std::chrono::milliseconds(options_.timeout_ms))));
+    default:
+      break;
+  }
+  fmt::print(stderr, "hkctl: {}: {}\n", what, Printable(status.error_message()));
+  return kExitClusterSaidNo;
+}
+
+}  // namespace hk::cli

@@ -1,0 +1,48 @@
+// hkctl's side of a call: where to, with which identity, for how long, and what its end means for the exit code.
+// Not thread-safe.
+#pragma once
+
+#include <grpcpp/client_context.h>
+#include <grpcpp/support/status.h>
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "proto/admin.grpc.pb.h"
+
+namespace hk::cli {
+
+// Exit codes, as in README.md.
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitClusterSaidNo = 1;
+inline constexpr int kExitUsage = 2;
+inline constexpr int kExitCannotReach = 3;
+
+inline constexpr char kDefaultEndpoint[] = "unix:/run/hyperkernel/admin.sock";
+
+// The global options.
+struct Options {
+  std::string endpoint = kDefaultEndpoint;
+  std::string output = "table";
+  uint64_t timeout_ms = 10000;
+  std::string tls_ca, tls_certificate, tls_key;  // paths; all or none
+
+  bool json() const { return output == "json"; }
+};
+
+// A connection to one daemon.
+class Client {
+ public:
+  explicit Client(const Options& options) : options_(options) {}
+
+  // Runs one call and gives the exit code. On failure prints one line to standard error: what failed, where, what to do.
+  // `what` names the command: "node list".
+  int Call(const std::string& what, const std::function<grpc::Status(v1::Admin::Stub*, grpc::ClientContext*)>& body);
+
+ private:
+  const Options& options_;
+};
+
+}  // namespace hk::cli

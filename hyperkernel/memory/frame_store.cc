@@ -1,0 +1,133 @@
+#include "hyperkernel/memory/frame_store.h"
+
+#include <dirent.h>
+#include <linux/magic.h>
+#include <mntent.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <memory>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/file.h"
+#include "hyperkernel/base/status.h"
+
+namespace hk {
+namespace {
+
+// Room beyond the budget for what tmpfs itself counts: directories and the daemon's small files.
+constexpr uint64_t kSlackBytes = 4 << 20;
+
+struct FileSystem {
+  bool tmpfs = false;
+  uint64_t size_bytes = 0;
+  uint64_t free_bytes = 0;
+  uint64_t used_bytes = 0;
+  bool mount_point = false;
+};
+
+absl::StatusOr<FileSystem> Look(const std::string& directory) {
+  struct statfs info;
+  if (::statfs(directory.c_str(), &info) != 0) return ErrnoStatus(errno, directory);
+  struct stat self, parent;
+  if (::stat(directory.c_str(), &self) != 0 || ::stat((directory + "/..").c_str(), &parent) != 0) return ErrnoStatus(errno, directory);
+  const auto block = static_cast<uint64_t>(info.f_bsize);
+  return FileSystem{.tmpfs = info.f_type == TMPFS_MAGIC,
+                    .size_bytes = info.f_blocks * block,
+                    .free_bytes = info.f_bavail * block,
+                    .used_bytes = (info.f_blocks - info.f_bfree) * block,
+                    .mount_point = self.st_dev != parent.st_dev};
+}
+
+// The tmpfs's huge= option, "never" if not given.
+std::string HugePolicyOf(const std::string& directory) {
+  struct MntClose {
+    void operator()(FILE* file) const { ::endmntent(file); }
+  };
+  std::unique_ptr<FILE, MntClose> mounts(::setmntent("/proc/self/mounts", "r"));
+  if (mounts == nullptr) return "never";
+  std::string policy = "never";
+  mntent entry;
+  char buffer[8192];
+  while (::getmntent_r(mounts.get(), &entry, buffer, sizeof buffer) != nullptr) {
+    if (directory != entry.mnt_dir) continue;
+    const char* option = ::hasmntopt(&entry, "huge");  // the last mount over a directory is the one seen
+    policy = option == nullptr ? "never" : std::string(option).substr(5);
+    policy = policy.substr(0, policy.find(','));
+  }
+  return policy;
+}
+
+std::string Options(uint64_t budget_bytes) { return fmt::format("size={},huge=never,mode=0700", budget_bytes + kSlackBytes); }
+
+bool IsForbidden(int error) { return error == EPERM || error == EACCES; }
+
+absl::Status Grow(const std::string& directory, uint64_t budget_bytes, const FileSystem& found) {
+  if (found.size_bytes == 0 || found.size_bytes >= budget_bytes) return absl::OkStatus();  // size 0: no limit
+  const std::string options = fmt::format("size={}", budget_bytes + kSlackBytes);
+  if (::mount("tmpfs", directory.c_str(), "tmpfs", MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_NOEXEC, options.c_str()) == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(fmt::format("the tmpfs at {} has {} MiB, less than frame_store.budget_mib {}: mount -o remount,{} {}", directory,
+                                                   found.size_bytes >> 20, budget_bytes >> 20, options, directory));
+}
+
+// Blocks of one directory level; frame files are not nested.
+absl::StatusOr<uint64_t> SumOfFiles(const std::string& directory) {
+  struct DirClose {
+    void operator()(DIR* open) const { ::closedir(open); }
+  };
+  std::unique_ptr<DIR, DirClose> open(::opendir(directory.c_str()));
+  if (open == nullptr) return ErrnoStatus(errno, directory);
+  uint64_t sum = 0;
+  while (const dirent* entry = ::readdir(open.get())) {
+    struct stat info;
+    if (::fstatat(::dirfd(open.get()), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(info.st_mode)) {
+      sum += static_cast<uint64_t>(info.st_blocks) * 512;
+    }
+  }
+  return sum;
+}
+
+}  // namespace
+
+absl::StatusOr<FrameStore> FrameStore::Open(const std::string& directory, uint64_t budget_bytes) {
+  HK_RETURN_IF_ERROR(MakeDirectories(directory, 0700));
+  HK_ASSIGN_OR_RETURN(FileSystem found, Look(directory));
+  FrameStore store(directory, budget_bytes);
+  if (!found.mount_point) {
+    if (::mount("hyperkernel", directory.c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, Options(budget_bytes).c_str()) == 0) {
+      store.own_mount_ = true;
+      return store;
+    }
+    const int error = errno;
+    if (!IsForbidden(error)) return ErrnoStatus(error, fmt::format("mount a tmpfs at {}", directory));
+    if (!found.tmpfs) {
+      return absl::PermissionDeniedError(fmt::format("{} is not on a tmpfs, and mounting one needs CAP_SYS_ADMIN: run as root, or mount -t tmpfs -o {} tmpfs {}",
+                                                     directory, Options(budget_bytes), directory));
+    }
+    if (found.size_bytes != 0 && found.size_bytes < budget_bytes) {
+      return absl::FailedPreconditionError(fmt::format("the tmpfs at {} has {} MiB, less than frame_store.budget_mib {}: lower the budget, or mount a larger tmpfs there",
+                                                       directory, found.size_bytes >> 20, budget_bytes >> 20));
+    }
+    store.warnings_.push_back(fmt::format("frame store {} shares a tmpfs: others may use up its space", directory));
+    return store;
+  }
+  if (!found.tmpfs) return absl::FailedPreconditionError(fmt::format("another file system than tmpfs is mounted at {}; unmount it, or name another directory", directory));
+  const std::string huge = HugePolicyOf(directory);
+  if (huge != "never") {
+    return absl::FailedPreconditionError(fmt::format("the tmpfs at {} has huge={}: mount -o remount,huge=never {}", directory, huge, directory));
+  }
+  HK_RETURN_IF_ERROR(Grow(directory, budget_bytes, found));
+  store.own_mount_ = true;
+  return store;
+}
+
+absl::StatusOr<uint64_t> FrameStore::UsedBytes() const {
+  if (!own_mount_) return SumOfFiles(directory_);
+  HK_ASSIGN_OR_RETURN(const FileSystem found, Look(directory_));
+  return found.used_bytes;
+}
+
+}  // namespace hk

@@ -1,0 +1,51 @@
+// The frame store: a tmpfs that holds guest memory's frame files and outlives the daemon (DESIGN: guest memory on one node).
+//
+// Invariants:
+//  1. Frames are memory: the directory is on tmpfs, never on a disk file system.
+//  2. The file system can hold the whole budget, so filling a frame within the budget does not fail for space (on a tmpfs of
+//     its own; on a shared one that can only be checked, and is a warning).
+//  3. No huge pages: a 2 MiB page would come and go with the first 4 KiB (huge=never).
+//
+// | what is found at the directory             | what happens                                                     |
+// |--------------------------------------------|------------------------------------------------------------------|
+// | nothing mounted, CAP_SYS_ADMIN             | a tmpfs of its own is mounted there                              |
+// | nothing mounted, no privilege, on a tmpfs  | used as it is, with a warning                                    |
+// | nothing mounted, no privilege, on a disk   | refused, with the mount command                                  |
+// | a tmpfs, too small, CAP_SYS_ADMIN          | grown (remount)                                                  |
+// | a tmpfs, too small, no privilege           | refused, with the remount command                                |
+// | a tmpfs with huge pages                    | refused, with the remount command                                |
+// | another file system mounted there          | refused                                                          |
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace hk {
+
+// An opened frame store. Thread-safe: only asks the kernel.
+class FrameStore {
+ public:
+  // Makes the directory and mount as in the table above. `budget_bytes` is the most that frames may take.
+  static absl::StatusOr<FrameStore> Open(const std::string& directory, uint64_t budget_bytes);
+
+  const std::string& directory() const { return directory_; }
+  uint64_t budget_bytes() const { return budget_bytes_; }
+  // What an operator should know, one line each.
+  const std::vector<std::string>& warnings() const { return warnings_; }
+  // Bytes of frames held now. On a tmpfs of its own: what the file system uses; on a shared one: the sum over the
+  // directory's files. Errors: errno of the failing call.
+  absl::StatusOr<uint64_t> UsedBytes() const;
+
+ private:
+  FrameStore(std::string directory, uint64_t budget_bytes) : directory_(std::move(directory)), budget_bytes_(budget_bytes) {}
+
+  std::string directory_;
+  uint64_t budget_bytes_;
+  bool own_mount_ = false;
+  std::vector<std::string> warnings_;
+};
+
+}  // namespace hk

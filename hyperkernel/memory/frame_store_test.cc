@@ -1,0 +1,80 @@
+#include "hyperkernel/memory/frame_store.h"
+
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace hk {
+namespace {
+
+constexpr uint64_t kMib = 1 << 20;
+
+class FrameStoreTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char pattern[] = "/dev/shm/hk_frame_store_test.XXXXXX";
+    ASSERT_NE(::mkdtemp(pattern), nullptr);
+    directory_ = pattern;
+    may_mount_ = ::mount("hk-test", directory_.c_str(), "tmpfs", 0, "size=4k") == 0;
+    if (may_mount_) ::umount(directory_.c_str());
+  }
+  void TearDown() override {
+    while (::umount2(directory_.c_str(), MNT_DETACH) == 0) {
+    }
+    std::filesystem::remove_all(directory_);
+  }
+  void Write(const std::string& name, size_t size) { std::ofstream(directory_ + "/" + name) << std::string(size, 'x'); }
+
+  std::string directory_;
+  bool may_mount_ = false;
+};
+
+TEST_F(FrameStoreTest, CountsWhatFilesHold) {
+  auto store = FrameStore::Open(directory_, 32 * kMib);
+  ASSERT_TRUE(store.ok()) << store.status();
+  const uint64_t before = *store->UsedBytes();
+  Write("frames", 3 * kMib);
+  EXPECT_EQ(*store->UsedBytes() - before, 3 * kMib);
+}
+
+TEST_F(FrameStoreTest, MountsATmpfsOfItsOwnOnceAndFindsItAgain) {
+  if (!may_mount_) GTEST_SKIP() << "needs CAP_SYS_ADMIN; the lab runs this as root";
+  auto store = FrameStore::Open(directory_, 32 * kMib);
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_TRUE(store->warnings().empty());
+  Write("kept", kMib);
+  auto again = FrameStore::Open(directory_, 32 * kMib);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(std::filesystem::exists(directory_ + "/kept"));
+  ASSERT_EQ(::umount(directory_.c_str()), 0);
+  EXPECT_NE(::umount(directory_.c_str()), 0) << "mounted twice";
+}
+
+TEST_F(FrameStoreTest, GrowsATmpfsThatIsTooSmallAndKeepsItsFiles) {
+  if (!may_mount_) GTEST_SKIP() << "needs CAP_SYS_ADMIN; the lab runs this as root";
+  ASSERT_TRUE(FrameStore::Open(directory_, 16 * kMib).ok());
+  Write("kept", kMib);
+  auto store = FrameStore::Open(directory_, 64 * kMib);
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_GE(std::filesystem::space(directory_).capacity, 64 * kMib);
+  EXPECT_TRUE(std::filesystem::exists(directory_ + "/kept"));
+}
+
+TEST_F(FrameStoreTest, RefusesHugePagesAndOtherFileSystems) {
+  if (!may_mount_) GTEST_SKIP() << "needs CAP_SYS_ADMIN; the lab runs this as root";
+  ASSERT_EQ(::mount("hk-test", directory_.c_str(), "proc", 0, nullptr), 0);
+  EXPECT_THAT(std::string(FrameStore::Open(directory_, 16 * kMib).status().message()), testing::HasSubstr("another file system"));
+  ASSERT_EQ(::umount(directory_.c_str()), 0);
+  if (::mount("hk-test", directory_.c_str(), "tmpfs", 0, "size=64m,huge=always") != 0) GTEST_SKIP() << "this kernel has no huge tmpfs";
+  EXPECT_THAT(std::string(FrameStore::Open(directory_, 16 * kMib).status().message()), testing::HasSubstr("remount,huge=never"));
+}
+
+}  // namespace
+}  // namespace hk

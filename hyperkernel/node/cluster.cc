@@ -1,0 +1,138 @@
+#include "hyperkernel/node/cluster.h"
+
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/node/probe_report.h"
+
+namespace hk {
+namespace {
+
+std::vector<MembershipTable::Peer> PeersOf(const NodeSettings& settings) {
+  std::vector<MembershipTable::Peer> peers;
+  for (const PeerSettings& peer : settings.peers) peers.push_back({peer.name, peer.admin.ToString()});
+  return peers;
+}
+
+// A refusal is an answer: the peer is alive and says no. Everything else is a failure to answer.
+bool IsRefusal(const absl::Status& status) {
+  return status.code() == absl::StatusCode::kFailedPrecondition || status.code() == absl::StatusCode::kPermissionDenied ||
+         status.code() == absl::StatusCode::kUnimplemented;
+}
+
+const char* StateName(v1::MemberState state) {
+  switch (state) {
+    case v1::MEMBER_STATE_UP:
+      return "up";
+    case v1::MEMBER_STATE_CONNECTING:
+      return "connecting";
+    case v1::MEMBER_STATE_UNREACHABLE:
+      return "unreachable";
+    case v1::MEMBER_STATE_REJECTED:
+      return "rejected";
+    default:
+      return "self";
+  }
+}
+
+}  // namespace
+
+Cluster::Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameStore& frames, Metrics* metrics, const Clock& clock)
+    : self_(std::move(self)),
+      frames_(frames),
+      metrics_(metrics),
+      clock_(clock),
+      table_(PeersOf(settings), settings.cluster, settings.unreachable_after, clock.Now(), clock.Wall()),
+      links_(settings, this) {
+  for (const PeerSettings& peer : settings.peers) metrics_->SetPeerUp(peer.name, false);
+}
+
+void Cluster::Start() { links_.Start(); }
+
+v1::NodeInfo Cluster::Self() const {
+  v1::NodeInfo info = self_;
+  RefreshNodeInfo(frames_, &info);
+  return info;
+}
+
+std::vector<v1::Member> Cluster::Members() const {
+  v1::Member self;
+  self.set_name(self_.name());
+  self.set_state(v1::MEMBER_STATE_SELF);
+  *self.mutable_info() = Self();
+  std::vector<v1::Member> members{std::move(self)};
+  MutexLock lock(&mutex_);
+  for (v1::Member& member : table_.Snapshot(clock_.Now())) members.push_back(std::move(member));
+  return members;
+}
+
+absl::StatusOr<v1::Member> Cluster::Find(const std::string& name) const {
+  for (v1::Member& member : Members()) {
+    if (name.empty() || member.name() == name) return std::move(member);
+  }
+  return absl::NotFoundError(fmt::format("no node '{}' in this cluster; see hkctl node list", name));
+}
+
+absl::StatusOr<v1::ProbeReport> Cluster::Probe(const std::string& name, std::chrono::system_clock::time_point deadline) {
+  if (name.empty() || name == self_.name()) return ProbeSelf();
+  return links_.Probe(name, deadline);
+}
+
+v1::ProbeReport Cluster::ProbeSelf() {
+  MutexLock lock(&probe_mutex_);
+  return ProbeThisHost(self_.name());
+}
+
+std::string Cluster::ObjectionTo(const v1::HelloRequest& hello) const {
+  if (hello.protocol_version() != kPeerProtocolVersion) {
+    return fmt::format("control protocol {} is spoken here, not {}: run the same release on both", kPeerProtocolVersion, hello.protocol_version());
+  }
+  if (hello.cluster() != self_.cluster()) return fmt::format("this node belongs to cluster '{}', not to '{}'", self_.cluster(), hello.cluster());
+  if (hello.to() != self_.name()) return fmt::format("this is node '{}', not '{}': check the peer's address", self_.name(), hello.to());
+  MutexLock lock(&mutex_);
+  if (!table_.AdminAddress(hello.from()).has_value()) return fmt::format("node '{}' is not in the peer list of node '{}'", hello.from(), self_.name());
+  return "";
+}
+
+void Cluster::OnHelloAnswered(const std::string& peer, const v1::HelloResponse& response, std::chrono::microseconds round_trip) {
+  {
+    MutexLock lock(&mutex_);
+    table_.OnAnswer(peer, response.protocol_version(), response.info(), round_trip, clock_.Now(), clock_.Wall());
+  }
+  metrics_->ObserveHello(peer, round_trip);
+  Note(peer);
+}
+
+void Cluster::OnHelloFailed(const std::string& peer, const absl::Status& status) {
+  {
+    MutexLock lock(&mutex_);
+    if (IsRefusal(status)) {
+      table_.OnRefused(peer, MessageOf(status), clock_.Now(), clock_.Wall());
+    } else {
+      table_.OnFailure(peer, MessageOf(status));
+    }
+  }
+  metrics_->CountHelloFailure(peer);
+  Note(peer);
+}
+
+void Cluster::Note(const std::string& peer) {
+  v1::Member now;
+  {
+    MutexLock lock(&mutex_);
+    for (v1::Member& member : table_.Snapshot(clock_.Now())) {
+      if (member.name() == peer) now = std::move(member);
+    }
+    v1::MemberState& noted = noted_[peer];
+    if (noted == now.state()) return;
+    noted = now.state();
+  }
+  metrics_->SetPeerUp(peer, now.state() == v1::MEMBER_STATE_UP);
+  const log::Level level = now.state() == v1::MEMBER_STATE_UP || now.state() == v1::MEMBER_STATE_CONNECTING ? log::Level::kInfo : log::Level::kWarning;
+  log::Write(level, "membership", fmt::format("peer is {}", StateName(now.state())),
+             {{"peer", peer}, {"address", now.admin_address()}, {"reason", now.reason()}});
+}
+
+}  // namespace hk

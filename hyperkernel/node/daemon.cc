@@ -1,0 +1,182 @@
+#include "hyperkernel/node/daemon.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <optional>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/fd.h"
+#include "hyperkernel/base/file.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/node/cluster.h"
+#include "hyperkernel/node/data_directory.h"
+#include "hyperkernel/node/metrics.h"
+#include "hyperkernel/node/node_info.h"
+#include "hyperkernel/node/services.h"
+
+namespace hk {
+namespace {
+
+constexpr std::chrono::seconds kStopDeadline(3);
+// Requests served at once; beyond it gRPC answers RESOURCE_EXHAUSTED. 63 peers' hellos and some operators fit.
+constexpr int kMaxServerThreads = 96;
+// No request of an operator or peer is larger; a stranger's must not take memory.
+constexpr int kMaxRequestBytes = 1 << 20;
+
+// Binds the data plane's address, so that a second user of it is found at start. It listens when there is a transport to serve.
+absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
+  addrinfo hints{};
+  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (const int error = ::getaddrinfo(address.host.c_str(), fmt::to_string(address.port).c_str(), &hints, &found); error != 0) {
+    return absl::InvalidArgumentError(fmt::format("{}: {}", address.ToString(), ::gai_strerror(error)));
+  }
+  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, &::freeaddrinfo);
+  OwnedFd fd(::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd.valid()) return ErrnoStatus(errno, "socket");
+  const int one = 1;
+  ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);  // a killed daemon's connections may still be in TIME_WAIT
+  if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) return ErrnoStatus(errno, address.ToString());
+  return fd;
+}
+
+// A socket file left by a killed daemon is in the way of the next one; one that answers is not ours to take.
+absl::Status ClearStaleSocket(const std::string& path) {
+  struct stat info;
+  if (::lstat(path.c_str(), &info) != 0) return errno == ENOENT ? absl::OkStatus() : ErrnoStatus(errno, path);
+  if (!S_ISSOCK(info.st_mode)) return absl::FailedPreconditionError(fmt::format("{} is there and is not a socket", path));
+  OwnedFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd.valid()) return ErrnoStatus(errno, "socket");
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 || errno == EAGAIN) {
+    return absl::FailedPreconditionError(fmt::format("{} is served by another process", path));
+  }
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, path);
+  return absl::OkStatus();
+}
+
+absl::Status PrepareUnixSocket(const std::string& path) {
+  HK_RETURN_IF_ERROR(MakeDirectories(path.substr(0, std::max<size_t>(path.rfind('/'), 1)), 0755));
+  return ClearStaleSocket(path);
+}
+
+}  // namespace
+
+struct Daemon::Parts {
+  std::optional<DirectoryLock> data_lock;
+  std::optional<DirectoryLock> frame_lock;
+  std::optional<FrameStore> frames;
+  OwnedFd data_address;
+  Metrics metrics;
+  std::optional<Cluster> cluster;
+  std::optional<AdminService> admin;
+  std::optional<PeerControlService> peers;
+  std::unique_ptr<grpc::Server> server;
+
+  absl::Status OpenState(const NodeSettings& settings, const Clock& clock, v1::NodeInfo* self);
+  absl::Status Serve(const NodeSettings& settings);
+};
+
+absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock& clock, v1::NodeInfo* self) {
+  HK_ASSIGN_OR_RETURN(const std::string transport, ResolveTransport(settings.transport));
+  absl::StatusOr<DirectoryLock> lock = DirectoryLock::Take(settings.data_directory, settings.name, clock);
+  if (!lock.ok()) return WithContext(lock.status(), "data_directory");
+  data_lock = *std::move(lock);
+  absl::StatusOr<v1::NodeIdentity> identity = LoadOrMakeIdentity(settings.data_directory, settings.name, settings.cluster, clock);
+  if (!identity.ok()) return WithContext(identity.status(), "data_directory");
+  absl::StatusOr<FrameStore> store = FrameStore::Open(settings.frame_directory, settings.frame_budget_bytes);
+  if (!store.ok()) return WithContext(store.status(), "frame_store.directory");
+  frames = *std::move(store);
+  absl::StatusOr<DirectoryLock> second = DirectoryLock::Take(settings.frame_directory, settings.name, clock);
+  if (!second.ok()) return WithContext(second.status(), "frame_store.directory");
+  frame_lock = *std::move(second);
+  absl::StatusOr<OwnedFd> reserved = ReserveDataAddress(settings.data_listen);
+  if (!reserved.ok()) return WithContext(reserved.status(), "listen.data");
+  data_address = *std::move(reserved);
+  *self = StaticNodeInfo(settings, *identity, transport, clock.Wall());
+  for (const std::string& warning : frames->warnings()) self->add_warnings(warning);
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  grpc::ResourceQuota quota("hyperkerneld");
+  quota.SetMaxThreads(kMaxServerThreads);
+  builder.SetResourceQuota(quota);
+  builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
+  // Two daemons must not share an address by accident.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  std::vector<int> ports(settings.admin_listen.size(), -1);
+  for (size_t i = 0; i < settings.admin_listen.size(); i++) {
+    const Address& address = settings.admin_listen[i];
+    std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
+    if (address.kind == Address::Kind::kUnix) {
+      HK_RETURN_IF_ERROR(WithContext(PrepareUnixSocket(address.path), "listen.admin"));
+    } else if (settings.tls.has_value()) {
+      grpc::SslServerCredentialsOptions options(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+      options.pem_root_certs = settings.tls->ca_pem;
+      options.pem_key_cert_pairs.push_back({settings.tls->key_pem, settings.tls->certificate_pem});
+      credentials = grpc::SslServerCredentials(options);
+    }
+    builder.AddListeningPort(address.ToString(), credentials, &ports[i]);
+  }
+  builder.RegisterService(&*admin);
+  builder.RegisterService(&*peers);
+  // The socket's mode is its protection: only root's (the daemon's user's) group may connect.
+  const mode_t old_mask = ::umask(0117);
+  server = builder.BuildAndStart();
+  ::umask(old_mask);
+  for (size_t i = 0; i < ports.size(); i++) {
+    if (server == nullptr || ports[i] <= 0) {
+      if (server == nullptr && ports[i] > 0) continue;
+      return absl::UnavailableError(fmt::format("listen.admin: cannot listen on {}; is the address this host's and free? (ss -ltnp)", settings.admin_listen[i].ToString()));
+    }
+  }
+  if (server == nullptr) return absl::UnavailableError("listen.admin: cannot start the gRPC server");
+  return absl::OkStatus();
+}
+
+Daemon::Daemon(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settings, const Clock& clock) {
+  auto parts = std::make_unique<Parts>();
+  v1::NodeInfo self;
+  HK_RETURN_IF_ERROR(parts->OpenState(settings, clock, &self));
+  parts->metrics.DescribeNode(self, *parts->frames);
+  parts->cluster.emplace(settings, self, *parts->frames, &parts->metrics, clock);
+  if (settings.metrics_listen.has_value()) {
+    HK_RETURN_IF_ERROR(WithContext(parts->metrics.Serve(*settings.metrics_listen), "listen.metrics"));
+  }
+  parts->admin.emplace(&*parts->cluster, &parts->metrics);
+  parts->peers.emplace(&*parts->cluster, &parts->metrics);
+  auto daemon = std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
+  HK_RETURN_IF_ERROR(daemon->parts_->Serve(settings));
+  daemon->parts_->cluster->Start();
+  for (const std::string& warning : self.warnings()) log::Warning("daemon", warning);
+  log::Info("daemon", "serving",
+            {{"version", self.version()}, {"node_id", self.node_id()}, {"admin", fmt::format("{}", fmt::join(self.admin_addresses(), ","))},
+             {"data", self.data_address()}, {"metrics", self.metrics_address()}, {"transport", self.transport()}});
+  return daemon;
+}
+
+Daemon::~Daemon() {
+  if (parts_->server != nullptr) parts_->server->Shutdown(std::chrono::system_clock::now() + kStopDeadline);
+}
+
+}  // namespace hk

@@ -1,0 +1,29 @@
+// The daemon: everything a node runs, from settings to serving. Start and stop from one thread.
+//
+// Start order: locks and identity, frame store, data-plane address, metrics, gRPC, hellos. What fails leaves nothing behind but
+// directories. Stop order is the reverse, bounded by kStopDeadline.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/node/config.h"
+
+namespace hk {
+
+// A running node.
+class Daemon {
+ public:
+  // Serves when it returns. `clock` must outlive the daemon. Errors: one line naming the field or path.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const NodeSettings& settings, const Clock& clock);
+  // Stops serving; requests in flight get kStopDeadline to end.
+  ~Daemon();
+
+ private:
+  struct Parts;
+  explicit Daemon(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace hk

@@ -1,0 +1,39 @@
+// Metrics in Prometheus form. Names begin with hyperkernel_; base units (seconds, bytes). Thread-safe.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/address.h"
+#include "hyperkernel/memory/frame_store.h"
+#include "proto/node.pb.h"
+
+namespace hk {
+
+// All metrics of this daemon, and the HTTP endpoint they are read at (GET /metrics).
+class Metrics {
+ public:
+  Metrics();
+  ~Metrics();
+
+  // Constant facts as labels, and the frame gauges, which are read from `frames` at each scrape; `frames` must outlive this.
+  void DescribeNode(const v1::NodeInfo& info, const FrameStore& frames);
+  void SetPeerUp(const std::string& peer, bool up);
+  void ObserveHello(const std::string& peer, std::chrono::microseconds round_trip);
+  void CountHelloFailure(const std::string& peer);
+  // One request of an operator or peer served; `code` is the gRPC code's number.
+  void CountRequest(const std::string& method, int code);
+
+  // Serves the endpoint. Errors: kUnavailable naming the address if it cannot be listened on.
+  absl::Status Serve(const Address& address);
+  // The text a scrape would see, for tests.
+  std::string Text() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace hk

@@ -1,0 +1,84 @@
+#include "hyperkernel/node/node_info.h"
+
+#include <sys/sysinfo.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <charconv>
+
+#include "hyperkernel/base/file.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/base/version.h"
+#include "hyperkernel/node/membership.h"
+
+namespace hk {
+namespace {
+
+constexpr size_t kMaxProcBytes = 1 << 20;
+
+// The value after "KEY<spaces>:" in a /proc file's text, up to the end of the line; empty if not there.
+std::string ValueOf(const std::string& text, const std::string& key) {
+  size_t at = text.rfind(key, 0) == 0 ? 0 : text.find("\n" + key);
+  if (at == std::string::npos) return "";
+  at = text.find(':', at);
+  if (at == std::string::npos) return "";
+  const size_t begin = text.find_first_not_of(" \t", at + 1);
+  if (begin == std::string::npos) return "";
+  return text.substr(begin, text.find('\n', begin) - begin);
+}
+
+std::string ReadProc(const std::string& path) { return ReadSmallFile(path, kMaxProcBytes).value_or(""); }
+
+// A "123 kB" field of /proc/meminfo in bytes; 0 if not there.
+uint64_t MemInfoBytes(const std::string& text, const std::string& key) {
+  const std::string value = ValueOf(text, key);
+  uint64_t kib = 0;
+  std::from_chars(value.data(), value.data() + value.size(), kib);
+  return kib * 1024;
+}
+
+}  // namespace
+
+HostFacts ReadHostFacts() {
+  utsname names{};
+  ::uname(&names);
+  return {.host_name = names.nodename, .memory_bytes = MemInfoBytes(ReadProc("/proc/meminfo"), "MemTotal")};
+}
+
+v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity& identity, const std::string& transport, WallTime started) {
+  utsname names{};
+  ::uname(&names);
+  v1::NodeInfo info;
+  info.set_name(settings.name);
+  info.set_node_id(identity.node_id());
+  info.set_cluster(settings.cluster);
+  info.set_version(kVersion);
+  *info.mutable_started() = ToTimestamp(started);
+  info.set_pid(::getpid());
+  info.set_host_name(names.nodename);
+  info.set_kernel(names.release);
+  const std::string boot_id = ReadProc("/proc/sys/kernel/random/boot_id");
+  info.set_boot_id(boot_id.substr(0, boot_id.find('\n')));
+  info.set_cpu_model(ValueOf(ReadProc("/proc/cpuinfo"), "model name"));
+  info.set_cpus(static_cast<uint32_t>(::get_nprocs()));
+  info.set_memory_total_bytes(MemInfoBytes(ReadProc("/proc/meminfo"), "MemTotal"));
+  info.set_frame_budget_bytes(settings.frame_budget_bytes);
+  info.set_transport(transport);
+  for (const Address& address : settings.admin_listen) info.add_admin_addresses(address.ToString());
+  info.set_data_address(settings.data_listen.ToString());
+  info.set_metrics_address(settings.metrics_listen.has_value() ? settings.metrics_listen->ToString() : "none");
+  for (const std::string& warning : settings.warnings) info.add_warnings(warning);
+  return info;
+}
+
+void RefreshNodeInfo(const FrameStore& frames, v1::NodeInfo* info) {
+  info->set_memory_available_bytes(MemInfoBytes(ReadProc("/proc/meminfo"), "MemAvailable"));
+  info->set_frames_used_bytes(frames.UsedBytes().value_or(0));
+}
+
+absl::StatusOr<std::string> ResolveTransport(TransportChoice choice) {
+  if (choice == TransportChoice::kVerbs) return absl::FailedPreconditionError("not yet");
+  return "tcp";
+}
+
+}  // namespace hk

@@ -1,0 +1,28 @@
+// Facts of this node and host, as told to peers and operators. Thread-safe.
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/memory/frame_store.h"
+#include "hyperkernel/node/config.h"
+#include "proto/node.pb.h"
+#include "proto/state.pb.h"
+
+namespace hk {
+
+// Reads the host's name and memory size.
+HostFacts ReadHostFacts();
+
+// Everything about this node that does not change while the daemon runs. `transport` is the data plane in use.
+v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity& identity, const std::string& transport, WallTime started);
+
+// Fills in what changes: available memory and frames in use.
+void RefreshNodeInfo(const FrameStore& frames, v1::NodeInfo* info);
+
+// The data plane that a choice means on this host: "tcp" or "verbs(DEVICE)". Errors: kFailedPrecondition if verbs are asked
+// for and no RDMA device has an active port.
+absl::StatusOr<std::string> ResolveTransport(TransportChoice choice);
+
+}  // namespace hk
