@@ -15,8 +15,12 @@ constexpr std::string_view kUnixPrefix = "unix:";
 // Longest host name (RFC 1035, 2.3.4).
 constexpr size_t kMaxHostName = 253;
 
-bool AllowsUnix(AddressForm form) { return form == AddressForm::kListen || form == AddressForm::kConnect; }
-bool AllowsNames(AddressForm form) { return form == AddressForm::kConnect || form == AddressForm::kConnectTcp; }
+bool AllowsUnix(AddressForm form) {
+  return form == AddressForm::kListen || form == AddressForm::kConnect;
+}
+bool AllowsNames(AddressForm form) {
+  return form == AddressForm::kConnect || form == AddressForm::kConnectTcp;
+}
 
 std::string Expected(AddressForm form) {
   return fmt::format("{}{}", AllowsUnix(form) ? "unix:/PATH or " : "", AllowsNames(form) ? "HOST:PORT" : "IP:PORT");
@@ -47,9 +51,11 @@ absl::StatusOr<Address> ParseUnix(std::string_view path) {
   // sun_path holds the terminating zero as well (unix(7)).
   constexpr size_t kLimit = sizeof(sockaddr_un{}.sun_path) - 1;
   if (path.size() > kLimit) {
-    return absl::InvalidArgumentError(fmt::format("unix socket path of {} bytes; at most {} are possible", path.size(), kLimit));
+    return absl::InvalidArgumentError(
+        fmt::format("unix socket path of {} bytes; at most {} are possible", path.size(), kLimit));
   }
-  if (path.find('\0') != std::string_view::npos) return absl::InvalidArgumentError("unix socket path holds a zero byte");
+  if (path.find('\0') != std::string_view::npos)
+    return absl::InvalidArgumentError("unix socket path holds a zero byte");
   Address address;
   address.kind = Address::Kind::kUnix;
   address.path = path;
@@ -73,7 +79,8 @@ bool Address::IsLocal() const {
 
 absl::StatusOr<Address> ParseAddress(std::string_view text, AddressForm form) {
   if (text.substr(0, kUnixPrefix.size()) == kUnixPrefix) {
-    if (!AllowsUnix(form)) return absl::InvalidArgumentError(fmt::format("a unix socket is not possible here; expected {}", Expected(form)));
+    if (!AllowsUnix(form))
+      return absl::InvalidArgumentError(fmt::format("a unix socket is not possible here; expected {}", Expected(form)));
     return ParseUnix(text.substr(kUnixPrefix.size()));
   }
   const size_t colon = text.rfind(':');
@@ -95,7 +102,8 @@ absl::StatusOr<Address> ParseAddress(std::string_view text, AddressForm form) {
   }
   if (!bracketed && AllowsNames(form) && IsHostName(host)) return address;
   return absl::InvalidArgumentError(fmt::format("'{}' is not {}; expected {}", host,
-                                                AllowsNames(form) ? "an IP address or host name" : "an IP address", Expected(form)));
+                                                AllowsNames(form) ? "an IP address or host name" : "an IP address",
+                                                Expected(form)));
 }
 
 }  // namespace hk

@@ -5,12 +5,12 @@
 #include <cstdio>
 #include <cstdlib>
 
-#define HK_CHECK(condition)                                                                    \
-  do {                                                                                         \
-    if (!(condition)) [[unlikely]] {                                                           \
-      std::fprintf(stderr, "%s:%d: invariant broken: %s\n", __FILE__, __LINE__, #condition);   \
-      std::abort();                                                                            \
-    }                                                                                          \
+#define HK_CHECK(condition)                                                                  \
+  do {                                                                                       \
+    if (!(condition)) [[unlikely]] {                                                         \
+      std::fprintf(stderr, "%s:%d: invariant broken: %s\n", __FILE__, __LINE__, #condition); \
+      std::abort();                                                                          \
+    }                                                                                        \
   } while (false)
 
 // HK_DCHECK is HK_CHECK in builds with asserts, and nothing (its operand is not evaluated) in release builds.

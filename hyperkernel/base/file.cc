@@ -73,7 +73,8 @@ absl::Status ReplaceFile(const std::string& path, std::string_view content, unsi
 absl::Status MakeDirectories(const std::string& path, unsigned mode) {
   for (size_t end = path.find('/', 1); end != std::string::npos; end = path.find('/', end + 1)) {
     const std::string parent = path.substr(0, end);
-    if (::mkdir(parent.c_str(), 0755) != 0 && errno != EEXIST) return ErrnoStatus(errno, fmt::format("mkdir {}", parent));
+    if (::mkdir(parent.c_str(), 0755) != 0 && errno != EEXIST)
+      return ErrnoStatus(errno, fmt::format("mkdir {}", parent));
   }
   if (::mkdir(path.c_str(), mode) == 0) return absl::OkStatus();
   if (errno != EEXIST) return ErrnoStatus(errno, fmt::format("mkdir {}", path));

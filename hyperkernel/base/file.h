@@ -10,12 +10,12 @@
 
 namespace hk {
 
-// Reads a regular file of at most `limit` bytes. Errors: errno of the failing call with the path; kInvalidArgument if it is
-// longer than the limit or a directory.
+// Reads a regular file of at most `limit` bytes. Errors: errno of the failing call with the path; kInvalidArgument if
+// it is longer than the limit or a directory.
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t limit);
 
-// Replaces `path` by `content`, all or nothing, durable on return: temporary file in the same directory, fsync, rename, fsync
-// of the directory. `mode` is the new file's mode. On failure the old file, if any, is untouched.
+// Replaces `path` by `content`, all or nothing, durable on return: temporary file in the same directory, fsync, rename,
+// fsync of the directory. `mode` is the new file's mode. On failure the old file, if any, is untouched.
 absl::Status ReplaceFile(const std::string& path, std::string_view content, unsigned mode);
 
 // Makes the directory and its parents, mode 0755 for parents and `mode` for the last; an existing directory is fine.

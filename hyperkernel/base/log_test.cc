@@ -22,7 +22,9 @@ TEST(Log, OneLineWithNodeComponentAndFields) {
   Info("membership", "peer is up", {{"peer", "b"}, {"reason", "x\ny"}});
   Debug("membership", "not shown");
   const std::string output = testing::internal::GetCapturedStderr();
-  EXPECT_THAT(output, testing::MatchesRegex("ts=[-0-9T:.]+Z level=info node=a component=membership msg=\"peer is up\" peer=b reason=\"x.ny\"\n"));
+  EXPECT_THAT(output,
+              testing::MatchesRegex(
+                  "ts=[-0-9T:.]+Z level=info node=a component=membership msg=\"peer is up\" peer=b reason=\"x.ny\"\n"));
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Planted bugs. In a build with -DHK_MUTANTS=ON the bug named by the environment variable HK_MUTANT is active; in every
-// other build HK_MUTANT(name) is the constant false and the bug is not in the program. tests/mutants lists them, with the
-// check that must catch each.
+// other build HK_MUTANT(name) is the constant false and the bug is not in the program. tests/mutants lists them, with
+// the check that must catch each.
 #pragma once
 
 #include <string_view>

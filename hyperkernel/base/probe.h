@@ -1,4 +1,5 @@
-// One answer of a host probe. Each layer asks its own questions (kvm, memory, rdma, ...); the daemon gathers the answers.
+// One answer of a host probe. Each layer asks its own questions (kvm, memory, rdma, ...); the daemon gathers the
+// answers.
 #pragma once
 
 #include <string>

@@ -1,4 +1,5 @@
-// Helpers around absl::Status: errors carry errno's name and the object that failed, and gain context on their way to main.
+// Helpers around absl::Status: errors carry errno's name and the object that failed, and gain context on their way to
+// main.
 #pragma once
 
 #include <string>
@@ -22,17 +23,17 @@ std::string MessageOf(const absl::Status& status);
 }  // namespace hk
 
 // Returns the status of an expression from the enclosing function if it is not OK.
-#define HK_RETURN_IF_ERROR(expression)                          \
-  do {                                                          \
-    if (absl::Status hk_status = (expression); !hk_status.ok()) \
-      return hk_status;                                         \
+#define HK_RETURN_IF_ERROR(expression)                                            \
+  do {                                                                            \
+    if (absl::Status hk_status = (expression); !hk_status.ok()) return hk_status; \
   } while (false)
 
 #define HK_CONCAT_INNER(a, b) a##b
 #define HK_CONCAT(a, b) HK_CONCAT_INNER(a, b)
 
 // Assigns the value of a StatusOr expression to `target`, or returns its status from the enclosing function.
-#define HK_ASSIGN_OR_RETURN(target, expression) HK_ASSIGN_OR_RETURN_INNER(HK_CONCAT(hk_status_or_, __LINE__), target, expression)
+#define HK_ASSIGN_OR_RETURN(target, expression) \
+  HK_ASSIGN_OR_RETURN_INNER(HK_CONCAT(hk_status_or_, __LINE__), target, expression)
 #define HK_ASSIGN_OR_RETURN_INNER(temporary, target, expression) \
   auto temporary = (expression);                                 \
   if (!temporary.ok()) return temporary.status();                \

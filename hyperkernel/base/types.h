@@ -1,5 +1,5 @@
-// Strong types for the field's basic quantities, so that a frame number is never taken for an address or a node for a vCPU.
-// Plain values: no thread safety to speak of.
+// Strong types for the field's basic quantities, so that a frame number is never taken for an address or a node for a
+// vCPU. Plain values: no thread safety to speak of.
 #pragma once
 
 #include <compare>
@@ -7,7 +7,8 @@
 
 namespace hk {
 
-// Page size of the coherence protocol and of everything built on it, in bytes. Fixed by the x86 page tables' smallest page.
+// Page size of the coherence protocol and of everything built on it, in bytes. Fixed by the x86 page tables' smallest
+// page.
 inline constexpr uint64_t kPageShift = 12;
 inline constexpr uint64_t kPageSize = uint64_t{1} << kPageShift;
 
@@ -33,8 +34,12 @@ using VcpuId = StrongNumber<struct VcpuIdTag, uint32_t>;
 // A guest's epoch: raised at every change of who takes part.
 using Epoch = StrongNumber<struct EpochTag, uint64_t>;
 
-constexpr Gfn GfnOf(Gpa gpa) { return Gfn(gpa.value() >> kPageShift); }
+constexpr Gfn GfnOf(Gpa gpa) {
+  return Gfn(gpa.value() >> kPageShift);
+}
 // First byte of the frame. REQUIRES: gfn < 2^52.
-constexpr Gpa GpaOf(Gfn gfn) { return Gpa(gfn.value() << kPageShift); }
+constexpr Gpa GpaOf(Gfn gfn) {
+  return Gpa(gfn.value() << kPageShift);
+}
 
 }  // namespace hk

@@ -43,14 +43,17 @@ std::shared_ptr<grpc::ChannelCredentials> CredentialsFor(const Options& options)
 }
 
 int CannotReach(const Options& options, const std::string& what, const std::string& why) {
-  fmt::print(stderr, "hkctl: {}: cannot reach {}: {}; is hyperkerneld running there (systemctl status hyperkerneld), and is --endpoint right?\n",
+  fmt::print(stderr,
+             "hkctl: {}: cannot reach {}: {}; is hyperkerneld running there (systemctl status hyperkerneld), and is "
+             "--endpoint right?\n",
              what, options.endpoint, Printable(why));
   return kExitCannotReach;
 }
 
 }  // namespace
 
-int Client::Call(const std::string& what, const std::function<grpc::Status(v1::Admin::Stub*, grpc::ClientContext*)>& body) {
+int Client::Call(const std::string& what,
+                 const std::function<grpc::Status(v1::Admin::Stub*, grpc::ClientContext*)>& body) {
   const std::shared_ptr<grpc::ChannelCredentials> credentials = CredentialsFor(options_);
   if (credentials == nullptr) return kExitUsage;
   grpc::ChannelArguments arguments;
@@ -69,7 +72,9 @@ int Client::Call(const std::string& what, const std::function<grpc::Status(v1::A
       return CannotReach(options_, what, status.error_message());
     case grpc::StatusCode::DEADLINE_EXCEEDED:
       if (status.error_message().rfind("node '", 0) == 0) break;
-      return CannotReach(options_, what, fmt::format("no answer within {}", HumanDuration(std::chrono::milliseconds(options_.timeout_ms))));
+      return CannotReach(
+          options_, what,
+          fmt::format("no answer within {}", HumanDuration(std::chrono::milliseconds(options_.timeout_ms))));
     default:
       break;
   }

@@ -37,8 +37,8 @@ class Client {
  public:
   explicit Client(const Options& options) : options_(options) {}
 
-  // Runs one call and gives the exit code. On failure prints one line to standard error: what failed, where, what to do.
-  // `what` names the command: "node list".
+  // Runs one call and gives the exit code. On failure prints one line to standard error: what failed, where, what to
+  // do. `what` names the command: "node list".
   int Call(const std::string& what, const std::function<grpc::Status(v1::Admin::Stub*, grpc::ClientContext*)>& body);
 
  private:

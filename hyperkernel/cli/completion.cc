@@ -19,7 +19,8 @@ void AppendCases(const CLI::App& app, const std::string& path, const std::string
   }
   *cases += fmt::format("    \"{}\") words=\"{}{}\" ;;\n", path, words, options.substr(1));
   for (const CLI::App* child : app.get_subcommands(nullptr)) {
-    if (!child->get_name().empty()) AppendCases(*child, path.empty() ? child->get_name() : path + " " + child->get_name(), options, cases);
+    if (!child->get_name().empty())
+      AppendCases(*child, path.empty() ? child->get_name() : path + " " + child->get_name(), options, cases);
   }
 }
 

@@ -15,10 +15,15 @@ namespace {
 constexpr uint64_t kMaxTimeoutMs = 24ull * 3600 * 1000;
 
 void AddGlobalOptions(CLI::App* app, hk::cli::Options* options) {
-  app->add_option("--endpoint", options->endpoint, "Daemon to ask: unix:/PATH or HOST:PORT")->envname("HKCTL_ENDPOINT")->capture_default_str();
-  app->add_option("-o,--output", options->output, "Form of the output")->check(CLI::IsMember({"table", "json"}))->capture_default_str();
+  app->add_option("--endpoint", options->endpoint, "Daemon to ask: unix:/PATH or HOST:PORT")
+      ->envname("HKCTL_ENDPOINT")
+      ->capture_default_str();
+  app->add_option("-o,--output", options->output, "Form of the output")
+      ->check(CLI::IsMember({"table", "json"}))
+      ->capture_default_str();
   const std::map<std::string, uint64_t> units{{"ms", 1}, {"s", 1000}, {"m", 60000}};
-  app->add_option("--timeout", options->timeout_ms, "Longest wait for an answer, with a unit: 500ms, 10s, 2m (default 10s)")
+  app->add_option("--timeout", options->timeout_ms,
+                  "Longest wait for an answer, with a unit: 500ms, 10s, 2m (default 10s)")
       ->transform(CLI::AsNumberWithUnit(units, CLI::AsNumberWithUnit::UNIT_REQUIRED, "DURATION"))
       ->check(CLI::Range(uint64_t{1}, kMaxTimeoutMs));
   app->add_option("--tls-ca", options->tls_ca, "Cluster's certificate authority, PEM")->envname("HKCTL_TLS_CA");

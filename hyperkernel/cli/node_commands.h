@@ -7,8 +7,8 @@
 
 namespace hk::cli {
 
-// Adds "node" with its subcommands, and "version". A command that runs puts its exit code into `*exit_code`. Both pointers
-// must outlive the parse.
+// Adds "node" with its subcommands, and "version". A command that runs puts its exit code into `*exit_code`. Both
+// pointers must outlive the parse.
 void AddNodeCommands(CLI::App* app, const Options* options, int* exit_code);
 
 }  // namespace hk::cli

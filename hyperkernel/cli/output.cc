@@ -126,14 +126,17 @@ std::string MemberTable(const std::vector<v1::Member>& members, std::chrono::sys
     const v1::NodeInfo& info = member.info();
     const std::string name = Printable(member.name());
     if (member.has_info()) {
-      table.AddRow({name, StateText(member, now), Printable(info.version()), CpuText(info), HumanBytes(info.memory_total_bytes()),
-                    fmt::format("{} of {}", HumanBytes(info.frames_used_bytes()), HumanBytes(info.frame_budget_bytes())), Printable(info.kernel()),
-                    Printable(info.transport())});
+      table.AddRow(
+          {name, StateText(member, now), Printable(info.version()), CpuText(info),
+           HumanBytes(info.memory_total_bytes()),
+           fmt::format("{} of {}", HumanBytes(info.frames_used_bytes()), HumanBytes(info.frame_budget_bytes())),
+           Printable(info.kernel()), Printable(info.transport())});
     } else {
       table.AddRow({name, StateText(member, now), "-", "-", "-", "-", "-", "-"});
     }
     if (!member.reason().empty()) notes += fmt::format("{}: {}\n", name, Printable(member.reason()));
-    for (const std::string& warning : info.warnings()) notes += fmt::format("warning: {}: {}\n", name, Printable(warning));
+    for (const std::string& warning : info.warnings())
+      notes += fmt::format("warning: {}: {}\n", name, Printable(warning));
   }
   return table.ToString() + (notes.empty() ? "" : "\n" + notes);
 }
@@ -144,7 +147,8 @@ std::string MemberText(const v1::Member& member, std::chrono::system_clock::time
   AppendLine(&out, "State", StateText(member, now));
   AppendLine(&out, "Reason", Printable(member.reason()));
   AppendLine(&out, "Reached at", Printable(member.admin_address()));
-  if (member.state() == v1::MEMBER_STATE_UP) AppendLine(&out, "Round trip", fmt::format("{} us", member.round_trip_us()));
+  if (member.state() == v1::MEMBER_STATE_UP)
+    AppendLine(&out, "Round trip", fmt::format("{} us", member.round_trip_us()));
   if (!member.has_info()) return out;
   const v1::NodeInfo& info = member.info();
   AppendLine(&out, "Node id", Printable(info.node_id()));
@@ -156,8 +160,11 @@ std::string MemberText(const v1::Member& member, std::chrono::system_clock::time
   AppendLine(&out, "Kernel", Printable(info.kernel()));
   AppendLine(&out, "Boot id", Printable(info.boot_id()));
   AppendLine(&out, "CPU", fmt::format("{} x {}", info.cpus(), Printable(info.cpu_model())));
-  AppendLine(&out, "Memory", fmt::format("{}, {} available", HumanBytes(info.memory_total_bytes()), HumanBytes(info.memory_available_bytes())));
-  AppendLine(&out, "Frames", fmt::format("{} of {}", HumanBytes(info.frames_used_bytes()), HumanBytes(info.frame_budget_bytes())));
+  AppendLine(&out, "Memory",
+             fmt::format("{}, {} available", HumanBytes(info.memory_total_bytes()),
+                         HumanBytes(info.memory_available_bytes())));
+  AppendLine(&out, "Frames",
+             fmt::format("{} of {}", HumanBytes(info.frames_used_bytes()), HumanBytes(info.frame_budget_bytes())));
   AppendLine(&out, "Transport", Printable(info.transport()));
   AppendLine(&out, "Admin", Join(info.admin_addresses()));
   AppendLine(&out, "Data", Printable(info.data_address()));
@@ -177,15 +184,18 @@ std::string ProbeText(const v1::ProbeReport& report) {
       out += fmt::format("{}{}\n", out.empty() ? "" : "\n", Printable(group));
     }
     const bool yes = item.verdict() == v1::PROBE_VERDICT_YES;
-    out += fmt::format("  {:<{}}  {:<3}  {}\n", Printable(item.name()), width, yes ? "yes" : "NO", Printable(item.detail()));
+    out += fmt::format("  {:<{}}  {:<3}  {}\n", Printable(item.name()), width, yes ? "yes" : "NO",
+                       Printable(item.detail()));
     if (yes) continue;
     missing++;
     missing_required += item.required() ? 1 : 0;
     out += fmt::format("  {:<{}}       lost: {}\n", "", width, Printable(item.lost()));
     out += fmt::format("  {:<{}}       fix:  {}\n", "", width, Printable(item.fix()));
   }
-  out += fmt::format("\n{}: {} of {} answers are yes", Printable(report.node()), report.items_size() - missing, report.items_size());
-  out += missing_required == 0 ? "; nothing required is missing\n" : fmt::format("; {} of the no are required\n", missing_required);
+  out += fmt::format("\n{}: {} of {} answers are yes", Printable(report.node()), report.items_size() - missing,
+                     report.items_size());
+  out += missing_required == 0 ? "; nothing required is missing\n"
+                               : fmt::format("; {} of the no are required\n", missing_required);
   return out;
 }
 

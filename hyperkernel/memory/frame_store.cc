@@ -33,7 +33,8 @@ absl::StatusOr<FileSystem> Look(const std::string& directory) {
   struct statfs info;
   if (::statfs(directory.c_str(), &info) != 0) return ErrnoStatus(errno, directory);
   struct stat self, parent;
-  if (::stat(directory.c_str(), &self) != 0 || ::stat((directory + "/..").c_str(), &parent) != 0) return ErrnoStatus(errno, directory);
+  if (::stat(directory.c_str(), &self) != 0 || ::stat((directory + "/..").c_str(), &parent) != 0)
+    return ErrnoStatus(errno, directory);
   const auto block = static_cast<uint64_t>(info.f_bsize);
   return FileSystem{.tmpfs = info.f_type == TMPFS_MAGIC,
                     .size_bytes = info.f_blocks * block,
@@ -61,16 +62,22 @@ std::string HugePolicyOf(const std::string& directory) {
   return policy;
 }
 
-std::string Options(uint64_t budget_bytes) { return fmt::format("size={},huge=never,mode=0700", budget_bytes + kSlackBytes); }
+std::string Options(uint64_t budget_bytes) {
+  return fmt::format("size={},huge=never,mode=0700", budget_bytes + kSlackBytes);
+}
 
-bool IsForbidden(int error) { return error == EPERM || error == EACCES; }
+bool IsForbidden(int error) {
+  return error == EPERM || error == EACCES;
+}
 
 absl::Status Grow(const std::string& directory, uint64_t budget_bytes, const FileSystem& found) {
   if (found.size_bytes == 0 || found.size_bytes >= budget_bytes) return absl::OkStatus();  // size 0: no limit
   const std::string options = fmt::format("size={}", budget_bytes + kSlackBytes);
-  if (::mount("tmpfs", directory.c_str(), "tmpfs", MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_NOEXEC, options.c_str()) == 0) return absl::OkStatus();
-  return absl::FailedPreconditionError(fmt::format("the tmpfs at {} has {} MiB, less than frame_store.budget_mib {}: mount -o remount,{} {}", directory,
-                                                   found.size_bytes >> 20, budget_bytes >> 20, options, directory));
+  if (::mount("tmpfs", directory.c_str(), "tmpfs", MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_NOEXEC, options.c_str()) == 0)
+    return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      fmt::format("the tmpfs at {} has {} MiB, less than frame_store.budget_mib {}: mount -o remount,{} {}", directory,
+                  found.size_bytes >> 20, budget_bytes >> 20, options, directory));
 }
 
 // Blocks of one directory level; frame files are not nested.
@@ -97,27 +104,34 @@ absl::StatusOr<FrameStore> FrameStore::Open(const std::string& directory, uint64
   HK_ASSIGN_OR_RETURN(FileSystem found, Look(directory));
   FrameStore store(directory, budget_bytes);
   if (!found.mount_point) {
-    if (::mount("hyperkernel", directory.c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, Options(budget_bytes).c_str()) == 0) {
+    if (::mount("hyperkernel", directory.c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+                Options(budget_bytes).c_str()) == 0) {
       store.own_mount_ = true;
       return store;
     }
     const int error = errno;
     if (!IsForbidden(error)) return ErrnoStatus(error, fmt::format("mount a tmpfs at {}", directory));
     if (!found.tmpfs) {
-      return absl::PermissionDeniedError(fmt::format("{} is not on a tmpfs, and mounting one needs CAP_SYS_ADMIN: run as root, or mount -t tmpfs -o {} tmpfs {}",
-                                                     directory, Options(budget_bytes), directory));
+      return absl::PermissionDeniedError(fmt::format(
+          "{} is not on a tmpfs, and mounting one needs CAP_SYS_ADMIN: run as root, or mount -t tmpfs -o {} tmpfs {}",
+          directory, Options(budget_bytes), directory));
     }
     if (found.size_bytes != 0 && found.size_bytes < budget_bytes) {
-      return absl::FailedPreconditionError(fmt::format("the tmpfs at {} has {} MiB, less than frame_store.budget_mib {}: lower the budget, or mount a larger tmpfs there",
-                                                       directory, found.size_bytes >> 20, budget_bytes >> 20));
+      return absl::FailedPreconditionError(
+          fmt::format("the tmpfs at {} has {} MiB, less than frame_store.budget_mib {}: lower the budget, or mount a "
+                      "larger tmpfs there",
+                      directory, found.size_bytes >> 20, budget_bytes >> 20));
     }
     store.warnings_.push_back(fmt::format("frame store {} shares a tmpfs: others may use up its space", directory));
     return store;
   }
-  if (!found.tmpfs) return absl::FailedPreconditionError(fmt::format("another file system than tmpfs is mounted at {}; unmount it, or name another directory", directory));
+  if (!found.tmpfs)
+    return absl::FailedPreconditionError(fmt::format(
+        "another file system than tmpfs is mounted at {}; unmount it, or name another directory", directory));
   const std::string huge = HugePolicyOf(directory);
   if (huge != "never") {
-    return absl::FailedPreconditionError(fmt::format("the tmpfs at {} has huge={}: mount -o remount,huge=never {}", directory, huge, directory));
+    return absl::FailedPreconditionError(
+        fmt::format("the tmpfs at {} has huge={}: mount -o remount,huge=never {}", directory, huge, directory));
   }
   HK_RETURN_IF_ERROR(Grow(directory, budget_bytes, found));
   store.own_mount_ = true;

@@ -1,8 +1,10 @@
-// The frame store: a tmpfs that holds guest memory's frame files and outlives the daemon (DESIGN: guest memory on one node).
+// The frame store: a tmpfs that holds guest memory's frame files and outlives the daemon (DESIGN: guest memory on one
+// node).
 //
 // Invariants:
 //  1. Frames are memory: the directory is on tmpfs, never on a disk file system.
-//  2. The file system can hold the whole budget, so filling a frame within the budget does not fail for space (on a tmpfs of
+//  2. The file system can hold the whole budget, so filling a frame within the budget does not fail for space (on a
+//  tmpfs of
 //     its own; on a shared one that can only be checked, and is a warning).
 //  3. No huge pages: a 2 MiB page would come and go with the first 4 KiB (huge=never).
 //
@@ -40,7 +42,8 @@ class FrameStore {
   absl::StatusOr<uint64_t> UsedBytes() const;
 
  private:
-  FrameStore(std::string directory, uint64_t budget_bytes) : directory_(std::move(directory)), budget_bytes_(budget_bytes) {}
+  FrameStore(std::string directory, uint64_t budget_bytes)
+      : directory_(std::move(directory)), budget_bytes_(budget_bytes) {}
 
   std::string directory_;
   uint64_t budget_bytes_;

@@ -70,10 +70,13 @@ TEST_F(FrameStoreTest, GrowsATmpfsThatIsTooSmallAndKeepsItsFiles) {
 TEST_F(FrameStoreTest, RefusesHugePagesAndOtherFileSystems) {
   if (!may_mount_) GTEST_SKIP() << "needs CAP_SYS_ADMIN; the lab runs this as root";
   ASSERT_EQ(::mount("hk-test", directory_.c_str(), "proc", 0, nullptr), 0);
-  EXPECT_THAT(std::string(FrameStore::Open(directory_, 16 * kMib).status().message()), testing::HasSubstr("another file system"));
+  EXPECT_THAT(std::string(FrameStore::Open(directory_, 16 * kMib).status().message()),
+              testing::HasSubstr("another file system"));
   ASSERT_EQ(::umount(directory_.c_str()), 0);
-  if (::mount("hk-test", directory_.c_str(), "tmpfs", 0, "size=64m,huge=always") != 0) GTEST_SKIP() << "this kernel has no huge tmpfs";
-  EXPECT_THAT(std::string(FrameStore::Open(directory_, 16 * kMib).status().message()), testing::HasSubstr("remount,huge=never"));
+  if (::mount("hk-test", directory_.c_str(), "tmpfs", 0, "size=64m,huge=always") != 0)
+    GTEST_SKIP() << "this kernel has no huge tmpfs";
+  EXPECT_THAT(std::string(FrameStore::Open(directory_, 16 * kMib).status().message()),
+              testing::HasSubstr("remount,huge=never"));
 }
 
 }  // namespace

@@ -27,7 +27,8 @@ const char* NameOf(Role role) {
 
 Caller CallerOf(const grpc::ServerContext& context) {
   const auto auth = context.auth_context();
-  const auto transport = auth == nullptr ? std::vector<grpc::string_ref>() : auth->FindPropertyValues("transport_security_type");
+  const auto transport =
+      auth == nullptr ? std::vector<grpc::string_ref>() : auth->FindPropertyValues("transport_security_type");
   const bool tls = !transport.empty() && (transport.front() == "ssl" || transport.front() == "tls");
   if (!tls) return {Role::kNode, ""};
   const auto names = auth->FindPropertyValues("x509_common_name");
@@ -38,8 +39,9 @@ Caller CallerOf(const grpc::ServerContext& context) {
 grpc::Status Authorize(const grpc::ServerContext& context, Role needed) {
   const Caller caller = CallerOf(context);
   if (caller.role >= needed || HK_MUTANT(roles_unchecked)) return grpc::Status::OK;
-  return grpc::Status(grpc::StatusCode::PERMISSION_DENIED,
-                      fmt::format("this needs role {}, and the certificate gives {}", NameOf(needed), NameOf(caller.role)));
+  return grpc::Status(
+      grpc::StatusCode::PERMISSION_DENIED,
+      fmt::format("this needs role {}, and the certificate gives {}", NameOf(needed), NameOf(caller.role)));
 }
 
 grpc::Status ToGrpc(const absl::Status& status) {

@@ -8,8 +8,8 @@
 
 namespace hk {
 
-// The caller behind a request. Without TLS (unix sockets, loopback, or insecure: true) the address is the protection and
-// every caller is a node. With TLS it is what the verified certificate says.
+// The caller behind a request. Without TLS (unix sockets, loopback, or insecure: true) the address is the protection
+// and every caller is a node. With TLS it is what the verified certificate says.
 Caller CallerOf(const grpc::ServerContext& context);
 
 // OK if the caller has at least `needed`; else PERMISSION_DENIED naming both.

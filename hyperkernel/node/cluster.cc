@@ -18,8 +18,8 @@ std::vector<MembershipTable::Peer> PeersOf(const NodeSettings& settings) {
 
 // A refusal is an answer: the peer is alive and says no. Everything else is a failure to answer.
 bool IsRefusal(const absl::Status& status) {
-  return status.code() == absl::StatusCode::kFailedPrecondition || status.code() == absl::StatusCode::kPermissionDenied ||
-         status.code() == absl::StatusCode::kUnimplemented;
+  return status.code() == absl::StatusCode::kFailedPrecondition ||
+         status.code() == absl::StatusCode::kPermissionDenied || status.code() == absl::StatusCode::kUnimplemented;
 }
 
 const char* StateName(v1::MemberState state) {
@@ -39,7 +39,8 @@ const char* StateName(v1::MemberState state) {
 
 }  // namespace
 
-Cluster::Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameStore& frames, Metrics* metrics, const Clock& clock)
+Cluster::Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameStore& frames, Metrics* metrics,
+                 const Clock& clock)
     : self_(std::move(self)),
       frames_(frames),
       metrics_(metrics),
@@ -49,7 +50,9 @@ Cluster::Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameSto
   for (const PeerSettings& peer : settings.peers) metrics_->SetPeerUp(peer.name, false);
 }
 
-void Cluster::Start() { links_.Start(); }
+void Cluster::Start() {
+  links_.Start();
+}
 
 v1::NodeInfo Cluster::Self() const {
   v1::NodeInfo info = self_;
@@ -75,7 +78,8 @@ absl::StatusOr<v1::Member> Cluster::Find(const std::string& name) const {
   return absl::NotFoundError(fmt::format("no node '{}' in this cluster; see hkctl node list", name));
 }
 
-absl::StatusOr<v1::ProbeReport> Cluster::Probe(const std::string& name, std::chrono::system_clock::time_point deadline) {
+absl::StatusOr<v1::ProbeReport> Cluster::Probe(const std::string& name,
+                                               std::chrono::system_clock::time_point deadline) {
   if (name.empty() || name == self_.name()) return ProbeSelf();
   return links_.Probe(name, deadline);
 }
@@ -87,16 +91,21 @@ v1::ProbeReport Cluster::ProbeSelf() {
 
 std::string Cluster::ObjectionTo(const v1::HelloRequest& hello) const {
   if (hello.protocol_version() != kPeerProtocolVersion) {
-    return fmt::format("control protocol {} is spoken here, not {}: run the same release on both", kPeerProtocolVersion, hello.protocol_version());
+    return fmt::format("control protocol {} is spoken here, not {}: run the same release on both", kPeerProtocolVersion,
+                       hello.protocol_version());
   }
-  if (hello.cluster() != self_.cluster()) return fmt::format("this node belongs to cluster '{}', not to '{}'", self_.cluster(), hello.cluster());
-  if (hello.to() != self_.name()) return fmt::format("this is node '{}', not '{}': check the peer's address", self_.name(), hello.to());
+  if (hello.cluster() != self_.cluster())
+    return fmt::format("this node belongs to cluster '{}', not to '{}'", self_.cluster(), hello.cluster());
+  if (hello.to() != self_.name())
+    return fmt::format("this is node '{}', not '{}': check the peer's address", self_.name(), hello.to());
   MutexLock lock(&mutex_);
-  if (!table_.AdminAddress(hello.from()).has_value()) return fmt::format("node '{}' is not in the peer list of node '{}'", hello.from(), self_.name());
+  if (!table_.AdminAddress(hello.from()).has_value())
+    return fmt::format("node '{}' is not in the peer list of node '{}'", hello.from(), self_.name());
   return "";
 }
 
-void Cluster::OnHelloAnswered(const std::string& peer, const v1::HelloResponse& response, std::chrono::microseconds round_trip) {
+void Cluster::OnHelloAnswered(const std::string& peer, const v1::HelloResponse& response,
+                              std::chrono::microseconds round_trip) {
   {
     MutexLock lock(&mutex_);
     table_.OnAnswer(peer, response.protocol_version(), response.info(), round_trip, clock_.Now(), clock_.Wall());
@@ -130,7 +139,9 @@ void Cluster::Note(const std::string& peer) {
     noted = now.state();
   }
   metrics_->SetPeerUp(peer, now.state() == v1::MEMBER_STATE_UP);
-  const log::Level level = now.state() == v1::MEMBER_STATE_UP || now.state() == v1::MEMBER_STATE_CONNECTING ? log::Level::kInfo : log::Level::kWarning;
+  const log::Level level = now.state() == v1::MEMBER_STATE_UP || now.state() == v1::MEMBER_STATE_CONNECTING
+                               ? log::Level::kInfo
+                               : log::Level::kWarning;
   log::Write(level, "membership", fmt::format("peer is {}", StateName(now.state())),
              {{"peer", peer}, {"address", now.admin_address()}, {"reason", now.reason()}});
 }

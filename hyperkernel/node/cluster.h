@@ -19,7 +19,8 @@ namespace hk {
 class Cluster final : private HelloObserver {
  public:
   // `frames`, `metrics` and `clock` must outlive this object.
-  Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameStore& frames, Metrics* metrics, const Clock& clock);
+  Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameStore& frames, Metrics* metrics,
+          const Clock& clock);
 
   // Starts to say hello. Call once.
   void Start();
@@ -30,7 +31,8 @@ class Cluster final : private HelloObserver {
   const std::string& name() const { return self_.name(); }
   // This node, as it is now.
   v1::NodeInfo Self() const;
-  // Probes the host of a member; empty name means this node. Errors: kNotFound, or what the call to the peer ended with.
+  // Probes the host of a member; empty name means this node. Errors: kNotFound, or what the call to the peer ended
+  // with.
   absl::StatusOr<v1::ProbeReport> Probe(const std::string& name, std::chrono::system_clock::time_point deadline);
   // Probes this host. One at a time; takes up to a few seconds.
   v1::ProbeReport ProbeSelf();
@@ -38,7 +40,8 @@ class Cluster final : private HelloObserver {
   std::string ObjectionTo(const v1::HelloRequest& hello) const;
 
  private:
-  void OnHelloAnswered(const std::string& peer, const v1::HelloResponse& response, std::chrono::microseconds round_trip) override;
+  void OnHelloAnswered(const std::string& peer, const v1::HelloResponse& response,
+                       std::chrono::microseconds round_trip) override;
   void OnHelloFailed(const std::string& peer, const absl::Status& status) override;
   // Logs and counts a change of a peer's state.
   void Note(const std::string& peer);

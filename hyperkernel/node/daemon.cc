@@ -34,20 +34,23 @@ constexpr int kMaxServerThreads = 96;
 // No request of an operator or peer is larger; a stranger's must not take memory.
 constexpr int kMaxRequestBytes = 1 << 20;
 
-// Binds the data plane's address, so that a second user of it is found at start. It listens when there is a transport to serve.
+// Binds the data plane's address, so that a second user of it is found at start. It listens when there is a transport
+// to serve.
 absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
   addrinfo hints{};
   hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
-  if (const int error = ::getaddrinfo(address.host.c_str(), fmt::to_string(address.port).c_str(), &hints, &found); error != 0) {
+  if (const int error = ::getaddrinfo(address.host.c_str(), fmt::to_string(address.port).c_str(), &hints, &found);
+      error != 0) {
     return absl::InvalidArgumentError(fmt::format("{}: {}", address.ToString(), ::gai_strerror(error)));
   }
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, &::freeaddrinfo);
   OwnedFd fd(::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return ErrnoStatus(errno, "socket");
   const int one = 1;
-  ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);  // a killed daemon's connections may still be in TIME_WAIT
+  ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one,
+               sizeof one);  // a killed daemon's connections may still be in TIME_WAIT
   if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) return ErrnoStatus(errno, address.ToString());
   return fd;
 }
@@ -56,7 +59,8 @@ absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
 absl::Status ClearStaleSocket(const std::string& path) {
   struct stat info;
   if (::lstat(path.c_str(), &info) != 0) return errno == ENOENT ? absl::OkStatus() : ErrnoStatus(errno, path);
-  if (!S_ISSOCK(info.st_mode)) return absl::FailedPreconditionError(fmt::format("{} is there and is not a socket", path));
+  if (!S_ISSOCK(info.st_mode))
+    return absl::FailedPreconditionError(fmt::format("{} is there and is not a socket", path));
   OwnedFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) return ErrnoStatus(errno, "socket");
   sockaddr_un address{};
@@ -96,7 +100,8 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   absl::StatusOr<DirectoryLock> lock = DirectoryLock::Take(settings.data_directory, settings.name, clock);
   if (!lock.ok()) return WithContext(lock.status(), "data_directory");
   data_lock = *std::move(lock);
-  absl::StatusOr<v1::NodeIdentity> identity = LoadOrMakeIdentity(settings.data_directory, settings.name, settings.cluster, clock);
+  absl::StatusOr<v1::NodeIdentity> identity =
+      LoadOrMakeIdentity(settings.data_directory, settings.name, settings.cluster, clock);
   if (!identity.ok()) return WithContext(identity.status(), "data_directory");
   absl::StatusOr<FrameStore> store = FrameStore::Open(settings.frame_directory, settings.frame_budget_bytes);
   if (!store.ok()) return WithContext(store.status(), "frame_store.directory");
@@ -145,7 +150,9 @@ absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
   for (size_t i = 0; i < ports.size(); i++) {
     if (server == nullptr || ports[i] <= 0) {
       if (server == nullptr && ports[i] > 0) continue;
-      return absl::UnavailableError(fmt::format("listen.admin: cannot listen on {}; is the address this host's and free? (ss -ltnp)", settings.admin_listen[i].ToString()));
+      return absl::UnavailableError(
+          fmt::format("listen.admin: cannot listen on {}; is the address this host's and free? (ss -ltnp)",
+                      settings.admin_listen[i].ToString()));
     }
   }
   if (server == nullptr) return absl::UnavailableError("listen.admin: cannot start the gRPC server");
@@ -170,8 +177,12 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   daemon->parts_->cluster->Start();
   for (const std::string& warning : self.warnings()) log::Warning("daemon", warning);
   log::Info("daemon", "serving",
-            {{"version", self.version()}, {"node_id", self.node_id()}, {"admin", fmt::format("{}", fmt::join(self.admin_addresses(), ","))},
-             {"data", self.data_address()}, {"metrics", self.metrics_address()}, {"transport", self.transport()}});
+            {{"version", self.version()},
+             {"node_id", self.node_id()},
+             {"admin", fmt::format("{}", fmt::join(self.admin_addresses(), ","))},
+             {"data", self.data_address()},
+             {"metrics", self.metrics_address()},
+             {"transport", self.transport()}});
   return daemon;
 }
 

@@ -10,12 +10,14 @@
 
 namespace hk {
 
-// A locked directory. The lock is the kernel's (flock) and goes with the process, however it ends. Movable; not thread-safe.
+// A locked directory. The lock is the kernel's (flock) and goes with the process, however it ends. Movable; not
+// thread-safe.
 class DirectoryLock {
  public:
-  // Makes the directory if needed and locks DIRECTORY/lock, which then says who holds it. Errors: kFailedPrecondition, naming
-  // the holder, if another process has it.
-  static absl::StatusOr<DirectoryLock> Take(const std::string& directory, const std::string& node_name, const Clock& clock);
+  // Makes the directory if needed and locks DIRECTORY/lock, which then says who holds it. Errors: kFailedPrecondition,
+  // naming the holder, if another process has it.
+  static absl::StatusOr<DirectoryLock> Take(const std::string& directory, const std::string& node_name,
+                                            const Clock& clock);
 
  private:
   explicit DirectoryLock(OwnedFd fd) : fd_(std::move(fd)) {}
@@ -23,8 +25,9 @@ class DirectoryLock {
 };
 
 // Reads DIRECTORY/identity.textproto, or makes it at the first start. REQUIRES: the caller holds the directory's lock.
-// Errors: kFailedPrecondition if the directory belongs to a node of another name or cluster; kDataLoss if the file is damaged.
-absl::StatusOr<v1::NodeIdentity> LoadOrMakeIdentity(const std::string& directory, const std::string& name, const std::string& cluster,
-                                                    const Clock& clock);
+// Errors: kFailedPrecondition if the directory belongs to a node of another name or cluster; kDataLoss if the file is
+// damaged.
+absl::StatusOr<v1::NodeIdentity> LoadOrMakeIdentity(const std::string& directory, const std::string& name,
+                                                    const std::string& cluster, const Clock& clock);
 
 }  // namespace hk

@@ -71,7 +71,9 @@ int main(int argc, char** argv) {
   app.add_flag("--probe", probe, "Print what this host can do, and exit; needs no configuration and no daemon");
   app.add_flag("--check-config", check, "Check the configuration, touch nothing, and exit");
   std::string format = "table";
-  app.add_option("-o,--output", format, "Form of --probe's output")->check(CLI::IsMember({"table", "json"}))->capture_default_str();
+  app.add_option("-o,--output", format, "Form of --probe's output")
+      ->check(CLI::IsMember({"table", "json"}))
+      ->capture_default_str();
   app.footer(
       "Examples:\n"
       "  hyperkerneld --config /etc/hyperkernel/node.textproto\n"
@@ -89,7 +91,8 @@ int main(int argc, char** argv) {
   if (!settings.ok()) return Complain(settings.status(), kExitUsage);
   if (check) {
     for (const std::string& warning : settings->warnings) fmt::print("warning: {}\n", warning);
-    fmt::print("{}: ok (node {}, cluster {}, {} peers)\n", config_path, settings->name, settings->cluster, settings->peers.size());
+    fmt::print("{}: ok (node {}, cluster {}, {} peers)\n", config_path, settings->name, settings->cluster,
+               settings->peers.size());
     return 0;
   }
   return Serve(*settings);

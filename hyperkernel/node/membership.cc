@@ -9,14 +9,17 @@ namespace hk {
 namespace {
 
 // Why an answer cannot be worked with; empty if it can.
-std::string Objection(std::string_view expected_name, const std::string& expected_cluster, uint32_t version, const v1::NodeInfo& info) {
+std::string Objection(std::string_view expected_name, const std::string& expected_cluster, uint32_t version,
+                      const v1::NodeInfo& info) {
   if (version != kPeerProtocolVersion) {
-    return fmt::format("speaks control protocol {}, this node {}: run the same release on both", version, kPeerProtocolVersion);
+    return fmt::format("speaks control protocol {}, this node {}: run the same release on both", version,
+                       kPeerProtocolVersion);
   }
   if (info.cluster() != expected_cluster && !HK_MUTANT(membership_accepts_any_cluster)) {
     return fmt::format("belongs to cluster '{}', this node to '{}'", info.cluster(), expected_cluster);
   }
-  if (info.name() != expected_name) return fmt::format("is node '{}', not '{}': check the peer's address", info.name(), expected_name);
+  if (info.name() != expected_name)
+    return fmt::format("is node '{}', not '{}': check the peer's address", info.name(), expected_name);
   return "";
 }
 
@@ -30,14 +33,17 @@ google::protobuf::Timestamp ToTimestamp(WallTime time) {
   return stamp;
 }
 
-MembershipTable::MembershipTable(const std::vector<Peer>& peers, std::string cluster, std::chrono::milliseconds unreachable_after,
-                                 Monotonic started, WallTime started_wall)
-    : cluster_(std::move(cluster)), unreachable_after_(unreachable_after), started_(started), started_wall_(started_wall) {
+MembershipTable::MembershipTable(const std::vector<Peer>& peers, std::string cluster,
+                                 std::chrono::milliseconds unreachable_after, Monotonic started, WallTime started_wall)
+    : cluster_(std::move(cluster)),
+      unreachable_after_(unreachable_after),
+      started_(started),
+      started_wall_(started_wall) {
   for (const Peer& peer : peers) peers_[peer.name].admin_address = peer.admin_address;
 }
 
-void MembershipTable::OnAnswer(std::string_view name, uint32_t peer_version, const v1::NodeInfo& info, std::chrono::microseconds round_trip,
-                               Monotonic now, WallTime wall) {
+void MembershipTable::OnAnswer(std::string_view name, uint32_t peer_version, const v1::NodeInfo& info,
+                               std::chrono::microseconds round_trip, Monotonic now, WallTime wall) {
   const auto found = peers_.find(name);
   if (found == peers_.end()) return;
   State& state = found->second;

@@ -1,5 +1,5 @@
-// Who is there: the pure part. Facts go in (a hello was answered, a hello failed), states come out. No thread, socket or clock
-// inside; the caller gives the time. Not thread-safe.
+// Who is there: the pure part. Facts go in (a hello was answered, a hello failed), states come out. No thread, socket
+// or clock inside; the caller gives the time. Not thread-safe.
 //
 // Invariants:
 //  1. UP means: a good answer was received within `unreachable_after` of the time asked about, and no bad one since.
@@ -20,8 +20,8 @@
 
 namespace hk {
 
-// Version of the control protocol between nodes. Raised when a change would be misunderstood; nodes of other versions are
-// rejected with both numbers.
+// Version of the control protocol between nodes. Raised when a change would be misunderstood; nodes of other versions
+// are rejected with both numbers.
 inline constexpr uint32_t kPeerProtocolVersion = 1;
 
 // Membership of one node's static list of peers.
@@ -32,13 +32,13 @@ class MembershipTable {
     std::string admin_address;
   };
   // `started` and `started_wall` are now, on both clocks.
-  MembershipTable(const std::vector<Peer>& peers, std::string cluster, std::chrono::milliseconds unreachable_after, Monotonic started,
-                  WallTime started_wall);
+  MembershipTable(const std::vector<Peer>& peers, std::string cluster, std::chrono::milliseconds unreachable_after,
+                  Monotonic started, WallTime started_wall);
 
   // Peer `name` answered. Judges the answer: another cluster, protocol or name makes it REJECTED. `peer_version` is the
   // protocol version it speaks. Ignored for a name that is not in the list.
-  void OnAnswer(std::string_view name, uint32_t peer_version, const v1::NodeInfo& info, std::chrono::microseconds round_trip, Monotonic now,
-                WallTime wall);
+  void OnAnswer(std::string_view name, uint32_t peer_version, const v1::NodeInfo& info,
+                std::chrono::microseconds round_trip, Monotonic now, WallTime wall);
   // Peer `name` answered that it will not work with us (wrong cluster, unknown caller, ...).
   void OnRefused(std::string_view name, std::string reason, Monotonic now, WallTime wall);
   // No answer. `reason` is one line.

@@ -35,8 +35,10 @@ class FrameCollector final : public prometheus::Collectable {
  public:
   explicit FrameCollector(const FrameStore& frames) : frames_(frames) {}
   std::vector<prometheus::MetricFamily> Collect() const override {
-    return {GaugeFamily("hyperkernel_frame_budget_bytes", "Most memory that frames may take.", static_cast<double>(frames_.budget_bytes())),
-            GaugeFamily("hyperkernel_frames_used_bytes", "Memory that frames take now.", static_cast<double>(frames_.UsedBytes().value_or(0)))};
+    return {GaugeFamily("hyperkernel_frame_budget_bytes", "Most memory that frames may take.",
+                        static_cast<double>(frames_.budget_bytes())),
+            GaugeFamily("hyperkernel_frames_used_bytes", "Memory that frames take now.",
+                        static_cast<double>(frames_.UsedBytes().value_or(0)))};
   }
 
  private:
@@ -48,18 +50,28 @@ class FrameCollector final : public prometheus::Collectable {
 struct Metrics::Impl {
   std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
   std::shared_ptr<FrameCollector> frames;
-  prometheus::Family<prometheus::Gauge>& build =
-      prometheus::BuildGauge().Name("hyperkernel_build_info").Help("Always 1; the labels say what runs.").Register(*registry);
-  prometheus::Family<prometheus::Gauge>& start =
-      prometheus::BuildGauge().Name("hyperkernel_start_time_seconds").Help("When this daemon began to serve, Unix time.").Register(*registry);
+  prometheus::Family<prometheus::Gauge>& build = prometheus::BuildGauge()
+                                                     .Name("hyperkernel_build_info")
+                                                     .Help("Always 1; the labels say what runs.")
+                                                     .Register(*registry);
+  prometheus::Family<prometheus::Gauge>& start = prometheus::BuildGauge()
+                                                     .Name("hyperkernel_start_time_seconds")
+                                                     .Help("When this daemon began to serve, Unix time.")
+                                                     .Register(*registry);
   prometheus::Family<prometheus::Gauge>& peer_up =
       prometheus::BuildGauge().Name("hyperkernel_peer_up").Help("1 if the peer answers, 0 if not.").Register(*registry);
-  prometheus::Family<prometheus::Histogram>& hello =
-      prometheus::BuildHistogram().Name("hyperkernel_hello_seconds").Help("Round trip of hellos to a peer.").Register(*registry);
-  prometheus::Family<prometheus::Counter>& hello_failures =
-      prometheus::BuildCounter().Name("hyperkernel_hello_failures_total").Help("Hellos a peer did not answer, or refused.").Register(*registry);
-  prometheus::Family<prometheus::Counter>& requests =
-      prometheus::BuildCounter().Name("hyperkernel_requests_total").Help("Requests served, by method and gRPC code.").Register(*registry);
+  prometheus::Family<prometheus::Histogram>& hello = prometheus::BuildHistogram()
+                                                         .Name("hyperkernel_hello_seconds")
+                                                         .Help("Round trip of hellos to a peer.")
+                                                         .Register(*registry);
+  prometheus::Family<prometheus::Counter>& hello_failures = prometheus::BuildCounter()
+                                                                .Name("hyperkernel_hello_failures_total")
+                                                                .Help("Hellos a peer did not answer, or refused.")
+                                                                .Register(*registry);
+  prometheus::Family<prometheus::Counter>& requests = prometheus::BuildCounter()
+                                                          .Name("hyperkernel_requests_total")
+                                                          .Help("Requests served, by method and gRPC code.")
+                                                          .Register(*registry);
   std::unique_ptr<prometheus::Exposer> exposer;  // last: it reads the others from its own thread
 };
 
@@ -68,19 +80,27 @@ Metrics::~Metrics() = default;
 
 void Metrics::DescribeNode(const v1::NodeInfo& info, const FrameStore& frames) {
   impl_->build
-      .Add({{"version", info.version()}, {"node", info.name()}, {"node_id", info.node_id()}, {"cluster", info.cluster()}, {"transport", info.transport()}})
+      .Add({{"version", info.version()},
+            {"node", info.name()},
+            {"node_id", info.node_id()},
+            {"cluster", info.cluster()},
+            {"transport", info.transport()}})
       .Set(1);
   impl_->start.Add({}).Set(static_cast<double>(info.started().seconds()));
   impl_->frames = std::make_shared<FrameCollector>(frames);
 }
 
-void Metrics::SetPeerUp(const std::string& peer, bool up) { impl_->peer_up.Add({{"peer", peer}}).Set(up ? 1 : 0); }
+void Metrics::SetPeerUp(const std::string& peer, bool up) {
+  impl_->peer_up.Add({{"peer", peer}}).Set(up ? 1 : 0);
+}
 
 void Metrics::ObserveHello(const std::string& peer, std::chrono::microseconds round_trip) {
   impl_->hello.Add({{"peer", peer}}, HelloBuckets()).Observe(std::chrono::duration<double>(round_trip).count());
 }
 
-void Metrics::CountHelloFailure(const std::string& peer) { impl_->hello_failures.Add({{"peer", peer}}).Increment(); }
+void Metrics::CountHelloFailure(const std::string& peer) {
+  impl_->hello_failures.Add({{"peer", peer}}).Increment();
+}
 
 void Metrics::CountRequest(const std::string& method, int code) {
   impl_->requests.Add({{"method", method}, {"code", fmt::to_string(code)}}).Increment();
@@ -88,9 +108,11 @@ void Metrics::CountRequest(const std::string& method, int code) {
 
 absl::Status Metrics::Serve(const Address& address) {
   try {
-    impl_->exposer = std::make_unique<prometheus::Exposer>(std::vector<std::string>{"listening_ports", address.ToString(), "num_threads", kServerThreads});
+    impl_->exposer = std::make_unique<prometheus::Exposer>(
+        std::vector<std::string>{"listening_ports", address.ToString(), "num_threads", kServerThreads});
   } catch (const std::exception&) {
-    return absl::UnavailableError(fmt::format("cannot listen on {}; is another daemon there? (ss -ltnp)", address.ToString()));
+    return absl::UnavailableError(
+        fmt::format("cannot listen on {}; is another daemon there? (ss -ltnp)", address.ToString()));
   }
   impl_->exposer->RegisterCollectable(impl_->registry);
   if (impl_->frames != nullptr) impl_->exposer->RegisterCollectable(impl_->frames);

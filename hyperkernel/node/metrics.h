@@ -18,7 +18,8 @@ class Metrics {
   Metrics();
   ~Metrics();
 
-  // Constant facts as labels, and the frame gauges, which are read from `frames` at each scrape; `frames` must outlive this.
+  // Constant facts as labels, and the frame gauges, which are read from `frames` at each scrape; `frames` must outlive
+  // this.
   void DescribeNode(const v1::NodeInfo& info, const FrameStore& frames);
   void SetPeerUp(const std::string& peer, bool up);
   void ObserveHello(const std::string& peer, std::chrono::microseconds round_trip);

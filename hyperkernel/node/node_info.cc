@@ -27,7 +27,9 @@ std::string ValueOf(const std::string& text, const std::string& key) {
   return text.substr(begin, text.find('\n', begin) - begin);
 }
 
-std::string ReadProc(const std::string& path) { return ReadSmallFile(path, kMaxProcBytes).value_or(""); }
+std::string ReadProc(const std::string& path) {
+  return ReadSmallFile(path, kMaxProcBytes).value_or("");
+}
 
 // A "123 kB" field of /proc/meminfo in bytes; 0 if not there.
 uint64_t MemInfoBytes(const std::string& text, const std::string& key) {
@@ -45,7 +47,8 @@ HostFacts ReadHostFacts() {
   return {.host_name = names.nodename, .memory_bytes = MemInfoBytes(ReadProc("/proc/meminfo"), "MemTotal")};
 }
 
-v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity& identity, const std::string& transport, WallTime started) {
+v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity& identity,
+                            const std::string& transport, WallTime started) {
   utsname names{};
   ::uname(&names);
   v1::NodeInfo info;

@@ -16,13 +16,14 @@ namespace hk {
 HostFacts ReadHostFacts();
 
 // Everything about this node that does not change while the daemon runs. `transport` is the data plane in use.
-v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity& identity, const std::string& transport, WallTime started);
+v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity& identity,
+                            const std::string& transport, WallTime started);
 
 // Fills in what changes: available memory and frames in use.
 void RefreshNodeInfo(const FrameStore& frames, v1::NodeInfo* info);
 
-// The data plane that a choice means on this host: "tcp" or "verbs(DEVICE)". Errors: kFailedPrecondition if verbs are asked
-// for and no RDMA device has an active port.
+// The data plane that a choice means on this host: "tcp" or "verbs(DEVICE)". Errors: kFailedPrecondition if verbs are
+// asked for and no RDMA device has an active port.
 absl::StatusOr<std::string> ResolveTransport(TransportChoice choice);
 
 }  // namespace hk

@@ -73,7 +73,9 @@ PeerLinks::~PeerLinks() {
   }
 }
 
-void PeerLinks::Start() { thread_ = std::thread(&PeerLinks::Run, this); }
+void PeerLinks::Start() {
+  thread_ = std::thread(&PeerLinks::Run, this);
+}
 
 std::shared_ptr<v1::PeerControl::Stub> PeerLinks::StubOf(Link* link) {
   if (link->stub != nullptr) return link->stub;
@@ -129,7 +131,8 @@ void PeerLinks::SendHello(Link* link) {
 }
 
 void PeerLinks::Finish(Link* link, HelloCall* call, const grpc::Status& status) {
-  const auto round_trip = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - call->sent);
+  const auto round_trip =
+      std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - call->sent);
   if (status.ok()) {
     observer_->OnHelloAnswered(link->peer.name, call->response, round_trip);
   } else {
@@ -139,13 +142,18 @@ void PeerLinks::Finish(Link* link, HelloCall* call, const grpc::Status& status) 
   MutexLock lock(&mutex_);
   done = std::move(link->call);
   link->call = nullptr;
-  if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED || status.error_code() == grpc::StatusCode::UNAVAILABLE) link->stub = nullptr;
+  if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED ||
+      status.error_code() == grpc::StatusCode::UNAVAILABLE)
+    link->stub = nullptr;
   changed_.SignalAll();
 }
 
-absl::StatusOr<v1::ProbeReport> PeerLinks::Probe(const std::string& peer, std::chrono::system_clock::time_point deadline) {
-  const auto found = std::find_if(links_.begin(), links_.end(), [&](const auto& link) { return link->peer.name == peer; });
-  if (found == links_.end()) return absl::NotFoundError(fmt::format("no node '{}' in this cluster; see hkctl node list", peer));
+absl::StatusOr<v1::ProbeReport> PeerLinks::Probe(const std::string& peer,
+                                                 std::chrono::system_clock::time_point deadline) {
+  const auto found =
+      std::find_if(links_.begin(), links_.end(), [&](const auto& link) { return link->peer.name == peer; });
+  if (found == links_.end())
+    return absl::NotFoundError(fmt::format("no node '{}' in this cluster; see hkctl node list", peer));
   std::shared_ptr<v1::PeerControl::Stub> stub;
   {
     MutexLock lock(&mutex_);

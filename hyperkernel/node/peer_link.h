@@ -1,8 +1,8 @@
-// Control-plane connections to the configured peers: says hello to each at the configured interval, and carries other requests
-// to them. Thread-safe.
+// Control-plane connections to the configured peers: says hello to each at the configured interval, and carries other
+// requests to them. Thread-safe.
 //
-// Deadlines: a hello that is not answered within `hello_deadline` has failed, and its connection is thrown away, so that a
-// healed link is used at the next hello and not when TCP's back-off ends.
+// Deadlines: a hello that is not answered within `hello_deadline` has failed, and its connection is thrown away, so
+// that a healed link is used at the next hello and not when TCP's back-off ends.
 #pragma once
 
 #include <grpcpp/channel.h>
@@ -22,11 +22,13 @@
 
 namespace hk {
 
-// What a hello came to, one call per event and peer; calls for one peer do not overlap. Called on gRPC's threads; must not block.
+// What a hello came to, one call per event and peer; calls for one peer do not overlap. Called on gRPC's threads; must
+// not block.
 class HelloObserver {
  public:
   virtual ~HelloObserver() = default;
-  virtual void OnHelloAnswered(const std::string& peer, const v1::HelloResponse& response, std::chrono::microseconds round_trip) = 0;
+  virtual void OnHelloAnswered(const std::string& peer, const v1::HelloResponse& response,
+                               std::chrono::microseconds round_trip) = 0;
   virtual void OnHelloFailed(const std::string& peer, const absl::Status& status) = 0;
 };
 
@@ -39,7 +41,8 @@ class PeerLinks {
   ~PeerLinks();
 
   void Start();
-  // Asks a peer for a probe of its host. Errors: kNotFound for a name that is not in the list, or what the call ended with.
+  // Asks a peer for a probe of its host. Errors: kNotFound for a name that is not in the list, or what the call ended
+  // with.
   absl::StatusOr<v1::ProbeReport> Probe(const std::string& peer, std::chrono::system_clock::time_point deadline);
 
  private:

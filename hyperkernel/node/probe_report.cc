@@ -4,7 +4,9 @@
 
 namespace hk {
 
-ProbeItems ProbeHost() { return {}; }
+ProbeItems ProbeHost() {
+  return {};
+}
 
 v1::ProbeReport ProbeThisHost(const std::string& node) {
   v1::ProbeReport report;

@@ -23,12 +23,14 @@ grpc::Status Serve(Metrics* metrics, const char* method, const grpc::ServerConte
 grpc::Status CheckSpeaksForItself(const grpc::ServerContext& context, const std::string& from) {
   const Caller caller = CallerOf(context);
   if (caller.name.empty() || caller.name == from) return grpc::Status::OK;
-  return grpc::Status(grpc::StatusCode::PERMISSION_DENIED, fmt::format("the certificate is node '{}', the request says '{}'", caller.name, from));
+  return grpc::Status(grpc::StatusCode::PERMISSION_DENIED,
+                      fmt::format("the certificate is node '{}', the request says '{}'", caller.name, from));
 }
 
 }  // namespace
 
-grpc::Status AdminService::GetVersion(grpc::ServerContext* context, const v1::GetVersionRequest*, v1::GetVersionResponse* response) {
+grpc::Status AdminService::GetVersion(grpc::ServerContext* context, const v1::GetVersionRequest*,
+                                      v1::GetVersionResponse* response) {
   return Serve(metrics_, "GetVersion", *context, Role::kViewer, [&] {
     response->set_version(kVersion);
     response->set_node(cluster_->name());
@@ -36,14 +38,16 @@ grpc::Status AdminService::GetVersion(grpc::ServerContext* context, const v1::Ge
   });
 }
 
-grpc::Status AdminService::ListNodes(grpc::ServerContext* context, const v1::ListNodesRequest*, v1::ListNodesResponse* response) {
+grpc::Status AdminService::ListNodes(grpc::ServerContext* context, const v1::ListNodesRequest*,
+                                     v1::ListNodesResponse* response) {
   return Serve(metrics_, "ListNodes", *context, Role::kViewer, [&] {
     for (v1::Member& member : cluster_->Members()) *response->add_members() = std::move(member);
     return grpc::Status::OK;
   });
 }
 
-grpc::Status AdminService::GetNode(grpc::ServerContext* context, const v1::GetNodeRequest* request, v1::GetNodeResponse* response) {
+grpc::Status AdminService::GetNode(grpc::ServerContext* context, const v1::GetNodeRequest* request,
+                                   v1::GetNodeResponse* response) {
   return Serve(metrics_, "GetNode", *context, Role::kViewer, [&] {
     absl::StatusOr<v1::Member> member = cluster_->Find(request->name());
     if (member.ok()) *response->mutable_member() = *std::move(member);
@@ -51,7 +55,8 @@ grpc::Status AdminService::GetNode(grpc::ServerContext* context, const v1::GetNo
   });
 }
 
-grpc::Status AdminService::ProbeNode(grpc::ServerContext* context, const v1::ProbeNodeRequest* request, v1::ProbeNodeResponse* response) {
+grpc::Status AdminService::ProbeNode(grpc::ServerContext* context, const v1::ProbeNodeRequest* request,
+                                     v1::ProbeNodeResponse* response) {
   return Serve(metrics_, "ProbeNode", *context, Role::kAdmin, [&] {
     absl::StatusOr<v1::ProbeReport> report = cluster_->Probe(request->name(), context->deadline());
     if (report.ok()) *response->mutable_report() = *std::move(report);
@@ -59,7 +64,8 @@ grpc::Status AdminService::ProbeNode(grpc::ServerContext* context, const v1::Pro
   });
 }
 
-grpc::Status PeerControlService::Hello(grpc::ServerContext* context, const v1::HelloRequest* request, v1::HelloResponse* response) {
+grpc::Status PeerControlService::Hello(grpc::ServerContext* context, const v1::HelloRequest* request,
+                                       v1::HelloResponse* response) {
   return Serve(metrics_, "Hello", *context, Role::kNode, [&] {
     if (const grpc::Status status = CheckSpeaksForItself(*context, request->from()); !status.ok()) return status;
     const std::string objection = cluster_->ObjectionTo(*request);
@@ -70,7 +76,8 @@ grpc::Status PeerControlService::Hello(grpc::ServerContext* context, const v1::H
   });
 }
 
-grpc::Status PeerControlService::Probe(grpc::ServerContext* context, const v1::PeerProbeRequest* request, v1::PeerProbeResponse* response) {
+grpc::Status PeerControlService::Probe(grpc::ServerContext* context, const v1::PeerProbeRequest* request,
+                                       v1::PeerProbeResponse* response) {
   return Serve(metrics_, "Probe", *context, Role::kNode, [&] {
     if (const grpc::Status status = CheckSpeaksForItself(*context, request->from()); !status.ok()) return status;
     *response->mutable_report() = cluster_->ProbeSelf();

@@ -1,5 +1,5 @@
-// The gRPC services of a daemon: Admin for operators, PeerControl for other nodes. Thin: checks the role, asks the cluster,
-// counts. Thread-safe.
+// The gRPC services of a daemon: Admin for operators, PeerControl for other nodes. Thin: checks the role, asks the
+// cluster, counts. Thread-safe.
 #pragma once
 
 #include "hyperkernel/node/cluster.h"
@@ -14,10 +14,14 @@ class AdminService final : public v1::Admin::Service {
  public:
   // Both must outlive this object.
   AdminService(Cluster* cluster, Metrics* metrics) : cluster_(cluster), metrics_(metrics) {}
-  grpc::Status GetVersion(grpc::ServerContext* context, const v1::GetVersionRequest* request, v1::GetVersionResponse* response) override;
-  grpc::Status ListNodes(grpc::ServerContext* context, const v1::ListNodesRequest* request, v1::ListNodesResponse* response) override;
-  grpc::Status GetNode(grpc::ServerContext* context, const v1::GetNodeRequest* request, v1::GetNodeResponse* response) override;
-  grpc::Status ProbeNode(grpc::ServerContext* context, const v1::ProbeNodeRequest* request, v1::ProbeNodeResponse* response) override;
+  grpc::Status GetVersion(grpc::ServerContext* context, const v1::GetVersionRequest* request,
+                          v1::GetVersionResponse* response) override;
+  grpc::Status ListNodes(grpc::ServerContext* context, const v1::ListNodesRequest* request,
+                         v1::ListNodesResponse* response) override;
+  grpc::Status GetNode(grpc::ServerContext* context, const v1::GetNodeRequest* request,
+                       v1::GetNodeResponse* response) override;
+  grpc::Status ProbeNode(grpc::ServerContext* context, const v1::ProbeNodeRequest* request,
+                         v1::ProbeNodeResponse* response) override;
 
  private:
   Cluster* const cluster_;
@@ -29,8 +33,10 @@ class PeerControlService final : public v1::PeerControl::Service {
  public:
   // Both must outlive this object.
   PeerControlService(Cluster* cluster, Metrics* metrics) : cluster_(cluster), metrics_(metrics) {}
-  grpc::Status Hello(grpc::ServerContext* context, const v1::HelloRequest* request, v1::HelloResponse* response) override;
-  grpc::Status Probe(grpc::ServerContext* context, const v1::PeerProbeRequest* request, v1::PeerProbeResponse* response) override;
+  grpc::Status Hello(grpc::ServerContext* context, const v1::HelloRequest* request,
+                     v1::HelloResponse* response) override;
+  grpc::Status Probe(grpc::ServerContext* context, const v1::PeerProbeRequest* request,
+                     v1::PeerProbeResponse* response) override;
 
  private:
   Cluster* const cluster_;

@@ -20,9 +20,9 @@ struct TlsPaths {
   std::string key;
 };
 
-// Reads the three files and checks that they are PEM, that the key belongs to the certificate, that the authority signed it,
-// that it is valid now, and that its subject is "node:NODE_NAME". Errors name the field ("key: /path: ...") and never hold
-// key material.
+// Reads the three files and checks that they are PEM, that the key belongs to the certificate, that the authority
+// signed it, that it is valid now, and that its subject is "node:NODE_NAME". Errors name the field ("key: /path: ...")
+// and never hold key material.
 absl::StatusOr<TlsSettings> LoadTls(const TlsPaths& paths, std::string_view node_name);
 
 // What a caller may do; each role may do what the ones before it may.

@@ -1,0 +1,140 @@
+#include "hyperkernel/node/config.h"
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "hyperkernel/base/status.h"
+
+namespace hk {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+using testing::StartsWith;
+
+const HostFacts kHost{.host_name = "host-7.example.org", .memory_bytes = uint64_t{16} << 30};
+
+absl::StatusOr<NodeSettings> Parse(const std::string& text) {
+  return ParseConfig(text, "node.textproto", kHost);
+}
+
+TEST(Config, AnEmptyFileHasTheDocumentedDefaults) {
+  const auto settings = Parse("");
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  EXPECT_EQ(settings->name, "host-7");
+  EXPECT_EQ(settings->cluster, "default");
+  EXPECT_EQ(settings->data_directory, "/var/lib/hyperkernel");
+  EXPECT_EQ(settings->frame_directory, "/dev/shm/hyperkernel");
+  EXPECT_EQ(settings->frame_budget_bytes, uint64_t{8} << 30);
+  ASSERT_EQ(settings->admin_listen.size(), 1u);
+  EXPECT_EQ(settings->admin_listen[0].ToString(), "unix:/run/hyperkernel/admin.sock");
+  EXPECT_EQ(settings->data_listen.ToString(), "127.0.0.1:7470");
+  EXPECT_EQ(settings->metrics_listen->ToString(), "127.0.0.1:7471");
+  EXPECT_EQ(settings->transport, TransportChoice::kAuto);
+  EXPECT_EQ(settings->hello_interval, std::chrono::milliseconds(500));
+  EXPECT_EQ(settings->unreachable_after, std::chrono::milliseconds(3000));
+  EXPECT_TRUE(settings->warnings.empty());
+}
+
+TEST(Config, OwnEntryInThePeerListIsSkipped) {
+  const auto settings =
+      Parse("name: 'a' peers { name: 'a' admin: 'x:1' } peers { name: 'b' admin: 'unix:/b' data: 'y:2' }");
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  ASSERT_EQ(settings->peers.size(), 1u);
+  EXPECT_EQ(settings->peers[0].name, "b");
+  EXPECT_EQ(settings->peers[0].data->ToString(), "y:2");
+}
+
+TEST(Config, InsecureIsAllowedAndWarned) {
+  const auto settings =
+      Parse("insecure: true insecure_metrics: true listen { admin: '0.0.0.0:1' data: '10.0.0.1:2' metrics: '[::]:3' }");
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  EXPECT_THAT(settings->warnings,
+              testing::UnorderedElementsAre(HasSubstr("listen.admin 0.0.0.0:1"), HasSubstr("listen.data 10.0.0.1:2"),
+                                            HasSubstr("insecure_metrics: [::]:3")));
+}
+
+struct BadCase {
+  const char* text;
+  const char* field;  // what the message begins with, after the file's name
+  const char* says;   // what it holds
+};
+
+class BadConfig : public testing::TestWithParam<BadCase> {};
+
+TEST_P(BadConfig, GetsItsOneLine) {
+  const auto settings = Parse(GetParam().text);
+  ASSERT_FALSE(settings.ok());
+  const std::string message = MessageOf(settings.status());
+  EXPECT_THAT(message, StartsWith(std::string("node.textproto:") + GetParam().field));
+  EXPECT_THAT(message, HasSubstr(GetParam().says));
+  EXPECT_THAT(message, Not(HasSubstr("\n")));
+}
+
+const BadCase kBadCases[] = {
+    {"name: 'a'\nnmae: 'b'", "2:", "nmae"},
+    {"name: 'a", "1:", "end of string"},
+    {"name: 7", "1:", "Expected string"},
+    {"listen { admin: }", "1:", ""},
+    {"transport: TRANSPORT_PIGEON", "1:", "TRANSPORT_PIGEON"},
+    {"transport: 9", " transport:", "9 is not"},
+    {"name: 'A'", " name:", "[a-z0-9-]{1,63}"},
+    {"name: 'aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffff1234'", " name:", "[a-z0-9-]{1,63}"},
+    {"cluster: 'x y'", " cluster:", "'x y'"},
+    {"data_directory: 'var'", " data_directory:", "not an absolute path"},
+    {"data_directory: '/'", " data_directory:", "root directory"},
+    {"data_directory: '/a/../b'", " data_directory:", "plain path"},
+    {"frame_store { directory: 'frames' }", " frame_store.directory:", "not an absolute path"},
+    {"data_directory: '/dev/shm/hyperkernel/x'", " data_directory:", "lost at a reboot"},
+    {"frame_store { budget_mib: 0 }", " frame_store.budget_mib:", "0 is not from 16"},
+    {"frame_store { budget_mib: 17000000 }", " frame_store.budget_mib:", "to 16384"},
+    {"listen { admin: 'localhost:80' }", " listen.admin:", "not an IP address"},
+    {"listen { admin: 'unix:run/x' }", " listen.admin:", "absolute path"},
+    {"listen { admin: 'unix:/x' admin: 'unix:/x' }", " listen.admin:", "twice"},
+    {"listen { data: 'unix:/x' }", " listen.data:", "not possible"},
+    {"listen { data: '127.0.0.1:99999' }", " listen.data:", "port '99999'"},
+    {"listen { data: '127.0.0.1:5' metrics: '127.0.0.1:5' }", " listen.metrics:", "taken"},
+    {"listen { metrics: '::1:80' }", " listen.metrics:", "[::1]:PORT"},
+    {"listen { admin: '0.0.0.0:7469' }", " listen.admin:", "insecure: true"},
+    {"listen { data: '10.0.0.1:7470' }", " listen.data:", "deploy/certs"},
+    {"listen { metrics: '10.0.0.1:7471' }", " listen.metrics:", "insecure_metrics: true"},
+    {"insecure: true tls { ca: '/x' certificate: '/y' key: '/z' }", " insecure:", "contradicts tls"},
+    {"tls { ca: '/x' }", " tls:", "ca: /x: No such file"},
+    {"tls { }", " tls:", "ca: not set"},
+    {"transport: TRANSPORT_VERBS", " transport:", "contradicts listen.data"},
+    {"peers { admin: 'x:1' }", " peers[0].name:", "''"},
+    {"peers { name: 'b' }", " peers[0].admin:", "expected unix:/PATH or HOST:PORT"},
+    {"peers { name: 'b' admin: 'x:1' } peers { name: 'b' admin: 'x:2' }", " peers[1].name:", "twice"},
+    {"peers { name: 'b' admin: 'x:1' } peers { name: 'c' admin: 'x:1' }", " peers[1].admin:", "another peer's"},
+    {"peers { name: 'b' admin: 'x:1' data: 'y' }", " peers[0].data:", "expected HOST:PORT"},
+    {"membership { hello_interval_ms: 1 }", " membership.hello_interval_ms:", "from 50"},
+    {"membership { hello_interval_ms: 1000 unreachable_after_ms: 1500 }",
+     " membership.unreachable_after_ms:", "from 2000"},
+    {"log_level: 'loud'", " log_level:", "'loud'"},
+};
+INSTANTIATE_TEST_SUITE_P(Table, BadConfig, testing::ValuesIn(kBadCases));
+
+TEST(Config, TooManyPeersAreRefused) {
+  std::string text;
+  for (int i = 0; i < 64; i++)
+    text += "peers { name: 'n" + std::to_string(i) + "' admin: 'h:" + std::to_string(i + 1) + "' }\n";
+  EXPECT_THAT(MessageOf(Parse(text).status()), HasSubstr("peers: 64 peers; at most 63"));
+}
+
+TEST(Config, AHostNameThatIsNoNodeNameAsksForOne) {
+  EXPECT_THAT(MessageOf(ParseConfig("", "f", {.host_name = "My_Host", .memory_bytes = kHost.memory_bytes}).status()),
+              HasSubstr("set a name"));
+}
+
+TEST(Config, FilesThatAreNoConfigurationAreRefused) {
+  EXPECT_THAT(MessageOf(LoadConfig("/nonexistent/x", kHost).status()), HasSubstr("No such file"));
+  EXPECT_FALSE(LoadConfig("/tmp", kHost).ok());
+  EXPECT_FALSE(LoadConfig("/dev/zero", kHost).ok());
+}
+
+}  // namespace
+}  // namespace hk

@@ -1,0 +1,36 @@
+#include "hyperkernel/node/metrics.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace hk {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(MetricsTest, TextHasWhatWasTold) {
+  Metrics metrics;
+  metrics.SetPeerUp("b", true);
+  metrics.SetPeerUp("b", false);
+  metrics.CountHelloFailure("b");
+  metrics.CountHelloFailure("b");
+  metrics.ObserveHello("b", std::chrono::microseconds(300));
+  metrics.CountRequest("ListNodes", 0);
+  const std::string text = metrics.Text();
+  EXPECT_THAT(text, HasSubstr("hyperkernel_peer_up{peer=\"b\"} 0\n"));
+  EXPECT_THAT(text, HasSubstr("hyperkernel_hello_failures_total{peer=\"b\"} 2\n"));
+  EXPECT_THAT(text, HasSubstr("hyperkernel_hello_seconds_bucket{peer=\"b\",le=\"0.0005\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("hyperkernel_requests_total{code=\"0\",method=\"ListNodes\"} 1\n"));
+}
+
+TEST(MetricsTest, AnAddressInUseIsAnErrorThatNamesIt) {
+  Metrics first, second;
+  // TEST-NET-1 (RFC 5737) is no address of this host.
+  const auto address = ParseAddress("192.0.2.1:7471", AddressForm::kListenTcp);
+  const absl::Status status = first.Serve(*address);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("192.0.2.1:7471"));
+}
+
+}  // namespace
+}  // namespace hk
