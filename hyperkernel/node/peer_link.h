@@ -1,29 +1,31 @@
 // Control-plane connections to the configured peers: says hello to each at the configured interval, and carries other
 // requests to them. Thread-safe.
 //
-// Deadlines: a hello that is not answered within `hello_deadline` has failed, and its connection is thrown away, so
-// that a healed link is used at the next hello and not when TCP's back-off ends.
+// One thread does everything for the hellos: sends them, takes their answers from a completion queue of its own, makes
+// and throws away connections. (Not gRPC's callbacks: in 1.51 a channel that is destroyed inside one takes its own
+// poller down.)
+//
+// Deadlines: a hello that is not answered within half of `unreachable_after`, 2 s at most, has failed, and its
+// connection is thrown away, so that a healed link is used at the next hello and not when TCP's back-off ends.
 #pragma once
 
-#include <grpcpp/channel.h>
+#include <grpcpp/alarm.h>
+#include <grpcpp/completion_queue.h>
 
 #include <chrono>
-#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "hyperkernel/base/mutex.h"
 #include "hyperkernel/node/config.h"
 #include "hyperkernel/node/membership.h"
 #include "proto/peer.grpc.pb.h"
 
 namespace hk {
 
-// What a hello came to, one call per event and peer; calls for one peer do not overlap. Called on gRPC's threads; must
-// not block.
+// What a hello came to, one call per hello. Called on the hellos' thread; must not block.
 class HelloObserver {
  public:
   virtual ~HelloObserver() = default;
@@ -37,9 +39,10 @@ class PeerLinks {
  public:
   // `observer` must outlive this object. Nothing is sent before Start.
   PeerLinks(const NodeSettings& settings, HelloObserver* observer);
-  // Cancels what is in flight and waits for its end; bounded, since cancelled calls end at once.
+  // Cancels what is in flight and waits for its end, which comes at once.
   ~PeerLinks();
 
+  // Starts to say hello. Call once.
   void Start();
   // Asks a peer for a probe of its host. Errors: kNotFound for a name that is not in the list, or what the call ended
   // with.
@@ -49,10 +52,11 @@ class PeerLinks {
   struct Link;
   struct HelloCall;
 
+  std::unique_ptr<v1::PeerControl::Stub> Connect(const PeerSettings& peer) const;
+  // The hellos' thread.
   void Run();
   void SendHello(Link* link);
-  void Finish(Link* link, HelloCall* call, const grpc::Status& status);
-  std::shared_ptr<v1::PeerControl::Stub> StubOf(Link* link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Finish(Link* link);
 
   const std::string name_;
   const std::string cluster_;
@@ -60,10 +64,9 @@ class PeerLinks {
   const std::chrono::milliseconds hello_deadline_;
   const std::optional<TlsSettings> tls_;
   HelloObserver* const observer_;
-  Mutex mutex_;
-  CondVar changed_;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::vector<std::unique_ptr<Link>> links_;  // the vector is fixed; a link's fields are guarded by mutex_
+  grpc::CompletionQueue queue_;
+  grpc::Alarm stop_;                          // wakes the thread to stop
+  std::vector<std::unique_ptr<Link>> links_;  // the vector and the peers' settings are fixed; the rest is the thread's
   std::thread thread_;
 };
 

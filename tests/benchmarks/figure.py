@@ -1,0 +1,9 @@
+"""The one form of a figure: a JSON line on standard output."""
+import json
+
+
+def emit(name, value, unit, floor=None, limit=None, **more):
+    """Prints one figure. `limit` is the most that is promised, in the same unit; None where nothing is."""
+    line = {"name": name, "value": round(value, 3), "unit": unit, "floor": None if floor is None else round(floor, 3),
+            "ratio": None if not floor else round(value / floor, 2), "limit": limit, "holds": None if limit is None else value <= limit}
+    print(json.dumps({**line, **more}), flush=True)
