@@ -4,14 +4,13 @@
 
 #include <chrono>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/fd.h"
+#include "hyperkernel/base/probe_testing.h"
 #include "hyperkernel/kvm/stock_kernel_programs.h"
 
 namespace hk {
@@ -120,29 +119,9 @@ TEST_F(ProbeGuestTest, NotAKvmDeviceIsAnError) {
   EXPECT_THAT(std::string(run.status().message()), testing::HasSubstr("KVM_CREATE_VM"));
 }
 
-// Pending, blocked, ignored and caught signals of this thread.
-std::string Signals() {
-  std::string lines;
-  std::ifstream status("/proc/thread-self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("Sig") || line.starts_with("Shd")) lines += line + "\n";
-  }
-  return lines;
-}
-
-// What a run could leave behind in the process: descriptors, threads, the caller's signal mask, signal handlers.
 TEST_F(ProbeGuestTest, LeavesNothingBehind) {
-  auto count = [](const char* path) {
-    return std::distance(std::filesystem::directory_iterator(path), std::filesystem::directory_iterator());
-  };
   const std::vector<uint8_t> endless = {0xeb, 0xfe};
-  Run(endless, milliseconds(20));
-  const auto fds = count("/proc/self/fd"), threads = count("/proc/self/task");
-  const std::string signals = Signals();
-  for (int i = 0; i < 10; ++i) Run(endless, milliseconds(20));
-  EXPECT_EQ(count("/proc/self/fd"), fds);
-  EXPECT_EQ(count("/proc/self/task"), threads);
-  EXPECT_EQ(Signals(), signals);
+  ExpectLeavesNothingBehind([&] { Run(endless, milliseconds(20)); });
 }
 
 }  // namespace
