@@ -11,7 +11,7 @@ namespace hk {
 
 // One question a layer asks of the host. Constants: a layer's questions stand in a table at the top of its probe.
 struct ProbeQuestion {
-  std::string_view name;  // what is asked, for people
+  std::string_view name;  // what is asked, for people; ends in "(optional)" if a no is fine for most
   std::string_view lost;  // what does not work after a no
   std::string_view fix;   // how to turn a no into a yes
   bool required = false;  // nothing on this node works after a no

@@ -43,7 +43,7 @@ inline void ExpectWellFormed(const ProbeItems& items) {
   }
 }
 
-// Descriptors, threads, mappings' count and signal state of this process, one line each.
+// What a probe could leave behind in its process and thread.
 struct ProcessState {
   size_t descriptors = 0;
   size_t threads = 0;

@@ -74,14 +74,14 @@ constexpr Capability kCapabilities[] = {
      {"KVM_CAP_XCRS", "moving a vCPU that uses AVX; guests get no XSAVE here",
       "a CPU with XSAVE; in a virtual machine its host must offer xsave"}},
     {KVM_CAP_XSAVE2,
-     {"KVM_CAP_XSAVE2", "guests with AMX (optional: its state does not fit into KVM_GET_XSAVE)",
+     {"KVM_CAP_XSAVE2 (optional)", "guests with AMX: its state does not fit into KVM_GET_XSAVE",
       "boot kernel 5.17 or later; needed for CPUs with AMX only"}},
     {KVM_CAP_TSC_CONTROL,
-     {"KVM_CAP_TSC_CONTROL (TSC scaling)",
-      "guests over nodes whose TSC rates differ (optional: not needed between machines of one model)",
+     {"KVM_CAP_TSC_CONTROL, TSC scaling (optional)",
+      "guests over nodes whose TSC rates differ; machines of one model do without",
       "a CPU with TSC scaling (Intel since Skylake-SP, AMD since Bulldozer), or keep to nodes of one TSC rate"}},
     {KVM_CAP_IOEVENTFD,
-     {"KVM_CAP_IOEVENTFD", "device doorbells without an exit to the daemon (optional: devices are slower)",
+     {"KVM_CAP_IOEVENTFD (optional)", "device doorbells without an exit to the daemon: devices are slower",
       "boot a kernel with CONFIG_EVENTFD"}},
 };
 

@@ -27,8 +27,8 @@ constexpr ProbeQuestion kMemfd = {.name = "memfd with holes",
                                   .lost = "guest memory: a page that leaves this node would not free its frame",
                                   .fix = "boot a stock kernel, 6.1 or later, with CONFIG_SHMEM and CONFIG_MEMFD_CREATE",
                                   .required = true};
-constexpr ProbeQuestion kShm = {.name = "tmpfs at /dev/shm",
-                                .lost = "trials without a frame store of their own (optional: production mounts one)",
+constexpr ProbeQuestion kShm = {.name = "tmpfs at /dev/shm (optional)",
+                                .lost = "trials without a frame store of their own; production mounts one",
                                 .fix = "mount -t tmpfs -o size=50% tmpfs /dev/shm"};
 constexpr ProbeQuestion kHuge = {
     .name = "tmpfs keeps 4 KiB pages",
@@ -36,8 +36,8 @@ constexpr ProbeQuestion kHuge = {
     .fix =
         "echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled (it is 'force', which overrides the frame "
         "store's huge=never)"};
-constexpr ProbeQuestion kHugetlb = {.name = "hugetlb pages configured",
-                                    .lost = "nothing today (optional: guest memory is in 4 KiB pages)",
+constexpr ProbeQuestion kHugetlb = {.name = "hugetlb pages configured (optional)",
+                                    .lost = "nothing: guest memory is in 4 KiB pages",
                                     .fix = "sysctl vm.nr_hugepages=N, if you want them for something else"};
 constexpr ProbeQuestion kSwap = {
     .name = "frames stay in memory",

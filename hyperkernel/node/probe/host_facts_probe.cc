@@ -23,8 +23,8 @@ constexpr ProbeQuestion kKernel = {
     .fix = "install a newer kernel (Debian 12: apt install linux-image-amd64) and reboot",
     .required = true};
 constexpr ProbeQuestion kInterruptible = {
-    .name = "remote faults can be interrupted (6.2)",
-    .lost = "stopping a vCPU that waits for a page whose source is dead: its guest is given up the hard way (optional)",
+    .name = "remote faults can be interrupted, 6.2 (optional)",
+    .lost = "stopping a vCPU that waits for a page whose source is dead: its guest is given up the hard way",
     .fix = "boot kernel 6.2 or later (Debian 12: linux-image-amd64 from bookworm-backports)"};
 constexpr ProbeQuestion kCpu = {.name = "CPU with 64-bit mode and cmpxchg16b",
                                 .lost = "everything: hyper-kernel and its guests are 64-bit x86 programs",

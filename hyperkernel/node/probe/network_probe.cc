@@ -24,8 +24,8 @@ constexpr ProbeQuestion kTun = {
 constexpr ProbeQuestion kHeader = {.name = "virtio-net headers (IFF_VNET_HDR)",
                                    .lost = "checksum and segmentation offloads of guests: their network is slow",
                                    .fix = "boot a stock kernel, 6.1 or later"};
-constexpr ProbeQuestion kQueues = {.name = "multi-queue tap",
-                                   .lost = "network devices with more than one pair of queues (optional)",
+constexpr ProbeQuestion kQueues = {.name = "multi-queue tap (optional)",
+                                   .lost = "network devices with more than one pair of queues",
                                    .fix = "boot a stock kernel, 6.1 or later"};
 constexpr ProbeQuestion kTap = {
     .name = "a tap interface can be made",
