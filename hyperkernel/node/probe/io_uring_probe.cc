@@ -8,6 +8,7 @@
 #include "fmt/format.h"
 #include "fmt/ranges.h"
 #include "hyperkernel/base/file.h"
+#include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/probe_group.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/probe/host_parts.h"
@@ -89,6 +90,10 @@ absl::Status TryNop(io_uring* ring) {
 }  // namespace
 
 ProbeItems ProbeIoUring() {
+  // One ring at a time. liburing maps and unmaps by system calls that ThreadSanitizer does not see: where another
+  // thread's ring was a moment ago, it would report races with that.
+  static Mutex one_at_a_time;
+  MutexLock lock(&one_at_a_time);
   ProbeGroup group("io_uring");
   int error = 0;
   Ring ring(&error);
