@@ -240,6 +240,13 @@ std::string InternalErrorText(const kvm_run& run) {
   }
 }
 
+// Time this thread has had on a CPU, in its guest too.
+std::chrono::nanoseconds ThreadCpuTime() {
+  timespec time = {};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+}
+
 // Runs a guest to its end. One object per run; used by the guest's thread only.
 class Runner {
  public:
@@ -248,20 +255,26 @@ class Runner {
 
   absl::StatusOr<ProbeGuestRun> Run() {
     StopTimer timer;
-    const steady_clock::time_point start = last_tick_ = steady_clock::now();
+    const steady_clock::time_point start = steady_clock::now();
+    const std::chrono::nanoseconds cpu_start = last_tick_ = ThreadCpuTime();
     HK_RETURN_IF_ERROR(timer.Arm(vcpu_fd_, limits_.time));
     while (true) {
       const int result = ioctl(vcpu_fd_, KVM_RUN, 0);
       const int error = errno;
-      const steady_clock::time_point now = steady_clock::now();
-      const bool late = now - start >= limits_.time;
+      const bool late = steady_clock::now() - start >= limits_.time;
       if (result < 0 && error != EINTR && error != EAGAIN) {
         End(ProbeGuestEnd::kRunFailed, MessageOf(ErrnoStatus(error, "KVM_RUN")));
       } else if (result == 0) {
-        HandleExit(now);
+        HandleExit();
       }
-      if (!ended_ && late) End(ProbeGuestEnd::kDeadline, fmt::format("no end after {} ms", limits_.time.count()));
-      if (ended_) return outcome_;
+      if (!ended_ && !late) continue;
+      outcome_.cpu_time = ThreadCpuTime() - cpu_start;
+      if (!ended_) {
+        End(ProbeGuestEnd::kDeadline,
+            fmt::format("no end after {} ms, {} of them on a CPU", limits_.time.count(),
+                        std::chrono::duration_cast<std::chrono::milliseconds>(outcome_.cpu_time).count()));
+      }
+      return outcome_;
     }
   }
 
@@ -272,10 +285,10 @@ class Runner {
     ended_ = true;
   }
 
-  void HandleExit(steady_clock::time_point now) {
+  void HandleExit() {
     switch (run_.exit_reason) {
       case KVM_EXIT_IO:
-        return HandlePort(now);
+        return HandlePort();
       case KVM_EXIT_INTR:
         return;
       case KVM_EXIT_SHUTDOWN:
@@ -290,7 +303,7 @@ class Runner {
     }
   }
 
-  void HandlePort(steady_clock::time_point now) {
+  void HandlePort() {
     const auto& io = run_.io;
     if (io.direction != KVM_EXIT_IO_OUT || io.size != 1 || io.count != 1) {
       return End(ProbeGuestEnd::kUnexpectedExit, fmt::format("access to port {:#x}", io.port));
@@ -304,18 +317,19 @@ class Runner {
       if (byte == static_cast<uint8_t>(ProbeGuestWord::kWrongResult)) {
         return End(ProbeGuestEnd::kWrongResult, "the instructions ran and gave a wrong result");
       }
-      if (byte == static_cast<uint8_t>(ProbeGuestWord::kTick)) return HandleTick(now);
+      if (byte == static_cast<uint8_t>(ProbeGuestWord::kTick)) return HandleTick();
     }
     End(ProbeGuestEnd::kUnexpectedExit, fmt::format("byte {:#x} to port {:#x}", byte, uint16_t{io.port}));
   }
 
-  void HandleTick(steady_clock::time_point now) {
-    const auto took = now - last_tick_;
+  void HandleTick() {
+    const std::chrono::nanoseconds now = ThreadCpuTime();
+    const std::chrono::nanoseconds took = now - last_tick_;
     last_tick_ = now;
     ++outcome_.ticks;
     // The first one also pays for building the guest's nested page tables.
     const bool first = outcome_.ticks <= 2;
-    outcome_.fastest_tick = first ? took : std::min<std::chrono::nanoseconds>(outcome_.fastest_tick, took);
+    outcome_.fastest_tick = first ? took : std::min(outcome_.fastest_tick, took);
     if (outcome_.ticks >= limits_.ticks) End(ProbeGuestEnd::kTicks, "");
   }
 
@@ -329,7 +343,7 @@ class Runner {
   const uint8_t* const page_;
   const kvm_run& run_;
   const ProbeGuestLimits limits_;
-  steady_clock::time_point last_tick_;
+  std::chrono::nanoseconds last_tick_{0};  // thread's CPU time
   ProbeGuestRun outcome_;
   bool ended_ = false;
 };

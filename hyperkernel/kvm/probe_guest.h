@@ -52,7 +52,9 @@ struct ProbeGuestRun {
   ProbeGuestEnd end = ProbeGuestEnd::kDeadline;
   std::string how;     // the end in words, with what KVM said; empty for kPassed and kTicks
   uint32_t ticks = 0;  // ticks that came
-  // Shortest time between two ticks (from the start, if only one came); zero if none came.
+  // Time that the guest had on a CPU of the host. Much less than the run took: the host is overloaded.
+  std::chrono::nanoseconds cpu_time{0};
+  // Shortest time on a CPU between two ticks (from the start, if only one came); zero if none came.
   std::chrono::nanoseconds fastest_tick{0};
 };
 
