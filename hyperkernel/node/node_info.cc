@@ -5,11 +5,14 @@
 #include <unistd.h>
 
 #include <charconv>
+#include <vector>
 
+#include "fmt/format.h"
 #include "hyperkernel/base/file.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/base/version.h"
 #include "hyperkernel/node/membership.h"
+#include "rdma/verbs_device.h"
 
 namespace hk {
 namespace {
@@ -80,8 +83,18 @@ void RefreshNodeInfo(const FrameStore& frames, v1::NodeInfo* info) {
 }
 
 absl::StatusOr<std::string> ResolveTransport(TransportChoice choice) {
-  if (choice == TransportChoice::kVerbs) return absl::FailedPreconditionError("not yet");
-  return "tcp";
+  if (choice == TransportChoice::kTcp) return "tcp";
+  const absl::StatusOr<std::vector<VerbsDevice>> devices = ListVerbsDevices();
+  if (devices.ok()) {
+    for (const VerbsDevice& device : *devices) {
+      if (device.active) return fmt::format("verbs({})", device.name);
+    }
+  }
+  if (choice == TransportChoice::kAuto) return "tcp";
+  return absl::FailedPreconditionError(
+      "transport: TRANSPORT_VERBS, and no RDMA device of this host has an active port; see hyperkerneld --probe, or "
+      "set "
+      "TRANSPORT_AUTO");
 }
 
 }  // namespace hk

@@ -1,12 +1,8 @@
 #include "hyperkernel/node/probe_report.h"
 
-#include "hyperkernel/base/probe.h"
+#include "hyperkernel/node/probe/host_probe.h"
 
 namespace hk {
-
-ProbeItems ProbeHost() {
-  return {};
-}
 
 v1::ProbeReport ProbeThisHost(const std::string& node) {
   v1::ProbeReport report;
