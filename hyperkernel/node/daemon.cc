@@ -21,6 +21,7 @@
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/data_directory.h"
+#include "hyperkernel/node/grpc_log.h"
 #include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/node_info.h"
 #include "hyperkernel/node/services.h"
@@ -33,6 +34,8 @@ constexpr std::chrono::seconds kStopDeadline(3);
 constexpr int kMaxServerThreads = 96;
 // No request of an operator or peer is larger; a stranger's must not take memory.
 constexpr int kMaxRequestBytes = 1 << 20;
+// A connection that has not finished TLS and HTTP/2 setup by then is closed, so that silent strangers do not use up descriptors.
+constexpr int kHandshakeTimeoutMs = 10000;
 
 // Binds the data plane's address, so that a second user of it is found at start. It listens when there is a transport to serve.
 absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
@@ -122,6 +125,7 @@ absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
   builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
   // Two daemons must not share an address by accident.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
   std::vector<int> ports(settings.admin_listen.size(), -1);
   for (size_t i = 0; i < settings.admin_listen.size(); i++) {
     const Address& address = settings.admin_listen[i];
@@ -155,6 +159,7 @@ absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
 Daemon::Daemon(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settings, const Clock& clock) {
+  RouteGrpcLog();
   auto parts = std::make_unique<Parts>();
   v1::NodeInfo self;
   HK_RETURN_IF_ERROR(parts->OpenState(settings, clock, &self));

@@ -19,6 +19,9 @@ constexpr int kReconnectBackoffMs = 100;
 // Longest that the destructor's wait for cancelled calls may take before it is a bug worth a crash report.
 constexpr std::chrono::seconds kStopDeadline(10);
 
+// A peer is given up this much before whoever asked for it gives up on us: it must hear that the peer, not this node, is silent.
+constexpr std::chrono::milliseconds kAnswerMargin(500);
+
 std::string TargetOf(const Address& address) {
   // gRPC reads "unix:/path" and "host:port" as they are written.
   return address.ToString();
@@ -152,11 +155,15 @@ absl::StatusOr<v1::ProbeReport> PeerLinks::Probe(const std::string& peer, std::c
     stub = StubOf(found->get());
   }
   grpc::ClientContext context;
-  context.set_deadline(deadline);
+  const auto left = deadline - std::chrono::system_clock::now();
+  context.set_deadline(deadline - std::min<std::chrono::system_clock::duration>(kAnswerMargin, left / 2));
   v1::PeerProbeRequest request;
   request.set_from(name_);
   v1::PeerProbeResponse response;
   const grpc::Status status = stub->Probe(&context, request, &response);
+  if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
+    return absl::DeadlineExceededError(fmt::format("node '{}': no answer in time; see hkctl node list, or give it longer (--timeout)", peer));
+  }
   if (!status.ok()) return WithContext(FromGrpc(status), fmt::format("node '{}'", peer));
   return response.report();
 }
