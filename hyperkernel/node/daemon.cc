@@ -37,7 +37,8 @@ constexpr int kMaxRequestBytes = 1 << 20;
 // A connection that has not finished TLS and HTTP/2 setup by then is closed, so that silent strangers do not use up descriptors.
 constexpr int kHandshakeTimeoutMs = 10000;
 
-// Binds the data plane's address, so that a second user of it is found at start. It listens when there is a transport to serve.
+// Takes the data plane's address, so that a second user of it is found at start. It must listen for that: Linux lets two sockets
+// with SO_REUSEADDR bind one address as long as neither listens (socket(7)).
 absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
   addrinfo hints{};
   hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
@@ -51,7 +52,9 @@ absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
   if (!fd.valid()) return ErrnoStatus(errno, "socket");
   const int one = 1;
   ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);  // a killed daemon's connections may still be in TIME_WAIT
-  if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) return ErrnoStatus(errno, address.ToString());
+  if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0 || ::listen(fd.get(), SOMAXCONN) != 0) {
+    return ErrnoStatus(errno, address.ToString());
+  }
   return fd;
 }
 
@@ -159,7 +162,7 @@ absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
 Daemon::Daemon(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settings, const Clock& clock) {
-  RouteGrpcLog();
+  RouteGrpcLog(log::Level::kDebug);  // until it serves: what fails is told by the status
   auto parts = std::make_unique<Parts>();
   v1::NodeInfo self;
   HK_RETURN_IF_ERROR(parts->OpenState(settings, clock, &self));
@@ -172,6 +175,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   parts->peers.emplace(&*parts->cluster, &parts->metrics);
   auto daemon = std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
   HK_RETURN_IF_ERROR(daemon->parts_->Serve(settings));
+  RouteGrpcLog(log::Level::kWarning);  // errors are now about one connection, not about this node
   daemon->parts_->cluster->Start();
   for (const std::string& warning : self.warnings()) log::Warning("daemon", warning);
   log::Info("daemon", "serving",

@@ -2,13 +2,20 @@
 
 #include <grpc/support/log.h>
 
-#include "hyperkernel/base/log.h"
+#include <atomic>
 
 namespace hk {
 
-void RouteGrpcLog() {
+namespace {
+
+std::atomic<log::Level> errors_level{log::Level::kWarning};
+
+}  // namespace
+
+void RouteGrpcLog(log::Level errors) {
+  errors_level = errors;
   gpr_set_log_function([](gpr_log_func_args* args) {
-    log::Write(args->severity == GPR_LOG_SEVERITY_ERROR ? log::Level::kWarning : log::Level::kDebug, "grpc", args->message);
+    log::Write(args->severity == GPR_LOG_SEVERITY_ERROR ? errors_level.load() : log::Level::kDebug, "grpc", args->message);
   });
 }
 

@@ -94,7 +94,7 @@ def hkctl(endpoint, *args, tls=(), env=None):
     return run(argv + list(args), env=clean_environment(**(env or {})))
 
 
-_port_holders = []
+_port_holders = []  # descriptors, open as long as this process
 
 
 def free_port():
@@ -110,8 +110,15 @@ def free_port():
         except OSError:
             holder.close()
             continue
-        _port_holders.append(holder)
+        _port_holders.append(holder.detach())
         return port
+
+
+def listens(port):
+    """True if something accepts connections at a port of loopback."""
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(('127.0.0.1', port)):
+        return True
+    return False
 
 
 def is_mounted(path):
