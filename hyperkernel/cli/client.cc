@@ -5,8 +5,8 @@
 #include <grpcpp/security/credentials.h>
 
 #include <fstream>
-#include <iterator>
 #include <optional>
+#include <sstream>
 
 #include "hyperkernel/cli/output.h"
 
@@ -19,9 +19,11 @@ constexpr char kAnyNodeDnsName[] = "hyperkernel-node";
 // False, after a line to standard error, if the file cannot be read.
 bool ReadFile(const std::string& path, std::string* content) {
   std::ifstream file(path, std::ios::binary);
-  content->assign(std::istreambuf_iterator<char>(file), {});
+  std::ostringstream text;
+  text << file.rdbuf();  // unlike an iterator over it, does not throw when the path is a directory
+  *content = text.str();
   if (file.good() && !content->empty()) return true;
-  fmt::print(stderr, "hkctl: cannot read {}; check --tls-ca, --tls-cert and --tls-key\n", path);
+  fmt::print(stderr, "hkctl: cannot read {}; check --tls-ca, --tls-cert and --tls-key\n", Printable(path));
   return false;
 }
 
@@ -46,7 +48,7 @@ int CannotReach(const Options& options, const std::string& what, const std::stri
   fmt::print(stderr,
              "hkctl: {}: cannot reach {}: {}; is hyperkerneld running there (systemctl status hyperkerneld), and is "
              "--endpoint right?\n",
-             what, options.endpoint, Printable(why));
+             Printable(what), Printable(options.endpoint), Printable(why));
   return kExitCannotReach;
 }
 
@@ -78,7 +80,7 @@ int Client::Call(const std::string& what,
     default:
       break;
   }
-  fmt::print(stderr, "hkctl: {}: {}\n", what, Printable(status.error_message()));
+  fmt::print(stderr, "hkctl: {}: {}\n", Printable(what), Printable(status.error_message()));
   return kExitClusterSaidNo;
 }
 

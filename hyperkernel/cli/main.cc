@@ -1,14 +1,18 @@
 // hkctl: the operator's command line. Exit codes: 0 done, 1 the cluster said no, 2 usage, 3 cannot reach.
 
 #include <fmt/format.h>
+#include <grpc/support/log.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "hyperkernel/cli/client.h"
 #include "hyperkernel/cli/completion.h"
 #include "hyperkernel/cli/node_commands.h"
+#include "hyperkernel/cli/output.h"
 
 namespace {
 
@@ -31,11 +35,23 @@ void AddGlobalOptions(CLI::App* app, hk::cli::Options* options) {
   app->add_option("--tls-key", options->tls_key, "Own private key, PEM")->envname("HKCTL_TLS_KEY");
 }
 
+// What is wrong with the command line, one line. CLI11 reports a missing command before it reports the word it did not
+// know.
+std::string UsageError(const CLI::App& app, const CLI::ParseError& error) {
+  const std::vector<std::string> unknown = app.remaining(true);
+  if (dynamic_cast<const CLI::RequiredError*>(&error) == nullptr || unknown.empty())
+    return hk::cli::Printable(error.what());
+  return fmt::format("unknown command '{}'", hk::cli::Printable(unknown.front()));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   hk::cli::Options options;
   int exit_code = hk::cli::kExitOk;
+  // gRPC's own lines are for its developers, and a failed call's reason is in its status. GRPC_VERBOSITY brings them
+  // back.
+  if (std::getenv("GRPC_VERBOSITY") == nullptr) gpr_set_log_function([](gpr_log_func_args*) {});
   CLI::App app{"hkctl: administers a hyper-kernel cluster", "hkctl"};
   app.set_version_flag("--version", std::string("hkctl ") + HKCTL_VERSION);
   app.require_subcommand(1);
@@ -43,6 +59,8 @@ int main(int argc, char** argv) {
   hk::cli::AddNodeCommands(&app, &options, &exit_code);
   CLI::App* completion = app.add_subcommand("completion", "Prints a shell's completion script")->require_subcommand(1);
   CLI::App* bash = completion->add_subcommand("bash", "For bash: source <(hkctl completion bash)");
+  completion->footer("Examples:\n  source <(hkctl completion bash)");
+  bash->footer("Examples:\n  source <(hkctl completion bash)\n  hkctl completion bash > /etc/bash_completion.d/hkctl");
   bash->callback([&app] { std::fputs(hk::cli::BashCompletion(app).c_str(), stdout); });
   app.footer(
       "Examples:\n"
@@ -54,7 +72,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);
-    fmt::print(stderr, "hkctl: {}; see hkctl --help\n", error.what());
+    fmt::print(stderr, "hkctl: {}; see hkctl --help\n", UsageError(app, error));
     return hk::cli::kExitUsage;
   }
   return exit_code;

@@ -81,6 +81,7 @@ int Version(const Options& options, bool client_only) {
 
 void AddNodeCommands(CLI::App* app, const Options* options, int* exit_code) {
   CLI::App* node = app->add_subcommand("node", "Nodes of the cluster")->require_subcommand(1)->fallthrough();
+  node->footer("Examples:\n  hkctl node list\n  hkctl node show b\n  hkctl node probe b");
 
   CLI::App* list = node->add_subcommand("list", "All nodes with their state")->fallthrough();
   list->footer(

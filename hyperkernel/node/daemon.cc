@@ -21,6 +21,7 @@
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/data_directory.h"
+#include "hyperkernel/node/grpc_log.h"
 #include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/node_info.h"
 #include "hyperkernel/node/services.h"
@@ -33,9 +34,13 @@ constexpr std::chrono::seconds kStopDeadline(3);
 constexpr int kMaxServerThreads = 96;
 // No request of an operator or peer is larger; a stranger's must not take memory.
 constexpr int kMaxRequestBytes = 1 << 20;
+// A connection that has not finished TLS and HTTP/2 setup by then is closed, so that silent strangers do not use up
+// descriptors.
+constexpr int kHandshakeTimeoutMs = 10000;
 
-// Binds the data plane's address, so that a second user of it is found at start. It listens when there is a transport
-// to serve.
+// Takes the data plane's address, so that a second user of it is found at start. Without SO_REUSEADDR: with it Linux
+// lets two sockets bind one address as long as neither listens (socket(7)), and this one listens only when there is a
+// transport.
 absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
   addrinfo hints{};
   hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
@@ -48,9 +53,6 @@ absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, &::freeaddrinfo);
   OwnedFd fd(::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return ErrnoStatus(errno, "socket");
-  const int one = 1;
-  ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one,
-               sizeof one);  // a killed daemon's connections may still be in TIME_WAIT
   if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) return ErrnoStatus(errno, address.ToString());
   return fd;
 }
@@ -127,6 +129,7 @@ absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
   builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
   // Two daemons must not share an address by accident.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
   std::vector<int> ports(settings.admin_listen.size(), -1);
   for (size_t i = 0; i < settings.admin_listen.size(); i++) {
     const Address& address = settings.admin_listen[i];
@@ -162,6 +165,7 @@ absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
 Daemon::Daemon(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settings, const Clock& clock) {
+  RouteGrpcLog(log::Level::kDebug);  // until it serves: what fails is told by the status
   auto parts = std::make_unique<Parts>();
   v1::NodeInfo self;
   HK_RETURN_IF_ERROR(parts->OpenState(settings, clock, &self));
@@ -174,6 +178,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   parts->peers.emplace(&*parts->cluster, &parts->metrics);
   auto daemon = std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
   HK_RETURN_IF_ERROR(daemon->parts_->Serve(settings));
+  RouteGrpcLog(log::Level::kWarning);  // errors are now about one connection, not about this node
   daemon->parts_->cluster->Start();
   for (const std::string& warning : self.warnings()) log::Warning("daemon", warning);
   log::Info("daemon", "serving",

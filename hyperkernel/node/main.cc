@@ -4,6 +4,7 @@
 // configuration.
 
 #include <signal.h>
+#include <sys/resource.h>
 #include <systemd/sd-daemon.h>
 
 #include <cstdio>
@@ -27,7 +28,8 @@ constexpr int kExitFailed = 1;
 constexpr int kExitUsage = 2;
 
 int Complain(const absl::Status& status, int code) {
-  fmt::print(stderr, "hyperkerneld: {}\n", hk::MessageOf(status));
+  // One line, whatever a configuration or lock file holds.
+  fmt::print(stderr, "hyperkerneld: {}\n", hk::cli::Printable(hk::MessageOf(status)));
   return code;
 }
 
@@ -36,6 +38,15 @@ int Probe(const std::string& format) {
   const std::string text = format == "json" ? hk::cli::ToJson(report) : hk::cli::ProbeText(report);
   std::fputs(text.c_str(), stdout);
   return 0;
+}
+
+// Takes as many file descriptors as the host allows: gRPC stops to listen for good when accept() finds none left, so
+// 1,000 silent connections under the usual soft limit would cut this node off until it is restarted.
+void RaiseFileLimit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 // Serves until SIGTERM or SIGINT.
@@ -48,6 +59,7 @@ int Serve(const hk::NodeSettings& settings) {
   sigaddset(&stops, SIGINT);
   pthread_sigmask(SIG_BLOCK, &stops, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  RaiseFileLimit();
   auto daemon = hk::Daemon::Start(settings, hk::RealClock());
   if (!daemon.ok()) return Complain(daemon.status(), kExitFailed);
   sd_notify(0, "READY=1");
@@ -83,7 +95,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);
-    fmt::print(stderr, "hyperkerneld: {}; see hyperkerneld --help\n", error.what());
+    fmt::print(stderr, "hyperkerneld: {}; see hyperkerneld --help\n", hk::cli::Printable(error.what()));
     return kExitUsage;
   }
   if (probe) return Probe(format);

@@ -15,8 +15,10 @@
 namespace hk {
 namespace {
 
-// Scrapes are rare and small: one thread answers them.
-constexpr char kServerThreads[] = "1";
+// Scrapes are rare and small; more than one thread, so that a connection that says nothing does not stop them.
+constexpr char kServerThreads[] = "4";
+// After that such a connection is closed.
+constexpr char kRequestTimeoutMs[] = "2000";
 // Round trips from a loopback's 50 us to an unreachable peer's seconds.
 const prometheus::Histogram::BucketBoundaries& HelloBuckets() {
   static const prometheus::Histogram::BucketBoundaries& buckets =
@@ -108,8 +110,8 @@ void Metrics::CountRequest(const std::string& method, int code) {
 
 absl::Status Metrics::Serve(const Address& address) {
   try {
-    impl_->exposer = std::make_unique<prometheus::Exposer>(
-        std::vector<std::string>{"listening_ports", address.ToString(), "num_threads", kServerThreads});
+    impl_->exposer = std::make_unique<prometheus::Exposer>(std::vector<std::string>{
+        "listening_ports", address.ToString(), "num_threads", kServerThreads, "request_timeout_ms", kRequestTimeoutMs});
   } catch (const std::exception&) {
     return absl::UnavailableError(
         fmt::format("cannot listen on {}; is another daemon there? (ss -ltnp)", address.ToString()));

@@ -18,6 +18,9 @@ constexpr int kHelloDeadlineShare = 2;
 constexpr std::chrono::milliseconds kMaxHelloDeadline(2000);
 // Reconnects are tried at every hello; gRPC's own back-off (to 120 s) must not be in the way.
 constexpr int kReconnectBackoffMs = 100;
+// A peer is given up this much before whoever asked for it gives up on us: it must hear that the peer, not this node,
+// is silent.
+constexpr std::chrono::milliseconds kAnswerMargin(500);
 
 }  // namespace
 
@@ -138,11 +141,16 @@ absl::StatusOr<v1::ProbeReport> PeerLinks::Probe(const std::string& peer,
     return absl::NotFoundError(fmt::format("no node '{}' in this cluster; see hkctl node list", peer));
   }
   grpc::ClientContext context;
-  context.set_deadline(deadline);
+  const auto left = deadline - std::chrono::system_clock::now();
+  context.set_deadline(deadline - std::min<std::chrono::system_clock::duration>(kAnswerMargin, left / 2));
   v1::PeerProbeRequest request;
   request.set_from(name_);
   v1::PeerProbeResponse response;
   const grpc::Status status = Connect((*found)->peer)->Probe(&context, request, &response);
+  if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
+    return absl::DeadlineExceededError(
+        fmt::format("node '{}': no answer in time; see hkctl node list, or give it longer (--timeout)", peer));
+  }
   if (!status.ok()) return WithContext(FromGrpc(status), fmt::format("node '{}'", peer));
   return response.report();
 }
