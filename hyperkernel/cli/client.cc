@@ -48,7 +48,7 @@ int CannotReach(const Options& options, const std::string& what, const std::stri
   fmt::print(stderr,
              "hkctl: {}: cannot reach {}: {}; is hyperkerneld running there (systemctl status hyperkerneld), and is "
              "--endpoint right?\n",
-             Printable(what), Printable(options.endpoint), Printable(why));
+             Printable(what), Printable(options.endpoint), PlainReason(why));
   return kExitCannotReach;
 }
 
@@ -80,7 +80,7 @@ int Client::Call(const std::string& what,
     default:
       break;
   }
-  fmt::print(stderr, "hkctl: {}: {}\n", Printable(what), Printable(status.error_message()));
+  fmt::print(stderr, "hkctl: {}: {}\n", Printable(what), PlainReason(status.error_message()));
   return kExitClusterSaidNo;
 }
 

@@ -102,6 +102,18 @@ std::string Printable(std::string_view text) {
   return out;
 }
 
+std::string PlainReason(std::string_view reason) {
+  std::string out = Printable(reason);
+  constexpr std::string_view kFraming = "failed to connect to all addresses; last error: ";
+  const size_t at = out.find(kFraming);
+  if (at == std::string::npos) return out;
+  out.erase(at, kFraming.size());
+  // The code's name that follows: capitals and a colon.
+  const size_t end = out.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZ_", at);
+  if (end != std::string::npos && end > at && out.compare(end, 2, ": ") == 0) out.erase(at, end + 2 - at);
+  return out;
+}
+
 std::string StateText(const v1::Member& member, std::chrono::system_clock::time_point now) {
   switch (member.state()) {
     case v1::MEMBER_STATE_SELF:
@@ -134,7 +146,7 @@ std::string MemberTable(const std::vector<v1::Member>& members, std::chrono::sys
     } else {
       table.AddRow({name, StateText(member, now), "-", "-", "-", "-", "-", "-"});
     }
-    if (!member.reason().empty()) notes += fmt::format("{}: {}\n", name, Printable(member.reason()));
+    if (!member.reason().empty()) notes += fmt::format("{}: {}\n", name, PlainReason(member.reason()));
     for (const std::string& warning : info.warnings())
       notes += fmt::format("warning: {}: {}\n", name, Printable(warning));
   }
@@ -145,7 +157,7 @@ std::string MemberText(const v1::Member& member, std::chrono::system_clock::time
   std::string out;
   AppendLine(&out, "Name", Printable(member.name()));
   AppendLine(&out, "State", StateText(member, now));
-  AppendLine(&out, "Reason", Printable(member.reason()));
+  AppendLine(&out, "Reason", PlainReason(member.reason()));
   AppendLine(&out, "Reached at", Printable(member.admin_address()));
   if (member.state() == v1::MEMBER_STATE_UP)
     AppendLine(&out, "Round trip", fmt::format("{} us", member.round_trip_us()));

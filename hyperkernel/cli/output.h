@@ -36,6 +36,9 @@ std::string HumanDuration(std::chrono::milliseconds duration);
 std::string UtcTime(const google::protobuf::Timestamp& time);
 // Text from another node or guest with control characters replaced by '?': it must not steer the operator's terminal.
 std::string Printable(std::string_view text);
+// gRPC's reason for a failed connection without its own framing: "unix:/x: No such file or directory" instead of
+// "failed to connect to all addresses; last error: UNKNOWN: unix:/x: No such file or directory". Printable.
+std::string PlainReason(std::string_view reason);
 
 // The state column: "up", "unreachable since 2026-11-20 18:01:02Z (34s)", ...
 std::string StateText(const v1::Member& member, std::chrono::system_clock::time_point now);

@@ -43,6 +43,14 @@ TEST(Output, NodeListShowsUnreachableSinceReasonAndWarnings) {
   EXPECT_THAT(text, HasSubstr("warning: a: insecure: x\n"));
 }
 
+TEST(Output, ReasonsLoseOnlyTheFraming) {
+  EXPECT_EQ(PlainReason("node 'b': failed to connect to all addresses; last error: UNKNOWN: unix:/x: No such file"),
+            "node 'b': unix:/x: No such file");
+  EXPECT_EQ(PlainReason("failed to connect to all addresses; last error: ipv4:1.2.3.4:5: refused"),
+            "ipv4:1.2.3.4:5: refused");
+  EXPECT_EQ(PlainReason("no answer within 5 ms"), "no answer within 5 ms");
+}
+
 TEST(Output, ForeignTextCannotSteerTheTerminal) {
   v1::Member member;
   member.set_name("b");

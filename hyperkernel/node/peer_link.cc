@@ -128,8 +128,12 @@ void PeerLinks::Finish(Link* link) {
                                std::chrono::duration_cast<std::chrono::microseconds>(round_trip));
     return;
   }
-  observer_->OnHelloFailed(link->peer.name, FromGrpc(call->status));
   const grpc::StatusCode code = call->status.error_code();
+  const absl::Status failure =
+      code == grpc::StatusCode::DEADLINE_EXCEEDED
+          ? absl::DeadlineExceededError(fmt::format("no answer within {} ms", hello_deadline_.count()))
+          : FromGrpc(call->status);
+  observer_->OnHelloFailed(link->peer.name, failure);
   if (code == grpc::StatusCode::DEADLINE_EXCEEDED || code == grpc::StatusCode::UNAVAILABLE) link->stub = nullptr;
 }
 

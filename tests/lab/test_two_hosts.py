@@ -45,14 +45,14 @@ class TwoHosts(hktest.TestCase):
         node.wait_state(other, 'unreachable')
         print(f'cut: seen within {time.monotonic() - started:.1f} s (unreachable_after is {UNREACHABLE_MS / 1000} s)')
         print(node.hkctl('node', 'list').out, flush=True)
-        barrier('both saw the cut')
+        barrier('both-saw-the-cut')
         if HOST == 1:
             link('heal', 'link')
         barrier('healed')
         started = time.monotonic()
         node.wait_state(other, 'up')
         print(f'healed: seen within {time.monotonic() - started:.1f} s', flush=True)
-        barrier('both saw it healed')
+        barrier('both-saw-it-healed')
 
         if HOST == 2:
             node.kill()
