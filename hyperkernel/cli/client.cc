@@ -44,12 +44,25 @@ std::shared_ptr<grpc::ChannelCredentials> CredentialsFor(const Options& options)
   return grpc::SslCredentials(ssl);
 }
 
+// A connection that is closed in the middle tells nothing of the reason: a daemon that wants TLS, or another
+// certificate, looks the same as one that is going down. So the question to the operator depends on what was tried.
+const char* WhatToCheck(const Options& options) {
+  if (options.endpoint.rfind("unix:", 0) == 0) return "and is --endpoint right?";
+  if (options.tls_ca.empty()) return "is --endpoint right, and does it want TLS (--tls-ca, --tls-cert, --tls-key)?";
+  return "is --endpoint right, and are --tls-ca and --tls-cert of its cluster's authority and valid now (its log says "
+         "what it refused)?";
+}
+
 int CannotReach(const Options& options, const std::string& what, const std::string& why) {
   fmt::print(stderr,
-             "hkctl: {}: cannot reach {}: {}; is hyperkerneld running there (systemctl status hyperkerneld), and is "
-             "--endpoint right?\n",
-             Printable(what), Printable(options.endpoint), PlainReason(why));
+             "hkctl: {}: cannot reach {}: {}; is hyperkerneld running there (systemctl status hyperkerneld), {}\n",
+             Printable(what), Printable(options.endpoint), PlainReason(why), WhatToCheck(options));
   return kExitCannotReach;
+}
+
+// gRPC's words when it cannot make credentials from the files it was given.
+bool IsUnusableIdentity(const Options& options, const grpc::Status& status) {
+  return !options.tls_ca.empty() && status.error_message().rfind("empty address list", 0) == 0;
 }
 
 }  // namespace
@@ -71,6 +84,10 @@ int Client::Call(const std::string& what,
     case grpc::StatusCode::UNAVAILABLE:
       // The daemon's own word about a peer of its carries the peer's name; the rest is about the endpoint.
       if (status.error_message().rfind("node '", 0) == 0) break;
+      if (IsUnusableIdentity(options_, status)) {
+        fmt::print(stderr, "hkctl: --tls-ca, --tls-cert and --tls-key: not PEM, or the key is not the certificate's\n");
+        return kExitUsage;
+      }
       return CannotReach(options_, what, status.error_message());
     case grpc::StatusCode::DEADLINE_EXCEEDED:
       if (status.error_message().rfind("node '", 0) == 0) break;

@@ -34,6 +34,10 @@ constexpr std::chrono::seconds kStopDeadline(3);
 constexpr int kMaxServerThreads = 96;
 // No request of an operator or peer is larger; a stranger's must not take memory.
 constexpr int kMaxRequestBytes = 1 << 20;
+// Memory for requests and connections. gRPC looks at a request's size only when all of it has arrived, so it is this
+// that keeps a stranger's 4 GiB out: beyond it gRPC ends requests and idle connections. 63 peers and some operators
+// take a few MiB.
+constexpr size_t kMaxServerBytes = 64 << 20;
 // A connection that has not finished TLS and HTTP/2 setup by then is closed, so that silent strangers do not use up
 // descriptors.
 constexpr int kHandshakeTimeoutMs = 10000;
@@ -124,7 +128,7 @@ absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   grpc::ResourceQuota quota("hyperkerneld");
-  quota.SetMaxThreads(kMaxServerThreads);
+  quota.SetMaxThreads(kMaxServerThreads).Resize(kMaxServerBytes);
   builder.SetResourceQuota(quota);
   builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
   // Two daemons must not share an address by accident.

@@ -10,12 +10,19 @@
 namespace hk {
 namespace {
 
+// Longest error told. gRPC replaces a status whose message, percent-encoded, does not fit its limit for metadata (8
+// KiB), and messages quote names that the caller chose.
+constexpr size_t kMaxMessageBytes = 2048;
+
 // Runs `body` if the caller has the role, and counts the outcome.
 template <typename Body>
 grpc::Status Serve(Metrics* metrics, const char* method, const grpc::ServerContext& context, Role needed, Body body) {
   grpc::Status status = Authorize(context, needed);
   if (status.ok()) status = body();
   metrics->CountRequest(method, status.error_code());
+  if (status.error_message().size() > kMaxMessageBytes) {
+    return grpc::Status(status.error_code(), status.error_message().substr(0, kMaxMessageBytes) + "...");
+  }
   return status;
 }
 

@@ -267,6 +267,10 @@ class Node:
         with open(f'/proc/{self.process.pid}/statm', encoding='ascii') as statm:
             return int(statm.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
+    def is_sanitized(self):
+        with open(f'/proc/{self.process.pid}/maps', encoding='utf-8') as maps:
+            return any('san.so' in line for line in maps)
+
     def fd_count(self):
         return len(os.listdir(f'/proc/{self.process.pid}/fd'))
 
