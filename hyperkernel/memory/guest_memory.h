@@ -1,0 +1,76 @@
+// One guest's memory on this node (DESIGN: guest memory on one node): a sparse file in the frame store and two mappings
+// of it. The guest view is for KVM alone; the daemon reads and writes through the service view or pread, and never
+// allocates a frame by a stray touch.
+//
+// Thread-safe unless said otherwise. Addresses are guest-physical bytes, sizes bytes.
+//
+// Invariants:
+//  1. A page has a frame only if `present` says so: every way a frame comes to be goes through this class (fault,
+//  Populate, Write).
+//  2. The guest view is registered MISSING on userfaultfds, in stripes; a reader thread per stripe fills what is
+//  touched. Nothing
+//     in the daemon touches it.
+//  3. The service view is registered MISSING with FEATURE_SIGBUS: the kernel refuses (EFAULT, or a signal that is a bug
+//  of ours)
+//     to fill a hole through it.
+//  4. Frames never exceed the frame store's budget: space is taken from it before a page is filled.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/frame_store.h"
+
+namespace hk {
+
+// A piece of guest-physical space that is RAM. Plain value.
+struct RamRange {
+  Gpa start;
+  uint64_t bytes = 0;
+};
+
+// The RAM of one guest.
+class GuestMemory {
+ public:
+  // A piece of RAM as KVM takes it: a memory slot.
+  struct Slot {
+    Gpa start;
+    uint64_t bytes = 0;
+    std::byte* guest_view = nullptr;  // for KVM_SET_USER_MEMORY_REGION only
+  };
+  // Called once, from a reader thread, if a page cannot be filled (budget used up, or the kernel failed): the guest
+  // must be stopped with this reason. The faulting vCPU stays in KVM_RUN until the memory is destroyed.
+  using FaultFailure = std::function<void(const absl::Status& reason)>;
+
+  // Makes the file FRAME_STORE/NAME.GENERATION, sparse, of the ranges' total size. REQUIRES: ranges are page-aligned,
+  // sorted, without overlap; `frames` outlives this object. Errors: kResourceExhausted if the ranges exceed the budget,
+  // kAlreadyExists if the file is there, else errno.
+  static absl::StatusOr<std::unique_ptr<GuestMemory>> Create(const FrameStore& frames, const std::string& name,
+                                                             uint64_t generation, std::vector<RamRange> ranges,
+                                                             FaultFailure on_failure);
+  virtual ~GuestMemory() = default;
+
+  virtual const std::vector<Slot>& slots() const = 0;
+  virtual uint64_t bytes() const = 0;
+  // Bytes of frames taken now.
+  virtual uint64_t frame_bytes() const = 0;
+
+  // Copies out of guest memory; pages without a frame read as zeros and get none. Errors: kOutOfRange if any byte is
+  // not RAM.
+  virtual absl::Status Read(Gpa from, std::span<std::byte> to) const = 0;
+  // Copies into guest memory, taking frames as needed. Errors: kOutOfRange (nothing written), kResourceExhausted.
+  virtual absl::Status Write(Gpa to, std::span<const std::byte> from) = 0;
+  // Gives every page that [start, start+bytes) touches a frame, and a pointer to `start` in the service view, valid for
+  // the life of this object. The range must lie within one RAM range. Errors: kOutOfRange, kResourceExhausted.
+  virtual absl::StatusOr<std::byte*> Populate(Gpa start, uint64_t bytes) = 0;
+};
+
+}  // namespace hk
