@@ -138,6 +138,28 @@ absl::StatusOr<FrameStore> FrameStore::Open(const std::string& directory, uint64
   return store;
 }
 
+FrameReservation& FrameReservation::operator=(FrameReservation&& other) noexcept {
+  std::swap(reserved_, other.reserved_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+FrameReservation::~FrameReservation() {
+  if (reserved_ != nullptr) reserved_->fetch_sub(bytes_);
+}
+
+absl::StatusOr<FrameReservation> FrameStore::Reserve(uint64_t bytes) const {
+  uint64_t reserved = reserved_->load();
+  do {
+    if (bytes > budget_bytes_ - reserved) {
+      return absl::ResourceExhaustedError(fmt::format(
+          "{} MiB of guest memory do not fit: the budget is {} MiB (frame_store.budget_mib), {} MiB are taken",
+          bytes >> 20, budget_bytes_ >> 20, reserved >> 20));
+    }
+  } while (!reserved_->compare_exchange_weak(reserved, reserved + bytes));
+  return FrameReservation(reserved_, bytes);
+}
+
 absl::StatusOr<uint64_t> FrameStore::UsedBytes() const {
   if (!own_mount_) return SumOfFiles(directory_);
   HK_ASSIGN_OR_RETURN(const FileSystem found, Look(directory_));

@@ -19,13 +19,32 @@
 // | another file system mounted there          | refused                                                          |
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 
 namespace hk {
+
+// Room in a frame store for one guest, given back when destroyed. Movable; thread-safe to destroy.
+class FrameReservation {
+ public:
+  FrameReservation() = default;
+  FrameReservation(FrameReservation&& other) noexcept = default;
+  FrameReservation& operator=(FrameReservation&& other) noexcept;
+  ~FrameReservation();
+
+ private:
+  friend class FrameStore;
+  FrameReservation(std::shared_ptr<std::atomic<uint64_t>> reserved, uint64_t bytes)
+      : reserved_(std::move(reserved)), bytes_(bytes) {}
+  std::shared_ptr<std::atomic<uint64_t>> reserved_;  // null: nothing is held
+  uint64_t bytes_ = 0;
+};
 
 // An opened frame store. Thread-safe: only asks the kernel.
 class FrameStore {
@@ -37,6 +56,8 @@ class FrameStore {
   uint64_t budget_bytes() const { return budget_bytes_; }
   // What an operator should know, one line each.
   const std::vector<std::string>& warnings() const { return warnings_; }
+  // Takes room for `bytes` of frames. Errors: kResourceExhausted, saying how much there is.
+  absl::StatusOr<FrameReservation> Reserve(uint64_t bytes) const;
   // Bytes of frames held now. On a tmpfs of its own: what the file system uses; on a shared one: the sum over the
   // directory's files. Errors: errno of the failing call.
   absl::StatusOr<uint64_t> UsedBytes() const;
@@ -47,6 +68,7 @@ class FrameStore {
 
   std::string directory_;
   uint64_t budget_bytes_;
+  std::shared_ptr<std::atomic<uint64_t>> reserved_ = std::make_shared<std::atomic<uint64_t>>(0);
   bool own_mount_ = false;
   std::vector<std::string> warnings_;
 };
