@@ -119,7 +119,8 @@ void Cluster::OnHelloFailed(const std::string& peer, const absl::Status& status)
     MutexLock lock(&mutex_);
     if (IsRefusal(status)) {
       // The peer's words: "this node" in them is the peer.
-      table_.OnRefused(peer, fmt::format("refuses this node, saying: {}", MessageOf(status)), clock_.Now(), clock_.Wall());
+      table_.OnRefused(peer, fmt::format("refuses this node, saying: {}", MessageOf(status)), clock_.Now(),
+                       clock_.Wall());
     } else {
       table_.OnFailure(peer, MessageOf(status));
     }

@@ -59,7 +59,8 @@ absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
   if (!fd.valid()) return ErrnoStatus(errno, "socket");
   if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) {
     const absl::Status status = ErrnoStatus(errno, address.ToString());
-    return absl::Status(status.code(), fmt::format("{}; is the address this host's and free? (ss -ltnp)", MessageOf(status)));
+    return absl::Status(status.code(),
+                        fmt::format("{}; is the address this host's and free? (ss -ltnp)", MessageOf(status)));
   }
   return fd;
 }

@@ -11,8 +11,8 @@
 namespace hk {
 namespace {
 
-// Every refused connection is an error to gRPC. Enough lines to see what happens; not enough for one stranger, or one peer with
-// an old certificate, to fill the disk.
+// Every refused connection is an error to gRPC. Enough lines to see what happens; not enough for one stranger, or one
+// peer with an old certificate, to fill the disk.
 constexpr int kErrorsPerWindow = 5;
 constexpr std::chrono::seconds kWindow(10);
 
