@@ -118,7 +118,9 @@ void Cluster::OnHelloFailed(const std::string& peer, const absl::Status& status)
   {
     MutexLock lock(&mutex_);
     if (IsRefusal(status)) {
-      table_.OnRefused(peer, MessageOf(status), clock_.Now(), clock_.Wall());
+      // The peer's words: "this node" in them is the peer.
+      table_.OnRefused(peer, fmt::format("refuses this node, saying: {}", MessageOf(status)), clock_.Now(),
+                       clock_.Wall());
     } else {
       table_.OnFailure(peer, MessageOf(status));
     }

@@ -57,7 +57,11 @@ absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, &::freeaddrinfo);
   OwnedFd fd(::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return ErrnoStatus(errno, "socket");
-  if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) return ErrnoStatus(errno, address.ToString());
+  if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) {
+    const absl::Status status = ErrnoStatus(errno, address.ToString());
+    return absl::Status(status.code(),
+                        fmt::format("{}; is the address this host's and free? (ss -ltnp)", MessageOf(status)));
+  }
   return fd;
 }
 

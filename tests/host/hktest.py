@@ -218,7 +218,7 @@ class Node:
 
     def fails_to_start(self):
         """Runs the daemon, which must end by itself with exit code 1; returns its one line."""
-        result = run([program('hyperkerneld'), '--config', self.write_config()])
+        result = run([program('hyperkerneld'), '--config', self.write_config()], timeout=TIMEOUT)
         # gRPC and the log may not add to what the operator reads.
         if result.code != 1:
             raise AssertionError(f'exit code {result.code}, not 1: {result.err!r}')

@@ -92,10 +92,16 @@ class Cluster(hktest.TestCase):
         self.assertNotEqual(info['pid'], identity['pid'])
         b.wait_state('a', 'up')
 
+    @staticmethod
+    def reason(node):
+        return node.members()['b']['reason']
+
     def test_a_frozen_node_comes_back(self):
         a, b = self.start('a', 'b')
         pid = b.process.pid
         b.signal(signal.SIGSTOP)
+        # Not "Deadline Exceeded", and not the moment before, when the last hello is still under way.
+        hktest.wait_for(lambda: 'timed out' in self.reason(a) or 'no answer' in self.reason(a), 'the reason is silence')
         a.wait_state('b', 'unreachable')
         # The peer is named, not the daemon that was asked, and hkctl does not wait for ever.
         self.assert_fails(a.hkctl('node', 'probe', 'b', '--timeout', '2s'), 1, "node 'b'")
@@ -112,6 +118,7 @@ class Cluster(hktest.TestCase):
         b.start()
         for node, peer, mine, theirs in ((a, 'b', 'test', 'other'), (b, 'a', 'other', 'test')):
             member = node.wait_state(peer, 'rejected')
+            self.assertIn('refuses this node, saying: ', member['reason'])
             self.assertIn(f"'{mine}'", member['reason'])
             self.assertIn(f"'{theirs}'", member['reason'])
             self.assertIn(member['reason'], node.hkctl('node', 'list').out)
