@@ -13,6 +13,7 @@
 #include "hyperkernel/cli/completion.h"
 #include "hyperkernel/cli/node_commands.h"
 #include "hyperkernel/cli/output.h"
+#include "hyperkernel/cli/vm_commands.h"
 
 namespace {
 
@@ -23,7 +24,7 @@ void AddGlobalOptions(CLI::App* app, hk::cli::Options* options) {
       ->envname("HKCTL_ENDPOINT")
       ->capture_default_str();
   app->add_option("-o,--output", options->output, "Form of the output")
-      ->check(CLI::IsMember({"table", "json"}))
+      ->check(CLI::IsMember({"table", "json", "textproto"}))
       ->capture_default_str();
   const std::map<std::string, uint64_t> units{{"ms", 1}, {"s", 1000}, {"m", 60000}};
   app->add_option("--timeout", options->timeout_ms,
@@ -57,6 +58,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   AddGlobalOptions(&app, &options);
   hk::cli::AddNodeCommands(&app, &options, &exit_code);
+  hk::cli::AddVmCommands(&app, &options, &exit_code);
   CLI::App* completion = app.add_subcommand("completion", "Prints a shell's completion script")->require_subcommand(1);
   CLI::App* bash = completion->add_subcommand("bash", "For bash: source <(hkctl completion bash)");
   completion->footer("Examples:\n  source <(hkctl completion bash)");
