@@ -1,4 +1,5 @@
 """hkctl against real daemons: exit codes, options, output forms, help, completion."""
+import pathlib
 import os
 import shlex
 import socket
@@ -77,7 +78,11 @@ class Cli(hktest.TestCase):
         self.assertEqual(hktest.hkctl(None, 'version', '-o', 'json', env={'HKCTL_ENDPOINT': self.b.endpoint}).json()['node'], 'b')
         self.assertEqual(hktest.hkctl(self.a.endpoint, 'version', '-o', 'json', env={'HKCTL_ENDPOINT': self.b.endpoint}).json()['node'], 'a')
         self.assertEqual(hktest.hkctl(self.a.tcp_endpoint, 'version', '-o', 'json').json()['node'], 'a')
-        self.assertEqual(hktest.hkctl(f'localhost:{self.a.tcp_port}', 'version', '-o', 'json').json()['node'], 'a')
+        # A bare debootstrap root has no /etc/hosts.
+        if os.path.exists('/etc/hosts') and 'localhost' in pathlib.Path('/etc/hosts').read_text(encoding='utf-8'):
+            self.assertEqual(hktest.hkctl(f'localhost:{self.a.tcp_port}', 'version', '-o', 'json').json()['node'], 'a')
+        else:
+            print('localhost is not in /etc/hosts: the endpoint by host name is not tried here')
         # A proxy in the environment is not for cluster addresses.
         for name in ('http_proxy', 'grpc_proxy', 'https_proxy'):
             self.assert_exit(hktest.hkctl(self.a.tcp_endpoint, 'version', env={name: 'http://127.0.0.1:9'}), 0)
