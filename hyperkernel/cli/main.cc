@@ -4,6 +4,7 @@
 #include <grpc/support/log.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <cstdlib>
 #include <map>
 #include <string>
@@ -19,9 +20,23 @@ namespace {
 
 constexpr uint64_t kMaxTimeoutMs = 24ull * 3600 * 1000;
 
+// What is wrong with an endpoint; empty if nothing is (CLI11's form of a check).
+std::string CheckEndpoint(const std::string& text) {
+  if (text.rfind("unix:/", 0) == 0 && text.find_first_of("%?#") == std::string::npos) return "";
+  const size_t colon = text.rfind(':');
+  uint16_t port = 0;
+  if (colon != std::string::npos && colon > 0 && text.rfind("unix:", 0) != 0 && text.find('/') == std::string::npos) {
+    const char* const end = text.data() + text.size();
+    const auto [parsed, error] = std::from_chars(text.data() + colon + 1, end, port);
+    if (error == std::errc() && parsed == end && port != 0) return "";
+  }
+  return fmt::format("'{}' is not unix:/PATH or HOST:PORT", hk::cli::Printable(text));
+}
+
 void AddGlobalOptions(CLI::App* app, hk::cli::Options* options) {
   app->add_option("--endpoint", options->endpoint, "Daemon to ask: unix:/PATH or HOST:PORT")
       ->envname("HKCTL_ENDPOINT")
+      ->check(CheckEndpoint)
       ->capture_default_str();
   app->add_option("-o,--output", options->output, "Form of the output")
       ->check(CLI::IsMember({"table", "json", "textproto"}))
@@ -76,6 +91,10 @@ int main(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);
     fmt::print(stderr, "hkctl: {}; see hkctl --help\n", UsageError(app, error));
     return hk::cli::kExitUsage;
+  }
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    fmt::print(stderr, "hkctl: cannot write to standard output\n");
+    if (exit_code == hk::cli::kExitOk) exit_code = hk::cli::kExitClusterSaidNo;
   }
   return exit_code;
 }

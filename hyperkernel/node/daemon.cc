@@ -18,6 +18,7 @@
 #include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/file.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/data_directory.h"
@@ -79,6 +80,10 @@ absl::Status ClearStaleSocket(const std::string& path) {
   if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 || errno == EAGAIN) {
     return absl::FailedPreconditionError(fmt::format("{} is served by another process", path));
   }
+  // Only a refusal means that nobody listens; a socket of another kind, or of another user, is not ours to remove.
+  if (errno != ECONNREFUSED && !HK_MUTANT(any_socket_is_stale)) {
+    return ErrnoStatus(errno, fmt::format("{} is in use by something else", path));
+  }
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, path);
   return absl::OkStatus();
 }
@@ -106,7 +111,7 @@ struct Daemon::Parts {
 };
 
 absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock& clock, v1::NodeInfo* self) {
-  HK_ASSIGN_OR_RETURN(const std::string transport, ResolveTransport(settings.transport));
+  HK_ASSIGN_OR_RETURN(const std::string transport, ResolveTransport(settings.transport, settings.data_listen));
   absl::StatusOr<DirectoryLock> lock = DirectoryLock::Take(settings.data_directory, settings.name, clock);
   if (!lock.ok()) return WithContext(lock.status(), "data_directory");
   data_lock = *std::move(lock);
@@ -119,6 +124,7 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   absl::StatusOr<DirectoryLock> second = DirectoryLock::Take(settings.frame_directory, settings.name, clock);
   if (!second.ok()) return WithContext(second.status(), "frame_store.directory");
   frame_lock = *std::move(second);
+  HK_RETURN_IF_ERROR(WithContext(frames->EnsureCapacity(), "frame_store.directory"));
   absl::StatusOr<OwnedFd> reserved = ReserveDataAddress(settings.data_listen);
   if (!reserved.ok()) return WithContext(reserved.status(), "listen.data");
   data_address = *std::move(reserved);

@@ -87,8 +87,9 @@ grpc::Status PeerControlService::Probe(grpc::ServerContext* context, const v1::P
                                        v1::PeerProbeResponse* response) {
   return Serve(metrics_, "Probe", *context, Role::kNode, [&] {
     if (const grpc::Status status = CheckSpeaksForItself(*context, request->from()); !status.ok()) return status;
-    *response->mutable_report() = cluster_->ProbeSelf();
-    return grpc::Status::OK;
+    absl::StatusOr<v1::ProbeReport> report = cluster_->ProbeSelf();
+    if (report.ok()) *response->mutable_report() = *std::move(report);
+    return ToGrpc(report.status());
   });
 }
 

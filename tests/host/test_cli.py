@@ -3,6 +3,7 @@ import pathlib
 import os
 import shlex
 import socket
+import subprocess
 import time
 
 import hktest
@@ -73,6 +74,16 @@ class Cli(hktest.TestCase):
         for endpoint in (HERE, f'127.0.0.1:{hktest.free_port()}', 'no-such-host.invalid:7469'):
             with self.subTest(endpoint=endpoint):
                 self.assert_fails(hktest.hkctl(endpoint, 'node', 'list'), 3, endpoint, 'systemctl status hyperkerneld')
+
+    def test_endpoints_that_are_none(self):
+        for endpoint in ('', 'foo', '10.0.0.1', 'unix:relative', 'unix:', 'a:0', 'a:65536', 'a:b', 'http://a:1', ':1'):
+            with self.subTest(endpoint=endpoint):
+                self.assert_fails(hktest.hkctl(endpoint, 'version'), 2, 'is not unix:/PATH or HOST:PORT')
+
+    def test_output_that_cannot_be_written(self):
+        with open('/dev/full', 'w', encoding='ascii') as full:
+            done = subprocess.run([hktest.program('hkctl'), 'version', '--client'], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        self.assertEqual((done.returncode, done.stderr), (1, 'hkctl: cannot write to standard output\n'))
 
     def test_endpoints(self):
         self.assertEqual(hktest.hkctl(None, 'version', '-o', 'json', env={'HKCTL_ENDPOINT': self.b.endpoint}).json()['node'], 'b')
