@@ -23,9 +23,12 @@
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/data_directory.h"
 #include "hyperkernel/node/grpc_log.h"
+#include "hyperkernel/node/guest_manager.h"
+#include "hyperkernel/node/kvm_machine.h"
 #include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/node_info.h"
 #include "hyperkernel/node/services.h"
+#include "hyperkernel/node/state_store.h"
 
 namespace hk {
 namespace {
@@ -102,6 +105,8 @@ struct Daemon::Parts {
   OwnedFd data_address;
   Metrics metrics;
   std::optional<Cluster> cluster;
+  std::unique_ptr<StateStore> store;
+  std::unique_ptr<GuestManager> guests;
   std::optional<AdminService> admin;
   std::optional<PeerControlService> peers;
   std::unique_ptr<grpc::Server> server;
@@ -128,6 +133,9 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   absl::StatusOr<OwnedFd> reserved = ReserveDataAddress(settings.data_listen);
   if (!reserved.ok()) return WithContext(reserved.status(), "listen.data");
   data_address = *std::move(reserved);
+  absl::StatusOr<std::unique_ptr<StateStore>> opened = StateStore::Open(settings.data_directory + "/state");
+  if (!opened.ok()) return WithContext(opened.status(), "data_directory");
+  store = *std::move(opened);
   *self = StaticNodeInfo(settings, *identity, transport, clock.Wall());
   for (const std::string& warning : frames->warnings()) self->add_warnings(warning);
   return absl::OkStatus();
@@ -188,12 +196,21 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   if (settings.metrics_listen.has_value()) {
     HK_RETURN_IF_ERROR(WithContext(parts->metrics.Serve(*settings.metrics_listen), "listen.metrics"));
   }
-  parts->admin.emplace(&*parts->cluster, &parts->metrics);
+  const FrameStore& frames = *parts->frames;
+  HK_ASSIGN_OR_RETURN(parts->guests,
+                      GuestManager::Open(
+                          parts->store.get(), settings.name, [&frames](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames); },
+                          [&frames, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
+                            return MakeKvmMachine(spec, generation, frames, clock, events);
+                          },
+                          clock));
+  parts->admin.emplace(&*parts->cluster, parts->guests.get(), &parts->metrics);
   parts->peers.emplace(&*parts->cluster, &parts->metrics);
   auto daemon = std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
   HK_RETURN_IF_ERROR(daemon->parts_->Serve(settings));
   RouteGrpcLog(log::Level::kWarning);  // errors are now about one connection, not about this node
   daemon->parts_->cluster->Start();
+  daemon->parts_->guests->Autostart();
   for (const std::string& warning : self.warnings()) log::Warning("daemon", warning);
   log::Info("daemon", "serving",
             {{"version", self.version()},
