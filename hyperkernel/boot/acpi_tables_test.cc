@@ -1,12 +1,12 @@
 #include "hyperkernel/boot/acpi_tables.h"
 
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <regex>
 
 #include "fmt/format.h"
 #include "gmock/gmock.h"
@@ -289,13 +289,13 @@ class AcpicaTest : public ::testing::Test {
 };
 
 // What iasl says of a table that is not as it should be, in its output or in comments of what it writes.
-void ExpectNoComplaint(const std::string& text) {
-  static const std::regex complaint("error|warning|invalid|incorrect|unknown|unresolved|truncat|exceed|corrupt",
-                                    std::regex::icase);
-  std::smatch found;
-  const std::string without_summary =
-      std::regex_replace(text, std::regex("0 Errors, 0 Warnings|0 Warnings"), std::string());
-  EXPECT_FALSE(std::regex_search(without_summary, found, complaint)) << found.str() << " in:\n" << text;
+void ExpectNoComplaint(std::string text) {
+  for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  for (size_t at; (at = text.find("0 errors, 0 warnings")) != std::string::npos;) text.erase(at, 20);
+  for (const char* complaint :
+       {"error", "warning", "invalid", "incorrect", "unknown", "unresolved", "truncat", "exceed", "corrupt"}) {
+    EXPECT_THAT(text, Not(HasSubstr(complaint)));
+  }
 }
 
 TEST_F(AcpicaTest, EveryTableDisassembles) {
