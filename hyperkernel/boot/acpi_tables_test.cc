@@ -237,6 +237,7 @@ TEST(AcpiTables, InputThatContradictsItselfIsRefused) {
       {[](AcpiInput& i) { i.ram_bytes += kPageSize; }, "memory is not the guest's RAM"},
       {[](AcpiInput& i) { i.ram_bytes += 1; }, "memory: "},
       {[](AcpiInput& i) { i.ram_bytes = UINT64_MAX & ~(kPageSize - 1); }, "memory: "},
+      {[](AcpiInput& i) { i.io_node = 2; }, "there is no node 2 for I/O"},
       {[](AcpiInput& i) { i.distances.pop_back(); }, "distances of every node"},
       {[](AcpiInput& i) { i.distances[1].pop_back(); }, "node 1 needs 2 distances"},
       {[](AcpiInput& i) { i.distances[1][1] = 11; }, "distance 11 from node 1 to node 1"},
@@ -343,6 +344,10 @@ TEST_F(AcpicaTest, MethodsAnswer) {
   input.physical_bits = 34;
   WriteTables(*BuildAcpiTables(input));
   EXPECT_THAT(evaluate("\\_SB.PCI0._CRS"), HasSubstr("[Buffer] Length 44")) << "no room for the window";
+  input = Input(3, 3);
+  input.io_node = 2;
+  WriteTables(*BuildAcpiTables(input));
+  EXPECT_THAT(evaluate("\\_SB.PCI0._PXM"), HasSubstr("[Integer] = 0000000000000002"));
 }
 
 // The checks above can fail.
