@@ -91,6 +91,18 @@ struct AmlNamedQword {
 };
 static_assert(sizeof(AmlNamedQword) == 14);
 
+// AML: Scope (\_SB.PCI0) { Name (_PXM, domain) } (ACPI 6.4, 6.2.14, 20.2.5.1).
+struct AmlPciDomain {
+  uint8_t scope_op = 0x10;
+  uint8_t package_length = 18;  // counts itself; one byte up to 63
+  char path[10] = {'\\', '.', '_', 'S', 'B', '_', 'P', 'C', 'I', '0'};
+  uint8_t name_op = 0x08;
+  char name[4] = {'_', 'P', 'X', 'M'};
+  uint8_t byte_prefix = 0x0a;
+  uint8_t domain = 0;
+};
+static_assert(sizeof(AmlPciDomain) == 19);
+
 #pragma pack(pop)
 
 // FADT flags (ACPI 6.4, table 5.10) and boot architecture flags (table 5.11).
@@ -136,12 +148,13 @@ std::vector<std::byte> BuildMcfg() {
   return table.Finish();
 }
 
-// What dsdt.asl cannot know at build time, as named objects that it declares External.
+// What dsdt.asl cannot know at build time: two numbers that it declares External, and which node has the devices.
 std::vector<std::byte> BuildSsdt(const AcpiInput& input) {
   const RamPiece window = Pci64Window(input.ram_bytes, input.physical_bits);
   AcpiTable table("SSDT", 2);
   table.Append(AmlNamedQword{.name = {'P', '6', '4', 'B'}, .value = window.start.value()});
   table.Append(AmlNamedQword{.name = {'P', '6', '4', 'L'}, .value = window.bytes});
+  if (!input.nodes.empty()) table.Append(AmlPciDomain{.domain = static_cast<uint8_t>(input.io_node)});
   return table.Finish();
 }
 

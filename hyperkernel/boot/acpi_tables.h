@@ -41,6 +41,8 @@ struct AcpiInput {
   std::vector<AcpiNode> nodes;
   // distances[i][j] from node i to node j. As many rows and columns as nodes.
   std::vector<std::vector<uint8_t>> distances;
+  // The node that has the devices; with nodes only.
+  uint32_t io_node = 0;
   // Declare kPortPmTimer. Off by default, see README.md.
   bool pm_timer = false;
 };
@@ -60,7 +62,8 @@ struct AcpiTables {
 };
 
 // Errors: kInvalidArgument if the input contradicts itself (no vCPUs or more than kAcpiMaxVcpus, an APIC id twice, a
-// vCPU or a byte of RAM in no node or in two, distances out of range); kResourceExhausted if the tables do not fit.
+// vCPU or a byte of RAM in no node or in two, no such I/O node, distances out of range); kResourceExhausted if the
+// tables do not fit.
 absl::StatusOr<AcpiTables> BuildAcpiTables(const AcpiInput& input);
 
 }  // namespace hk

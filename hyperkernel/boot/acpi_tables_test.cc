@@ -1,12 +1,12 @@
 #include "hyperkernel/boot/acpi_tables.h"
 
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <regex>
 
 #include "fmt/format.h"
 #include "gmock/gmock.h"
@@ -237,6 +237,7 @@ TEST(AcpiTables, InputThatContradictsItselfIsRefused) {
       {[](AcpiInput& i) { i.ram_bytes += kPageSize; }, "memory is not the guest's RAM"},
       {[](AcpiInput& i) { i.ram_bytes += 1; }, "memory: "},
       {[](AcpiInput& i) { i.ram_bytes = UINT64_MAX & ~(kPageSize - 1); }, "memory: "},
+      {[](AcpiInput& i) { i.io_node = 2; }, "there is no node 2 for I/O"},
       {[](AcpiInput& i) { i.distances.pop_back(); }, "distances of every node"},
       {[](AcpiInput& i) { i.distances[1].pop_back(); }, "node 1 needs 2 distances"},
       {[](AcpiInput& i) { i.distances[1][1] = 11; }, "distance 11 from node 1 to node 1"},
@@ -289,13 +290,13 @@ class AcpicaTest : public ::testing::Test {
 };
 
 // What iasl says of a table that is not as it should be, in its output or in comments of what it writes.
-void ExpectNoComplaint(const std::string& text) {
-  static const std::regex complaint("error|warning|invalid|incorrect|unknown|unresolved|truncat|exceed|corrupt",
-                                    std::regex::icase);
-  std::smatch found;
-  const std::string without_summary =
-      std::regex_replace(text, std::regex("0 Errors, 0 Warnings|0 Warnings"), std::string());
-  EXPECT_FALSE(std::regex_search(without_summary, found, complaint)) << found.str() << " in:\n" << text;
+void ExpectNoComplaint(std::string text) {
+  for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  for (size_t at; (at = text.find("0 errors, 0 warnings")) != std::string::npos;) text.erase(at, 20);
+  for (const char* complaint :
+       {"error", "warning", "invalid", "incorrect", "unknown", "unresolved", "truncat", "exceed", "corrupt"}) {
+    EXPECT_THAT(text, Not(HasSubstr(complaint)));
+  }
 }
 
 TEST_F(AcpicaTest, EveryTableDisassembles) {
@@ -343,6 +344,10 @@ TEST_F(AcpicaTest, MethodsAnswer) {
   input.physical_bits = 34;
   WriteTables(*BuildAcpiTables(input));
   EXPECT_THAT(evaluate("\\_SB.PCI0._CRS"), HasSubstr("[Buffer] Length 44")) << "no room for the window";
+  input = Input(3, 3);
+  input.io_node = 2;
+  WriteTables(*BuildAcpiTables(input));
+  EXPECT_THAT(evaluate("\\_SB.PCI0._PXM"), HasSubstr("[Integer] = 0000000000000002"));
 }
 
 // The checks above can fail.

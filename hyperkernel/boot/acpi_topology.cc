@@ -215,6 +215,9 @@ absl::Status CheckTopology(const AcpiInput& input) {
     return absl::InvalidArgumentError(
         fmt::format("topology: {} nodes (at most {})", input.nodes.size(), kAcpiMaxNodes));
   }
+  if (input.io_node >= input.nodes.size()) {
+    return absl::InvalidArgumentError(fmt::format("topology: there is no node {} for I/O", input.io_node));
+  }
   HK_RETURN_IF_ERROR(CheckVcpusOfNodes(input));
   HK_RETURN_IF_ERROR(CheckMemoryOfNodes(input));
   return CheckDistances(input);
