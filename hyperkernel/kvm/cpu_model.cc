@@ -36,7 +36,8 @@ constexpr uint32_t kHypervisorFirst = 0x40000000, kHypervisorLast = 0x4fffffff;
 constexpr uint32_t kKvmFeatures = 1u << 1 | 1u << 3 | 1u << 24;
 constexpr char kKvmSignature[13] = "KVMKVMKVM\0\0\0";
 
-// XCR0 components (SDM vol. 1, 13.1) and the feature that each belongs to.
+// XCR0 components (SDM vol. 1, 13.1) and the feature that each belongs to. Components that are not here are hidden.
+constexpr uint32_t kX87AndSse = 3;
 struct XsaveComponents {
   uint32_t mask;
   std::string_view feature;
@@ -130,10 +131,11 @@ void Hide(Entries* entries, const std::set<std::string_view>& hidden) {
     std::erase_if(*entries, [](const Entry& e) { return e.function == 0xd; });
     if (Entry* leaf = Find(*entries, 1, 0)) leaf->ecx &= ~(1u << 27);  // OSXSAVE
   }
-  uint32_t masked = 0;
+  uint32_t known = kX87AndSse;
   for (const XsaveComponents& component : kComponents) {
-    if (hidden.contains(component.feature)) masked |= component.mask;
+    if (!hidden.contains(component.feature)) known |= component.mask;
   }
+  const uint32_t masked = ~known;
   if (Entry* leaf = Find(*entries, 0xd, 0)) leaf->eax &= ~masked;
   std::erase_if(*entries, [masked](const Entry& e) {
     return e.function == 0xd && e.index >= 2 && (e.index >= 32 || (masked >> e.index & 1) != 0);
