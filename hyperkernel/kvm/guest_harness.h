@@ -198,10 +198,14 @@ class FakeDevices final : public ExitHandler {
     if (port == 0x28) value = count_++;
     std::memcpy(data.data(), &value, data.size());
   }
+  // Set before the vCPU runs: called for every tick, from the vCPU's thread.
+  std::function<void()> on_tick = [] {};
+
   void PortWrite(uint16_t port, std::span<const std::byte> data) override {
-    std::lock_guard lock(mutex_);
     uint32_t value = 0;
     std::memcpy(&value, data.data(), data.size());
+    if (port == 0x10 && value == 3) on_tick();
+    std::lock_guard lock(mutex_);
     if (port == 0x20) last_ = value;
     if (port == 0x24) sum_ += value;
     if (port == 0x11) step_ = value;
