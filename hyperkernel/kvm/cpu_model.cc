@@ -148,10 +148,11 @@ bool Has(Entries& entries, const CpuFeature& feature) {
 }
 
 // What an APIC in user space and a guest over several nodes need, whatever the profile.
-void ApplyOurs(Entries* entries) {
+void ApplyOurs(bool x2apic, Entries* entries) {
   Entry& features = FindOrAdd(*entries, 1);
-  features.ecx |= 1u << 31 | 1u << 21;  // hypervisor, x2APIC
-  features.edx |= 1u << 9;              // APIC
+  features.ecx |= 1u << 31;  // hypervisor
+  if (x2apic) features.ecx |= 1u << 21;
+  features.edx |= 1u << 9;  // APIC
   Entry& power = FindOrAdd(*entries, 6);
   power.eax = 1u << 2;  // ARAT: the APIC timer runs in every sleep state
   power.ebx = power.ecx = power.edx = 0;
@@ -251,7 +252,9 @@ absl::StatusOr<CpuModel> CpuModel::Create(std::span<const Entry> supported, cons
     if (!Has(entries, feature)) hidden.insert(feature.name);
   }
   Hide(&entries, WithDependents(std::move(hidden)));
-  ApplyOurs(&entries);
+  // KVM without an APIC of its own need not offer x2APIC; ours has it.
+  const bool no_x2apic = std::find(spec.disable.begin(), spec.disable.end(), "x2apic") != spec.disable.end();
+  ApplyOurs(!no_x2apic, &entries);
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
     return std::tie(a.function, a.index) < std::tie(b.function, b.index);
   });

@@ -201,6 +201,17 @@ TEST(CpuModelTest, DisableTakesDependentsWithIt) {
   EXPECT_EQ(Find(no_xsave, 0xd), nullptr);
 }
 
+TEST(CpuModelTest, X2apicIsOursToOfferAndToHide) {
+  Entries supported = Everything(false);
+  for (auto& entry : supported) {
+    if (entry.function == 1) entry.ecx &= ~(1u << 21);
+  }
+  auto model = CpuModel::Create(supported, {}, {});
+  ASSERT_TRUE(model.ok());
+  EXPECT_TRUE(Bit(Get(model->entries(), 1).ecx, 21));
+  EXPECT_FALSE(Bit(Get(Make(false, {.disable = {"x2apic"}}, 0, 1), 1).ecx, 21));
+}
+
 TEST(CpuModelTest, AmxIsNeverShown) {
   const Entries entries = Make(false, {}, 0, 1);
   EXPECT_FALSE(Bit(Get(entries, 7).edx, 24));

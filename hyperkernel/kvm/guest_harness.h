@@ -42,7 +42,9 @@ class FakeApic final : public VcpuInterrupts {
   static constexpr std::chrono::milliseconds kTimerDelay{2};
 
   explicit FakeApic(uint32_t id) : id_(id) {}
-  ~FakeApic() override {
+  ~FakeApic() override { JoinTimer(); }
+  // REQUIRES: the vCPU does not run.
+  void JoinTimer() {
     if (timer_.joinable()) timer_.join();
   }
   // Set before the vCPU runs: who else there is, and what to call when this APIC has news.
@@ -334,6 +336,13 @@ class TestGuest {
       vcpu.push_back(*std::move(made));
       apics[i]->wake = [raw = vcpu.back().get()] { raw->Wake(); };
     }
+  }
+
+  // Whoever wakes a vCPU must be gone before it: all vCPUs stop first, then the timers.
+  ~TestGuest() {
+    for (auto& each : vcpu) each->RequestStop();
+    for (auto& each : vcpu) EXPECT_TRUE(each->Stop(After(std::chrono::seconds(30))).ok());
+    for (auto& apic : apics) apic->JoinTimer();
   }
 
   // A further VM over the same memory.

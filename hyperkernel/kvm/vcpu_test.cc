@@ -337,9 +337,30 @@ TEST_F(VcpuTest, LeavesNothingBehind) {
   });
 }
 
+TEST_F(VcpuTest, AVcpuThatCannotBeMadeIsAnError) {
+  TestGuest guest("spin");
+  std::vector<kvm_cpuid_entry2> nonsense(1);
+  nonsense[0].function = 0x80000008;
+  nonsense[0].eax = 0x0a0a;  // 10 bits of address
+  auto made = Vcpu::Create(guest.vm.get(), {.id = VcpuId(1), .cpuid = nonsense, .tsc_khz = 1},
+                           {.devices = &guest.devices, .interrupts = guest.apics[0].get(), .clock = nullptr});
+  EXPECT_FALSE(made.ok());
+  EXPECT_THAT(std::string(made.status().message()), testing::HasSubstr("vCPU 1: "));
+}
+
 TEST_F(VcpuTest, VmChecksItsInput) {
   auto vm = Vm::Create(1);
   ASSERT_TRUE(vm.ok()) << vm.status();
+  const KvmFacts& facts = (*vm)->facts();
+  std::cout << "TSC " << facts.tsc_khz << " kHz, scaling " << facts.tsc_scaling << ", " << facts.msrs.size()
+            << " MSRs, XSAVE " << facts.xsave_bytes << " bytes, " << facts.cpuid.size() << " CPUID entries, "
+            << facts.max_vcpus << " vCPUs\n";
+  EXPECT_GT(facts.tsc_khz, 0u);
+  EXPECT_TRUE((*vm)->CheckTscKhz(0).ok());
+  EXPECT_TRUE((*vm)->CheckTscKhz(facts.tsc_khz).ok());
+  if (!facts.tsc_scaling) {
+    EXPECT_EQ((*vm)->CheckTscKhz(facts.tsc_khz / 2).code(), absl::StatusCode::kFailedPrecondition);
+  }
   EXPECT_EQ(Vm::Create(1'000'000).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ((*vm)->AddMemory({.start = Gpa(1), .bytes = 4096}).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ((*vm)->RemoveMemory(0).code(), absl::StatusCode::kNotFound);
