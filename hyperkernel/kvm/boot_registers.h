@@ -26,7 +26,7 @@ struct InitialCpuState {
   uint64_t cr3 = 0;
   uint64_t cr4 = 0;
   uint64_t efer = 0;
-  Gpa gdt_base;
+  Gpa gdt_base{};
   uint16_t gdt_limit = 0;
 };
 

@@ -33,6 +33,7 @@ inline constexpr CpuFeature kCpuFeatures[] = {
     {"pcid", 1, 0, CpuidRegister::kEcx, 17, false, ""},
     {"sse4_1", 1, 0, CpuidRegister::kEcx, 19, true, ""},
     {"sse4_2", 1, 0, CpuidRegister::kEcx, 20, true, ""},
+    {"x2apic", 1, 0, CpuidRegister::kEcx, 21, true, ""},
     {"movbe", 1, 0, CpuidRegister::kEcx, 22, false, ""},
     {"popcnt", 1, 0, CpuidRegister::kEcx, 23, true, ""},
     {"tsc_deadline_timer", 1, 0, CpuidRegister::kEcx, 24, false, ""},

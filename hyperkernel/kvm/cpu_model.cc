@@ -36,7 +36,8 @@ constexpr uint32_t kHypervisorFirst = 0x40000000, kHypervisorLast = 0x4fffffff;
 constexpr uint32_t kKvmFeatures = 1u << 1 | 1u << 3 | 1u << 24;
 constexpr char kKvmSignature[13] = "KVMKVMKVM\0\0\0";
 
-// XCR0 components (SDM vol. 1, 13.1) and the feature that each belongs to.
+// XCR0 components (SDM vol. 1, 13.1) and the feature that each belongs to. Components that are not here are hidden.
+constexpr uint32_t kX87AndSse = 3;
 struct XsaveComponents {
   uint32_t mask;
   std::string_view feature;
@@ -130,10 +131,11 @@ void Hide(Entries* entries, const std::set<std::string_view>& hidden) {
     std::erase_if(*entries, [](const Entry& e) { return e.function == 0xd; });
     if (Entry* leaf = Find(*entries, 1, 0)) leaf->ecx &= ~(1u << 27);  // OSXSAVE
   }
-  uint32_t masked = 0;
+  uint32_t known = kX87AndSse;
   for (const XsaveComponents& component : kComponents) {
-    if (hidden.contains(component.feature)) masked |= component.mask;
+    if (!hidden.contains(component.feature)) known |= component.mask;
   }
+  const uint32_t masked = ~known;
   if (Entry* leaf = Find(*entries, 0xd, 0)) leaf->eax &= ~masked;
   std::erase_if(*entries, [masked](const Entry& e) {
     return e.function == 0xd && e.index >= 2 && (e.index >= 32 || (masked >> e.index & 1) != 0);
@@ -146,10 +148,11 @@ bool Has(Entries& entries, const CpuFeature& feature) {
 }
 
 // What an APIC in user space and a guest over several nodes need, whatever the profile.
-void ApplyOurs(Entries* entries) {
+void ApplyOurs(bool x2apic, Entries* entries) {
   Entry& features = FindOrAdd(*entries, 1);
-  features.ecx |= 1u << 31 | 1u << 21;  // hypervisor, x2APIC
-  features.edx |= 1u << 9;              // APIC
+  features.ecx |= 1u << 31;  // hypervisor
+  if (x2apic) features.ecx |= 1u << 21;
+  features.edx |= 1u << 9;  // APIC
   Entry& power = FindOrAdd(*entries, 6);
   power.eax = 1u << 2;  // ARAT: the APIC timer runs in every sleep state
   power.ebx = power.ecx = power.edx = 0;
@@ -249,7 +252,9 @@ absl::StatusOr<CpuModel> CpuModel::Create(std::span<const Entry> supported, cons
     if (!Has(entries, feature)) hidden.insert(feature.name);
   }
   Hide(&entries, WithDependents(std::move(hidden)));
-  ApplyOurs(&entries);
+  // KVM without an APIC of its own need not offer x2APIC; ours has it.
+  const bool no_x2apic = std::find(spec.disable.begin(), spec.disable.end(), "x2apic") != spec.disable.end();
+  ApplyOurs(!no_x2apic, &entries);
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
     return std::tie(a.function, a.index) < std::tie(b.function, b.index);
   });

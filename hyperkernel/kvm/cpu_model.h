@@ -26,8 +26,8 @@ inline constexpr uint32_t kMostGuestVcpus = 255;
 
 // What the operator asks for. Plain value.
 struct CpuModelSpec {
-  std::string profile = "host";      // "host": all that this host's KVM offers; "common": x86-64-v2 and little more
-  std::vector<std::string> disable;  // features to hide, by the names of /proc/cpuinfo; what needs them goes too
+  std::string profile = "host";        // "host": all that this host's KVM offers; "common": x86-64-v2 and little more
+  std::vector<std::string> disable{};  // features to hide, by the names of /proc/cpuinfo; what needs them goes too
 };
 
 // What of the host matters beside KVM's list. Plain value.

@@ -42,7 +42,9 @@ class FakeApic final : public VcpuInterrupts {
   static constexpr std::chrono::milliseconds kTimerDelay{2};
 
   explicit FakeApic(uint32_t id) : id_(id) {}
-  ~FakeApic() override {
+  ~FakeApic() override { JoinTimer(); }
+  // REQUIRES: the vCPU does not run.
+  void JoinTimer() {
     if (timer_.joinable()) timer_.join();
   }
   // Set before the vCPU runs: who else there is, and what to call when this APIC has news.
@@ -198,10 +200,14 @@ class FakeDevices final : public ExitHandler {
     if (port == 0x28) value = count_++;
     std::memcpy(data.data(), &value, data.size());
   }
+  // Set before the vCPU runs: called for every tick, from the vCPU's thread.
+  std::function<void()> on_tick = [] {};
+
   void PortWrite(uint16_t port, std::span<const std::byte> data) override {
-    std::lock_guard lock(mutex_);
     uint32_t value = 0;
     std::memcpy(&value, data.data(), data.size());
+    if (port == 0x10 && value == 3) on_tick();
+    std::lock_guard lock(mutex_);
     if (port == 0x20) last_ = value;
     if (port == 0x24) sum_ += value;
     if (port == 0x11) step_ = value;
@@ -330,6 +336,13 @@ class TestGuest {
       vcpu.push_back(*std::move(made));
       apics[i]->wake = [raw = vcpu.back().get()] { raw->Wake(); };
     }
+  }
+
+  // Whoever wakes a vCPU must be gone before it: all vCPUs stop first, then the timers.
+  ~TestGuest() {
+    for (auto& each : vcpu) each->RequestStop();
+    for (auto& each : vcpu) EXPECT_TRUE(each->Stop(After(std::chrono::seconds(30))).ok());
+    for (auto& apic : apics) apic->JoinTimer();
   }
 
   // A further VM over the same memory.

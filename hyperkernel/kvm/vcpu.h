@@ -56,7 +56,8 @@ struct VcpuEnvironment {
   PvClock* clock = nullptr;  // may be null: no kvmclock
 };
 
-// One vCPU. Thread-safe. No method but Wake(), RequestPause() and RequestStop() may be called from a vCPU's thread,
+// One vCPU. Thread-safe. Who may call Wake() must be gone before the object: of a guest's vCPUs, stop all, then destroy
+// the first. No method but Wake(), RequestPause() and RequestStop() may be called from a vCPU's thread,
 // that is from ExitHandler or VcpuInterrupts.
 class Vcpu {
  public:

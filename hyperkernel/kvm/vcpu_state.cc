@@ -92,6 +92,33 @@ absl::StatusOr<std::vector<kvm_cpuid_entry2>> ReadCpuid(const VcpuFd& vcpu) {
   return std::vector<kvm_cpuid_entry2>(cpuid->entries, cpuid->entries + cpuid->nent);
 }
 
+// Bits that KVM itself keeps in step with the registers: OSXSAVE, APIC and MWAIT in leaf 1, OSPKE in leaf 7, sizes in
+// 0xd.
+kvm_cpuid_entry2 WithoutRuntimeBits(kvm_cpuid_entry2 entry) {
+  if (entry.function == 1) {
+    entry.ecx &= ~(1u << 27 | 1u << 3);
+    entry.edx &= ~(1u << 9);
+  }
+  if (entry.function == 7 && entry.index == 0) entry.ecx &= ~(1u << 4);
+  if (entry.function == 0xd && entry.index <= 1) entry.ebx = 0;
+  return entry;
+}
+
+bool SameCpuid(std::span<const kvm_cpuid_entry2> a, std::span<const kvm_cpuid_entry2> b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& left, const auto& right) {
+    const kvm_cpuid_entry2 l = WithoutRuntimeBits(left), r = WithoutRuntimeBits(right);
+    return l.function == r.function && l.index == r.index && l.flags == r.flags && l.eax == r.eax && l.ebx == r.ebx &&
+           l.ecx == r.ecx && l.edx == r.edx;
+  });
+}
+
+// A vCPU that has run takes no other CPUID, and Linux 6.1 not even the same one again.
+absl::Status WriteCpuidOnce(const VcpuFd& vcpu, std::span<const kvm_cpuid_entry2> entries) {
+  absl::StatusOr<std::vector<kvm_cpuid_entry2>> present = ReadCpuid(vcpu);
+  if (!present.ok()) return present.status();
+  return SameCpuid(*present, entries) ? absl::OkStatus() : WriteCpuid(vcpu, entries);
+}
+
 kvm_device_attr TscOffsetAttribute(uint64_t* value) {
   kvm_device_attr attribute = {};
   attribute.group = KVM_VCPU_TSC_CTRL;
@@ -172,7 +199,7 @@ absl::Status WriteVcpuState(const VcpuFd& vcpu, const KvmFacts& facts, const Vcp
   copy.debugregs = state.debugregs;
   copy.events = state.events;
 
-  HK_RETURN_IF_ERROR(WriteCpuid(vcpu, state.cpuid));
+  HK_RETURN_IF_ERROR(WriteCpuidOnce(vcpu, state.cpuid));
   HK_RETURN_IF_ERROR(WriteTscKhz(vcpu, state.tsc_khz));
   if (facts.has_xcrs) HK_RETURN_IF_ERROR(Call(vcpu, KVM_SET_XCRS, &copy.xcrs, "KVM_SET_XCRS"));
   HK_RETURN_IF_ERROR(Call(vcpu, KVM_SET_XSAVE, xsave.data(), "KVM_SET_XSAVE"));

@@ -73,6 +73,98 @@ TEST_F(VcpuTest, TripleFaultIsReportedAndTheProcessGoesOn) {
   EXPECT_EQ(next.devices.WaitForEnd(kProgramLimit), FakeDevices::End::kPassed);
 }
 
+TEST_F(VcpuTest, NmiWakesAHaltedVcpu) {
+  TestGuest guest("nmi");
+  guest.Start();
+  ASSERT_TRUE(guest.devices.WaitForTicks(1, kProgramLimit));
+  for (int i = 0; i < 5000 && guest.vcpu[0]->counters().exits[static_cast<size_t>(VcpuExit::kHalt)] == 0; ++i) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  guest.apics[0]->Post({.kind = VcpuWork::Kind::kNmi, .vector = 0});
+  EXPECT_EQ(guest.devices.WaitForEnd(kProgramLimit), FakeDevices::End::kPassed)
+      << "step " << guest.devices.step() << " " << guest.devices.reason();
+  EXPECT_EQ(guest.vcpu[0]->counters().nmis, 2u);
+}
+
+// Both vCPUs are moved again and again while interrupts fly between them; none is lost or comes twice.
+TEST_F(VcpuTest, MovesWhileInterruptsFly) {
+  TestGuest guest("ipi", 2);
+  guest.Start();
+  int moves = 0;
+  while (guest.devices.WaitForEnd(milliseconds(moves % 7)) == FakeDevices::End::kNone && moves < 40) {
+    SCOPED_TRACE(moves);
+    std::unique_ptr<Vm> vm = guest.MakeVm();
+    for (auto& vcpu : guest.vcpu) vcpu->RequestPause();
+    for (auto& vcpu : guest.vcpu) ASSERT_TRUE(vcpu->Pause(After(seconds(5))).ok());
+    for (auto& vcpu : guest.vcpu) {
+      auto state = vcpu->SaveState(After(seconds(5)));
+      ASSERT_TRUE(state.ok()) << state.status();
+      absl::Status restored = vcpu->RestoreState(vm.get(), *std::move(state), After(seconds(5)));
+      ASSERT_TRUE(restored.ok()) << restored;
+    }
+    guest.vm = std::move(vm);
+    for (auto& vcpu : guest.vcpu) ASSERT_TRUE(vcpu->Resume().ok());
+    ++moves;
+  }
+  EXPECT_EQ(guest.devices.WaitForEnd(kProgramLimit), FakeDevices::End::kPassed)
+      << "step " << guest.devices.step() << " " << guest.devices.reason();
+  std::cout << moves << " moves\n";
+}
+
+// INIT in the middle of a program, with an exit unfinished; SIPI starts it again; a second SIPI is ignored.
+TEST_F(VcpuTest, InitStopsAndSipiStarts) {
+  TestGuest guest("spin_ports");
+  guest.Start();
+  ASSERT_TRUE(guest.devices.WaitForTicks(3, kProgramLimit));
+  guest.apics[0]->Post({.kind = VcpuWork::Kind::kInit, .vector = 0});
+  for (uint64_t seen = UINT64_MAX; seen != guest.devices.ticks();) {
+    seen = guest.devices.ticks();
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+  ASSERT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
+  auto state = guest.vcpu[0]->SaveState(After(seconds(5)));
+  ASSERT_TRUE(state.ok());
+  EXPECT_EQ(state->activity, VcpuActivity::kWaitForSipi);
+  EXPECT_EQ(state->regs.rip, 0xfff0u);
+  ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
+  // The loop's bytes are the same instructions in real mode.
+  guest.apics[0]->Post({.kind = VcpuWork::Kind::kSipi, .vector = kGuestCode >> 12});
+  guest.apics[0]->Post({.kind = VcpuWork::Kind::kSipi, .vector = 0x55});
+  EXPECT_TRUE(guest.devices.WaitForTicks(guest.devices.ticks() + 5, kProgramLimit)) << guest.devices.reason();
+}
+
+// A device that does not answer holds its vCPU; the caller is told in time, and the pause comes true later.
+TEST_F(VcpuTest, APauseThatMissesItsDeadlineIsStillAskedFor) {
+  TestGuest guest("spin_ports");
+  std::atomic<bool> hold = true, held = false;
+  guest.devices.on_tick = [&] {
+    while (hold) {
+      held = true;
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+  };
+  auto wait_until_held = [&] {
+    for (int i = 0; i < 5000 && !held; ++i) std::this_thread::sleep_for(milliseconds(1));
+  };
+  guest.Start();
+  wait_until_held();
+  EXPECT_EQ(guest.vcpu[0]->Pause(After(milliseconds(50))).code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(guest.vcpu[0]->state(), Vcpu::State::kRunning);
+  EXPECT_EQ(guest.vcpu[0]->SaveState(After(milliseconds(50))).status().code(), absl::StatusCode::kFailedPrecondition);
+  hold = false;
+  for (int i = 0; i < 5000 && guest.vcpu[0]->state() != Vcpu::State::kPaused; ++i) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  EXPECT_EQ(guest.vcpu[0]->state(), Vcpu::State::kPaused);
+  held = false;
+  hold = true;
+  ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
+  wait_until_held();
+  EXPECT_EQ(guest.vcpu[0]->Stop(After(milliseconds(50))).code(), absl::StatusCode::kDeadlineExceeded);
+  hold = false;
+  EXPECT_TRUE(guest.vcpu[0]->Stop(After(seconds(10))).ok());
+}
+
 // A register and memory counter is saved, made anew in another VM and restored 50 times.
 TEST_F(VcpuTest, SaveAndRestoreInANewVmIsInvisible) {
   TestGuest guest("count");
@@ -245,9 +337,30 @@ TEST_F(VcpuTest, LeavesNothingBehind) {
   });
 }
 
+TEST_F(VcpuTest, AVcpuThatCannotBeMadeIsAnError) {
+  TestGuest guest("spin");
+  std::vector<kvm_cpuid_entry2> nonsense(1);
+  nonsense[0].function = 0x80000008;
+  nonsense[0].eax = 0x0a0a;  // 10 bits of address
+  auto made = Vcpu::Create(guest.vm.get(), {.id = VcpuId(1), .cpuid = nonsense, .tsc_khz = 1},
+                           {.devices = &guest.devices, .interrupts = guest.apics[0].get(), .clock = nullptr});
+  EXPECT_FALSE(made.ok());
+  EXPECT_THAT(std::string(made.status().message()), testing::HasSubstr("vCPU 1: "));
+}
+
 TEST_F(VcpuTest, VmChecksItsInput) {
   auto vm = Vm::Create(1);
   ASSERT_TRUE(vm.ok()) << vm.status();
+  const KvmFacts& facts = (*vm)->facts();
+  std::cout << "TSC " << facts.tsc_khz << " kHz, scaling " << facts.tsc_scaling << ", " << facts.msrs.size()
+            << " MSRs, XSAVE " << facts.xsave_bytes << " bytes, " << facts.cpuid.size() << " CPUID entries, "
+            << facts.max_vcpus << " vCPUs\n";
+  EXPECT_GT(facts.tsc_khz, 0u);
+  EXPECT_TRUE((*vm)->CheckTscKhz(0).ok());
+  EXPECT_TRUE((*vm)->CheckTscKhz(facts.tsc_khz).ok());
+  if (!facts.tsc_scaling) {
+    EXPECT_EQ((*vm)->CheckTscKhz(facts.tsc_khz / 2).code(), absl::StatusCode::kFailedPrecondition);
+  }
   EXPECT_EQ(Vm::Create(1'000'000).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ((*vm)->AddMemory({.start = Gpa(1), .bytes = 4096}).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ((*vm)->RemoveMemory(0).code(), absl::StatusCode::kNotFound);

@@ -18,7 +18,7 @@ namespace hk {
 namespace {
 
 constexpr uint32_t kMostSlots = 512;
-// Fixed by KVM (Documentation/virt/kvm/api.rst, 4.100 and tsc_tolerance_ppm): KVM_SET_TSC_KHZ within this of the host's
+// The default of KVM's parameter tsc_tolerance_ppm: KVM_SET_TSC_KHZ within this of the host's
 // rate does nothing.
 constexpr uint64_t kTscTolerancePpm = 250;
 
@@ -117,7 +117,7 @@ absl::Status Vm::ReadFacts() {
   if (facts_.xsave_bytes > kMostXsaveBytes) return absl::InternalError(fmt::format("XSAVE of {} bytes", xsave2));
   facts_.has_xcrs = capability(KVM_CAP_XCRS) != 0;
   facts_.tsc_scaling = capability(KVM_CAP_TSC_CONTROL) != 0;
-  const int khz = ioctl(vm_.get(), KVM_GET_TSC_KHZ, 0);  // of a VM: newer kernels; the first vCPU tells otherwise
+  const int khz = ioctl(vm_.get(), KVM_GET_TSC_KHZ, 0);  // of a VM: since Linux 5.19
   facts_.tsc_khz = khz > 0 ? static_cast<uint32_t>(khz) : 0;
   // 4 is what KVM promises where it does not say (api.rst 4.7).
   const int most = capability(KVM_CAP_MAX_VCPUS);

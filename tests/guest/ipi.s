@@ -1,9 +1,9 @@
-# Two vCPUs: INIT, SIPI, then 50 interrupts there and back. The second one stays in real mode.
+# Two vCPUs: INIT, SIPI, then 300 interrupts there and back. The second one stays in real mode.
 .include "guest.inc"
 .set VECTOR, 0x41
 .set READY, 0x70000             # the second vCPU is up
 .set SEEN, 0x70004              # interrupts that it took
-.set ROUNDS, 50
+.set ROUNDS, 300
 start:
     mov esp, 0x80000
     lidt [rip + idt]
