@@ -47,6 +47,7 @@ inline constexpr uint16_t kPortPciConfig = 0xcf8;        // configuration mechan
 inline constexpr uint8_t kPinSerial = 4;      // edge
 inline constexpr uint8_t kPinAcpiEvents = 9;  // level: power button (generic event device)
 inline constexpr uint8_t kFirstPciPin = 16;   // INTx of slots, level; MSI-X is what drivers use
+inline constexpr uint8_t kPciPins = 8;        // INTA of slot s is on pin kFirstPciPin + s % kPciPins (the DSDT's _PRT)
 
 // A piece of RAM. Plain value.
 struct RamPiece {
