@@ -76,7 +76,8 @@ class VirtioDevice {
  protected:
   // Serves a queue in a session: calls `serve` until there is nothing left, publishes, interrupts. `serve` pops and
   // adds used requests; it returns true if it took all there was, false if it stopped for want of something else and
-  // will ring again itself. A guest's fault marks the device broken; blocked memory puts the work off.
+  // will look again by itself (the driver is then asked for no doorbells). A guest's fault marks the device broken;
+  // blocked memory puts the work off.
   template <typename Serve>
   void ServeQueue(VirtioRun* run, uint16_t index, Serve serve) {
     Virtqueue& queue = run->queues[index];
@@ -96,6 +97,22 @@ class VirtioDevice {
     queue.Close();
     if (interrupt) run->transport->InterruptQueue(index);
     if (!status.ok()) Fail(run, status);
+  }
+  // Adds used requests that were finished elsewhere, in a session of its own; `add` returns nothing. False if memory is
+  // blocked or the device broken: nothing was done.
+  template <typename Add>
+  bool ReturnUsed(VirtioRun* run, uint16_t index, Add add) {
+    Virtqueue& queue = run->queues[index];
+    if (run->transport->broken() || !queue.enabled()) return false;
+    if (absl::Status status = queue.Open(); !status.ok()) {
+      Fail(run, status);
+      return false;
+    }
+    add(queue);
+    const bool interrupt = queue.Publish();
+    queue.Close();
+    if (interrupt) run->transport->InterruptQueue(index);
+    return true;
   }
 
  private:
