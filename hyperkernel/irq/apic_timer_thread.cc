@@ -8,7 +8,8 @@ constexpr std::chrono::seconds kIdleWait(60);
 
 }  // namespace
 
-ApicTimerThread::ApicTimerThread(InterruptController* controller, const Clock& clock) : controller_(controller), clock_(clock) {
+ApicTimerThread::ApicTimerThread(InterruptController* controller, const Clock& clock)
+    : controller_(controller), clock_(clock) {
   controller_->SetTimerHook([this] {
     {
       MutexLock lock(&mutex_);

@@ -19,7 +19,9 @@ class InterruptController::Vcpu final : public VcpuInterrupts {
   }
   bool WriteMsr(uint32_t msr, uint64_t value) override {
     bool ok = false;
-    const auto write = [&](LocalApic* apic, Monotonic now, ApicEffects* effects) { ok = apic->WriteMsr(msr, value, now, effects); };
+    const auto write = [&](LocalApic* apic, Monotonic now, ApicEffects* effects) {
+      ok = apic->WriteMsr(msr, value, now, effects);
+    };
     Change(write);
     return ok;
   }
@@ -93,7 +95,8 @@ class InterruptController::Vcpu final : public VcpuInterrupts {
       write(&apic_, controller_->clock_.Now(), &effects);
       after = apic_.Deadline();
     }
-    if (after.has_value() && (!before.has_value() || *after < *before) && controller_->timer_hook_) controller_->timer_hook_();
+    if (after.has_value() && (!before.has_value() || *after < *before) && controller_->timer_hook_)
+      controller_->timer_hook_();
     if (effects.eoi.has_value()) controller_->EndOfInterrupt(*effects.eoi);
     if (effects.message.has_value()) controller_->Deliver(*effects.message, id_);
   }
@@ -104,13 +107,16 @@ class InterruptController::Vcpu final : public VcpuInterrupts {
   LocalApic apic_ ABSL_GUARDED_BY(mutex_);
 };
 
-InterruptController::InterruptController(uint32_t vcpus, VcpuWaker* waker, const Clock& clock) : waker_(waker), clock_(clock) {
+InterruptController::InterruptController(uint32_t vcpus, VcpuWaker* waker, const Clock& clock)
+    : waker_(waker), clock_(clock) {
   for (uint32_t i = 0; i < vcpus; i++) vcpus_.push_back(std::make_unique<Vcpu>(this, i));
 }
 
 InterruptController::~InterruptController() = default;
 
-VcpuInterrupts* InterruptController::vcpu(VcpuId vcpu) { return vcpus_[vcpu.value()].get(); }
+VcpuInterrupts* InterruptController::vcpu(VcpuId vcpu) {
+  return vcpus_[vcpu.value()].get();
+}
 
 void InterruptController::Deliver(const InterruptMessage& message, std::optional<uint32_t> sender) {
   if (message.shorthand == Shorthand::kSelf) {

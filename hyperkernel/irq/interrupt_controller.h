@@ -1,7 +1,7 @@
 // All interrupt controllers of a guest on one node: a local APIC per vCPU, the I/O APIC, and the way between them.
 //
-// Thread-safe. Locks: one per local APIC, one for the I/O APIC; never two at a time. A message is decided under the sender's
-// lock and delivered after unlocking; wake-ups are called with no lock held.
+// Thread-safe. Locks: one per local APIC, one for the I/O APIC; never two at a time. A message is decided under the
+// sender's lock and delivered after unlocking; wake-ups are called with no lock held.
 #pragma once
 
 #include <functional>

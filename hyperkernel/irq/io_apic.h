@@ -1,5 +1,5 @@
-// The I/O APIC (Intel 82093AA; SDM vol. 3, chapter 11.11 for what its entries mean) with 24 pins, as a pure state machine. Not
-// thread-safe: InterruptController locks it.
+// The I/O APIC (Intel 82093AA; SDM vol. 3, chapter 11.11 for what its entries mean) with 24 pins, as a pure state
+// machine. Not thread-safe: InterruptController locks it.
 //
 // Invariant: a level-triggered pin sends again only after its EOI, and then only while its line is high.
 #pragma once

@@ -21,9 +21,15 @@ int Highest(const std::array<uint32_t, 8>& bits) {
   return -1;
 }
 
-bool Test(const std::array<uint32_t, 8>& bits, uint8_t vector) { return (bits[vector / 32] >> (vector % 32) & 1) != 0; }
-void Set(std::array<uint32_t, 8>* bits, uint8_t vector) { (*bits)[vector / 32] |= 1u << (vector % 32); }
-void Clear(std::array<uint32_t, 8>* bits, uint8_t vector) { (*bits)[vector / 32] &= ~(1u << (vector % 32)); }
+bool Test(const std::array<uint32_t, 8>& bits, uint8_t vector) {
+  return (bits[vector / 32] >> (vector % 32) & 1) != 0;
+}
+void Set(std::array<uint32_t, 8>* bits, uint8_t vector) {
+  (*bits)[vector / 32] |= 1u << (vector % 32);
+}
+void Clear(std::array<uint32_t, 8>* bits, uint8_t vector) {
+  (*bits)[vector / 32] &= ~(1u << (vector % 32));
+}
 
 }  // namespace
 
@@ -32,7 +38,9 @@ LocalApic::LocalApic(uint32_t id, bool boot_processor)
   ResetForInit();
 }
 
-bool LocalApic::x2apic() const { return (base_ & kBaseX2apic) != 0; }
+bool LocalApic::x2apic() const {
+  return (base_ & kBaseX2apic) != 0;
+}
 
 void LocalApic::ResetForInit() {
   // SDM vol. 3, 11.4.7.3: as after power-up, but for the id and the base register.
@@ -124,7 +132,8 @@ bool LocalApic::IsWritable(uint32_t offset) const {
 }
 
 bool LocalApic::HasReservedBits(uint32_t offset, uint64_t value) const {
-  if (offset == kIcrLow) return (value & 0xfff32000u) != 0;  // low half: 13, 16, 17, 20 to 31 (SDM vol. 3, figure 11-28)
+  if (offset == kIcrLow)
+    return (value & 0xfff32000u) != 0;  // low half: 13, 16, 17, 20 to 31 (SDM vol. 3, figure 11-28)
   if (value >> 32 != 0) return true;
   switch (offset) {
     case kTpr:
@@ -144,18 +153,20 @@ std::optional<uint64_t> LocalApic::ReadMsr(uint32_t msr, Monotonic now) const {
   const uint32_t offset = (msr - kMsrX2apicFirst) << 4;
   if (offset == kIcrLow) return icr_;
   const bool bitmaps = offset >= kIsr && offset < kIrr + 0x80;
-  const bool readable = bitmaps || offset == kId || offset == kVersion || offset == kPpr || offset == kLdr || offset == kCurrentCount ||
-                        (IsWritable(offset) && offset != kEoi && offset != kSelfIpi);
+  const bool readable = bitmaps || offset == kId || offset == kVersion || offset == kPpr || offset == kLdr ||
+                        offset == kCurrentCount || (IsWritable(offset) && offset != kEoi && offset != kSelfIpi);
   if (!readable) return std::nullopt;
   return ReadRegister(offset, now);
 }
 
 bool LocalApic::WriteMsr(uint32_t msr, uint64_t value, Monotonic now, ApicEffects* effects) {
   if (msr == kMsrApicBase) {
-    // SDM vol. 3, 11.12.5: xAPIC to x2APIC and either to disabled; x2APIC never straight to xAPIC; extended without enabled never.
+    // SDM vol. 3, 11.12.5: xAPIC to x2APIC and either to disabled; x2APIC never straight to xAPIC; extended without
+    // enabled never.
     const bool enable = (value & kBaseEnable) != 0, extended = (value & kBaseX2apic) != 0;
     const bool was_enabled = (base_ & kBaseEnable) != 0;
-    if ((value & ~uint64_t{0xfffffffff000} & ~(kBaseEnable | kBaseX2apic | kBaseBoot)) != 0 || (extended && !enable)) return false;
+    if ((value & ~uint64_t{0xfffffffff000} & ~(kBaseEnable | kBaseX2apic | kBaseBoot)) != 0 || (extended && !enable))
+      return false;
     if ((value & 0xfffffffff000) != kBaseAddress) return false;  // the page is not movable here
     if (x2apic() && enable && !extended) return false;
     if (!was_enabled && extended) return false;
@@ -215,7 +226,8 @@ void LocalApic::WriteRegister(uint32_t offset, uint64_t value, Monotonic now, Ap
     case kSvr:
       svr_ = low & 0x1ff;
       if (!enabled()) {
-        for (uint32_t at : {kLvtCmci, kLvtTimer, kLvtThermal, kLvtPerf, kLvtLint0, kLvtLint1, kLvtError}) *Lvt(at) |= kLvtMasked;
+        for (uint32_t at : {kLvtCmci, kLvtTimer, kLvtThermal, kLvtPerf, kLvtLint0, kLvtLint1, kLvtError})
+          *Lvt(at) |= kLvtMasked;
       }
       return;
     case kEsr:
@@ -282,8 +294,8 @@ bool LocalApic::Matches(const InterruptMessage& message) const {
   const auto wanted = static_cast<uint8_t>(message.destination);
   const auto own = static_cast<uint8_t>(ldr_ >> 24);
   if (wanted == 0xff) return true;
-  if (dfr_ >> 28 == 0xf) return (wanted & own) != 0;                         // flat
-  return (wanted >> 4) == (own >> 4) && (wanted & own & 0xf) != 0;           // cluster
+  if (dfr_ >> 28 == 0xf) return (wanted & own) != 0;                // flat
+  return (wanted >> 4) == (own >> 4) && (wanted & own & 0xf) != 0;  // cluster
 }
 
 bool LocalApic::Raise(uint8_t vector, bool level) {
@@ -324,7 +336,9 @@ bool LocalApic::Accept(const InterruptMessage& message) {
 
 void LocalApic::PushEvent(VcpuWork work) {
   const auto end = events_.begin() + static_cast<ptrdiff_t>(event_count_);
-  const auto count = [&](VcpuWork::Kind kind) { return std::count_if(events_.begin(), end, [&](const VcpuWork& at) { return at.kind == kind; }); };
+  const auto count = [&](VcpuWork::Kind kind) {
+    return std::count_if(events_.begin(), end, [&](const VcpuWork& at) { return at.kind == kind; });
+  };
   if (work.kind == VcpuWork::Kind::kNmi && count(VcpuWork::Kind::kNmi) >= 2) return;
   if (work.kind == VcpuWork::Kind::kInit) event_count_ = 0;  // what came before has no meaning after a reset
   if (work.kind == VcpuWork::Kind::kSipi && count(VcpuWork::Kind::kSipi) >= 1) return;
@@ -376,7 +390,8 @@ void LocalApic::StartTimer(Monotonic now) {
 uint32_t LocalApic::CurrentCount(Monotonic now) const {
   if (initial_count_ == 0 || !deadline_.has_value()) return 0;
   const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(*deadline_ - now).count();
-  return left <= 0 ? 0 : static_cast<uint32_t>(std::min<uint64_t>(static_cast<uint64_t>(left) / TickNs(), initial_count_));
+  return left <= 0 ? 0
+                   : static_cast<uint32_t>(std::min<uint64_t>(static_cast<uint64_t>(left) / TickNs(), initial_count_));
 }
 
 bool LocalApic::OnTime(Monotonic now) {

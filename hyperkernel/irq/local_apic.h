@@ -1,5 +1,5 @@
-// One local APIC (Intel SDM vol. 3, chapter 11) as a pure state machine: registers in, work for the vCPU and messages out. Time is an
-// argument. Not thread-safe: InterruptController locks it.
+// One local APIC (Intel SDM vol. 3, chapter 11) as a pure state machine: registers in, work for the vCPU and messages
+// out. Time is an argument. Not thread-safe: InterruptController locks it.
 //
 // Invariants:
 //  1. A vector is in IRR or ISR only if it is 16 or more.
@@ -18,7 +18,15 @@
 namespace hk {
 
 // Delivery modes of ICR, I/O APIC entries and MSIs (SDM vol. 3, 11.6.1).
-enum class DeliveryMode : uint8_t { kFixed = 0, kLowestPriority = 1, kSmi = 2, kNmi = 4, kInit = 5, kStartup = 6, kExtInt = 7 };
+enum class DeliveryMode : uint8_t {
+  kFixed = 0,
+  kLowestPriority = 1,
+  kSmi = 2,
+  kNmi = 4,
+  kInit = 5,
+  kStartup = 6,
+  kExtInt = 7
+};
 
 // Destination shorthands of the ICR (SDM vol. 3, 11.6.1).
 enum class Shorthand : uint8_t { kNone = 0, kSelf = 1, kAllIncludingSelf = 2, kAllExcludingSelf = 3 };
@@ -43,7 +51,8 @@ struct ApicEffects {
 // One local APIC.
 class LocalApic {
  public:
-  // Register offsets in the xAPIC page; an x2APIC register's MSR is 0x800 + offset / 16 (SDM vol. 3, tables 11-1 and 11-6).
+  // Register offsets in the xAPIC page; an x2APIC register's MSR is 0x800 + offset / 16 (SDM vol. 3, tables 11-1 and
+  // 11-6).
   enum Register : uint32_t {
     kId = 0x20,
     kVersion = 0x30,

@@ -9,7 +9,9 @@
 namespace hk {
 namespace {
 
-Monotonic Soon() { return std::chrono::steady_clock::now() + std::chrono::seconds(20); }
+Monotonic Soon() {
+  return std::chrono::steady_clock::now() + std::chrono::seconds(20);
+}
 
 TEST(ConsoleLog, ReadersGetEverythingInOrderAndThenTheEnd) {
   ConsoleLog log;

@@ -199,7 +199,8 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   const FrameStore& frames = *parts->frames;
   HK_ASSIGN_OR_RETURN(parts->guests,
                       GuestManager::Open(
-                          parts->store.get(), settings.name, [&frames](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames); },
+                          parts->store.get(), settings.name,
+                          [&frames](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames); },
                           [&frames, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
                             return MakeKvmMachine(spec, generation, frames, clock, events);
                           },

@@ -56,7 +56,9 @@ class GuestManager::Events final : public MachineEvents {
   Events(GuestManager* manager, std::string name, uint64_t generation, std::shared_ptr<ConsoleLog> console)
       : manager_(manager), name_(std::move(name)), generation_(generation), console_(std::move(console)) {}
   void OnConsoleOutput(std::string_view bytes) override { console_->Append(bytes); }
-  void OnEnd(MachineEnd end, const std::string& reason) override { manager_->Report({name_, generation_, end, reason}); }
+  void OnEnd(MachineEnd end, const std::string& reason) override {
+    manager_->Report({name_, generation_, end, reason});
+  }
 
  private:
   GuestManager* const manager_;
@@ -76,18 +78,22 @@ struct GuestManager::Guest {
   std::unique_ptr<Machine> machine;  // after events: it uses them
 };
 
-GuestManager::GuestManager(StateStore* store, std::string node, MachineChecker check, MachineFactory make, const Clock& clock)
+GuestManager::GuestManager(StateStore* store, std::string node, MachineChecker check, MachineFactory make,
+                           const Clock& clock)
     : store_(store), node_(std::move(node)), check_(std::move(check)), make_(std::move(make)), clock_(clock) {}
 
-absl::StatusOr<std::unique_ptr<GuestManager>> GuestManager::Open(StateStore* store, std::string node, MachineChecker check,
-                                                                 MachineFactory make, const Clock& clock) {
-  std::unique_ptr<GuestManager> manager(new GuestManager(store, std::move(node), std::move(check), std::move(make), clock));
+absl::StatusOr<std::unique_ptr<GuestManager>> GuestManager::Open(StateStore* store, std::string node,
+                                                                 MachineChecker check, MachineFactory make,
+                                                                 const Clock& clock) {
+  std::unique_ptr<GuestManager> manager(
+      new GuestManager(store, std::move(node), std::move(check), std::move(make), clock));
   HK_ASSIGN_OR_RETURN(const auto entries, store->List(kKeyPrefix));
   {
     MutexLock lock(&manager->mutex_);
     for (const auto& [key, value] : entries) {
       auto guest = std::make_unique<Guest>();
-      if (!guest->record.ParseFromString(value)) return absl::DataLossError(fmt::format("state store: {} is damaged", key));
+      if (!guest->record.ParseFromString(value))
+        return absl::DataLossError(fmt::format("state store: {} is damaged", key));
       guest->since = clock.Wall();
       const std::string name = guest->record.spec().name();
       manager->guests_[name] = std::move(guest);
@@ -138,9 +144,11 @@ absl::StatusOr<v1::Vm> GuestManager::Create(const v1::VmSpec& spec, bool dry_run
   guest->since = clock_.Wall();
   MutexLock lock(&mutex_);
   if (guests_.count(complete.name()) != 0) {
-    return absl::AlreadyExistsError(fmt::format("vm '{}' is defined already; see hkctl vm show {}", complete.name(), complete.name()));
+    return absl::AlreadyExistsError(
+        fmt::format("vm '{}' is defined already; see hkctl vm show {}", complete.name(), complete.name()));
   }
-  if (guests_.size() >= kMaxGuests) return absl::ResourceExhaustedError(fmt::format("{} machines are defined, which is the most", kMaxGuests));
+  if (guests_.size() >= kMaxGuests)
+    return absl::ResourceExhaustedError(fmt::format("{} machines are defined, which is the most", kMaxGuests));
   if (dry_run) return View(*guest);
   HK_RETURN_IF_ERROR(store_->Put(kKeyPrefix + complete.name(), guest->record));
   const v1::Vm view = View(*guest);
@@ -203,7 +211,8 @@ absl::Status GuestManager::Delete(const std::string& name) {
   MutexLock lock(&mutex_);
   HK_ASSIGN_OR_RETURN(Guest * guest, FindIdle(name));
   if (guest->machine != nullptr) {
-    return absl::FailedPreconditionError(fmt::format("vm '{}' is {}; stop it first (hkctl vm stop {} --force)", name, NameOf(guest->state), name));
+    return absl::FailedPreconditionError(
+        fmt::format("vm '{}' is {}; stop it first (hkctl vm stop {} --force)", name, NameOf(guest->state), name));
   }
   HK_RETURN_IF_ERROR(store_->Delete(kKeyPrefix + name));
   guests_.erase(name);
@@ -218,7 +227,8 @@ absl::Status GuestManager::Start(const std::string& name, bool keep_console) {
   {
     MutexLock lock(&mutex_);
     HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
-    if (guest->machine != nullptr) return absl::FailedPreconditionError(fmt::format("vm '{}' is {} already", name, NameOf(guest->state)));
+    if (guest->machine != nullptr)
+      return absl::FailedPreconditionError(fmt::format("vm '{}' is {} already", name, NameOf(guest->state)));
     guest->record.set_generation(guest->record.generation() + 1);
     HK_RETURN_IF_ERROR(store_->Put(kKeyPrefix + name, guest->record));
     spec = guest->record.spec();
@@ -249,7 +259,8 @@ absl::Status GuestManager::ForceStop(const std::string& name, v1::VmState state,
   {
     MutexLock lock(&mutex_);
     HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
-    if (guest->machine == nullptr) return absl::FailedPreconditionError(fmt::format("vm '{}' is {}", name, NameOf(guest->state)));
+    if (guest->machine == nullptr)
+      return absl::FailedPreconditionError(fmt::format("vm '{}' is {}", name, NameOf(guest->state)));
     guest->busy = true;
     machine = std::move(guest->machine);
     events = std::move(guest->events);
@@ -271,7 +282,8 @@ absl::Status GuestManager::PauseOrUnpause(const std::string& name, bool pause) {
     HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
     const v1::VmState from = pause ? v1::VM_STATE_RUNNING : v1::VM_STATE_PAUSED;
     if (guest->state != from) {
-      return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not {}", name, NameOf(guest->state), NameOf(from)));
+      return absl::FailedPreconditionError(
+          fmt::format("vm '{}' is {}, not {}", name, NameOf(guest->state), NameOf(from)));
     }
     guest->busy = true;
     machine = guest->machine.get();
@@ -299,7 +311,8 @@ absl::Status GuestManager::Reset(const std::string& name) {
   {
     MutexLock lock(&mutex_);
     HK_ASSIGN_OR_RETURN(const Guest* guest, FindIdle(name));
-    if (!IsLive(guest->state)) return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running", name, NameOf(guest->state)));
+    if (!IsLive(guest->state))
+      return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running", name, NameOf(guest->state)));
   }
   HK_RETURN_IF_ERROR(ForceStop(name, v1::VM_STATE_STOPPED, "reset"));
   return Start(name, true);
@@ -340,7 +353,9 @@ absl::StatusOr<std::shared_ptr<const ConsoleLog>> GuestManager::Console(const st
   MutexLock lock(&mutex_);
   const auto found = guests_.find(name);
   if (found == guests_.end()) return NotFound(name);
-  if (found->second->console == nullptr) return absl::FailedPreconditionError(fmt::format("vm '{}' has not run since this daemon started; hkctl vm start {}", name, name));
+  if (found->second->console == nullptr)
+    return absl::FailedPreconditionError(
+        fmt::format("vm '{}' has not run since this daemon started; hkctl vm start {}", name, name));
   return std::shared_ptr<const ConsoleLog>(found->second->console);
 }
 
@@ -387,13 +402,16 @@ void GuestManager::HandleEnd(const Ended& ended) {
     restart = restart || (ended.end == MachineEnd::kCrash && (*guest)->record.spec().on_crash() == v1::ON_CRASH_RESET);
   }
   const v1::VmState state = ended.end == MachineEnd::kCrash ? v1::VM_STATE_CRASHED : v1::VM_STATE_STOPPED;
-  const std::string reason = ended.end == MachineEnd::kCrash ? ended.reason : ended.end == MachineEnd::kReset ? "reset by the guest" : "powered off by the guest";
+  const std::string reason = ended.end == MachineEnd::kCrash   ? ended.reason
+                             : ended.end == MachineEnd::kReset ? "reset by the guest"
+                                                               : "powered off by the guest";
   absl::Status status = ForceStop(ended.name, state, reason);
   if (status.ok() && restart) status = Start(ended.name, true);
   if (!status.ok()) log::Error("guest", "end of a guest", {{"guest", ended.name}, {"error", MessageOf(status)}});
   MutexLock lock(&mutex_);
   const auto found = guests_.find(ended.name);
-  if (found != guests_.end() && found->second->machine == nullptr && !found->second->busy) found->second->console->End();
+  if (found != guests_.end() && found->second->machine == nullptr && !found->second->busy)
+    found->second->console->End();
 }
 
 }  // namespace hk

@@ -55,7 +55,8 @@ class GuestManagerTest : public testing::Test {
     store_ = *StateStore::Open(directory_ + "/state");
     manager_ = *GuestManager::Open(
         store_.get(), "n", [](const v1::VmSpec&) { return absl::OkStatus(); },
-        [this](const v1::VmSpec&, uint64_t generation, MachineEvents* events) -> absl::StatusOr<std::unique_ptr<Machine>> {
+        [this](const v1::VmSpec&, uint64_t generation,
+               MachineEvents* events) -> absl::StatusOr<std::unique_ptr<Machine>> {
           if (!fail_.ok()) return fail_;
           generation_ = generation;
           auto machine = std::make_unique<FakeMachine>(events, &alive_);
@@ -95,7 +96,8 @@ class GuestManagerTest : public testing::Test {
 TEST_F(GuestManagerTest, TheTableOfStatesHolds) {
   Create();
   EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED);
-  for (const auto action : {v1::VM_ACTION_STOP, v1::VM_ACTION_FORCE_STOP, v1::VM_ACTION_RESET, v1::VM_ACTION_PAUSE, v1::VM_ACTION_UNPAUSE}) {
+  for (const auto action : {v1::VM_ACTION_STOP, v1::VM_ACTION_FORCE_STOP, v1::VM_ACTION_RESET, v1::VM_ACTION_PAUSE,
+                            v1::VM_ACTION_UNPAUSE}) {
     EXPECT_EQ(Do(action).code(), absl::StatusCode::kFailedPrecondition) << action;
   }
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());

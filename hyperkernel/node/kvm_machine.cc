@@ -21,12 +21,16 @@
 namespace hk {
 namespace {
 
-// A vCPU leaves KVM_RUN within microseconds of a kick; one that waits for a page of a slow disk or peer, within its time-out.
+// A vCPU leaves KVM_RUN within microseconds of a kick; one that waits for a page of a slow disk or peer, within its
+// time-out.
 constexpr std::chrono::seconds kPauseDeadline(5);
 constexpr std::chrono::seconds kStopDeadline(10);
 
 LinuxBootSpec BootSpecOf(const v1::VmSpec& spec) {
-  return {.kernel_path = spec.kernel(), .initrd_path = spec.initrd(), .command_line = spec.cmdline(), .ram_bytes = spec.memory_mib() << 20};
+  return {.kernel_path = spec.kernel(),
+          .initrd_path = spec.initrd(),
+          .command_line = spec.cmdline(),
+          .ram_bytes = spec.memory_mib() << 20};
 }
 
 CpuModelSpec CpuSpecOf(const v1::VmSpec& spec) {
@@ -60,7 +64,8 @@ class MemoryWriter final : public GuestWriter {
 // One running guest. Members are in the order they depend on one another; the destructor stops the vCPUs first.
 class KvmMachine final : public Machine, private ExitHandler, private VcpuWaker {
  public:
-  KvmMachine(const v1::VmSpec& spec, const Clock& clock, MachineEvents* events) : spec_(spec), clock_(clock), events_(events) {}
+  KvmMachine(const v1::VmSpec& spec, const Clock& clock, MachineEvents* events)
+      : spec_(spec), clock_(clock), events_(events) {}
   ~KvmMachine() override;
 
   absl::Status Build(uint64_t generation, const FrameStore& frames);
@@ -83,7 +88,9 @@ class KvmMachine final : public Machine, private ExitHandler, private VcpuWaker 
   void PortRead(uint16_t port, std::span<std::byte> data) override { devices_->ports().Read(port, data); }
   void PortWrite(uint16_t port, std::span<const std::byte> data) override { devices_->ports().Write(port, data); }
   void MmioRead(Gpa address, std::span<std::byte> data) override { devices_->mmio().Read(address.value(), data); }
-  void MmioWrite(Gpa address, std::span<const std::byte> data) override { devices_->mmio().Write(address.value(), data); }
+  void MmioWrite(Gpa address, std::span<const std::byte> data) override {
+    devices_->mmio().Write(address.value(), data);
+  }
   void OnGuestFailure(VcpuId vcpu, const std::string& reason) override {
     End(MachineEnd::kCrash, fmt::format("vCPU {}: {}", vcpu.value(), reason));
   }
@@ -143,15 +150,16 @@ absl::Status KvmMachine::BuildVcpus() {
   const uint64_t offset = uint64_t{0} - __rdtsc();
   if (vm_->facts().tsc_khz != 0) {
     const auto wall = std::chrono::duration_cast<std::chrono::nanoseconds>(clock_.Wall().time_since_epoch());
-    pv_clock_ = std::make_unique<PvClock>(PvClockOrigin{.wall_ns = static_cast<uint64_t>(wall.count()), .tsc_khz = vm_->facts().tsc_khz},
-                                          spec_.vcpus(),
-                                          [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
+    pv_clock_ = std::make_unique<PvClock>(
+        PvClockOrigin{.wall_ns = static_cast<uint64_t>(wall.count()), .tsc_khz = vm_->facts().tsc_khz}, spec_.vcpus(),
+        [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
   }
   for (uint32_t i = 0; i < spec_.vcpus(); i++) {
     const VcpuId id(i);
-    HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> vcpu,
-                        Vcpu::Create(vm_.get(), {.id = id, .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset},
-                                     {.devices = this, .interrupts = interrupts_->vcpu(id), .clock = pv_clock_.get()}));
+    HK_ASSIGN_OR_RETURN(
+        std::unique_ptr<Vcpu> vcpu,
+        Vcpu::Create(vm_.get(), {.id = id, .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset},
+                     {.devices = this, .interrupts = interrupts_->vcpu(id), .clock = pv_clock_.get()}));
     vcpus_.push_back(std::move(vcpu));
   }
   running_.store(true, std::memory_order_release);
@@ -162,20 +170,24 @@ absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames) {
   HK_ASSIGN_OR_RETURN(vm_, Vm::Create(spec_.vcpus()));
   HK_RETURN_IF_ERROR(BuildMemory(generation, frames));
   interrupts_ = std::make_unique<InterruptController>(spec_.vcpus(), this, clock_);
-  HK_ASSIGN_OR_RETURN(devices_, MachineDevices::Create(interrupts_.get(), clock_, {
-      .console_output = [this](std::string_view bytes) { events_->OnConsoleOutput(bytes); },
-      .request = [this](GuestRequest request) {
-        switch (request) {
-          case GuestRequest::kReset:
-            return End(MachineEnd::kReset, "");
-          case GuestRequest::kPowerOff:
-            return End(MachineEnd::kPowerOff, "");
-          case GuestRequest::kPanicked:
-            return End(MachineEnd::kCrash, "the guest's kernel panicked (pvpanic)");
-          case GuestRequest::kCrashLoaded:
-            return log::Warning("guest", "the guest's kernel panicked and runs its crash kernel", {{"guest", spec_.name()}});
-        }
-      }}));
+  HK_ASSIGN_OR_RETURN(
+      devices_, MachineDevices::Create(
+                    interrupts_.get(), clock_,
+                    {.console_output = [this](std::string_view bytes) { events_->OnConsoleOutput(bytes); },
+                     .request =
+                         [this](GuestRequest request) {
+                           switch (request) {
+                             case GuestRequest::kReset:
+                               return End(MachineEnd::kReset, "");
+                             case GuestRequest::kPowerOff:
+                               return End(MachineEnd::kPowerOff, "");
+                             case GuestRequest::kPanicked:
+                               return End(MachineEnd::kCrash, "the guest's kernel panicked (pvpanic)");
+                             case GuestRequest::kCrashLoaded:
+                               return log::Warning("guest", "the guest's kernel panicked and runs its crash kernel",
+                                                   {{"guest", spec_.name()}});
+                           }
+                         }}));
   return BuildVcpus();
 }
 
@@ -221,15 +233,16 @@ uint64_t KvmMachine::exits() const {
 absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames) {
   HK_RETURN_IF_ERROR(LinuxBoot::Plan(BootSpecOf(spec)).status());
   if ((spec.memory_mib() << 20) > frames.budget_bytes()) {
-    return absl::ResourceExhaustedError(fmt::format("memory_mib: {} is more than this node's frame_store.budget_mib {}", spec.memory_mib(),
-                                                    frames.budget_bytes() >> 20));
+    return absl::ResourceExhaustedError(fmt::format("memory_mib: {} is more than this node's frame_store.budget_mib {}",
+                                                    spec.memory_mib(), frames.budget_bytes() >> 20));
   }
   HK_ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, Vm::Create(spec.vcpus()));
   return CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec)).status();
 }
 
-absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames,
-                                                        const Clock& clock, MachineEvents* events) {
+absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, uint64_t generation,
+                                                        const FrameStore& frames, const Clock& clock,
+                                                        MachineEvents* events) {
   auto machine = std::make_unique<KvmMachine>(spec, clock, events);
   HK_RETURN_IF_ERROR(machine->Build(generation, frames));
   HK_RETURN_IF_ERROR(machine->Run());

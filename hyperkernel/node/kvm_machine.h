@@ -11,7 +11,8 @@ namespace hk {
 absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames);
 
 // Makes a machine and lets it run. `frames`, `clock` and `events` outlive it. Errors: one line, what could not be made.
-absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames,
-                                                        const Clock& clock, MachineEvents* events);
+absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, uint64_t generation,
+                                                        const FrameStore& frames, const Clock& clock,
+                                                        MachineEvents* events);
 
 }  // namespace hk

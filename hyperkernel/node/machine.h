@@ -1,4 +1,5 @@
-// A running guest as the manager sees it: the seam between the life of a machine (states, orders) and what it is made of.
+// A running guest as the manager sees it: the seam between the life of a machine (states, orders) and what it is made
+// of.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +44,7 @@ class Machine {
 // Checks that a machine could be made here now (files, memory) without making it. Errors: one line.
 using MachineChecker = std::function<absl::Status(const v1::VmSpec& spec)>;
 // Makes a machine and lets it run. `events` outlives it.
-using MachineFactory =
-    std::function<absl::StatusOr<std::unique_ptr<Machine>>(const v1::VmSpec& spec, uint64_t generation, MachineEvents* events)>;
+using MachineFactory = std::function<absl::StatusOr<std::unique_ptr<Machine>>(
+    const v1::VmSpec& spec, uint64_t generation, MachineEvents* events)>;
 
 }  // namespace hk

@@ -44,8 +44,10 @@ class StandardDevices final : public MachineDevices {
       : sink_(interrupts),
         io_apic_(interrupts),
         serial_(&sink_, kPinSerial,
-                {.output = [out = std::move(events.console_output)](
-                               std::span<const std::byte> data) { out({reinterpret_cast<const char*>(data.data()), data.size()}); },
+                {.output =
+                     [out = std::move(events.console_output)](std::span<const std::byte> data) {
+                       out({reinterpret_cast<const char*>(data.data()), data.size()});
+                     },
                  .room = [] {}}),
         rtc_(&clock),
         power_(&sink_, kPinAcpiEvents, events.request),
@@ -56,7 +58,9 @@ class StandardDevices final : public MachineDevices {
 
   Bus& ports() override { return ports_; }
   Bus& mmio() override { return mmio_; }
-  size_t ConsoleInput(std::string_view bytes) override { return serial_.Input(std::as_bytes(std::span(bytes.data(), bytes.size()))); }
+  size_t ConsoleInput(std::string_view bytes) override {
+    return serial_.Input(std::as_bytes(std::span(bytes.data(), bytes.size())));
+  }
   void PressPowerButton() override { power_.PressPowerButton(); }
 
  private:
@@ -85,8 +89,8 @@ absl::Status StandardDevices::Wire() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<MachineDevices>> MachineDevices::Create(InterruptController* interrupts, const Clock& clock,
-                                                                       MachineDeviceEvents events) {
+absl::StatusOr<std::unique_ptr<MachineDevices>> MachineDevices::Create(InterruptController* interrupts,
+                                                                       const Clock& clock, MachineDeviceEvents events) {
   auto devices = std::make_unique<StandardDevices>(interrupts, clock, std::move(events));
   HK_RETURN_IF_ERROR(devices->Wire());
   return devices;

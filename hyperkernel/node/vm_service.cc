@@ -35,7 +35,8 @@ void FollowConsole(const ConsoleLog& log, const grpc::ServerContext& context, Co
 
 }  // namespace
 
-grpc::Status AdminService::CreateVm(grpc::ServerContext* context, const v1::CreateVmRequest* request, v1::CreateVmResponse* response) {
+grpc::Status AdminService::CreateVm(grpc::ServerContext* context, const v1::CreateVmRequest* request,
+                                    v1::CreateVmResponse* response) {
   return Serve(metrics_, "CreateVm", *context, Role::kAdmin, [&] {
     absl::StatusOr<v1::Vm> vm = guests_->Create(request->spec(), request->dry_run());
     if (vm.ok()) *response->mutable_vm() = *std::move(vm);
@@ -43,14 +44,16 @@ grpc::Status AdminService::CreateVm(grpc::ServerContext* context, const v1::Crea
   });
 }
 
-grpc::Status AdminService::ListVms(grpc::ServerContext* context, const v1::ListVmsRequest*, v1::ListVmsResponse* response) {
+grpc::Status AdminService::ListVms(grpc::ServerContext* context, const v1::ListVmsRequest*,
+                                   v1::ListVmsResponse* response) {
   return Serve(metrics_, "ListVms", *context, Role::kViewer, [&] {
     for (v1::Vm& vm : guests_->List()) *response->add_vms() = std::move(vm);
     return grpc::Status::OK;
   });
 }
 
-grpc::Status AdminService::GetVm(grpc::ServerContext* context, const v1::GetVmRequest* request, v1::GetVmResponse* response) {
+grpc::Status AdminService::GetVm(grpc::ServerContext* context, const v1::GetVmRequest* request,
+                                 v1::GetVmResponse* response) {
   return Serve(metrics_, "GetVm", *context, Role::kViewer, [&] {
     absl::StatusOr<v1::Vm> vm = guests_->Get(request->name());
     if (vm.ok()) *response->mutable_vm() = *std::move(vm);
@@ -58,11 +61,13 @@ grpc::Status AdminService::GetVm(grpc::ServerContext* context, const v1::GetVmRe
   });
 }
 
-grpc::Status AdminService::DeleteVm(grpc::ServerContext* context, const v1::DeleteVmRequest* request, v1::DeleteVmResponse*) {
+grpc::Status AdminService::DeleteVm(grpc::ServerContext* context, const v1::DeleteVmRequest* request,
+                                    v1::DeleteVmResponse*) {
   return Serve(metrics_, "DeleteVm", *context, Role::kAdmin, [&] { return ToGrpc(guests_->Delete(request->name())); });
 }
 
-grpc::Status AdminService::ControlVm(grpc::ServerContext* context, const v1::ControlVmRequest* request, v1::ControlVmResponse* response) {
+grpc::Status AdminService::ControlVm(grpc::ServerContext* context, const v1::ControlVmRequest* request,
+                                     v1::ControlVmResponse* response) {
   return Serve(metrics_, "ControlVm", *context, Role::kAdmin, [&] {
     absl::StatusOr<v1::Vm> vm = guests_->Control(request->name(), request->action());
     if (vm.ok()) *response->mutable_vm() = *std::move(vm);
@@ -73,7 +78,8 @@ grpc::Status AdminService::ControlVm(grpc::ServerContext* context, const v1::Con
 grpc::Status AdminService::Console(grpc::ServerContext* context, ConsoleStream* stream) {
   return Serve(metrics_, "Console", *context, Role::kAdmin, [&] {
     v1::ConsoleRequest first;
-    if (!stream->Read(&first)) return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "a console needs a machine's name");
+    if (!stream->Read(&first))
+      return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "a console needs a machine's name");
     const std::string name = first.name();
     const auto log = guests_->Console(name);
     if (!log.ok()) return ToGrpc(log.status());

@@ -42,7 +42,8 @@ TEST(VmSpec, EachBadFieldGetsItsOneLine) {
       {"name: 'a' memory_mib: 64 kernel: '/k' cpu { profile: 'fast' }", "cpu.profile:"},
       {"name: 'a' memory_mib: 64 kernel: '/k' disks { path: 'x' }", "disks[0].path:"},
       {"name: 'a' memory_mib: 64 kernel: '/k' disks { path: '/x' } disks { path: '/x' }", "disks[1].path:"},
-      {"name: 'a' memory_mib: 64 kernel: '/k' disks { path: '/x' serial: '123456789012345678901' }", "disks[0].serial:"},
+      {"name: 'a' memory_mib: 64 kernel: '/k' disks { path: '/x' serial: '123456789012345678901' }",
+       "disks[0].serial:"},
   };
   for (const auto& bad : cases) {
     const std::string message = MessageOf(CompleteVmSpec(Parse(bad.text)).status());

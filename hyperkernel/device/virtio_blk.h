@@ -1,0 +1,112 @@
+// The block device (virtio 1.2: 5.2) over a raw image, with io_uring: reads and writes go between the image and the
+// guest's pages, in any number at once, flush is fdatasync.
+//
+// Belongs to its worker, which also owns the io_uring. Destroyed after its transport, which stops it.
+//
+// Invariants:
+//  1. A request's chain is open from Pop until the kernel has finished with its pages.
+//  2. At most kRequests requests are in flight; a queue that finds none free is looked at again when one is.
+//  3. A request is answered once, with a status byte, also if memory was blocked meanwhile (then when it is not).
+#pragma once
+
+#include <liburing.h>
+#include <sys/uio.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "hyperkernel/device/disk_image.h"
+#include "hyperkernel/device/token_bucket.h"
+#include "hyperkernel/device/virtio_device.h"
+
+namespace hk {
+
+// One disk.
+class VirtioBlk final : public VirtioDevice {
+ public:
+  static constexpr uint16_t kQueueSize = 256;
+  static constexpr uint16_t kMaxQueues = 16;
+  static constexpr size_t kRequests = 128;
+  static constexpr size_t kSerialBytes = 20;
+  static constexpr uint32_t kMaxZeroSectors = 32768;  // one discard or write-zeroes: 16 MiB
+
+  // Beyond the image. Plain value.
+  struct Options {
+    std::string serial = {};  // at most kSerialBytes are shown
+    uint16_t queues = 1;      // 1 to kMaxQueues
+    uint64_t bps_limit = 0;   // bytes per second read and written together; 0: none
+  };
+
+  // Errors: kInvalidArgument for the options, errno of io_uring_setup.
+  static absl::StatusOr<std::unique_ptr<VirtioBlk>> Create(DiskImage image, Options options);
+  ~VirtioBlk() override;
+
+  uint16_t type() const override { return 2; }
+  uint64_t features() const override;
+  std::span<const uint16_t> queue_sizes() const override { return queue_sizes_; }
+  uint32_t class_code() const override { return 0x018000; }  // mass storage
+  void ReadConfig(uint64_t offset, std::span<std::byte> data) override;
+
+  void Activate(VirtioRun* run) override;
+  void OnDoorbell(uint16_t queue) override;
+  void Stop() override;
+
+ private:
+  // A request in flight, or a free slot.
+  struct Request {
+    DescriptorChain chain{kQueueSize + 8};
+    std::vector<iovec> iov;  // what is left to do
+    size_t iov_first = 0;    // of those in `iov`
+    uint16_t queue = 0;
+    uint32_t type = 0;
+    uint64_t offset = 0;      // in the image, of what is left
+    uint64_t bytes = 0;       // left
+    uint64_t data_bytes = 0;  // written to the guest on success
+    int mode = 0;             // fallocate
+  };
+  // A request that is answered but not yet in the used ring.
+  struct Done {
+    uint16_t head = 0;
+    uint32_t written = 0;
+  };
+
+  VirtioBlk(DiskImage image, Options options);
+  // Starts a request that was popped. Errors: the driver broke the protocol.
+  absl::Status Begin(Request* request);
+  void BeginTransfer(Request* request, bool write);
+  void BeginZeroing(Request* request);
+  void BeginIdentify(Request* request);
+  // False if a piece of memory does not suit O_DIRECT.
+  bool GatherData(Request* request, bool write);
+  void Submit(Request* request);
+  void TransferThroughBounce(Request* request, bool write);
+  bool WriteZeros(uint64_t offset, uint64_t bytes);
+  void OnCompletions();
+  void OnCompletion(Request* request, int result);
+  // Writes the status, releases the chain, frees the slot.
+  void Finish(Request* request, uint8_t status);
+  void AddDone(uint16_t index, Virtqueue* queue);
+  void PublishDone();
+  void SubmitAll();
+  void SetTimer(Monotonic when);
+
+  const DiskImage image_;
+  const Options options_;
+  const std::vector<uint16_t> queue_sizes_;
+  io_uring ring_{};
+  bool ring_ready_ = false;
+  std::unique_ptr<std::byte, decltype(&std::free)> bounce_;
+  std::vector<std::unique_ptr<Request>> requests_;
+  std::vector<Request*> free_;
+  std::vector<std::vector<Done>> done_;  // per queue
+  size_t in_flight_ = 0;                 // in the kernel
+  uint64_t starved_ = 0;                 // queues that wait for a free slot, one bit each
+  TokenBucket bucket_;
+  VirtioRun* run_ = nullptr;
+};
+
+}  // namespace hk

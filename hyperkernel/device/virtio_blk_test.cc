@@ -1,0 +1,296 @@
+#include "hyperkernel/device/virtio_blk.h"
+
+#include <fcntl.h>
+#include <linux/virtio_blk.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "hyperkernel/device/testing_virtio.h"
+
+namespace hk {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr uint64_t kHeader = 0x200000, kStatus = 0x201000, kData = 0x210000;
+constexpr uint64_t kImageBytes = 8 << 20;
+
+class TemporaryImage {
+ public:
+  TemporaryImage() {
+    char pattern[] = "hk_disk_test.XXXXXX";  // in the working directory: a file system that may have O_DIRECT
+    directory_ = std::filesystem::absolute(::mkdtemp(pattern));
+    Write(std::string(kImageBytes, 'i'));
+  }
+  ~TemporaryImage() { std::filesystem::remove_all(directory_); }
+  std::string path() const { return directory_ + "/image"; }
+  std::string directory() const { return directory_; }
+  void Write(const std::string& text) { std::ofstream(path(), std::ios::binary) << text; }
+  std::string Read(size_t offset, size_t bytes) const {
+    std::ifstream in(path(), std::ios::binary);
+    in.seekg(static_cast<std::streamoff>(offset));
+    std::string text(bytes, '?');
+    in.read(text.data(), static_cast<std::streamsize>(bytes));
+    return text;
+  }
+
+ private:
+  std::string directory_;
+};
+
+// A disk with two queues, buffered or with O_DIRECT.
+class VirtioBlkTest : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override { Open({}); }
+  void Open(VirtioBlk::Options options, bool read_only = false) {
+    machine_.reset();
+    disk_.reset();
+    options.queues = std::max<uint16_t>(options.queues, 2);
+    auto image = DiskImage::Open({.path = image_.path(), .read_only = read_only, .buffered = GetParam()});
+    if (!image.ok() && !GetParam()) GTEST_SKIP() << image.status();
+    ASSERT_TRUE(image.ok()) << image.status();
+    auto disk = VirtioBlk::Create(*std::move(image), std::move(options));
+    ASSERT_TRUE(disk.ok()) << disk.status();
+    disk_ = *std::move(disk);
+    machine_ = std::make_unique<TestVirtioMachine>(disk_.get());
+    ASSERT_TRUE(machine_->Start());
+  }
+  void SetHeader(uint32_t type, uint64_t sector, uint64_t at = kHeader) {
+    const virtio_blk_outhdr header{type, 0, sector};
+    machine_->drivers[0]->SetText(at, std::string(reinterpret_cast<const char*>(&header), sizeof(header)));
+  }
+  // Makes a request; its status, or -1 if it is not answered.
+  int Do(uint32_t type, uint64_t sector, const std::vector<TestBuffer>& data, uint16_t queue = 0) {
+    SetHeader(type, sector);
+    machine_->memory.Find(Gpa(kStatus), 1)[0] = std::byte{0xee};
+    std::vector<TestBuffer> buffers = {{kHeader, 16, false}};
+    buffers.insert(buffers.end(), data.begin(), data.end());
+    buffers.push_back({kStatus, 1, true});
+    written_ = machine_->Do(queue, buffers);
+    return written_ ? static_cast<int>(machine_->memory.Find(Gpa(kStatus), 1)[0]) : -1;
+  }
+  void SetText(uint64_t at, const std::string& text) { machine_->drivers[0]->SetText(at, text); }
+  std::string Text(uint64_t at, size_t bytes) { return machine_->drivers[0]->Text(at, bytes); }
+
+  TemporaryImage image_;
+  std::unique_ptr<VirtioBlk> disk_;
+  std::unique_ptr<TestVirtioMachine> machine_;
+  std::optional<uint32_t> written_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Cache, VirtioBlkTest, testing::Bool(),
+                         [](const auto& param) { return param.param ? "Buffered" : "Direct"; });
+
+TEST_P(VirtioBlkTest, ReadsAndWrites) {
+  SetText(kData, std::string(4096, 'w'));
+  EXPECT_EQ(Do(VIRTIO_BLK_T_OUT, 16, {{kData, 4096, false}}), VIRTIO_BLK_S_OK);
+  EXPECT_EQ(written_, 1u);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_FLUSH, 0, {}), VIRTIO_BLK_S_OK);
+  EXPECT_EQ(image_.Read(8192 - 1, 4098), "i" + std::string(4096, 'w') + "i");
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, 8, {{kData, 4096, true}, {kData + 0x3000, 8192, true}}, 1), VIRTIO_BLK_S_OK);
+  EXPECT_EQ(written_, 3u * 4096 + 1);
+  EXPECT_EQ(Text(kData, 4096) + Text(kData + 0x3000, 8192),
+            std::string(4096, 'i') + std::string(4096, 'w') + std::string(4096, 'i'));
+}
+
+TEST_P(VirtioBlkTest, AnyDescriptorLayout) {
+  SetHeader(VIRTIO_BLK_T_IN, 1);
+  // Header in two, data with the status byte at its end, nothing aligned.
+  EXPECT_EQ(machine_->Do(0, {{kHeader, 3, false},
+                             {kHeader + 3, 13, false},
+                             {kData + 1, 100, true},
+                             {kData + 0x1003, 412 + 4096, true},
+                             {kData + 0x4000, 513 - 512, true}}),
+            4096u + 512 + 1);
+  EXPECT_EQ(Text(kData + 1, 100), std::string(100, 'i'));
+  EXPECT_EQ(Text(kData + 0x1003, 4508), std::string(4508, 'i'));
+  EXPECT_EQ(Text(kData + 0x4000, 1), std::string(1, '\0'));
+  SetText(kData + 5, std::string(4096, 'u'));
+  EXPECT_EQ(Do(VIRTIO_BLK_T_OUT, 8, {{kData + 5, 4096, false}}), VIRTIO_BLK_S_OK);
+  EXPECT_EQ(image_.Read(4095, 4098), "i" + std::string(4096, 'u') + "i");
+}
+
+TEST_P(VirtioBlkTest, RefusesWhatIsOutside) {
+  const uint64_t sectors = kImageBytes / 512;
+  for (uint64_t sector : {sectors, sectors - 7, ~uint64_t{0}, uint64_t{1} << 55, uint64_t{1} << 54}) {
+    EXPECT_EQ(Do(VIRTIO_BLK_T_IN, sector, {{kData, 4096, true}}), VIRTIO_BLK_S_IOERR) << sector;
+    EXPECT_EQ(Do(VIRTIO_BLK_T_OUT, sector, {{kData, 4096, false}}), VIRTIO_BLK_S_IOERR) << sector;
+  }
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, sectors - 8, {{kData, 4096, true}}), VIRTIO_BLK_S_OK);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, 0, {{kData, 100, true}}), VIRTIO_BLK_S_IOERR) << "not whole sectors";
+  EXPECT_EQ(Do(99, 0, {{kData, 512, true}}), VIRTIO_BLK_S_UNSUPP);
+  EXPECT_EQ(std::filesystem::file_size(image_.path()), kImageBytes);
+}
+
+TEST_P(VirtioBlkTest, DiscardsAndZeroes) {
+  auto segment = [&](uint64_t sector, uint32_t count, uint32_t flags) {
+    const virtio_blk_discard_write_zeroes value{sector, count, flags};
+    SetText(kData, std::string(reinterpret_cast<const char*>(&value), sizeof(value)));
+  };
+  segment(8, 16, 0);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_WRITE_ZEROES, 0, {{kData, 16, false}}), VIRTIO_BLK_S_OK);
+  segment(64, 8, 1);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_WRITE_ZEROES, 0, {{kData, 16, false}}), VIRTIO_BLK_S_OK);
+  EXPECT_EQ(image_.Read(4095, 8194), "i" + std::string(8192, '\0') + "i");
+  EXPECT_EQ(image_.Read(32768 - 1, 4098), "i" + std::string(4096, '\0') + "i");
+  segment(128, 8, 0);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_DISCARD, 0, {{kData, 16, false}}), VIRTIO_BLK_S_OK);
+  segment(128, 8, 1);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_DISCARD, 0, {{kData, 16, false}}), VIRTIO_BLK_S_UNSUPP) << "unmap is not for discard";
+  EXPECT_EQ(Do(VIRTIO_BLK_T_DISCARD, 0, {{kData, 15, false}}), VIRTIO_BLK_S_IOERR);
+  segment(kImageBytes / 512 - 1, 2, 0);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_WRITE_ZEROES, 0, {{kData, 16, false}}), VIRTIO_BLK_S_IOERR);
+  segment(~0ull, 1, 0);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_DISCARD, 0, {{kData, 16, false}}), VIRTIO_BLK_S_IOERR);
+}
+
+TEST_P(VirtioBlkTest, TellsItsSerialAndConfiguration) {
+  Open({.serial = "disk-0"});
+  EXPECT_EQ(Do(VIRTIO_BLK_T_GET_ID, 0, {{kData, 20, true}}), VIRTIO_BLK_S_OK);
+  EXPECT_EQ(Text(kData, 20), "disk-0" + std::string(14, '\0'));
+  const uint64_t config = machine_->bar + VirtioPci::kDeviceOffset;
+  EXPECT_EQ(machine_->Read(config, 8), kImageBytes / 512);
+  EXPECT_EQ(machine_->Read(config + offsetof(virtio_blk_config, num_queues), 2), 2u);
+}
+
+TEST_P(VirtioBlkTest, ReadOnlyIsReadOnly) {
+  Open({}, true);
+  EXPECT_NE(machine_->features & 1 << VIRTIO_BLK_F_RO, 0u);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_OUT, 0, {{kData, 4096, false}}), VIRTIO_BLK_S_IOERR);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_DISCARD, 0, {{kData, 16, false}}), VIRTIO_BLK_S_IOERR);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_FLUSH, 0, {}), VIRTIO_BLK_S_OK);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, 0, {{kData, 4096, true}}), VIRTIO_BLK_S_OK);
+}
+
+TEST_P(VirtioBlkTest, MalformedRequestsBreakTheDevice) {
+  EXPECT_FALSE(machine_->Do(0, {{kHeader, 10, false}, {kStatus, 1, true}}, 20).has_value());
+  EXPECT_EQ(machine_->Status() & 0x40, 0x40);
+  ASSERT_TRUE(machine_->Start());
+  EXPECT_FALSE(machine_->Do(0, {{kHeader, 16, false}}, 20).has_value());
+  EXPECT_EQ(machine_->Status() & 0x40, 0x40);
+  ASSERT_TRUE(machine_->Start());
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, 0, {{kData, 4096, true}}), VIRTIO_BLK_S_OK);
+}
+
+TEST_P(VirtioBlkTest, LimitsItsRate) {
+  Open({.bps_limit = 8 << 20});
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < 24; ++i) {  // 3 MiB, of which 1 MiB is the burst
+    ASSERT_EQ(Do(VIRTIO_BLK_T_IN, 0, {{kData, 128 << 10, true}}), VIRTIO_BLK_S_OK);
+  }
+  const auto took = std::chrono::steady_clock::now() - start;
+  EXPECT_GE(took, std::chrono::milliseconds(200));
+  EXPECT_LT(took, std::chrono::seconds(5));
+}
+
+TEST_P(VirtioBlkTest, ManyInFlightAndResets) {
+  machine_->StartThread();
+  for (int round = 0; round < 20; ++round) {
+    SetHeader(VIRTIO_BLK_T_IN, 0);
+    for (uint16_t queue = 0; queue < 2; ++queue) {
+      for (uint64_t i = 0; i < 5; ++i) {
+        machine_->drivers[queue]->Add(
+            {{kHeader, 16, false}, {kData + i * 0x10000, 0x10000, true}, {kStatus + i, 1, true}});
+      }
+      machine_->Notify(queue);
+    }
+    ASSERT_TRUE(machine_->Start()) << "a reset waits for I/O in flight";
+  }
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, 0, {{kData, 4096, true}}), VIRTIO_BLK_S_OK);
+  for (uint64_t page = 0; page < TestVirtioMachine::kRam / 4096; ++page) {
+    const auto count = machine_->pins->Of(Gfn(page));
+    ASSERT_EQ(count.shared + count.exclusive, 0u);
+  }
+}
+
+TEST_P(VirtioBlkTest, CompletionsWaitForBlockedMemory) {
+  SetHeader(VIRTIO_BLK_T_IN, 0);
+  machine_->drivers[0]->Add({{kHeader, 16, false}, {kData, 4096, true}, {kStatus, 1, true}});
+  machine_->Notify(0);
+  machine_->Run();
+  std::thread blocker(
+      [&] { EXPECT_TRUE(machine_->space->Block(std::chrono::steady_clock::now() + std::chrono::seconds(10)).ok()); });
+  for (int i = 0; i < 50; ++i) machine_->Run(1);
+  blocker.join();
+  machine_->space->Unblock();
+  machine_->transport->RingAll();
+  EXPECT_EQ(machine_->Wait(0), 4097u);
+}
+
+TEST_P(VirtioBlkTest, RandomMixAgainstAModel) {
+  machine_->StartThread();
+  std::string model = image_.Read(0, kImageBytes);
+  std::mt19937 random(1);
+  for (int i = 0; i < 400; ++i) {
+    const uint32_t sectors = 8 * (1 + random() % 15);
+    const uint64_t sector = 8 * (random() % (kImageBytes / 4096 - 16));
+    const bool write = random() % 2;
+    const uint64_t data = kData + 512 * (random() % 8);
+    if (write) {
+      const std::string text(sectors * 512, static_cast<char>('a' + random() % 26));
+      SetText(data, text);
+      model.replace(sector * 512, text.size(), text);
+    }
+    ASSERT_EQ(Do(write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN, sector, {{data, sectors * 512, !write}},
+                 static_cast<uint16_t>(random() % 2)),
+              VIRTIO_BLK_S_OK);
+    if (!write) {
+      ASSERT_TRUE(Text(data, sectors * 512) == model.substr(sector * 512, sectors * 512)) << i;
+    }
+  }
+}
+
+TEST(DiskImageTest, RefusalsAreOneLine) {
+  TemporaryImage image;
+  auto refusal = [](const DiskImage::Options& options) {
+    auto opened = DiskImage::Open(options);
+    return opened.ok() ? std::string("opened") : std::string(opened.status().message());
+  };
+  EXPECT_THAT(refusal({.path = image.path() + "x", .buffered = true}), HasSubstr("No such file"));
+  EXPECT_THAT(refusal({.path = image.directory(), .read_only = true, .buffered = true}),
+              HasSubstr("neither a regular"));
+  ASSERT_EQ(::mkfifo((image.directory() + "/fifo").c_str(), 0600), 0);
+  EXPECT_THAT(refusal({.path = image.directory() + "/fifo", .buffered = true}), HasSubstr("neither a regular"));
+  if (::geteuid() != 0) {
+    ASSERT_EQ(::chmod(image.path().c_str(), 0400), 0);
+    EXPECT_THAT(refusal({.path = image.path(), .buffered = true}), HasSubstr("readonly: true"));
+    ASSERT_EQ(::chmod(image.path().c_str(), 0600), 0);
+  }
+  {
+    auto first = DiskImage::Open({.path = image.path(), .buffered = true});
+    ASSERT_TRUE(first.ok());
+    EXPECT_THAT(refusal({.path = image.path(), .buffered = true}), HasSubstr("in use by another guest"));
+    EXPECT_THAT(refusal({.path = image.path(), .read_only = true, .buffered = true}), HasSubstr("in use"));
+  }
+  auto reader = DiskImage::Open({.path = image.path(), .read_only = true, .buffered = true});
+  auto other = DiskImage::Open({.path = image.path(), .read_only = true, .buffered = true});
+  EXPECT_TRUE(reader.ok() && other.ok()) << "readers share";
+  image.Write("short");
+  EXPECT_THAT(refusal({.path = image.path(), .read_only = true, .buffered = true}), HasSubstr("not a disk"));
+}
+
+TEST(TokenBucketTest, KeepsTheAverageWithDebt) {
+  Monotonic now{};
+  TokenBucket bucket(1000, 100, now);
+  EXPECT_TRUE(bucket.MayStart(now));
+  bucket.Spend(1100);
+  EXPECT_FALSE(bucket.MayStart(now));
+  EXPECT_GT(bucket.NextStart(), now + std::chrono::milliseconds(999));
+  EXPECT_LT(bucket.NextStart(), now + std::chrono::milliseconds(1010));
+  now = bucket.NextStart();
+  EXPECT_TRUE(bucket.MayStart(now));
+  TokenBucket unlimited(0, 0, now);
+  unlimited.Spend(1 << 30);
+  EXPECT_TRUE(unlimited.MayStart(now));
+}
+
+}  // namespace
+}  // namespace hk
