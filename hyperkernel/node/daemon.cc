@@ -105,7 +105,7 @@ struct Daemon::Parts {
   OwnedFd data_address;
   Metrics metrics;
   std::optional<Cluster> cluster;
-  std::unique_ptr<StateStore> store;
+  std::unique_ptr<StateStore> state;
   std::unique_ptr<GuestManager> guests;
   std::optional<AdminService> admin;
   std::optional<PeerControlService> peers;
@@ -135,7 +135,7 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   data_address = *std::move(reserved);
   absl::StatusOr<std::unique_ptr<StateStore>> opened = StateStore::Open(settings.data_directory + "/state");
   if (!opened.ok()) return WithContext(opened.status(), "data_directory");
-  store = *std::move(opened);
+  state = *std::move(opened);
   *self = StaticNodeInfo(settings, *identity, transport, clock.Wall());
   for (const std::string& warning : frames->warnings()) self->add_warnings(warning);
   return absl::OkStatus();
@@ -199,7 +199,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   const FrameStore& frames = *parts->frames;
   HK_ASSIGN_OR_RETURN(parts->guests,
                       GuestManager::Open(
-                          parts->store.get(), settings.name,
+                          parts->state.get(), settings.name,
                           [&frames](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames); },
                           [&frames, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
                             return MakeKvmMachine(spec, generation, frames, clock, events);

@@ -297,13 +297,22 @@ absl::Status GuestManager::PauseOrUnpause(const std::string& name, bool pause) {
 }
 
 absl::Status GuestManager::PressPowerButton(const std::string& name) {
-  MutexLock lock(&mutex_);
-  HK_ASSIGN_OR_RETURN(Guest * guest, FindIdle(name));
-  if (guest->state != v1::VM_STATE_RUNNING && guest->state != v1::VM_STATE_STOPPING) {
-    return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running", name, NameOf(guest->state)));
+  Guest* guest = nullptr;
+  Machine* machine = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
+    if (guest->state != v1::VM_STATE_RUNNING && guest->state != v1::VM_STATE_STOPPING) {
+      return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running", name, NameOf(guest->state)));
+    }
+    guest->busy = true;
+    machine = guest->machine.get();
+    SetState(guest, v1::VM_STATE_STOPPING, "power button pressed");
   }
-  guest->machine->PressPowerButton();
-  SetState(guest, v1::VM_STATE_STOPPING, "power button pressed");
+  machine->PressPowerButton();  // without the lock: a machine may tell of its end at once
+  MutexLock lock(&mutex_);
+  guest->busy = false;
+  changed_.SignalAll();
   return absl::OkStatus();
 }
 

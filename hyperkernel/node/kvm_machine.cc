@@ -62,7 +62,7 @@ class MemoryWriter final : public GuestWriter {
 };
 
 // One running guest. Members are in the order they depend on one another; the destructor stops the vCPUs first.
-class KvmMachine final : public Machine, private ExitHandler, private VcpuWaker {
+class KvmMachine final : public Machine, public ExitHandler, public VcpuWaker {
  public:
   KvmMachine(const v1::VmSpec& spec, const Clock& clock, MachineEvents* events)
       : spec_(spec), clock_(clock), events_(events) {}
@@ -193,7 +193,8 @@ absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames) {
 
 absl::StatusOr<BootState> KvmMachine::LoadKernel() {
   HK_ASSIGN_OR_RETURN(const LinuxBoot boot, LinuxBoot::Plan(BootSpecOf(spec_)));
-  AcpiInput input{.ram_bytes = spec_.memory_mib() << 20};
+  AcpiInput input;
+  input.ram_bytes = spec_.memory_mib() << 20;
   for (uint32_t i = 0; i < spec_.vcpus(); i++) input.apic_ids.push_back(i);
   HK_ASSIGN_OR_RETURN(const AcpiTables tables, BuildAcpiTables(input));
   HK_RETURN_IF_ERROR(memory_->Write(tables.start, tables.bytes));
