@@ -87,7 +87,7 @@ absl::Status Virtqueue::Enable(const Layout& layout) {
                               layout.used));
   }
   layout_ = layout;
-  next_available_ = next_used_ = published_ = 0;
+  next_available_ = left_ = next_used_ = published_ = 0;
   return absl::OkStatus();
 }
 
@@ -166,6 +166,7 @@ absl::StatusOr<bool> Virtqueue::Pop(DescriptorChain* chain) {
   }
   chain->head = head;
   ++next_available_;
+  left_ = 0;
   return true;
 }
 
@@ -237,13 +238,14 @@ bool Virtqueue::Publish() {
 absl::StatusOr<bool> Virtqueue::EnableDoorbell() {
   HK_DCHECK(rings_.open());
   if (layout_.event_index) {
-    StoreOnce<uint16_t>(used_ + kRingHeaderBytes + kUsedElementBytes * layout_.size, next_available_);
+    StoreOnce<uint16_t>(used_ + kRingHeaderBytes + kUsedElementBytes * layout_.size,
+                        static_cast<uint16_t>(next_available_ + left_));
   } else {
     StoreOnce<uint16_t>(used_, 0);
   }
   std::atomic_thread_fence(std::memory_order_seq_cst);  // the mirror of the one in Publish, towards the driver
   HK_ASSIGN_OR_RETURN(const uint16_t pending, Pending());
-  return pending != 0;
+  return pending > left_;
 }
 
 void Virtqueue::DisableDoorbell() {
