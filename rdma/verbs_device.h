@@ -8,6 +8,7 @@
 
 namespace hk {
 
+// One device. Plain value.
 struct VerbsDevice {
   std::string name;     // "mlx5_0", "rxe0"
   bool active = false;  // port 1 is active: messages can travel

@@ -36,6 +36,15 @@ bool IsIpv6(const std::string& host) {
   return ::inet_pton(AF_INET6, host.c_str(), &address) == 1;
 }
 
+// One address has many spellings; compared are canonical ones (RFC 5952). REQUIRES: IsIpv6(host).
+std::string CanonicalIpv6(const std::string& host) {
+  in6_addr address;
+  char text[INET6_ADDRSTRLEN] = "";
+  ::inet_pton(AF_INET6, host.c_str(), &address);
+  ::inet_ntop(AF_INET6, &address, text, sizeof text);
+  return text;
+}
+
 bool IsHostName(std::string_view host) {
   if (host.empty() || host.size() > kMaxHostName || host.front() == '-' || host.front() == '.') return false;
   for (char c : host) {
@@ -77,6 +86,10 @@ bool Address::IsLocal() const {
   return ::inet_pton(AF_INET6, host.c_str(), &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
 }
 
+bool Address::IsWildcard() const {
+  return kind == Kind::kTcp && (host == "0.0.0.0" || host == "::");
+}
+
 absl::StatusOr<Address> ParseAddress(std::string_view text, AddressForm form) {
   if (text.substr(0, kUnixPrefix.size()) == kUnixPrefix) {
     if (!AllowsUnix(form))
@@ -96,7 +109,10 @@ absl::StatusOr<Address> ParseAddress(std::string_view text, AddressForm form) {
   if (bracketed) host = host.substr(1, host.size() - 2);
   address.host = host;
   address.is_literal = bracketed ? IsIpv6(address.host) : IsIpv4(address.host);
-  if (address.is_literal) return address;
+  if (address.is_literal) {
+    if (bracketed) address.host = CanonicalIpv6(address.host);
+    return address;
+  }
   if (!bracketed && IsIpv6(address.host)) {
     return absl::InvalidArgumentError(fmt::format("an IPv6 address is written [{}]:PORT", host));
   }

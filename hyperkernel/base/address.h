@@ -13,8 +13,9 @@ namespace hk {
 struct Address {
   enum class Kind { kUnix, kTcp };
   Kind kind = Kind::kTcp;
-  std::string path;         // kUnix: absolute path, shorter than sockaddr_un allows
-  std::string host;         // kTcp: IP literal (no brackets), or, if parsed with names allowed, a host name
+  std::string path;  // kUnix: absolute path, shorter than sockaddr_un allows
+  std::string
+      host;  // kTcp: IP literal (no brackets, in its canonical form), or, if parsed with names allowed, a host name
   uint16_t port = 0;        // kTcp: 1 to 65535
   bool is_literal = false;  // kTcp: host is an IP literal
 
@@ -22,6 +23,8 @@ struct Address {
   std::string ToString() const;
   // Reached only from this host: a unix socket, or a loopback IP literal (127.0.0.0/8, ::1).
   bool IsLocal() const;
+  // Every address of the host: 0.0.0.0 or ::.
+  bool IsWildcard() const;
   friend bool operator==(const Address&, const Address&) = default;
 };
 

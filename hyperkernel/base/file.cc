@@ -38,6 +38,9 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t limit)
   // O_NONBLOCK: a FIFO given by mistake must not hang the open.
   OwnedFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd.valid()) return ErrnoStatus(errno, path);
+  struct stat info;
+  if (::fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, path);
+  if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError(fmt::format("{}: not a regular file", path));
   std::string content;
   content.resize(limit + 1);
   size_t size = 0;

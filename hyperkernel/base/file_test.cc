@@ -47,6 +47,8 @@ TEST_F(File, ReadRefusesWhatIsTooLongOrNoFile) {
   EXPECT_TRUE(ReadSmallFile(path, 10).ok());
   EXPECT_EQ(ReadSmallFile(path, 9).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(ReadSmallFile(directory_, 9).status().code(), absl::StatusCode::kInvalidArgument);
+  ASSERT_EQ(::mkfifo((directory_ + "/fifo").c_str(), 0600), 0);
+  EXPECT_EQ(ReadSmallFile(directory_ + "/fifo", 9).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(ReadSmallFile(directory_ + "/none", 9).status().code(), absl::StatusCode::kNotFound);
 }
 

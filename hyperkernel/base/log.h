@@ -1,6 +1,6 @@
 // Structured logs: one line per event in logfmt ("key=value key=\"quoted value\""), with the node's name, the component
-// and, where one is concerned, the guest. Values are escaped: what a peer or guest says cannot forge a line or a key.
-// Thread-safe.
+// and, where one is concerned, the guest (a field with the key "guest"). Values are escaped: what a peer or guest says
+// cannot forge a line or a key. Thread-safe.
 #pragma once
 
 #include <initializer_list>

@@ -67,17 +67,34 @@ bool IsUnusableIdentity(const Options& options, const grpc::Status& status) {
 
 }  // namespace
 
-int Client::Call(const std::string& what,
-                 const std::function<grpc::Status(v1::Admin::Stub*, grpc::ClientContext*)>& body) {
+int Client::Call(const std::string& what, const Body& body) {
+  return Run(what, true, body);
+}
+
+int Client::Stream(const std::string& what, const Body& body) {
+  return Run(what, false, body);
+}
+
+int Client::Run(const std::string& what, bool with_deadline, const Body& body) {
   const std::shared_ptr<grpc::ChannelCredentials> credentials = CredentialsFor(options_);
   if (credentials == nullptr) return kExitUsage;
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetSslTargetNameOverride(kAnyNodeDnsName);
-  const auto stub = v1::Admin::NewStub(grpc::CreateCustomChannel(options_.endpoint, credentials, arguments));
+  const auto channel = grpc::CreateCustomChannel(options_.endpoint, credentials, arguments);
+  const auto stub = v1::Admin::NewStub(channel);
+  const auto deadline = std::chrono::system_clock::now() + std::chrono::milliseconds(options_.timeout_ms);
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(options_.timeout_ms));
-  const grpc::Status status = body(stub.get(), &context);
+  if (with_deadline) context.set_deadline(deadline);
+  grpc::Status status;
+  if (!with_deadline) {
+    // A call without a deadline would wait as long as the network does: first one that has.
+    grpc::ClientContext first;
+    first.set_deadline(deadline);
+    v1::GetVersionResponse version;
+    status = stub->GetVersion(&first, v1::GetVersionRequest(), &version);
+  }
+  if (status.ok()) status = body(stub.get(), &context);
   switch (status.error_code()) {
     case grpc::StatusCode::OK:
       return kExitOk;

@@ -30,6 +30,7 @@ struct Options {
   std::string tls_ca, tls_certificate, tls_key;  // paths; all or none
 
   bool json() const { return output == "json"; }
+  bool text() const { return output == "textproto"; }
 };
 
 // A connection to one daemon.
@@ -39,9 +40,15 @@ class Client {
 
   // Runs one call and gives the exit code. On failure prints one line to standard error: what failed, where, what to
   // do. `what` names the command: "node list".
-  int Call(const std::string& what, const std::function<grpc::Status(v1::Admin::Stub*, grpc::ClientContext*)>& body);
+  using Body = std::function<grpc::Status(v1::Admin::Stub*, grpc::ClientContext*)>;
+  int Call(const std::string& what, const Body& body);
+  // The same for a call that lasts as long as the operator wants: no deadline once it is connected; connecting has the
+  // usual one.
+  int Stream(const std::string& what, const Body& body);
 
  private:
+  int Run(const std::string& what, bool with_deadline, const Body& body);
+
   const Options& options_;
 };
 

@@ -4,6 +4,7 @@
 #include <grpc/support/log.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <cstdlib>
 #include <map>
 #include <string>
@@ -13,17 +14,32 @@
 #include "hyperkernel/cli/completion.h"
 #include "hyperkernel/cli/node_commands.h"
 #include "hyperkernel/cli/output.h"
+#include "hyperkernel/cli/vm_commands.h"
 
 namespace {
 
 constexpr uint64_t kMaxTimeoutMs = 24ull * 3600 * 1000;
 
+// What is wrong with an endpoint; empty if nothing is (CLI11's form of a check).
+std::string CheckEndpoint(const std::string& text) {
+  if (text.rfind("unix:/", 0) == 0 && text.find_first_of("%?#") == std::string::npos) return "";
+  const size_t colon = text.rfind(':');
+  uint16_t port = 0;
+  if (colon != std::string::npos && colon > 0 && text.rfind("unix:", 0) != 0 && text.find('/') == std::string::npos) {
+    const char* const end = text.data() + text.size();
+    const auto [parsed, error] = std::from_chars(text.data() + colon + 1, end, port);
+    if (error == std::errc() && parsed == end && port != 0) return "";
+  }
+  return fmt::format("'{}' is not unix:/PATH or HOST:PORT", hk::cli::Printable(text));
+}
+
 void AddGlobalOptions(CLI::App* app, hk::cli::Options* options) {
   app->add_option("--endpoint", options->endpoint, "Daemon to ask: unix:/PATH or HOST:PORT")
       ->envname("HKCTL_ENDPOINT")
+      ->check(CheckEndpoint)
       ->capture_default_str();
   app->add_option("-o,--output", options->output, "Form of the output")
-      ->check(CLI::IsMember({"table", "json"}))
+      ->check(CLI::IsMember({"table", "json", "textproto"}))
       ->capture_default_str();
   const std::map<std::string, uint64_t> units{{"ms", 1}, {"s", 1000}, {"m", 60000}};
   app->add_option("--timeout", options->timeout_ms,
@@ -57,6 +73,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   AddGlobalOptions(&app, &options);
   hk::cli::AddNodeCommands(&app, &options, &exit_code);
+  hk::cli::AddVmCommands(&app, &options, &exit_code);
   CLI::App* completion = app.add_subcommand("completion", "Prints a shell's completion script")->require_subcommand(1);
   CLI::App* bash = completion->add_subcommand("bash", "For bash: source <(hkctl completion bash)");
   completion->footer("Examples:\n  source <(hkctl completion bash)");
@@ -74,6 +91,10 @@ int main(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);
     fmt::print(stderr, "hkctl: {}; see hkctl --help\n", UsageError(app, error));
     return hk::cli::kExitUsage;
+  }
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    fmt::print(stderr, "hkctl: cannot write to standard output\n");
+    if (exit_code == hk::cli::kExitOk) exit_code = hk::cli::kExitClusterSaidNo;
   }
   return exit_code;
 }

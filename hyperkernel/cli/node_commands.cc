@@ -1,6 +1,7 @@
 #include "hyperkernel/cli/node_commands.h"
 
 #include <fmt/format.h>
+#include <google/protobuf/struct.pb.h>
 
 #include <memory>
 #include <string>
@@ -68,8 +69,11 @@ int Version(const Options& options, bool client_only) {
   }
   const std::string daemon = code == kExitOk && !client_only ? Printable(response.version()) : "";
   if (options.json()) {
-    Print(fmt::format("{{\"client\": \"{}\", \"daemon\": \"{}\", \"node\": \"{}\"}}\n", HKCTL_VERSION, daemon,
-                      Printable(response.node())));
+    google::protobuf::Struct versions;
+    (*versions.mutable_fields())["client"].set_string_value(HKCTL_VERSION);
+    (*versions.mutable_fields())["daemon"].set_string_value(daemon);
+    (*versions.mutable_fields())["node"].set_string_value(response.node());
+    Print(ToJson(versions));
     return code;
   }
   Print(fmt::format("hkctl {}\n", HKCTL_VERSION));

@@ -16,11 +16,6 @@ std::chrono::system_clock::time_point ToTime(const google::protobuf::Timestamp& 
       std::chrono::seconds(time.seconds()) + std::chrono::nanoseconds(time.nanos())));
 }
 
-std::string Ago(const google::protobuf::Timestamp& time, std::chrono::system_clock::time_point now) {
-  const auto ago = std::chrono::duration_cast<std::chrono::milliseconds>(now - ToTime(time));
-  return HumanDuration(std::max(ago, std::chrono::milliseconds(0)));
-}
-
 std::string CpuText(const v1::NodeInfo& info) {
   std::string text = fmt::format("{} x {}", info.cpus(), Printable(info.cpu_model()));
   if (text.size() > kMaxCpuColumn) text = text.substr(0, kMaxCpuColumn - 3) + "...";
@@ -87,6 +82,11 @@ std::string HumanDuration(std::chrono::milliseconds duration) {
   if (h < 1) return fmt::format("{}m{}s", m, s % 60);
   if (h < 24) return fmt::format("{}h{}m", h, m % 60);
   return fmt::format("{}d{}h", h / 24, h % 24);
+}
+
+std::string Ago(const google::protobuf::Timestamp& time, std::chrono::system_clock::time_point now) {
+  const auto ago = std::chrono::duration_cast<std::chrono::milliseconds>(now - ToTime(time));
+  return HumanDuration(std::max(ago, std::chrono::milliseconds(0)));
 }
 
 std::string UtcTime(const google::protobuf::Timestamp& time) {

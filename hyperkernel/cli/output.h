@@ -34,6 +34,8 @@ std::string HumanBytes(uint64_t bytes);
 std::string HumanDuration(std::chrono::milliseconds duration);
 // "2026-11-20 18:01:02Z".
 std::string UtcTime(const google::protobuf::Timestamp& time);
+// How long ago that was, as HumanDuration has it.
+std::string Ago(const google::protobuf::Timestamp& time, std::chrono::system_clock::time_point now);
 // Text from another node or guest with control characters replaced by '?': it must not steer the operator's terminal.
 std::string Printable(std::string_view text);
 // gRPC's reason for a failed connection without its own framing: "unix:/x: No such file or directory" instead of

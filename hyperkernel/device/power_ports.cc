@@ -23,7 +23,7 @@ void ResetPort::Write(uint64_t, std::span<const std::byte> data) {
 void PowerPorts::PressPowerButton() {
   {
     MutexLock lock(&mutex_);
-    events_ |= kPowerButtonPressed;
+    events_ |= kEventPowerButton;
     line_.Set(true);
   }
   line_.Deliver();

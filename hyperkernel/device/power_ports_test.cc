@@ -61,10 +61,10 @@ TEST_F(PowerPortsTest, PowerButtonHoldsItsLineUntilCleared) {
   PowerPorts ports(&interrupts_, kPinAcpiEvents, sink_);
   ports.PressPowerButton();
   EXPECT_TRUE(interrupts_.level(kPinAcpiEvents));
-  EXPECT_EQ(In(ports, kPortPowerButton - kPortPowerManagement), kPowerButtonPressed);
+  EXPECT_EQ(In(ports, kPortAcpiEvents - kPortPowerManagement), kEventPowerButton);
   Out(ports, 2, 0x80);
   EXPECT_TRUE(interrupts_.level(kPinAcpiEvents)) << "another bit";
-  Out(ports, 2, kPowerButtonPressed);
+  Out(ports, 2, kEventPowerButton);
   EXPECT_FALSE(interrupts_.level(kPinAcpiEvents));
   EXPECT_EQ(In(ports, 2), 0u);
   ports.PressPowerButton();

@@ -43,11 +43,13 @@ enum class ProbeGuestEnd {
   kDeadline,        // still running at the deadline
 };
 
+// When a run is over at the latest: whichever of the two comes first.
 struct ProbeGuestLimits {
   std::chrono::milliseconds time{500};
   uint32_t ticks = 1;
 };
 
+// How a run went.
 struct ProbeGuestRun {
   ProbeGuestEnd end = ProbeGuestEnd::kDeadline;
   std::string how;     // the end in words, with what KVM said; empty for kPassed and kTicks

@@ -1,18 +1,24 @@
 #include "hyperkernel/memory/frame_store.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <linux/magic.h>
 #include <mntent.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <memory>
+#include <string_view>
 
 #include "fmt/format.h"
+#include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/file.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -51,10 +57,12 @@ std::string HugePolicyOf(const std::string& directory) {
   std::unique_ptr<FILE, MntClose> mounts(::setmntent("/proc/self/mounts", "r"));
   if (mounts == nullptr) return "never";
   std::string policy = "never";
+  const std::unique_ptr<char, decltype(&::free)> real(::realpath(directory.c_str(), nullptr), &::free);
+  if (real == nullptr) return policy;
   mntent entry;
   char buffer[8192];
   while (::getmntent_r(mounts.get(), &entry, buffer, sizeof buffer) != nullptr) {
-    if (directory != entry.mnt_dir) continue;
+    if (std::string_view(real.get()) != entry.mnt_dir) continue;
     const char* option = ::hasmntopt(&entry, "huge");  // the last mount over a directory is the one seen
     policy = option == nullptr ? "never" : std::string(option).substr(5);
     policy = policy.substr(0, policy.find(','));
@@ -80,12 +88,48 @@ absl::Status Grow(const std::string& directory, uint64_t budget_bytes, const Fil
                   found.size_bytes >> 20, budget_bytes >> 20, options, directory));
 }
 
+// The directory, if it is no symbolic link, this user's and nobody else's to write.
+absl::StatusOr<OwnedFd> OpenOwnDirectory(const std::string& directory) {
+  const int follow = HK_MUTANT(frame_store_follows_links) ? 0 : O_NOFOLLOW;
+  OwnedFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | follow));
+  if (!fd.valid() && (errno == ELOOP || errno == ENOTDIR)) {
+    return absl::FailedPreconditionError(fmt::format("{} is a symbolic link; name the directory itself", directory));
+  }
+  struct stat info;
+  if (!fd.valid() || ::fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, directory);
+  if (info.st_uid != ::geteuid()) {
+    return absl::FailedPreconditionError(
+        fmt::format("{} belongs to user {}, not to this daemon's ({}): guest memory would be theirs; chown {} {}",
+                    directory, info.st_uid, ::geteuid(), ::geteuid(), directory));
+  }
+  if ((info.st_mode & 0022) != 0) {
+    return absl::FailedPreconditionError(fmt::format("{} is writable by other users (mode {:04o}); chmod 0700 {}",
+                                                     directory, info.st_mode & 07777, directory));
+  }
+  return fd;
+}
+
+using OpenDirectory = std::unique_ptr<DIR, decltype([](DIR* open) { ::closedir(open); })>;
+
+// Only an earlier daemon's own files may be in a directory that is about to be mounted on or used: a lock tells it.
+absl::Status CheckNothingForeign(const std::string& directory) {
+  const OpenDirectory open(::opendir(directory.c_str()));
+  if (open == nullptr) return ErrnoStatus(errno, directory);
+  bool any = false, lock = false;
+  while (const dirent* entry = ::readdir(open.get())) {
+    const std::string_view name = entry->d_name;
+    if (name == "." || name == "..") continue;
+    any = true;
+    lock = lock || name == "lock";
+  }
+  if (!any || lock) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      fmt::format("{} holds files that are not this daemon's; name an empty or new directory", directory));
+}
+
 // Blocks of one directory level; frame files are not nested.
 absl::StatusOr<uint64_t> SumOfFiles(const std::string& directory) {
-  struct DirClose {
-    void operator()(DIR* open) const { ::closedir(open); }
-  };
-  std::unique_ptr<DIR, DirClose> open(::opendir(directory.c_str()));
+  const OpenDirectory open(::opendir(directory.c_str()));
   if (open == nullptr) return ErrnoStatus(errno, directory);
   uint64_t sum = 0;
   while (const dirent* entry = ::readdir(open.get())) {
@@ -101,41 +145,71 @@ absl::StatusOr<uint64_t> SumOfFiles(const std::string& directory) {
 
 absl::StatusOr<FrameStore> FrameStore::Open(const std::string& directory, uint64_t budget_bytes) {
   HK_RETURN_IF_ERROR(MakeDirectories(directory, 0700));
-  HK_ASSIGN_OR_RETURN(FileSystem found, Look(directory));
+  HK_ASSIGN_OR_RETURN(const OwnedFd opened, OpenOwnDirectory(directory));
+  HK_ASSIGN_OR_RETURN(const FileSystem found, Look(directory));
   FrameStore store(directory, budget_bytes);
-  if (!found.mount_point) {
-    if (::mount("hyperkernel", directory.c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
-                Options(budget_bytes).c_str()) == 0) {
-      store.own_mount_ = true;
-      return store;
-    }
-    const int error = errno;
-    if (!IsForbidden(error)) return ErrnoStatus(error, fmt::format("mount a tmpfs at {}", directory));
-    if (!found.tmpfs) {
-      return absl::PermissionDeniedError(fmt::format(
-          "{} is not on a tmpfs, and mounting one needs CAP_SYS_ADMIN: run as root, or mount -t tmpfs -o {} tmpfs {}",
-          directory, Options(budget_bytes), directory));
-    }
-    if (found.size_bytes != 0 && found.size_bytes < budget_bytes) {
-      return absl::FailedPreconditionError(
-          fmt::format("the tmpfs at {} has {} MiB, less than frame_store.budget_mib {}: lower the budget, or mount a "
-                      "larger tmpfs there",
-                      directory, found.size_bytes >> 20, budget_bytes >> 20));
-    }
-    store.warnings_.push_back(fmt::format("frame store {} shares a tmpfs: others may use up its space", directory));
-    return store;
-  }
-  if (!found.tmpfs)
+  store.own_mount_ = found.mount_point;
+  if (found.mount_point) {
+    if (found.tmpfs) return store;
     return absl::FailedPreconditionError(fmt::format(
         "another file system than tmpfs is mounted at {}; unmount it, or name another directory", directory));
-  const std::string huge = HugePolicyOf(directory);
-  if (huge != "never") {
-    return absl::FailedPreconditionError(
-        fmt::format("the tmpfs at {} has huge={}: mount -o remount,huge=never {}", directory, huge, directory));
   }
-  HK_RETURN_IF_ERROR(Grow(directory, budget_bytes, found));
-  store.own_mount_ = true;
+  HK_RETURN_IF_ERROR(CheckNothingForeign(directory));
+  // Through the descriptor: what was checked is what is mounted on, whatever happens to the path meanwhile.
+  const std::string target = fmt::format("/proc/self/fd/{}", opened.get());
+  if (::mount("hyperkernel", target.c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+              Options(budget_bytes).c_str()) == 0) {
+    store.own_mount_ = true;
+    return store;
+  }
+  const int error = errno;
+  if (!IsForbidden(error)) return ErrnoStatus(error, fmt::format("mount a tmpfs at {}", directory));
+  if (!found.tmpfs) {
+    return absl::PermissionDeniedError(fmt::format(
+        "{} is not on a tmpfs, and mounting one needs CAP_SYS_ADMIN: run as root, or mount -t tmpfs -o {} tmpfs {}",
+        directory, Options(budget_bytes), directory));
+  }
+  store.warnings_.push_back(fmt::format("frame store {} shares a tmpfs: others may use up its space", directory));
   return store;
+}
+
+FrameReservation& FrameReservation::operator=(FrameReservation&& other) noexcept {
+  std::swap(reserved_, other.reserved_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+FrameReservation::~FrameReservation() {
+  if (reserved_ != nullptr) reserved_->fetch_sub(bytes_);
+}
+
+absl::StatusOr<FrameReservation> FrameStore::Reserve(uint64_t bytes) const {
+  uint64_t reserved = reserved_->load();
+  do {
+    if (bytes > budget_bytes_ - reserved) {
+      return absl::ResourceExhaustedError(fmt::format(
+          "{} MiB of guest memory do not fit: the budget is {} MiB (frame_store.budget_mib), {} MiB are taken",
+          bytes >> 20, budget_bytes_ >> 20, reserved >> 20));
+    }
+  } while (!reserved_->compare_exchange_weak(reserved, reserved + bytes));
+  return FrameReservation(reserved_, bytes);
+}
+
+absl::Status FrameStore::EnsureCapacity() const {
+  HK_ASSIGN_OR_RETURN(const FileSystem found, Look(directory_));
+  if (own_mount_) {
+    const std::string huge = HugePolicyOf(directory_);
+    if (huge != "never") {
+      return absl::FailedPreconditionError(
+          fmt::format("the tmpfs at {} has huge={}: mount -o remount,huge=never {}", directory_, huge, directory_));
+    }
+    return Grow(directory_, budget_bytes_, found);
+  }
+  if (found.size_bytes == 0 || found.size_bytes >= budget_bytes_) return absl::OkStatus();
+  return absl::FailedPreconditionError(fmt::format(
+      "the tmpfs at {} has {} MiB, less than frame_store.budget_mib {}: lower the budget, or mount a larger "
+      "tmpfs there",
+      directory_, found.size_bytes >> 20, budget_bytes_ >> 20));
 }
 
 absl::StatusOr<uint64_t> FrameStore::UsedBytes() const {

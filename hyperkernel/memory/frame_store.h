@@ -8,35 +8,68 @@
 //     its own; on a shared one that can only be checked, and is a warning).
 //  3. No huge pages: a 2 MiB page would come and go with the first 4 KiB (huge=never).
 //
+//  4. The directory is the daemon's alone: its user's, writable by nobody else, no symbolic link. Guest memory is in
+//  it, and
+//     mounting over a directory hides what it holds.
+//
 // | what is found at the directory             | what happens                                                     |
 // |--------------------------------------------|------------------------------------------------------------------|
+// | a symbolic link                            | refused                                                          |
+// | another user's, or writable by others      | refused, with the command that mends it                          |
+// | nothing mounted, files that are not ours   | refused: mounting would hide them                                |
 // | nothing mounted, CAP_SYS_ADMIN             | a tmpfs of its own is mounted there                              |
 // | nothing mounted, no privilege, on a tmpfs  | used as it is, with a warning                                    |
 // | nothing mounted, no privilege, on a disk   | refused, with the mount command                                  |
-// | a tmpfs, too small, CAP_SYS_ADMIN          | grown (remount)                                                  |
+// | a tmpfs, too small, CAP_SYS_ADMIN          | grown (remount), once its lock is held                           |
 // | a tmpfs, too small, no privilege           | refused, with the remount command                                |
 // | a tmpfs with huge pages                    | refused, with the remount command                                |
 // | another file system mounted there          | refused                                                          |
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 
 namespace hk {
 
+// Room in a frame store for one guest, given back when destroyed. Movable; thread-safe to destroy.
+class FrameReservation {
+ public:
+  FrameReservation() = default;
+  FrameReservation(FrameReservation&& other) noexcept = default;
+  FrameReservation& operator=(FrameReservation&& other) noexcept;
+  ~FrameReservation();
+
+ private:
+  friend class FrameStore;
+  FrameReservation(std::shared_ptr<std::atomic<uint64_t>> reserved, uint64_t bytes)
+      : reserved_(std::move(reserved)), bytes_(bytes) {}
+  std::shared_ptr<std::atomic<uint64_t>> reserved_;  // null: nothing is held
+  uint64_t bytes_ = 0;
+};
+
 // An opened frame store. Thread-safe: only asks the kernel.
 class FrameStore {
  public:
-  // Makes the directory and mount as in the table above. `budget_bytes` is the most that frames may take.
+  // Makes the directory and mount as in the table above; changes nothing of a mount that is there. `budget_bytes` is
+  // the most that frames may take.
   static absl::StatusOr<FrameStore> Open(const std::string& directory, uint64_t budget_bytes);
+
+  // Checks the mount's options and grows it to the budget. REQUIRES: the caller holds the directory's lock, so that the
+  // mount is not another daemon's.
+  absl::Status EnsureCapacity() const;
 
   const std::string& directory() const { return directory_; }
   uint64_t budget_bytes() const { return budget_bytes_; }
   // What an operator should know, one line each.
   const std::vector<std::string>& warnings() const { return warnings_; }
+  // Takes room for `bytes` of frames. Errors: kResourceExhausted, saying how much there is.
+  absl::StatusOr<FrameReservation> Reserve(uint64_t bytes) const;
   // Bytes of frames held now. On a tmpfs of its own: what the file system uses; on a shared one: the sum over the
   // directory's files. Errors: errno of the failing call.
   absl::StatusOr<uint64_t> UsedBytes() const;
@@ -47,6 +80,7 @@ class FrameStore {
 
   std::string directory_;
   uint64_t budget_bytes_;
+  std::shared_ptr<std::atomic<uint64_t>> reserved_ = std::make_shared<std::atomic<uint64_t>>(0);
   bool own_mount_ = false;
   std::vector<std::string> warnings_;
 };

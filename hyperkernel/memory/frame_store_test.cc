@@ -1,6 +1,7 @@
 #include "hyperkernel/memory/frame_store.h"
 
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -57,12 +58,33 @@ TEST_F(FrameStoreTest, MountsATmpfsOfItsOwnOnceAndFindsItAgain) {
   EXPECT_NE(::umount(directory_.c_str()), 0) << "mounted twice";
 }
 
+TEST_F(FrameStoreTest, ADirectoryThatIsNotOursAloneIsRefused) {
+  const std::string link = directory_ + "/link", target = directory_ + "/target";
+  std::filesystem::create_directory(target);
+  std::filesystem::create_directory_symlink(target, link);
+  EXPECT_THAT(std::string(FrameStore::Open(link, 32 * kMib).status().message()),
+              testing::HasSubstr("is a symbolic link"));
+  ASSERT_EQ(::chmod(target.c_str(), 0777), 0);
+  EXPECT_THAT(std::string(FrameStore::Open(target, 32 * kMib).status().message()), testing::HasSubstr("chmod 0700"));
+  ASSERT_EQ(::chmod(target.c_str(), 0700), 0);
+  std::ofstream(target + "/precious") << "x";
+  EXPECT_THAT(std::string(FrameStore::Open(target, 32 * kMib).status().message()), testing::HasSubstr("holds files"));
+  EXPECT_TRUE(std::filesystem::exists(target + "/precious"));
+  if (::geteuid() == 0) {
+    ASSERT_EQ(::chown(target.c_str(), 1, 1), 0);
+    EXPECT_THAT(std::string(FrameStore::Open(target, 32 * kMib).status().message()),
+                testing::HasSubstr("belongs to user 1"));
+  }
+}
+
 TEST_F(FrameStoreTest, GrowsATmpfsThatIsTooSmallAndKeepsItsFiles) {
   if (!may_mount_) GTEST_SKIP() << "needs CAP_SYS_ADMIN; the lab runs this as root";
   ASSERT_TRUE(FrameStore::Open(directory_, 16 * kMib).ok());
   Write("kept", kMib);
   auto store = FrameStore::Open(directory_, 64 * kMib);
   ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_LT(std::filesystem::space(directory_).capacity, 64 * kMib) << "changed before its lock could be taken";
+  ASSERT_TRUE(store->EnsureCapacity().ok()) << store->EnsureCapacity();
   EXPECT_GE(std::filesystem::space(directory_).capacity, 64 * kMib);
   EXPECT_TRUE(std::filesystem::exists(directory_ + "/kept"));
 }
@@ -73,10 +95,11 @@ TEST_F(FrameStoreTest, RefusesHugePagesAndOtherFileSystems) {
   EXPECT_THAT(std::string(FrameStore::Open(directory_, 16 * kMib).status().message()),
               testing::HasSubstr("another file system"));
   ASSERT_EQ(::umount(directory_.c_str()), 0);
-  if (::mount("hk-test", directory_.c_str(), "tmpfs", 0, "size=64m,huge=always") != 0)
+  if (::mount("hk-test", directory_.c_str(), "tmpfs", 0, "size=64m,huge=always,mode=0700") != 0)
     GTEST_SKIP() << "this kernel has no huge tmpfs";
-  EXPECT_THAT(std::string(FrameStore::Open(directory_, 16 * kMib).status().message()),
-              testing::HasSubstr("remount,huge=never"));
+  const auto store = FrameStore::Open(directory_, 16 * kMib);
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_THAT(std::string(store->EnsureCapacity().message()), testing::HasSubstr("remount,huge=never"));
 }
 
 }  // namespace

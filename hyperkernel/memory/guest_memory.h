@@ -5,15 +5,12 @@
 // Thread-safe unless said otherwise. Addresses are guest-physical bytes, sizes bytes.
 //
 // Invariants:
-//  1. A page has a frame only if `present` says so: every way a frame comes to be goes through this class (fault,
-//  Populate, Write).
-//  2. The guest view is registered MISSING on userfaultfds, in stripes; a reader thread per stripe fills what is
-//  touched. Nothing
-//     in the daemon touches it.
-//  3. The service view is registered MISSING with FEATURE_SIGBUS: the kernel refuses (EFAULT, or a signal that is a bug
-//  of ours)
-//     to fill a hole through it.
-//  4. Frames never exceed the frame store's budget: space is taken from it before a page is filled.
+//  1. Every way a frame comes to be goes through Fill (a fault, Populate, Write), within the guest's reservation.
+//  2. The guest view is registered MISSING|WP on userfaultfds, in stripes, each with a reader thread that fills what is
+//  touched
+//     and some pages around it. Nothing in the daemon touches the guest view.
+//  3. The service view is registered MISSING with FEATURE_SIGBUS: the kernel refuses to fill a hole through it.
+//  4. A page that cannot be filled is made inaccessible, never zero: its vCPU's KVM_RUN returns EFAULT.
 #pragma once
 
 #include <cstddef>

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "fmt/chrono.h"
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
@@ -9,6 +10,9 @@
 
 namespace hk {
 namespace {
+
+// How long before a certificate's end node list says so.
+constexpr std::chrono::hours kExpiryWarning(30 * 24);
 
 std::vector<MembershipTable::Peer> PeersOf(const NodeSettings& settings) {
   std::vector<MembershipTable::Peer> peers;
@@ -45,6 +49,7 @@ Cluster::Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameSto
       frames_(frames),
       metrics_(metrics),
       clock_(clock),
+      expires_(settings.tls.has_value() ? std::optional(settings.tls->expires) : std::nullopt),
       table_(PeersOf(settings), settings.cluster, settings.unreachable_after, clock.Now(), clock.Wall()),
       links_(settings, this) {
   for (const PeerSettings& peer : settings.peers) metrics_->SetPeerUp(peer.name, false);
@@ -57,6 +62,11 @@ void Cluster::Start() {
 v1::NodeInfo Cluster::Self() const {
   v1::NodeInfo info = self_;
   RefreshNodeInfo(frames_, &info);
+  if (expires_.has_value() && clock_.Wall() > *expires_ - kExpiryWarning) {
+    info.add_warnings(
+        fmt::format("certificate ends at {:%Y-%m-%d %H:%M}Z, and with it all connections; renew it and restart",
+                    fmt::gmtime(std::chrono::system_clock::to_time_t(*expires_))));
+  }
   return info;
 }
 
@@ -84,9 +94,14 @@ absl::StatusOr<v1::ProbeReport> Cluster::Probe(const std::string& name,
   return links_.Probe(name, deadline);
 }
 
-v1::ProbeReport Cluster::ProbeSelf() {
-  MutexLock lock(&probe_mutex_);
-  return ProbeThisHost(self_.name());
+absl::StatusOr<v1::ProbeReport> Cluster::ProbeSelf() {
+  // Not queued: whoever waited would hold a server thread, and a stop, for as long as the queue is.
+  if (!probe_mutex_.TryLock()) {
+    return absl::UnavailableError(fmt::format("node '{}': a probe is running already; try again", self_.name()));
+  }
+  v1::ProbeReport report = ProbeThisHost(self_.name());
+  probe_mutex_.Unlock();
+  return report;
 }
 
 std::string Cluster::ObjectionTo(const v1::HelloRequest& hello) const {
@@ -118,7 +133,9 @@ void Cluster::OnHelloFailed(const std::string& peer, const absl::Status& status)
   {
     MutexLock lock(&mutex_);
     if (IsRefusal(status)) {
-      table_.OnRefused(peer, MessageOf(status), clock_.Now(), clock_.Wall());
+      // The peer's words: "this node" in them is the peer.
+      table_.OnRefused(peer, fmt::format("refuses this node, saying: {}", MessageOf(status)), clock_.Now(),
+                       clock_.Wall());
     } else {
       table_.OnFailure(peer, MessageOf(status));
     }

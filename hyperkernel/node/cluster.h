@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,8 +35,8 @@ class Cluster final : private HelloObserver {
   // Probes the host of a member; empty name means this node. Errors: kNotFound, or what the call to the peer ended
   // with.
   absl::StatusOr<v1::ProbeReport> Probe(const std::string& name, std::chrono::system_clock::time_point deadline);
-  // Probes this host. One at a time; takes up to a few seconds.
-  v1::ProbeReport ProbeSelf();
+  // Probes this host; takes up to a few seconds. Errors: kUnavailable while another probe runs.
+  absl::StatusOr<v1::ProbeReport> ProbeSelf();
   // Why a hello must be refused; empty if it is fine.
   std::string ObjectionTo(const v1::HelloRequest& hello) const;
 
@@ -50,6 +51,7 @@ class Cluster final : private HelloObserver {
   const FrameStore& frames_;
   Metrics* const metrics_;
   const Clock& clock_;
+  const std::optional<WallTime> expires_;  // of this node's certificate
   mutable Mutex mutex_;
   MembershipTable table_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, v1::MemberState> noted_ ABSL_GUARDED_BY(mutex_);

@@ -1,6 +1,8 @@
 #include "hyperkernel/node/config.h"
 
+#include <algorithm>
 #include <set>
+#include <utility>
 
 #include "fmt/format.h"
 #include "google/protobuf/io/tokenizer.h"
@@ -74,6 +76,10 @@ absl::Status FillNames(const v1::NodeConfig& config, const HostFacts& host, Node
     }
   }
   if (!IsValidName(settings->name)) return Bad("name", fmt::format("'{}' is not [a-z0-9-]{{1,63}}", settings->name));
+  if (settings->name == kAnyNodeDnsName) {
+    return Bad("name",
+               fmt::format("'{}' is in every node's certificate and names none; choose another", settings->name));
+  }
   settings->cluster = config.cluster().empty() ? "default" : config.cluster();
   if (!IsValidName(settings->cluster))
     return Bad("cluster", fmt::format("'{}' is not [a-z0-9-]{{1,63}}", settings->cluster));
@@ -101,29 +107,56 @@ absl::Status FillDirectories(const v1::NodeConfig& config, const HostFacts& host
   return absl::OkStatus();
 }
 
+// A unix socket's path: plain, nothing of the daemon's own files, and nothing that gRPC would read as an escape.
+absl::Status CheckSocketPath(std::string_view field, const std::string& path, const NodeSettings& settings) {
+  HK_RETURN_IF_ERROR(CheckDirectory(field, path));
+  if (path.find_first_of("%?#") != std::string::npos) {
+    return Bad(field, fmt::format("'{}' holds one of %?#, which gRPC does not take as they are", path));
+  }
+  for (const std::string& own : {settings.frame_directory, settings.data_directory}) {
+    if (IsInside(path, own)) return Bad(field, fmt::format("'{}' is in the daemon's own directory {}", path, own));
+  }
+  return absl::OkStatus();
+}
+
+// One socket listens on everything that the other does, or on the same.
+bool Overlap(const Address& a, const Address& b) {
+  if (a == b) return true;
+  if (a.kind != Address::Kind::kTcp || b.kind != Address::Kind::kTcp || a.port != b.port) return false;
+  return a.IsWildcard() || b.IsWildcard();
+}
+
 absl::Status FillListeners(const v1::NodeConfig& config, NodeSettings* settings) {
   const v1::Listen& listen = config.listen();
   std::vector<std::string> admin(listen.admin().begin(), listen.admin().end());
   if (admin.empty()) admin.push_back(kDefaultAdmin);
-  if (admin.size() > kMaxAdminListeners)
+  if (admin.size() > kMaxAdminListeners) {
     return Bad("listen.admin", fmt::format("{} addresses; at most {} are possible", admin.size(), kMaxAdminListeners));
-  std::set<std::string> seen;
+  }
+  std::vector<std::pair<std::string, Address>> taken;
+  const auto take = [&taken](const std::string& field, const Address& address) -> absl::Status {
+    for (const auto& [other_field, other] : taken) {
+      if (Overlap(address, other)) {
+        return Bad(field, fmt::format("'{}' is taken by {} '{}'", address.ToString(), other_field, other.ToString()));
+      }
+    }
+    taken.emplace_back(field, address);
+    return absl::OkStatus();
+  };
   for (const std::string& text : admin) {
     HK_ASSIGN_OR_RETURN(Address address, ParseField("listen.admin", text, AddressForm::kListen));
-    if (!seen.insert(address.ToString()).second) return Bad("listen.admin", fmt::format("'{}' is there twice", text));
+    if (address.kind == Address::Kind::kUnix)
+      HK_RETURN_IF_ERROR(CheckSocketPath("listen.admin", address.path, *settings));
+    HK_RETURN_IF_ERROR(take("listen.admin", address));
     settings->admin_listen.push_back(std::move(address));
   }
   const std::string data = listen.data().empty() ? kDefaultData : listen.data();
   HK_ASSIGN_OR_RETURN(settings->data_listen, ParseField("listen.data", data, AddressForm::kListenTcp));
-  if (!seen.insert(settings->data_listen.ToString()).second)
-    return Bad("listen.data", fmt::format("'{}' is taken by listen.admin", data));
+  HK_RETURN_IF_ERROR(take("listen.data", settings->data_listen));
   const std::string metrics = listen.metrics().empty() ? kDefaultMetrics : listen.metrics();
   if (metrics == "none") return absl::OkStatus();
   HK_ASSIGN_OR_RETURN(settings->metrics_listen, ParseField("listen.metrics", metrics, AddressForm::kListenTcp));
-  if (!seen.insert(settings->metrics_listen->ToString()).second) {
-    return Bad("listen.metrics", fmt::format("'{}' is taken by listen.admin or listen.data", metrics));
-  }
-  return absl::OkStatus();
+  return take("listen.metrics", *settings->metrics_listen);
 }
 
 absl::Status FillTransport(const v1::NodeConfig& config, NodeSettings* settings) {
@@ -148,26 +181,58 @@ absl::Status FillTransport(const v1::NodeConfig& config, NodeSettings* settings)
   }
 }
 
+// An address that can be compared with what this node listens on: not a host name.
+bool IsComparable(const Address& address) {
+  return address.kind == Address::Kind::kUnix || address.is_literal;
+}
+
+// True if a connection to `address` from this host may reach one of our own admin listeners.
+bool IsOwn(const Address& address, const NodeSettings& settings) {
+  for (const Address& own : settings.admin_listen) {
+    if (own == address || (own.kind == Address::Kind::kTcp && own.IsWildcard() && own.port == address.port))
+      return true;
+  }
+  return false;
+}
+
+absl::Status CheckPeerAddress(const std::string& field, const PeerSettings& peer, const NodeSettings& settings) {
+  if (!IsComparable(peer.admin)) return absl::OkStatus();
+  if (peer.name == settings.name && !IsOwn(peer.admin, settings)) {
+    return Bad(field, fmt::format("'{}' is this node's own entry, and listen.admin has no such address",
+                                  peer.admin.ToString()));
+  }
+  const bool wildcard_only =
+      std::find(settings.admin_listen.begin(), settings.admin_listen.end(), peer.admin) == settings.admin_listen.end();
+  if (peer.name != settings.name && !wildcard_only) {
+    return Bad(field,
+               fmt::format("'{}' is this node's own address, not that of '{}'", peer.admin.ToString(), peer.name));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status FillPeers(const v1::NodeConfig& config, NodeSettings* settings) {
   std::set<std::string> names, addresses;
   for (int i = 0; i < config.peers_size(); i++) {
     const v1::Peer& peer = config.peers(i);
     const std::string field = fmt::format("peers[{}]", i);
-    if (!IsValidName(peer.name()))
+    if (!IsValidName(peer.name())) {
       return Bad(field + ".name", fmt::format("'{}' is not [a-z0-9-]{{1,63}}", peer.name()));
+    }
     if (!names.insert(peer.name()).second) return Bad(field + ".name", fmt::format("'{}' is there twice", peer.name()));
     PeerSettings out{.name = peer.name(), .admin = {}, .data = {}};
     HK_ASSIGN_OR_RETURN(out.admin, ParseField(field + ".admin", peer.admin(), AddressForm::kConnect));
     if (!addresses.insert(out.admin.ToString()).second) {
       return Bad(field + ".admin", fmt::format("'{}' is another peer's address as well", peer.admin()));
     }
+    HK_RETURN_IF_ERROR(CheckPeerAddress(field + ".admin", out, *settings));
     if (!peer.data().empty()) {
       HK_ASSIGN_OR_RETURN(out.data, ParseField(field + ".data", peer.data(), AddressForm::kConnectTcp));
     }
     if (peer.name() != settings->name) settings->peers.push_back(std::move(out));
   }
-  if (settings->peers.size() > kMaxPeers)
+  if (settings->peers.size() > kMaxPeers) {
     return Bad("peers", fmt::format("{} peers; at most {} are possible", settings->peers.size(), kMaxPeers));
+  }
   return absl::OkStatus();
 }
 
@@ -180,10 +245,18 @@ absl::Status FillSecurity(const v1::NodeConfig& config, NodeSettings* settings) 
     if (!tls.ok()) return WithContext(tls.status(), "tls");
     settings->tls = *std::move(tls);
   }
-  std::vector<std::pair<std::string, Address>> exposed{{"listen.data", settings->data_listen}};
-  for (const Address& address : settings->admin_listen) exposed.emplace_back("listen.admin", address);
-  for (const auto& [field, address] : exposed) {
-    if (address.IsLocal() || settings->tls.has_value()) continue;
+  std::vector<std::pair<std::string, Address>> places{{"listen.data", settings->data_listen}};
+  for (const Address& address : settings->admin_listen) places.emplace_back("listen.admin", address);
+  bool exposed = false;
+  for (const auto& [field, address] : places) {
+    if (settings->tls.has_value() || address.kind == Address::Kind::kUnix) continue;
+    if (address.IsLocal()) {
+      if (field == "listen.data") continue;  // its protocol knows no roles
+      settings->warnings.push_back(
+          fmt::format("{} {} has no TLS; every user of this host is an administrator", field, address.ToString()));
+      continue;
+    }
+    exposed = true;
     if (!config.insecure() && !HK_MUTANT(exposed_listener_allowed)) {
       return Bad(field, fmt::format("'{}' is not loopback: set tls {{ ca certificate key }} (deploy/certs makes a "
                                     "trial set), or insecure: true",
@@ -191,6 +264,23 @@ absl::Status FillSecurity(const v1::NodeConfig& config, NodeSettings* settings) 
     }
     settings->warnings.push_back(
         fmt::format("insecure: {} {} has no TLS; whoever reaches it is an administrator", field, address.ToString()));
+  }
+  for (size_t i = 0; i < settings->peers.size() && !settings->tls.has_value(); i++) {
+    const PeerSettings& peer = settings->peers[i];
+    if (peer.admin.IsLocal() || peer.admin.host == "localhost") continue;
+    exposed = true;
+    if (!config.insecure()) {
+      return Bad("peers",
+                 fmt::format("'{}' at '{}' is not on this host: set tls {{ ca certificate key }}, or insecure: true",
+                             peer.name, peer.admin.ToString()));
+    }
+  }
+  if (config.insecure() && !exposed) {
+    return Bad("insecure",
+               "true, and nothing here needs it: remove it, so that a later change does not open a listener unseen");
+  }
+  if (config.insecure_metrics() && (!settings->metrics_listen.has_value() || settings->metrics_listen->IsLocal())) {
+    return Bad("insecure_metrics", "true, and listen.metrics is loopback or none: remove it");
   }
   if (settings->metrics_listen.has_value() && !settings->metrics_listen->IsLocal()) {
     if (!config.insecure_metrics()) {

@@ -40,6 +40,7 @@ struct TlsSettings {
   std::string ca_pem;
   std::string certificate_pem;
   std::string key_pem;
+  std::chrono::system_clock::time_point expires;  // the certificate's end
 };
 
 // Everything the daemon needs to know, complete and free of contradictions.

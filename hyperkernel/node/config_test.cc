@@ -41,8 +41,9 @@ TEST(Config, AnEmptyFileHasTheDocumentedDefaults) {
 }
 
 TEST(Config, OwnEntryInThePeerListIsSkipped) {
-  const auto settings =
-      Parse("name: 'a' peers { name: 'a' admin: 'x:1' } peers { name: 'b' admin: 'unix:/b' data: 'y:2' }");
+  const auto settings = Parse(
+      "name: 'a' listen { admin: 'unix:/a' } peers { name: 'a' admin: 'unix:/a' } "
+      "peers { name: 'b' admin: 'unix:/b' data: 'y:2' }");
   ASSERT_TRUE(settings.ok()) << settings.status();
   ASSERT_EQ(settings->peers.size(), 1u);
   EXPECT_EQ(settings->peers[0].name, "b");
@@ -94,7 +95,19 @@ const BadCase kBadCases[] = {
     {"frame_store { budget_mib: 17000000 }", " frame_store.budget_mib:", "to 16384"},
     {"listen { admin: 'localhost:80' }", " listen.admin:", "not an IP address"},
     {"listen { admin: 'unix:run/x' }", " listen.admin:", "absolute path"},
-    {"listen { admin: 'unix:/x' admin: 'unix:/x' }", " listen.admin:", "twice"},
+    {"listen { admin: 'unix:/x' admin: 'unix:/x' }", " listen.admin:", "is taken by listen.admin"},
+    {"listen { admin: 'unix:/dev/shm/hyperkernel/s' }", " listen.admin:", "daemon's own directory"},
+    {"listen { admin: 'unix:/var/lib/hyperkernel/lock' }", " listen.admin:", "daemon's own directory"},
+    {"listen { admin: 'unix:/run/../x' }", " listen.admin:", "plain path"},
+    {"listen { admin: 'unix:/run/%41' }", " listen.admin:", "%?#"},
+    {"listen { admin: '[::1]:5' data: '[0:0:0:0:0:0:0:1]:5' }", " listen.data:", "is taken by listen.admin '[::1]:5'"},
+    {"insecure: true listen { admin: '0.0.0.0:5' data: '127.0.0.1:5' }", " listen.data:", "is taken by listen.admin"},
+    {"insecure: true", " insecure:", "nothing here needs it"},
+    {"insecure_metrics: true", " insecure_metrics:", "remove it"},
+    {"name: 'hyperkernel-node'", " name:", "choose another"},
+    {"peers { name: 'b' admin: '10.0.0.2:7469' }", " peers:", "not on this host"},
+    {"name: 'a' peers { name: 'a' admin: '127.0.0.1:9' }", " peers[0].admin:", "no such address"},
+    {"name: 'a' peers { name: 'b' admin: 'unix:/run/hyperkernel/admin.sock' }", " peers[0].admin:", "own address"},
     {"listen { data: 'unix:/x' }", " listen.data:", "not possible"},
     {"listen { data: '127.0.0.1:99999' }", " listen.data:", "port '99999'"},
     {"listen { data: '127.0.0.1:5' metrics: '127.0.0.1:5' }", " listen.metrics:", "taken"},
@@ -118,10 +131,16 @@ const BadCase kBadCases[] = {
 };
 INSTANTIATE_TEST_SUITE_P(Table, BadConfig, testing::ValuesIn(kBadCases));
 
+TEST(Config, LoopbackWithoutTlsIsWarnedOf) {
+  const auto settings = Parse("listen { admin: '127.0.0.1:7469' }");
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  EXPECT_THAT(settings->warnings, testing::ElementsAre(HasSubstr("every user of this host is an administrator")));
+}
+
 TEST(Config, TooManyPeersAreRefused) {
   std::string text;
   for (int i = 0; i < 64; i++)
-    text += "peers { name: 'n" + std::to_string(i) + "' admin: 'h:" + std::to_string(i + 1) + "' }\n";
+    text += "peers { name: 'n" + std::to_string(i) + "' admin: 'localhost:" + std::to_string(i + 1) + "' }\n";
   EXPECT_THAT(MessageOf(Parse(text).status()), HasSubstr("peers: 64 peers; at most 63"));
 }
 

@@ -18,13 +18,17 @@
 #include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/file.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/data_directory.h"
 #include "hyperkernel/node/grpc_log.h"
+#include "hyperkernel/node/guest_manager.h"
+#include "hyperkernel/node/kvm_machine.h"
 #include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/node_info.h"
 #include "hyperkernel/node/services.h"
+#include "hyperkernel/node/state_store.h"
 
 namespace hk {
 namespace {
@@ -57,7 +61,11 @@ absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, &::freeaddrinfo);
   OwnedFd fd(::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return ErrnoStatus(errno, "socket");
-  if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) return ErrnoStatus(errno, address.ToString());
+  if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) {
+    const absl::Status status = ErrnoStatus(errno, address.ToString());
+    return absl::Status(status.code(),
+                        fmt::format("{}; is the address this host's and free? (ss -ltnp)", MessageOf(status)));
+  }
   return fd;
 }
 
@@ -74,6 +82,10 @@ absl::Status ClearStaleSocket(const std::string& path) {
   path.copy(address.sun_path, sizeof address.sun_path - 1);
   if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 || errno == EAGAIN) {
     return absl::FailedPreconditionError(fmt::format("{} is served by another process", path));
+  }
+  // Only a refusal means that nobody listens; a socket of another kind, or of another user, is not ours to remove.
+  if (errno != ECONNREFUSED && !HK_MUTANT(any_socket_is_stale)) {
+    return ErrnoStatus(errno, fmt::format("{} is in use by something else", path));
   }
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, path);
   return absl::OkStatus();
@@ -93,6 +105,8 @@ struct Daemon::Parts {
   OwnedFd data_address;
   Metrics metrics;
   std::optional<Cluster> cluster;
+  std::unique_ptr<StateStore> store;
+  std::unique_ptr<GuestManager> guests;
   std::optional<AdminService> admin;
   std::optional<PeerControlService> peers;
   std::unique_ptr<grpc::Server> server;
@@ -102,7 +116,7 @@ struct Daemon::Parts {
 };
 
 absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock& clock, v1::NodeInfo* self) {
-  HK_ASSIGN_OR_RETURN(const std::string transport, ResolveTransport(settings.transport));
+  HK_ASSIGN_OR_RETURN(const std::string transport, ResolveTransport(settings.transport, settings.data_listen));
   absl::StatusOr<DirectoryLock> lock = DirectoryLock::Take(settings.data_directory, settings.name, clock);
   if (!lock.ok()) return WithContext(lock.status(), "data_directory");
   data_lock = *std::move(lock);
@@ -115,9 +129,13 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   absl::StatusOr<DirectoryLock> second = DirectoryLock::Take(settings.frame_directory, settings.name, clock);
   if (!second.ok()) return WithContext(second.status(), "frame_store.directory");
   frame_lock = *std::move(second);
+  HK_RETURN_IF_ERROR(WithContext(frames->EnsureCapacity(), "frame_store.directory"));
   absl::StatusOr<OwnedFd> reserved = ReserveDataAddress(settings.data_listen);
   if (!reserved.ok()) return WithContext(reserved.status(), "listen.data");
   data_address = *std::move(reserved);
+  absl::StatusOr<std::unique_ptr<StateStore>> opened = StateStore::Open(settings.data_directory + "/state");
+  if (!opened.ok()) return WithContext(opened.status(), "data_directory");
+  store = *std::move(opened);
   *self = StaticNodeInfo(settings, *identity, transport, clock.Wall());
   for (const std::string& warning : frames->warnings()) self->add_warnings(warning);
   return absl::OkStatus();
@@ -178,12 +196,22 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   if (settings.metrics_listen.has_value()) {
     HK_RETURN_IF_ERROR(WithContext(parts->metrics.Serve(*settings.metrics_listen), "listen.metrics"));
   }
-  parts->admin.emplace(&*parts->cluster, &parts->metrics);
+  const FrameStore& frames = *parts->frames;
+  HK_ASSIGN_OR_RETURN(parts->guests,
+                      GuestManager::Open(
+                          parts->store.get(), settings.name,
+                          [&frames](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames); },
+                          [&frames, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
+                            return MakeKvmMachine(spec, generation, frames, clock, events);
+                          },
+                          clock));
+  parts->admin.emplace(&*parts->cluster, parts->guests.get(), &parts->metrics);
   parts->peers.emplace(&*parts->cluster, &parts->metrics);
   auto daemon = std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
   HK_RETURN_IF_ERROR(daemon->parts_->Serve(settings));
   RouteGrpcLog(log::Level::kWarning);  // errors are now about one connection, not about this node
   daemon->parts_->cluster->Start();
+  daemon->parts_->guests->Autostart();
   for (const std::string& warning : self.warnings()) log::Warning("daemon", warning);
   log::Info("daemon", "serving",
             {{"version", self.version()},

@@ -1,10 +1,13 @@
 #include "hyperkernel/node/node_info.h"
 
+#include <arpa/inet.h>
+#include <ifaddrs.h>
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
 #include <charconv>
+#include <memory>
 #include <vector>
 
 #include "fmt/format.h"
@@ -40,6 +43,24 @@ uint64_t MemInfoBytes(const std::string& text, const std::string& key) {
   uint64_t kib = 0;
   std::from_chars(value.data(), value.data() + value.size(), kib);
   return kib * 1024;
+}
+
+// Name of the network interface that has the address; empty if none has.
+std::string InterfaceOf(const Address& address) {
+  ifaddrs* all = nullptr;
+  if (::getifaddrs(&all) != 0) return "";
+  const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> owner(all, &::freeifaddrs);
+  for (const ifaddrs* at = all; at != nullptr; at = at->ifa_next) {
+    char text[INET6_ADDRSTRLEN] = "";
+    if (at->ifa_addr == nullptr) continue;
+    if (at->ifa_addr->sa_family == AF_INET) {
+      ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(at->ifa_addr)->sin_addr, text, sizeof text);
+    } else if (at->ifa_addr->sa_family == AF_INET6) {
+      ::inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(at->ifa_addr)->sin6_addr, text, sizeof text);
+    }
+    if (address.host == text) return at->ifa_name;
+  }
+  return "";
 }
 
 }  // namespace
@@ -82,19 +103,21 @@ void RefreshNodeInfo(const FrameStore& frames, v1::NodeInfo* info) {
   info->set_frames_used_bytes(frames.UsedBytes().value_or(0));
 }
 
-absl::StatusOr<std::string> ResolveTransport(TransportChoice choice) {
+absl::StatusOr<std::string> ResolveTransport(TransportChoice choice, const Address& data) {
   if (choice == TransportChoice::kTcp) return "tcp";
   const absl::StatusOr<std::vector<VerbsDevice>> devices = ListVerbsDevices();
-  if (devices.ok()) {
+  const std::string interface = InterfaceOf(data);
+  if (devices.ok() && !data.IsLocal()) {
     for (const VerbsDevice& device : *devices) {
-      if (device.active) return fmt::format("verbs({})", device.name);
+      if (device.active && (data.IsWildcard() || device.netdev == interface))
+        return fmt::format("verbs({})", device.name);
     }
   }
   if (choice == TransportChoice::kAuto) return "tcp";
-  return absl::FailedPreconditionError(
-      "transport: TRANSPORT_VERBS, and no RDMA device of this host has an active port; see hyperkerneld --probe, or "
-      "set "
-      "TRANSPORT_AUTO");
+  return absl::FailedPreconditionError(fmt::format(
+      "transport: TRANSPORT_VERBS, and no RDMA device with an active port has the address of listen.data '{}'; see "
+      "hyperkerneld --probe, or set TRANSPORT_AUTO",
+      data.ToString()));
 }
 
 }  // namespace hk

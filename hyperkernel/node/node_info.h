@@ -22,8 +22,9 @@ v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity
 // Fills in what changes: available memory and frames in use.
 void RefreshNodeInfo(const FrameStore& frames, v1::NodeInfo* info);
 
-// The data plane that a choice means on this host: "tcp" or "verbs(DEVICE)". Errors: kFailedPrecondition if verbs are
-// asked for and no RDMA device has an active port.
-absl::StatusOr<std::string> ResolveTransport(TransportChoice choice);
+// The data plane that a choice means on this host: "tcp" or "verbs(DEVICE)". A device counts if its port is active and
+// its network interface has the address `data` (any interface, if that is the wildcard). Errors: kFailedPrecondition if
+// verbs are asked for and there is none.
+absl::StatusOr<std::string> ResolveTransport(TransportChoice choice, const Address& data);
 
 }  // namespace hk

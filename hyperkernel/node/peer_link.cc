@@ -83,26 +83,31 @@ std::unique_ptr<v1::PeerControl::Stub> PeerLinks::Connect(const PeerSettings& pe
 }
 
 void PeerLinks::Run() {
-  auto next = std::chrono::system_clock::now();
+  // The schedule is on the monotonic clock: gRPC takes wall-clock deadlines, and the wall clock may step.
+  auto next = std::chrono::steady_clock::now();
   void* tag = nullptr;
   bool ok = false;
   while (true) {
-    const auto event = queue_.AsyncNext(&tag, &ok, next);
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(next - std::chrono::steady_clock::now());
+    const auto event = queue_.AsyncNext(&tag, &ok, std::chrono::system_clock::now() + left);
     if (event == grpc::CompletionQueue::GOT_EVENT && tag == this) break;
     if (event == grpc::CompletionQueue::GOT_EVENT) {
       Finish(static_cast<Link*>(tag));
       continue;
     }
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next) continue;  // woken early by a step of the wall clock
     for (const auto& link : links_) SendHello(link.get());
-    // After a stall, or a step of the clock, go on from now: missed hellos are not made up for.
-    const auto now = std::chrono::system_clock::now();
-    next = std::clamp(next + interval_, now, now + interval_);
+    // After a stall, go on from now: missed hellos are not made up for.
+    next = std::max(next + interval_, now);
   }
   for (const auto& link : links_) {
     if (link->call != nullptr) link->call->context.TryCancel();
   }
   queue_.Shutdown();
-  while (queue_.Next(&tag, &ok)) static_cast<Link*>(tag)->call = nullptr;
+  while (queue_.Next(&tag, &ok)) {
+    if (tag != this) static_cast<Link*>(tag)->call = nullptr;
+  }
 }
 
 void PeerLinks::SendHello(Link* link) {

@@ -6,25 +6,10 @@
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/base/version.h"
 #include "hyperkernel/node/caller.h"
+#include "hyperkernel/node/serve.h"
 
 namespace hk {
 namespace {
-
-// Longest error told. gRPC replaces a status whose message, percent-encoded, does not fit its limit for metadata (8
-// KiB), and messages quote names that the caller chose.
-constexpr size_t kMaxMessageBytes = 2048;
-
-// Runs `body` if the caller has the role, and counts the outcome.
-template <typename Body>
-grpc::Status Serve(Metrics* metrics, const char* method, const grpc::ServerContext& context, Role needed, Body body) {
-  grpc::Status status = Authorize(context, needed);
-  if (status.ok()) status = body();
-  metrics->CountRequest(method, status.error_code());
-  if (status.error_message().size() > kMaxMessageBytes) {
-    return grpc::Status(status.error_code(), status.error_message().substr(0, kMaxMessageBytes) + "...");
-  }
-  return status;
-}
 
 // With TLS, a node speaks for itself only.
 grpc::Status CheckSpeaksForItself(const grpc::ServerContext& context, const std::string& from) {
@@ -87,8 +72,9 @@ grpc::Status PeerControlService::Probe(grpc::ServerContext* context, const v1::P
                                        v1::PeerProbeResponse* response) {
   return Serve(metrics_, "Probe", *context, Role::kNode, [&] {
     if (const grpc::Status status = CheckSpeaksForItself(*context, request->from()); !status.ok()) return status;
-    *response->mutable_report() = cluster_->ProbeSelf();
-    return grpc::Status::OK;
+    absl::StatusOr<v1::ProbeReport> report = cluster_->ProbeSelf();
+    if (report.ok()) *response->mutable_report() = *std::move(report);
+    return ToGrpc(report.status());
   });
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "hyperkernel/node/cluster.h"
+#include "hyperkernel/node/guest_manager.h"
 #include "hyperkernel/node/metrics.h"
 #include "proto/admin.grpc.pb.h"
 #include "proto/peer.grpc.pb.h"
@@ -12,8 +13,9 @@ namespace hk {
 // What operators ask (proto/admin.proto).
 class AdminService final : public v1::Admin::Service {
  public:
-  // Both must outlive this object.
-  AdminService(Cluster* cluster, Metrics* metrics) : cluster_(cluster), metrics_(metrics) {}
+  // All must outlive this object.
+  AdminService(Cluster* cluster, GuestManager* guests, Metrics* metrics)
+      : cluster_(cluster), guests_(guests), metrics_(metrics) {}
   grpc::Status GetVersion(grpc::ServerContext* context, const v1::GetVersionRequest* request,
                           v1::GetVersionResponse* response) override;
   grpc::Status ListNodes(grpc::ServerContext* context, const v1::ListNodesRequest* request,
@@ -22,9 +24,22 @@ class AdminService final : public v1::Admin::Service {
                        v1::GetNodeResponse* response) override;
   grpc::Status ProbeNode(grpc::ServerContext* context, const v1::ProbeNodeRequest* request,
                          v1::ProbeNodeResponse* response) override;
+  grpc::Status CreateVm(grpc::ServerContext* context, const v1::CreateVmRequest* request,
+                        v1::CreateVmResponse* response) override;
+  grpc::Status ListVms(grpc::ServerContext* context, const v1::ListVmsRequest* request,
+                       v1::ListVmsResponse* response) override;
+  grpc::Status GetVm(grpc::ServerContext* context, const v1::GetVmRequest* request,
+                     v1::GetVmResponse* response) override;
+  grpc::Status DeleteVm(grpc::ServerContext* context, const v1::DeleteVmRequest* request,
+                        v1::DeleteVmResponse* response) override;
+  grpc::Status ControlVm(grpc::ServerContext* context, const v1::ControlVmRequest* request,
+                         v1::ControlVmResponse* response) override;
+  grpc::Status Console(grpc::ServerContext* context,
+                       grpc::ServerReaderWriter<v1::ConsoleResponse, v1::ConsoleRequest>* stream) override;
 
  private:
   Cluster* const cluster_;
+  GuestManager* const guests_;
   Metrics* const metrics_;
 };
 

@@ -32,19 +32,24 @@ void AddExtension(X509* certificate, int id, const char* value) {
 
 }  // namespace
 
-TestCertificate MakeTestCertificate(const std::string& common_name, const TestCertificate* issuer, long from_s,
-                                    long to_s) {
+TestCertificate MakeTestCertificate(const std::string& common_name, const TestCertificate* issuer,
+                                    const TestCertificateUse& use) {
   EVP_PKEY* key = EVP_EC_gen("P-256");
   X509* certificate = X509_new();
   X509_set_version(certificate, 2);
   ASN1_INTEGER_set(X509_get_serialNumber(certificate), issuer == nullptr ? 1 : 2);
-  X509_gmtime_adj(X509_getm_notBefore(certificate), from_s);
-  X509_gmtime_adj(X509_getm_notAfter(certificate), to_s);
+  X509_gmtime_adj(X509_getm_notBefore(certificate), use.from_s);
+  X509_gmtime_adj(X509_getm_notAfter(certificate), use.to_s);
   X509_set_pubkey(certificate, key);
   SetName(X509_get_subject_name(certificate), common_name);
   EVP_PKEY* signer = key;
-  if (issuer == nullptr) {
+  if (use.authority) {
     AddExtension(certificate, NID_basic_constraints, "critical,CA:TRUE");
+  } else {
+    if (!use.names.empty()) AddExtension(certificate, NID_subject_alt_name, use.names.c_str());
+    if (!use.usage.empty()) AddExtension(certificate, NID_ext_key_usage, use.usage.c_str());
+  }
+  if (issuer == nullptr) {
     X509_set_issuer_name(certificate, X509_get_subject_name(certificate));
   } else {
     BIO* in = BIO_new_mem_buf(issuer->certificate_pem.data(), -1);

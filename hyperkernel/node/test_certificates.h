@@ -11,9 +11,17 @@ struct TestCertificate {
   std::string key_pem;
 };
 
-// A certificate for `common_name`, signed by `issuer` (self-signed authority if null), valid from now+`from_s` to
-// now+`to_s`.
-TestCertificate MakeTestCertificate(const std::string& common_name, const TestCertificate* issuer, long from_s = -60,
-                                    long to_s = 3600);
+// What a certificate is for, and for how long from now.
+struct TestCertificateUse {
+  std::string names = "DNS:a,DNS:hyperkernel-node";  // subject alternative names; empty for none
+  std::string usage = "serverAuth,clientAuth";       // extended key usage; empty for none
+  bool authority = false;                            // may sign others
+  long from_s = -60;
+  long to_s = 3600;
+};
+
+// A certificate for `common_name`, signed by `issuer`, or by itself if null.
+TestCertificate MakeTestCertificate(const std::string& common_name, const TestCertificate* issuer,
+                                    const TestCertificateUse& use = {});
 
 }  // namespace hk

@@ -20,9 +20,11 @@ struct TlsPaths {
   std::string key;
 };
 
-// Reads the three files and checks that they are PEM, that the key belongs to the certificate, that the authority
-// signed it, that it is valid now, and that its subject is "node:NODE_NAME". Errors name the field ("key: /path: ...")
-// and never hold key material.
+// Reads the three files and checks what a node needs of them, so that a mistake shows here and not at every peer: they
+// are PEM (the authority may be a bundle, the certificate may bring its chain), others cannot read the key, it is the
+// certificate's, the certificate is valid now under the authority, its subject is "node:NODE_NAME", it names NODE_NAME
+// and kAnyNodeDnsName, and it may be used by servers and clients. Errors name the field ("key: /path: ...") and never
+// hold key material.
 absl::StatusOr<TlsSettings> LoadTls(const TlsPaths& paths, std::string_view node_name);
 
 // What a caller may do; each role may do what the ones before it may.

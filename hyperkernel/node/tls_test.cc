@@ -1,5 +1,6 @@
 #include "hyperkernel/node/tls.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -34,7 +35,7 @@ class TlsTest : public testing::Test {
   }
 
   std::string directory_;
-  const TestCertificate ca_ = MakeTestCertificate("trial CA", nullptr);
+  const TestCertificate ca_ = MakeTestCertificate("trial CA", nullptr, {.authority = true});
   const TestCertificate node_ = MakeTestCertificate("node:a", &ca_);
 };
 
@@ -54,15 +55,45 @@ TEST_F(TlsTest, EachBadFileIsNamedAndKeysAreNeverShown) {
 }
 
 TEST_F(TlsTest, ACertificateOfAnotherAuthorityNameOrTimeIsRefused) {
-  const TestCertificate stranger = MakeTestCertificate("another CA", nullptr);
+  const TestCertificate stranger = MakeTestCertificate("another CA", nullptr, {.authority = true});
   EXPECT_THAT(Load(stranger.certificate_pem, node_.certificate_pem, node_.key_pem), HasSubstr("not valid under ca"));
-  const TestCertificate expired = MakeTestCertificate("node:a", &ca_, -7200, -3600);
+  const TestCertificate expired = MakeTestCertificate("node:a", &ca_, {.from_s = -7200, .to_s = -3600});
   EXPECT_THAT(Load(ca_.certificate_pem, expired.certificate_pem, expired.key_pem), HasSubstr("expired"));
   for (const char* name : {"node:b", "admin:a", "a", "node:"}) {
     const TestCertificate wrong = MakeTestCertificate(name, &ca_);
     EXPECT_THAT(Load(ca_.certificate_pem, wrong.certificate_pem, wrong.key_pem), HasSubstr("this node needs 'node:a'"))
         << name;
   }
+}
+
+TEST_F(TlsTest, ChainsAndBundlesWork) {
+  const TestCertificate middle = MakeTestCertificate("middle CA", &ca_, {.authority = true});
+  const TestCertificate leaf = MakeTestCertificate("node:a", &middle);
+  EXPECT_EQ(Load(ca_.certificate_pem, leaf.certificate_pem + middle.certificate_pem, leaf.key_pem), "");
+  EXPECT_THAT(Load(ca_.certificate_pem, leaf.certificate_pem, leaf.key_pem), HasSubstr("not valid under ca"));
+  const TestCertificate old = MakeTestCertificate("old CA", nullptr, {.authority = true});
+  EXPECT_EQ(Load(old.certificate_pem + ca_.certificate_pem, node_.certificate_pem, node_.key_pem), "");
+}
+
+TEST_F(TlsTest, ACertificateThatNobodyWouldAcceptIsRefusedHere) {
+  const auto load = [&](const TestCertificateUse& use) {
+    const TestCertificate certificate = MakeTestCertificate("node:a", &ca_, use);
+    return Load(ca_.certificate_pem, certificate.certificate_pem, certificate.key_pem);
+  };
+  EXPECT_THAT(load({.names = ""}), HasSubstr("lack DNS:a"));
+  EXPECT_THAT(load({.names = "DNS:a"}), HasSubstr("lack DNS:hyperkernel-node"));
+  EXPECT_THAT(load({.usage = "clientAuth"}), HasSubstr("lacks serverAuth"));
+  EXPECT_THAT(load({.usage = "serverAuth"}), HasSubstr("lacks clientAuth"));
+  EXPECT_EQ(load({.usage = ""}), "");
+}
+
+TEST_F(TlsTest, AKeyThatOthersCanReadIsRefused) {
+  const std::string ca = Write("ca", ca_.certificate_pem), certificate = Write("crt", node_.certificate_pem);
+  const std::string key = Write("key", node_.key_pem);
+  ASSERT_EQ(::chmod(key.c_str(), 0644), 0);
+  EXPECT_THAT(MessageOf(LoadTls({ca, certificate, key}, "a").status()), HasSubstr("chmod 0600"));
+  ASSERT_EQ(::chmod(key.c_str(), 0640), 0);
+  EXPECT_TRUE(LoadTls({ca, certificate, key}, "a").ok()) << "a group of key readers is a common set-up";
 }
 
 TEST(CallerTest, RolesComeFromTheWholeName) {

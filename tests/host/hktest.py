@@ -31,6 +31,8 @@ POLL = 0.03
 HELLO_MS = 100
 UNREACHABLE_MS = 1500
 BUDGET_MIB = 16
+# Full counts (tests/run soak).
+SOAK = bool(os.environ.get('HK_SOAK'))
 
 _bin = os.environ.get('HK_BIN') or os.path.join(ROOT, 'build', 'dev', 'bin')
 _beds = []
@@ -167,6 +169,7 @@ class Node:
         self.extra = fields.pop('extra', '')          # configuration text
         self.hello_ms = fields.pop('hello_ms', HELLO_MS)
         self.unreachable_ms = fields.pop('unreachable_ms', UNREACHABLE_MS)
+        self.budget_mib = BUDGET_MIB
         assert not fields, fields
         self.config = os.path.join(self.directory, 'node.textproto')
         self.log = os.path.join(self.directory, 'log')
@@ -182,7 +185,7 @@ class Node:
 
     def config_text(self):
         lines = [f'name: "{self.name}"', f'cluster: "{self.cluster}"', f'data_directory: "{self.data_directory}"',
-                 f'frame_store {{ directory: "{self.frame_directory}" budget_mib: {BUDGET_MIB} }}', 'transport: TRANSPORT_TCP',
+                 f'frame_store {{ directory: "{self.frame_directory}" budget_mib: {self.budget_mib} }}', 'transport: TRANSPORT_TCP',
                  f'listen {{ admin: "{self.endpoint}"']
         if self.tcp:
             lines.append(f'  admin: "{self.tcp_endpoint}"')
@@ -218,7 +221,7 @@ class Node:
 
     def fails_to_start(self):
         """Runs the daemon, which must end by itself with exit code 1; returns its one line."""
-        result = run([program('hyperkerneld'), '--config', self.write_config()])
+        result = run([program('hyperkerneld'), '--config', self.write_config()], timeout=TIMEOUT)
         # gRPC and the log may not add to what the operator reads.
         if result.code != 1:
             raise AssertionError(f'exit code {result.code}, not 1: {result.err!r}')

@@ -3,6 +3,7 @@ import datetime
 import os
 import signal
 import socket
+import subprocess
 import time
 
 import hktest
@@ -81,21 +82,35 @@ class Cluster(hktest.TestCase):
 
     def test_a_killed_node_returns_as_itself(self):
         a, b = self.start('a', 'b')
-        identity = b.members()['b']['info']
-        b.kill()
-        self.assertTrue(os.path.exists(b.socket), 'a killed daemon cannot remove its socket')
-        a.wait_state('b', 'unreachable')
-        b.start()
-        info = a.wait_state('b', 'up')['info']
-        self.assertEqual(info['node_id'], identity['node_id'])
-        self.assertEqual(int(info['pid']), b.process.pid)
-        self.assertNotEqual(info['pid'], identity['pid'])
-        b.wait_state('a', 'up')
+        for _ in range(50 if hktest.SOAK else 2):
+            identity = b.members()['b']['info']
+            b.kill()
+            self.assertTrue(os.path.exists(b.socket), 'a killed daemon cannot remove its socket')
+            a.wait_state('b', 'unreachable')
+            b.start()
+            info = a.wait_state('b', 'up')['info']
+            self.assertEqual(info['node_id'], identity['node_id'])
+            self.assertEqual(int(info['pid']), b.process.pid)
+            self.assertNotEqual(info['pid'], identity['pid'])
+            b.wait_state('a', 'up')
+
+    def test_every_stop_is_clean(self):
+        # With a peer that is not there: a failing connection is torn down while the daemon stops.
+        a = self.bed.cluster('a', 'b')[0]
+        for _ in range(1000 if hktest.SOAK else 15):
+            a.start()
+            self.assertEqual(a.stop(), 0)
+
+    @staticmethod
+    def reason(node):
+        return node.members()['b']['reason']
 
     def test_a_frozen_node_comes_back(self):
         a, b = self.start('a', 'b')
         pid = b.process.pid
         b.signal(signal.SIGSTOP)
+        # Not "Deadline Exceeded", and not the moment before, when the last hello is still under way.
+        hktest.wait_for(lambda: 'timed out' in self.reason(a) or 'no answer' in self.reason(a), 'the reason is silence')
         a.wait_state('b', 'unreachable')
         # The peer is named, not the daemon that was asked, and hkctl does not wait for ever.
         self.assert_fails(a.hkctl('node', 'probe', 'b', '--timeout', '2s'), 1, "node 'b'")
@@ -112,6 +127,7 @@ class Cluster(hktest.TestCase):
         b.start()
         for node, peer, mine, theirs in ((a, 'b', 'test', 'other'), (b, 'a', 'other', 'test')):
             member = node.wait_state(peer, 'rejected')
+            self.assertIn('refuses this node, saying: ', member['reason'])
             self.assertIn(f"'{mine}'", member['reason'])
             self.assertIn(f"'{theirs}'", member['reason'])
             self.assertIn(member['reason'], node.hkctl('node', 'list').out)
@@ -177,6 +193,53 @@ class Cluster(hktest.TestCase):
         self.assertIn(a.socket, a.fails_to_start())
         with open(a.socket, encoding='utf-8') as file:
             self.assertEqual(file.read(), 'precious')
+
+    def test_a_live_socket_of_another_kind_is_not_removed(self):
+        node = self.bed.node('a')
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.bind(node.socket)
+            self.assertIn('in use by something else', node.fails_to_start())
+            self.assertTrue(os.path.exists(node.socket))
+
+    def test_a_refused_daemon_leaves_the_others_frames_alone(self):
+        first = self.start('a')[0]
+        before = os.statvfs(first.frame_directory).f_blocks
+        second = self.bed.node('b', frame_directory=first.frame_directory)
+        second.budget_mib = 4 * hktest.BUDGET_MIB
+        self.assertIn('is in use by hyperkerneld pid', second.fails_to_start())
+        self.assertEqual(os.statvfs(first.frame_directory).f_blocks, before)
+
+    def test_closed_standard_streams_do_not_become_files(self):
+        node = self.bed.node('a')
+        node.start(prefix=['bash', '-c', 'exec "$@" <&- >&- 2>&-', '-'])
+        for fd in range(3):
+            self.assertEqual(os.readlink(f'/proc/{node.process.pid}/fd/{fd}'), '/dev/null')
+
+    def test_a_step_of_the_wall_clock_does_not_stop_the_hellos(self):
+        a, b, c = self.bed.cluster('a', 'b', 'c')
+        step = os.path.join(self.bed.directory, 'step')
+        for node in (a, b, c):
+            node.start(prefix=['env', f'LD_PRELOAD={hktest.program("clock_step.so")}', f'CLOCK_STEP_FILE={step}'] if node is a else ())
+        for name in 'bc':
+            a.wait_state(name, 'up')
+        # A hello to a frozen peer is in flight when the clock steps: its end comes after the step and before the next tick.
+        c.signal(signal.SIGSTOP)
+        with open(step, 'w', encoding='ascii') as file:
+            file.write('-3600')
+        a.wait_state('c', 'unreachable')
+        self.assertEqual(a.state_of('b'), 'up')
+        c.signal(signal.SIGCONT)
+        a.wait_state('c', 'up')
+        self.assertEqual(a.state_of('b'), 'up')
+
+    def test_probes_are_not_queued(self):
+        node = self.start('a')[0]
+        probes = [subprocess.Popen([hktest.program('hkctl'), '--endpoint', node.endpoint, 'node', 'probe'], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True) for _ in range(20)]
+        ends = [(probe.communicate()[1], probe.returncode) for probe in probes]
+        self.assertTrue(any(code == 0 for _, code in ends))
+        for text, code in ends:
+            self.assertTrue(code == 0 or 'a probe is running already' in text, (code, text))
 
     def test_the_socket_is_its_users_only(self):
         a = self.bed.node('a').start()

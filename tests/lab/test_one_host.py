@@ -5,7 +5,7 @@ import subprocess
 import time
 import unittest
 
-from labtest import LabNode, UNREACHABLE_MS, hktest, link, make_certificates, probe_answers
+from labtest import DEADLINE_S, LabNode, UNREACHABLE_MS, hktest, link, make_certificates, probe_answers
 
 NODES = {'a': 1, 'b': 2, 'c': 3}
 
@@ -57,23 +57,29 @@ class Links(hktest.TestCase):
         for node in (a, b, c):
             for other in (a, b, c):
                 node.wait_state(other.name, 'self' if node is other else 'up')
-        self.assertEqual(a.members()['a']['info']['transport'], 'verbs(rxe0)')
-        link('cut', 'n2')
-        started = time.monotonic()
-        try:
-            for watcher, gone in ((a, 'b'), (c, 'b'), (b, 'a'), (b, 'c')):
-                member = watcher.wait_state(gone, 'unreachable')
-                self.assertTrue(member['since'])
-                self.assertEqual(member['info']['name'], gone)
-            print(f'cut: all saw it within {time.monotonic() - started:.1f} s (unreachable_after is {UNREACHABLE_MS / 1000} s)')
-            self.assertEqual(a.state_of('c'), 'up')
-            print(a.hkctl('node', 'list').out, flush=True)
-        finally:
-            link('heal', 'n2')
-        started = time.monotonic()
-        for watcher, back in ((a, 'b'), (c, 'b'), (b, 'a'), (b, 'c')):
-            watcher.wait_state(back, 'up')
-        print(f'healed: all saw it within {time.monotonic() - started:.1f} s')
+        # rxe0 belongs to the host's own bridge, whose address these daemons do not have.
+        self.assertEqual(a.members()['a']['info']['transport'], 'tcp')
+        for _ in range(10 if hktest.SOAK else 1):
+            link('cut', 'n2')
+            started = time.monotonic()
+            try:
+                for watcher, gone in ((a, 'b'), (c, 'b'), (b, 'a'), (b, 'c')):
+                    member = watcher.wait_state(gone, 'unreachable')
+                    self.assertTrue(member['since'])
+                    self.assertEqual(member['info']['name'], gone)
+                elapsed = time.monotonic() - started
+                print(f'cut: all saw it within {elapsed:.1f} s (unreachable_after is {UNREACHABLE_MS / 1000} s)')
+                self.assertLess(elapsed, DEADLINE_S)
+                self.assertEqual(a.state_of('c'), 'up')
+                print(a.hkctl('node', 'list').out, flush=True)
+            finally:
+                link('heal', 'n2')
+            started = time.monotonic()
+            for watcher, back in ((a, 'b'), (c, 'b'), (b, 'a'), (b, 'c')):
+                watcher.wait_state(back, 'up')
+            elapsed = time.monotonic() - started
+            print(f'healed: all saw it within {elapsed:.1f} s')
+            self.assertLess(elapsed, DEADLINE_S)
 
     def test_a_killed_daemon_comes_back_as_itself(self):
         a, b, _ = self.start()

@@ -7,7 +7,7 @@ import subprocess
 import time
 import unittest
 
-from labtest import HOST, LabNode, UNREACHABLE_MS, hktest, link, make_certificates
+from labtest import DEADLINE_S, HOST, LabNode, UNREACHABLE_MS, hktest, link, make_certificates
 
 SHARED = '/out/certs'
 NAMES = {1: 'a', 2: 'b'}
@@ -43,7 +43,9 @@ class TwoHosts(hktest.TestCase):
         barrier('cut')
         started = time.monotonic()
         node.wait_state(other, 'unreachable')
-        print(f'cut: seen within {time.monotonic() - started:.1f} s (unreachable_after is {UNREACHABLE_MS / 1000} s)')
+        elapsed = time.monotonic() - started
+        print(f'cut: seen within {elapsed:.1f} s (unreachable_after is {UNREACHABLE_MS / 1000} s)')
+        self.assertLess(elapsed, DEADLINE_S)
         print(node.hkctl('node', 'list').out, flush=True)
         barrier('both-saw-the-cut')
         if HOST == 1:
@@ -51,7 +53,9 @@ class TwoHosts(hktest.TestCase):
         barrier('healed')
         started = time.monotonic()
         node.wait_state(other, 'up')
-        print(f'healed: seen within {time.monotonic() - started:.1f} s', flush=True)
+        elapsed = time.monotonic() - started
+        print(f'healed: seen within {elapsed:.1f} s', flush=True)
+        self.assertLess(elapsed, DEADLINE_S)
         barrier('both-saw-it-healed')
 
         if HOST == 2:

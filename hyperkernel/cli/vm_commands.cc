@@ -1,0 +1,231 @@
+#include "hyperkernel/cli/vm_commands.h"
+
+#include <fmt/format.h>
+#include <google/protobuf/io/tokenizer.h>
+#include <google/protobuf/text_format.h>
+
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <thread>
+
+#include "hyperkernel/cli/console.h"
+#include "hyperkernel/cli/output.h"
+#include "hyperkernel/cli/vm_output.h"
+
+namespace hk::cli {
+namespace {
+
+// How often `vm wait` asks.
+constexpr std::chrono::milliseconds kWaitInterval(100);
+
+void Print(const std::string& text) {
+  std::fputs(text.c_str(), stdout);
+}
+
+// Keeps the first error of protobuf's parser, with its place.
+class FirstError final : public google::protobuf::io::ErrorCollector {
+ public:
+  void AddError(int line, google::protobuf::io::ColumnNumber column, const std::string& message) override {
+    if (text_.empty()) text_ = fmt::format("{}:{}: {}", line + 1, column + 1, message);
+  }
+  void AddWarning(int, google::protobuf::io::ColumnNumber, const std::string&) override {}
+  const std::string& text() const { return text_; }
+
+ private:
+  std::string text_;
+};
+
+// False after a line to standard error.
+bool ReadSpec(const std::string& path, v1::VmSpec* spec) {
+  std::ostringstream text;
+  if (path == "-") {
+    text << std::cin.rdbuf();
+  } else {
+    std::ifstream file(path, std::ios::binary);
+    text << file.rdbuf();
+    if (!file.good()) {
+      fmt::print(stderr, "hkctl: vm create: cannot read {}\n", Printable(path));
+      return false;
+    }
+  }
+  FirstError error;
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&error);
+  if (parser.ParseFromString(text.str(), spec)) return true;
+  fmt::print(stderr, "hkctl: vm create: {}:{}\n", Printable(path), Printable(error.text()));
+  return false;
+}
+
+void PrintVm(const Options& options, const v1::Vm& vm) {
+  Print(options.json()   ? ToJson(vm)
+        : options.text() ? ToTextProto(vm.spec())
+                         : VmText(vm, std::chrono::system_clock::now()));
+}
+
+int Create(const Options& options, const std::string& path, bool dry_run) {
+  v1::CreateVmRequest request;
+  if (!ReadSpec(path, request.mutable_spec())) return kExitUsage;
+  request.set_dry_run(dry_run);
+  v1::CreateVmResponse response;
+  const int code = Client(options).Call("vm create", [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
+    return stub->CreateVm(context, request, &response);
+  });
+  if (code != kExitOk) return code;
+  if (options.json() || options.text()) {
+    PrintVm(options, response.vm());
+  } else {
+    Print(fmt::format("vm {} {}\n", Printable(response.vm().spec().name()),
+                      dry_run ? "could be created (dry run)" : "created"));
+  }
+  return kExitOk;
+}
+
+int List(const Options& options) {
+  v1::ListVmsResponse response;
+  const int code = Client(options).Call("vm list", [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
+    return stub->ListVms(context, v1::ListVmsRequest(), &response);
+  });
+  if (code != kExitOk) return code;
+  Print(options.json() ? ToJson(response)
+                       : VmTable({response.vms().begin(), response.vms().end()}, std::chrono::system_clock::now()));
+  return kExitOk;
+}
+
+int Get(const Options& options, const std::string& what, const std::string& name, v1::Vm* vm) {
+  v1::GetVmRequest request;
+  request.set_name(name);
+  v1::GetVmResponse response;
+  const int code = Client(options).Call(
+      fmt::format("vm {} {}", what, name),
+      [&](v1::Admin::Stub* stub, grpc::ClientContext* context) { return stub->GetVm(context, request, &response); });
+  *vm = response.vm();
+  return code;
+}
+
+int Show(const Options& options, const std::string& name) {
+  v1::Vm vm;
+  const int code = Get(options, "show", name, &vm);
+  if (code == kExitOk) PrintVm(options, vm);
+  return code;
+}
+
+int Wait(const Options& options, const std::string& name, const std::string& wanted) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(options.timeout_ms);
+  while (true) {
+    v1::Vm vm;
+    const int code = Get(options, "wait", name, &vm);
+    if (code != kExitOk) return code;
+    if (StateName(vm.state()) == wanted) return kExitOk;
+    if (std::chrono::steady_clock::now() + kWaitInterval > deadline) {
+      fmt::print(stderr, "hkctl: vm wait {}: is {} after {}, not {}; see hkctl vm show {}\n", Printable(name),
+                 StateName(vm.state()), HumanDuration(std::chrono::milliseconds(options.timeout_ms)), wanted,
+                 Printable(name));
+      return kExitClusterSaidNo;
+    }
+    std::this_thread::sleep_for(kWaitInterval);
+  }
+}
+
+int Delete(const Options& options, const std::string& name) {
+  v1::DeleteVmRequest request;
+  request.set_name(name);
+  v1::DeleteVmResponse response;
+  const int code = Client(options).Call(
+      fmt::format("vm delete {}", name),
+      [&](v1::Admin::Stub* stub, grpc::ClientContext* context) { return stub->DeleteVm(context, request, &response); });
+  if (code == kExitOk && !options.json()) Print(fmt::format("vm {} deleted\n", Printable(name)));
+  return code;
+}
+
+int Control(const Options& options, const std::string& what, const std::string& name, v1::VmAction action) {
+  v1::ControlVmRequest request;
+  request.set_name(name);
+  request.set_action(action);
+  v1::ControlVmResponse response;
+  const int code = Client(options).Call(fmt::format("vm {} {}", what, name),
+                                        [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
+                                          return stub->ControlVm(context, request, &response);
+                                        });
+  if (code != kExitOk) return code;
+  if (options.json()) {
+    Print(ToJson(response.vm()));
+  } else {
+    Print(fmt::format("vm {} is {}\n", Printable(name), StateName(response.vm().state())));
+  }
+  return kExitOk;
+}
+
+// A subcommand that takes a machine's name.
+CLI::App* AddNamed(CLI::App* vm, const char* command, const char* help, const char* footer,
+                   std::shared_ptr<std::string> name) {
+  CLI::App* app = vm->add_subcommand(command, help)->fallthrough();
+  app->add_option("name", *name, "Machine")->required();
+  app->footer(footer);
+  return app;
+}
+
+}  // namespace
+
+void AddVmCommands(CLI::App* app, const Options* options, int* exit_code) {
+  CLI::App* vm = app->add_subcommand("vm", "Virtual machines")->require_subcommand(1)->fallthrough();
+  vm->footer("Examples:\n  hkctl vm create -f vm.textproto\n  hkctl vm start web\n  hkctl vm console web");
+  auto name = std::make_shared<std::string>();
+
+  auto path = std::make_shared<std::string>();
+  auto dry_run = std::make_shared<bool>(false);
+  CLI::App* create = vm->add_subcommand("create", "Defines a machine from a specification")->fallthrough();
+  create->add_option("-f,--file", *path, "Specification (protobuf text; - for standard input)")->required();
+  create->add_flag("--dry-run", *dry_run, "Check only");
+  create->footer(
+      "Examples:\n  hkctl vm create -f vm.textproto --dry-run\n  hkctl vm show web -o textproto | sed s/web/web2/ | "
+      "hkctl vm create -f -");
+  create->callback([=] { *exit_code = Create(*options, *path, *dry_run); });
+
+  CLI::App* list = vm->add_subcommand("list", "All machines with their state")->fallthrough();
+  list->footer("Examples:\n  hkctl vm list\n  hkctl vm list -o json");
+  list->callback([=] { *exit_code = List(*options); });
+
+  AddNamed(vm, "show", "Everything known of a machine",
+           "Examples:\n  hkctl vm show web\n  hkctl vm show web -o textproto", name)
+      ->callback([=] { *exit_code = Show(*options, *name); });
+  AddNamed(vm, "delete", "Removes a machine that does not run", "Examples:\n  hkctl vm delete web", name)
+      ->callback([=] { *exit_code = Delete(*options, *name); });
+  AddNamed(vm, "start", "Builds and runs a machine", "Examples:\n  hkctl vm start web", name)->callback([=] {
+    *exit_code = Control(*options, "start", *name, v1::VM_ACTION_START);
+  });
+  auto force = std::make_shared<bool>(false);
+  CLI::App* stop = AddNamed(
+      vm, "stop", "Presses the power button; with --force takes the power away",
+      "Examples:\n  hkctl vm stop web && hkctl vm wait web --for stopped --timeout 2m\n  hkctl vm stop web --force",
+      name);
+  stop->add_flag("--force", *force, "Do not ask the guest");
+  stop->callback(
+      [=] { *exit_code = Control(*options, "stop", *name, *force ? v1::VM_ACTION_FORCE_STOP : v1::VM_ACTION_STOP); });
+  AddNamed(vm, "reset", "Presses the reset button", "Examples:\n  hkctl vm reset web", name)->callback([=] {
+    *exit_code = Control(*options, "reset", *name, v1::VM_ACTION_RESET);
+  });
+  AddNamed(vm, "pause", "Holds the machine's vCPUs", "Examples:\n  hkctl vm pause web", name)->callback([=] {
+    *exit_code = Control(*options, "pause", *name, v1::VM_ACTION_PAUSE);
+  });
+  AddNamed(vm, "unpause", "Lets a paused machine run again", "Examples:\n  hkctl vm unpause web", name)->callback([=] {
+    *exit_code = Control(*options, "unpause", *name, v1::VM_ACTION_UNPAUSE);
+  });
+
+  auto wanted = std::make_shared<std::string>("running");
+  CLI::App* wait = AddNamed(vm, "wait", "Waits until a machine is in a state (--timeout is how long)",
+                            "Examples:\n  hkctl vm wait web --for stopped --timeout 2m", name);
+  wait->add_option("--for", *wanted, "State")
+      ->check(CLI::IsMember({"running", "stopped", "paused", "crashed"}))
+      ->capture_default_str();
+  wait->callback([=] { *exit_code = Wait(*options, *name, *wanted); });
+
+  CLI::App* console =
+      AddNamed(vm, "console", "The machine's serial console; Ctrl-] detaches",
+               "Examples:\n  hkctl vm console web\n  hkctl vm console web < /dev/null > boot.log", name);
+  console->callback([=] { *exit_code = RunConsole(*options, *name); });
+}
+
+}  // namespace hk::cli

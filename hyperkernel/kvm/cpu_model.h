@@ -1,0 +1,66 @@
+// What CPU the guest sees: CPUID from a named profile, less disabled features, plus what a guest without in-kernel APIC
+// must and must not have (README.md, "CPU model").
+//
+// Pure: of KVM's list of what it supports to the guest's list.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hyperkernel/kvm/kvm_api.h"
+
+namespace hk {
+
+// Bounds of lists that KVM fills. CPUID: KVM's own (KVM_MAX_CPUID_ENTRIES).
+inline constexpr size_t kMostCpuidEntries = 256;
+inline constexpr size_t kMostMsrs = 1024;
+inline constexpr size_t kMostXsaveBytes = 64 << 10;
+// x2APIC ids and the cores of a package (CPUID 0x80000008 ECX[7:0]) both allow it.
+inline constexpr uint32_t kMostGuestVcpus = 255;
+
+// What the operator asks for. Plain value.
+struct CpuModelSpec {
+  std::string profile = "host";        // "host": all that this host's KVM offers; "common": x86-64-v2 and little more
+  std::vector<std::string> disable{};  // features to hide, by the names of /proc/cpuinfo; what needs them goes too
+};
+
+// What of the host matters beside KVM's list. Plain value.
+struct HostCpu {
+  std::string hypervisor;  // signature of the hypervisor that the host runs on (CPUID 0x40000000), "" on bare metal
+};
+HostCpu ReadHostCpu();
+
+// Names that CpuModelSpec::disable takes, in table order.
+std::vector<std::string_view> CpuFeatureNames();
+
+// A guest's CPU model. Immutable.
+class CpuModel {
+ public:
+  // Errors: kInvalidArgument (unknown profile or feature, a feature that cannot be disabled), kInternal (more entries
+  // than kMostCpuidEntries).
+  static absl::StatusOr<CpuModel> Create(std::span<const kvm_cpuid_entry2> supported, const HostCpu& host,
+                                         const CpuModelSpec& spec);
+
+  // CPUID of one vCPU, whose APIC id is its index. REQUIRES: vcpu < count <= kMostGuestVcpus.
+  std::vector<kvm_cpuid_entry2> Cpuid(uint32_t vcpu, uint32_t count) const;
+
+  // The model without any vCPU's identity: what a VM's record holds and other nodes are asked for.
+  const std::vector<kvm_cpuid_entry2>& entries() const { return entries_; }
+
+ private:
+  explicit CpuModel(std::vector<kvm_cpuid_entry2> entries) : entries_(std::move(entries)) {}
+  std::vector<kvm_cpuid_entry2> entries_;  // sorted by (function, index)
+};
+
+// What both hosts have: the bitwise intersection of feature leaves, all else as in `a`. For a guest over several nodes.
+// Errors: kFailedPrecondition if the vendors differ.
+absl::StatusOr<std::vector<kvm_cpuid_entry2>> IntersectCpuid(std::span<const kvm_cpuid_entry2> a,
+                                                             std::span<const kvm_cpuid_entry2> b);
+
+}  // namespace hk

@@ -1,0 +1,182 @@
+// One virtual CPU: a thread that runs it, and the commands that other threads give it.
+//
+//     Create -> Paused --Start/Resume--> Running --(guest fails)--> Failed --Stop--> Finished
+//                 ^  <------Pause-------    |
+//                 SaveState, RestoreState   +--Stop--> Finished
+//
+// Invariants:
+//  1. The thread alone touches the vCPU's descriptor and run page, with one exception: kicks set immediate_exit, under
+//     kick_mutex_, and the descriptor changes only under it.
+//  2. Paused means: not in KVM_RUN, and no exit is half done: the registers are between two instructions.
+//  3. No wake-up is lost: who has news sets attention_ and then looks where the thread is; the thread says where it
+//  goes
+//     and then looks at attention_.
+//  4. Once a stop was asked for the guest runs no further instruction and no exit of it is acted on.
+//  5. Pause, Kick, Stop and all commands end by their deadline, whatever KVM does.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/mutex.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/irq/vcpu_interrupts.h"
+#include "hyperkernel/kvm/boot_registers.h"
+#include "hyperkernel/kvm/exit_handler.h"
+#include "hyperkernel/kvm/kvm_api.h"
+#include "hyperkernel/kvm/pv_clock.h"
+#include "hyperkernel/kvm/vcpu_exits.h"
+#include "hyperkernel/kvm/vcpu_state.h"
+#include "hyperkernel/kvm/vm.h"
+
+namespace hk {
+
+// How a vCPU is made. Plain value.
+struct VcpuConfig {
+  VcpuId id;
+  std::vector<kvm_cpuid_entry2> cpuid;  // CpuModel::Cpuid
+  uint32_t tsc_khz = 0;                 // 0: the host's rate
+  uint64_t tsc_offset = 0;              // guest TSC - host TSC; equal for all vCPUs of the guest on this host
+};
+
+// What a vCPU talks to. All outlive it.
+struct VcpuEnvironment {
+  ExitHandler* devices = nullptr;
+  VcpuInterrupts* interrupts = nullptr;
+  PvClock* clock = nullptr;  // may be null: no kvmclock
+};
+
+// One vCPU. Thread-safe. Who may call Wake() must be gone before the object: of a guest's vCPUs, stop all, then destroy
+// the first. No method but Wake(), RequestPause() and RequestStop() may be called from a vCPU's thread,
+// that is from ExitHandler or VcpuInterrupts.
+class Vcpu {
+ public:
+  enum class State : uint8_t {
+    kPaused,
+    kRunning,   // or halted, or waiting for SIPI
+    kFailed,    // the guest cannot go on; ExitHandler::OnGuestFailure was told
+    kFinished,  // the thread is over, or about to be
+  };
+
+  // A vCPU in the INIT state that waits for SIPI, paused. Errors: what of it could not be made, with errno.
+  static absl::StatusOr<std::unique_ptr<Vcpu>> Create(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment);
+  // Stops it; blocks until KVM_RUN has returned. Where that needs help (a page that never comes), Stop() first.
+  ~Vcpu();
+  Vcpu(const Vcpu&) = delete;
+  Vcpu& operator=(const Vcpu&) = delete;
+
+  // Sets the registers and runs: the boot processor. Others are resumed and wait for SIPI. Errors: kFailedPrecondition
+  // unless paused; kDeadlineExceeded; errno.
+  absl::Status Start(const InitialCpuState& state, Monotonic deadline);
+  // Runs on, at once or as soon as a pause still under way is done. Errors: kFailedPrecondition if failed or finished.
+  absl::Status Resume();
+  // Asks for a pause and returns at once; Pause() waits for it. A pause that missed its deadline is still asked for.
+  void RequestPause();
+  // Returns once the vCPU does not run (paused or failed). Errors: kDeadlineExceeded, kFailedPrecondition if finished,
+  // kAborted if someone resumed it in between.
+  absl::Status Pause(Monotonic deadline);
+
+  // The whole state but the local APIC's. Errors: kFailedPrecondition unless paused; kDeadlineExceeded; errno.
+  absl::StatusOr<VcpuState> SaveState(Monotonic deadline);
+  // Becomes this state, in a KVM vCPU of `vm` that is not the present one (`vm` may be the present VM or another, which
+  // must outlive this object from now on; the former VM is let go). On failure it is what it was. Errors: as SaveState,
+  // and those of WriteVcpuState and Vm::TakeVcpu.
+  absl::Status RestoreState(Vm* vm, VcpuState state, Monotonic deadline);
+
+  // Asks for the end and returns at once; Stop() waits for it.
+  void RequestStop();
+  // Ends the thread. Errors: kDeadlineExceeded: KVM_RUN has not returned; may be called again.
+  absl::Status Stop(Monotonic deadline);
+
+  // Something changed for VcpuInterrupts::Peek: look at it soon. Never blocks for long; a system call only if the vCPU
+  // is in KVM_RUN or asleep.
+  void Wake();
+  // Returns once the vCPU has been out of the guest at some moment after the call. Errors: kDeadlineExceeded.
+  absl::Status Kick(Monotonic deadline);
+
+  VcpuId id() const { return id_; }
+  State state() const;
+  // Why it failed; "" if it did not.
+  std::string failure() const;
+  VcpuCounters counters() const { return exits_.Snapshot(); }
+
+ private:
+  // What other threads want of the vCPU.
+  enum class Wanted : uint8_t { kPaused, kRunning, kFinished };
+  // Work for the paused vCPU's thread.
+  struct Command {
+    std::function<absl::Status()> action;
+    absl::Status result;
+    bool done = false;  // guarded by mutex_
+  };
+
+  Vcpu(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment);
+
+  // Any thread.
+  absl::Status Execute(std::function<absl::Status()> action, Monotonic deadline) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Want(Wanted wanted) ABSL_LOCKS_EXCLUDED(mutex_);
+  template <typename Reached>
+  bool WaitFor(Reached reached, Monotonic deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void KickOutOfKvm(bool always) ABSL_LOCKS_EXCLUDED(kick_mutex_);
+
+  // The vCPU's thread.
+  void ThreadMain() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool Idle() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool RunGuest();
+  bool PrepareEntry();
+  bool DeliverInterrupt();
+  bool Enter();
+  bool Drain();
+  bool HandleExit(int result, int error);
+  void Sleep() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool FailWith(const absl::Status& status);
+  absl::Status SetUp();
+  absl::Status SetRegisters(const InitialCpuState& state);
+  absl::Status ApplyInit();
+  absl::Status ApplySipi(uint8_t vector);
+  absl::Status Replace(Vm* vm, const VcpuState& state);
+
+  const VcpuId id_;
+  const VcpuConfig config_;
+  const VcpuEnvironment environment_;
+  VcpuInterrupts& interrupts_;
+
+  // Of the vCPU's thread.
+  Vm* vm_;
+  VcpuActivity activity_ = VcpuActivity::kWaitForSipi;
+  bool unfinished_exit_ = false;  // the exit is completed by the next KVM_RUN
+  bool if_flag_ = false;          // RFLAGS.IF, as of the last KVM_RUN
+  bool ready_ = false;            // KVM takes an interrupt now
+  std::string why_failed_;
+  VcpuExits exits_;
+
+  // Where the thread is and whether it must look up. Sequentially consistent, see invariant 3.
+  std::atomic<bool> attention_ = false;
+  std::atomic<bool> in_kvm_ = false;
+  std::atomic<bool> asleep_ = false;
+  std::atomic<Wanted> wanted_ = Wanted::kPaused;  // changed under mutex_
+  std::atomic<uint64_t> entries_ = 0;             // returns from KVM_RUN
+
+  Mutex kick_mutex_ ABSL_ACQUIRED_AFTER(mutex_);
+  VcpuFd fd_;  // changed by the vCPU's thread under kick_mutex_; kicks read it under it
+
+  mutable Mutex mutex_;
+  CondVar news_;     // for the vCPU's thread
+  CondVar changed_;  // for those who wait for it
+  State state_ ABSL_GUARDED_BY(mutex_) = State::kPaused;
+  std::string failure_ ABSL_GUARDED_BY(mutex_);
+  std::deque<std::shared_ptr<Command>> commands_ ABSL_GUARDED_BY(mutex_);
+  std::thread thread_;
+};
+
+}  // namespace hk

@@ -1,0 +1,331 @@
+// The inside of a vCPU: what its thread does.
+#include <sys/ioctl.h>
+
+#include <cerrno>
+#include <chrono>
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/check.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/kvm/vcpu.h"
+
+namespace hk {
+namespace {
+
+// Bits of IA32_APIC_BASE (SDM vol. 3, 11.4.4 and 11.12.1), for a VcpuInterrupts that does not say.
+constexpr uint32_t kMsrApicBase = 0x1b;
+constexpr uint64_t kDefaultApicBase = 0xfee00000 | 1 << 11 | 1 << 10;  // enabled, x2APIC
+constexpr uint64_t kApicBaseBoot = 1 << 8;
+constexpr uint64_t kRflagsIf = 1 << 9;
+// Events taken before one entry; more wait for the next.
+constexpr int kMostEvents = 16;
+// An instruction can need many KVM_RUNs to finish (REP MOVS between devices: KVM re-enters the guest every 1024 rounds
+// at the latest); none needs this many.
+constexpr int kMostDrainRounds = 1 << 14;
+constexpr std::chrono::hours kLongTime{1};
+
+void SetImmediateExit(const VcpuFd& fd, uint8_t value) {
+  std::atomic_ref<uint8_t>(fd.run()->immediate_exit).store(value);
+}
+
+template <typename T>
+absl::Status Call(const VcpuFd& fd, unsigned long request, T* argument, const char* name) {
+  if (ioctl(fd.get(), request, argument) < 0) return ErrnoStatus(errno, name);
+  return absl::OkStatus();
+}
+
+uint32_t CpuSignature(const std::vector<kvm_cpuid_entry2>& cpuid) {
+  for (const kvm_cpuid_entry2& entry : cpuid) {
+    if (entry.function == 1) return entry.eax;
+  }
+  return 0;
+}
+
+}  // namespace
+
+void Vcpu::ThreadMain() {
+  while (Idle()) {
+    const bool going = RunGuest();
+    {
+      MutexLock lock(&mutex_);
+      state_ = going ? State::kPaused : State::kFailed;
+      failure_ = why_failed_;
+      changed_.SignalAll();
+    }
+    if (!going) environment_.devices->OnGuestFailure(id_, why_failed_);
+  }
+}
+
+// Executes commands until the guest is to run: true. False: the thread is to end.
+bool Vcpu::Idle() {
+  MutexLock lock(&mutex_);
+  while (true) {
+    if (wanted_ == Wanted::kFinished) {
+      for (auto& command : std::exchange(commands_, {})) {
+        command->result = absl::FailedPreconditionError(fmt::format("vCPU {} was stopped", id_.value()));
+        command->done = true;
+      }
+      state_ = State::kFinished;
+      changed_.SignalAll();
+      return false;
+    }
+    if (!commands_.empty()) {
+      std::shared_ptr<Command> command = std::move(commands_.front());
+      commands_.pop_front();
+      mutex_.Unlock();
+      absl::Status result = command->action();
+      mutex_.Lock();
+      command->result = std::move(result);
+      command->done = true;
+      changed_.SignalAll();
+      continue;
+    }
+    if (wanted_ == Wanted::kRunning && state_ == State::kPaused) {
+      state_ = State::kRunning;
+      return true;
+    }
+    news_.WaitUntil(&mutex_, std::chrono::steady_clock::now() + kLongTime);
+  }
+}
+
+// True: a pause or stop was asked for (and before a pause the last exit is finished). False: the guest failed.
+bool Vcpu::RunGuest() {
+  while (true) {
+    SetImmediateExit(fd_, 0);
+    attention_ = false;
+    switch (wanted_.load()) {
+      case Wanted::kFinished:
+        return true;
+      case Wanted::kPaused:
+        return Drain();
+      case Wanted::kRunning:
+        break;
+    }
+    if (!PrepareEntry()) return false;
+    if (activity_ != VcpuActivity::kRunning) {
+      Sleep();
+    } else if (!Enter()) {
+      return false;
+    }
+  }
+}
+
+// Acts on what the local APIC has for this vCPU.
+bool Vcpu::PrepareEntry() {
+  fd_.run()->request_interrupt_window = 0;
+  for (int i = 0; i < kMostEvents; ++i) {
+    const VcpuWork work = interrupts_.Peek();
+    switch (work.kind) {
+      case VcpuWork::Kind::kNone:
+        return true;
+      case VcpuWork::Kind::kInterrupt:
+        // Without an interrupt that can be delivered now the vCPU goes on as it is.
+        if (!DeliverInterrupt()) return why_failed_.empty();
+        break;
+      case VcpuWork::Kind::kNmi:
+        interrupts_.Take(work);
+        if (activity_ == VcpuActivity::kWaitForSipi) break;  // INIT has cleared it
+        if (ioctl(fd_.get(), KVM_NMI, 0) < 0) return FailWith(ErrnoStatus(errno, "KVM_NMI"));
+        exits_.CountNmi();
+        activity_ = VcpuActivity::kRunning;
+        break;
+      case VcpuWork::Kind::kInit:
+        if (!Drain()) return false;
+        interrupts_.Take(work);
+        if (absl::Status status = ApplyInit(); !status.ok()) return FailWith(status);
+        break;
+      case VcpuWork::Kind::kSipi:
+        interrupts_.Take(work);
+        if (activity_ != VcpuActivity::kWaitForSipi) break;  // SDM vol. 3, 9.4.4: ignored
+        if (absl::Status status = ApplySipi(work.vector); !status.ok()) return FailWith(status);
+        break;
+    }
+  }
+  attention_ = true;
+  return true;
+}
+
+// KVM API 4.16. False: not now (a window was asked for, if that helps), or failure.
+bool Vcpu::DeliverInterrupt() {
+  if (activity_ == VcpuActivity::kWaitForSipi) return false;
+  if (activity_ == VcpuActivity::kHalted) {
+    if (!if_flag_) return false;
+    activity_ = VcpuActivity::kRunning;
+  }
+  if (!ready_ || !if_flag_) {
+    fd_.run()->request_interrupt_window = 1;
+    return false;
+  }
+  const std::optional<uint8_t> vector = interrupts_.Acknowledge();
+  if (!vector.has_value()) return true;
+  kvm_interrupt interrupt = {.irq = *vector};
+  if (ioctl(fd_.get(), KVM_INTERRUPT, &interrupt) < 0) {
+    FailWith(ErrnoStatus(errno, "KVM_INTERRUPT"));
+    return false;
+  }
+  exits_.CountInterrupt();
+  ready_ = false;  // a second one would overwrite it
+  return true;
+}
+
+bool Vcpu::Enter() {
+  kvm_run* run = fd_.run();
+  const uint8_t cr8 = interrupts_.Cr8();
+  run->cr8 = cr8;
+  in_kvm_ = true;
+  if (attention_) {
+    in_kvm_ = false;
+    return true;
+  }
+  const int result = ioctl(fd_.get(), KVM_RUN, 0);
+  const int error = errno;
+  ++entries_;
+  in_kvm_ = false;
+  if (wanted_.load(std::memory_order_relaxed) == Wanted::kFinished) return true;
+  unfinished_exit_ = false;
+  if (run->cr8 != cr8) interrupts_.SetCr8(static_cast<uint8_t>(run->cr8));
+  return HandleExit(result, error);
+}
+
+bool Vcpu::HandleExit(int result, int error) {
+  kvm_run* run = fd_.run();
+  ready_ = run->ready_for_interrupt_injection != 0;
+  if_flag_ = run->if_flag != 0;
+  VcpuExits::Next next = VcpuExits::Next::kRun;
+  if (result >= 0) {
+    unfinished_exit_ = run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO ||
+                       run->exit_reason == KVM_EXIT_X86_RDMSR || run->exit_reason == KVM_EXIT_X86_WRMSR;
+    next = exits_.Handle(fd_);
+  } else if (error == EINTR || error == EAGAIN) {
+    exits_.Count(VcpuExit::kSignal);
+  } else {
+    next = exits_.HandleRunError(fd_, error);
+  }
+  switch (next) {
+    case VcpuExits::Next::kRun:
+      return true;
+    case VcpuExits::Next::kHalt:
+      activity_ = VcpuActivity::kHalted;
+      return true;
+    case VcpuExits::Next::kFail:
+      why_failed_ = exits_.failure();
+      return false;
+  }
+  HK_CHECK(false);
+}
+
+// Port, MMIO and MSR exits are finished by the next KVM_RUN (KVM API, "kvm_run: immediate_exit"). It finishes them
+// without running the guest; an instruction that has more to do exits again.
+bool Vcpu::Drain() {
+  for (int i = 0; unfinished_exit_; ++i) {
+    if (wanted_ == Wanted::kFinished) return true;
+    if (i >= kMostDrainRounds) return FailWith(absl::InternalError("an exit does not come to its end"));
+    kvm_run* run = fd_.run();
+    const uint8_t cr8 = interrupts_.Cr8();
+    run->cr8 = cr8;
+    SetImmediateExit(fd_, 1);
+    in_kvm_ = true;  // finishing can wait for a page: kicks must reach it
+    const int result = ioctl(fd_.get(), KVM_RUN, 0);
+    const int error = errno;
+    in_kvm_ = false;
+    unfinished_exit_ = false;
+    if (run->cr8 != cr8) interrupts_.SetCr8(static_cast<uint8_t>(run->cr8));
+    if (!HandleExit(result, error)) return false;
+  }
+  SetImmediateExit(fd_, 0);
+  return true;
+}
+
+// Halted or waiting for SIPI: until someone wakes us.
+void Vcpu::Sleep() {
+  MutexLock lock(&mutex_);
+  asleep_ = true;
+  while (!attention_) news_.WaitUntil(&mutex_, std::chrono::steady_clock::now() + kLongTime);
+  asleep_ = false;
+}
+
+bool Vcpu::FailWith(const absl::Status& status) {
+  why_failed_ = fmt::format("vCPU {}: {}", id_.value(), MessageOf(status));
+  return false;
+}
+
+absl::Status Vcpu::SetUp() {
+  absl::StatusOr<VcpuFd> fd = vm_->TakeVcpu(id_);
+  if (!fd.ok()) return fd.status();
+  HK_RETURN_IF_ERROR(WriteCpuid(*fd, config_.cpuid));
+  HK_RETURN_IF_ERROR(WriteTscKhz(*fd, config_.tsc_khz));
+  HK_RETURN_IF_ERROR(WriteTscOffset(*fd, config_.tsc_offset));
+  {
+    MutexLock lock(&kick_mutex_);
+    fd_ = *std::move(fd);
+  }
+  kvm_sregs sregs = {};
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_GET_SREGS, &sregs, "KVM_GET_SREGS"));
+  sregs.apic_base =
+      interrupts_.ReadMsr(kMsrApicBase).value_or(kDefaultApicBase | (id_ == VcpuId(0) ? kApicBaseBoot : uint64_t{0}));
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_SET_SREGS, &sregs, "KVM_SET_SREGS"));
+  return ApplyInit();
+}
+
+absl::Status Vcpu::SetRegisters(const InitialCpuState& state) {
+  kvm_sregs sregs = {};
+  kvm_regs regs = {};
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_GET_SREGS, &sregs, "KVM_GET_SREGS"));
+  SetBootState(state, &sregs, &regs);
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_SET_SREGS, &sregs, "KVM_SET_SREGS"));
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_SET_REGS, &regs, "KVM_SET_REGS"));
+  activity_ = VcpuActivity::kRunning;
+  return absl::OkStatus();
+}
+
+absl::Status Vcpu::ApplyInit() {
+  kvm_sregs sregs = {};
+  kvm_regs regs = {};
+  kvm_debugregs debug = {};
+  kvm_vcpu_events events = {};
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_GET_SREGS, &sregs, "KVM_GET_SREGS"));
+  SetInitState(CpuSignature(config_.cpuid), &sregs, &regs, &debug, &events);
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_SET_SREGS, &sregs, "KVM_SET_SREGS"));
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_SET_REGS, &regs, "KVM_SET_REGS"));
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_SET_DEBUGREGS, &debug, "KVM_SET_DEBUGREGS"));
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS"));
+  activity_ = VcpuActivity::kWaitForSipi;
+  if_flag_ = ready_ = false;
+  return absl::OkStatus();
+}
+
+absl::Status Vcpu::ApplySipi(uint8_t vector) {
+  kvm_sregs sregs = {};
+  kvm_regs regs = {};
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_GET_SREGS, &sregs, "KVM_GET_SREGS"));
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_GET_REGS, &regs, "KVM_GET_REGS"));
+  SetSipiState(vector, &sregs, &regs);
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_SET_SREGS, &sregs, "KVM_SET_SREGS"));
+  HK_RETURN_IF_ERROR(Call(fd_, KVM_SET_REGS, &regs, "KVM_SET_REGS"));
+  activity_ = VcpuActivity::kRunning;
+  return absl::OkStatus();
+}
+
+absl::Status Vcpu::Replace(Vm* vm, const VcpuState& state) {
+  absl::StatusOr<VcpuFd> fresh = vm->TakeVcpu(id_);
+  if (!fresh.ok()) return fresh.status();
+  if (absl::Status status = WriteVcpuState(*fresh, vm->facts(), state); !status.ok()) {
+    vm->ParkVcpu(id_, *std::move(fresh));
+    return status;
+  }
+  VcpuFd old;
+  {
+    MutexLock lock(&kick_mutex_);
+    old = std::exchange(fd_, *std::move(fresh));
+  }
+  vm_->ParkVcpu(id_, std::move(old));
+  vm_ = vm;
+  activity_ = state.activity;
+  if_flag_ = (state.regs.rflags & kRflagsIf) != 0;
+  ready_ = false;
+  if (environment_.clock != nullptr) environment_.clock->Restore(id_, state.clock);
+  return absl::OkStatus();
+}
+
+}  // namespace hk

@@ -1,0 +1,95 @@
+#include "hyperkernel/memory/fault_stripe.h"
+
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/userfaultfd_trial.h"
+
+namespace hk {
+namespace {
+
+constexpr uint64_t kFeatures =
+    UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+constexpr uint64_t kNeededIoctls =
+    uint64_t{1} << _UFFDIO_COPY | uint64_t{1} << _UFFDIO_WRITEPROTECT | uint64_t{1} << _UFFDIO_WAKE;
+// Events taken with one read.
+constexpr size_t kBatch = 16;
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<FaultStripe>> FaultStripe::Start(uint8_t* address, uint64_t bytes, Handler handler) {
+  std::unique_ptr<FaultStripe> stripe(new FaultStripe(address, bytes, std::move(handler)));
+  absl::StatusOr<KernelModeUserfaultfd> opened = OpenKernelModeUserfaultfd();
+  if (!opened.ok()) return WithContext(opened.status(), "guest memory needs userfaultfd; see hyperkerneld --probe");
+  stripe->faults_ = std::move(opened->fd);
+  HK_RETURN_IF_ERROR(UserfaultfdHandshake(stripe->faults_.get(), kFeatures).status());
+  uffdio_register request = {};
+  request.range = {.start = reinterpret_cast<uint64_t>(address), .len = bytes};
+  request.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+  if (::ioctl(stripe->faults_.get(), UFFDIO_REGISTER, &request) < 0) return ErrnoStatus(errno, "UFFDIO_REGISTER");
+  if ((request.ioctls & kNeededIoctls) != kNeededIoctls) {
+    return absl::UnimplementedError("userfaultfd lacks operations on this file; see hyperkerneld --probe");
+  }
+  stripe->stop_ = OwnedFd(::eventfd(0, EFD_CLOEXEC));
+  if (!stripe->stop_.valid()) return ErrnoStatus(errno, "eventfd");
+  stripe->thread_ = std::thread(&FaultStripe::Run, stripe.get());
+  return stripe;
+}
+
+FaultStripe::~FaultStripe() {
+  if (!thread_.joinable()) return;
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(stop_.get(), &one, sizeof one);
+  thread_.join();
+}
+
+void FaultStripe::Run() {
+  pollfd waiting[2] = {{.fd = faults_.get(), .events = POLLIN, .revents = 0},
+                       {.fd = stop_.get(), .events = POLLIN, .revents = 0}};
+  uffd_msg messages[kBatch];
+  while (true) {
+    // No deadline: a fault may never come, and the destructor's event ends the wait.
+    if (::poll(waiting, 2, -1) < 0 && errno != EINTR) {
+      log::Error("memory", "poll of a userfaultfd failed", {{"error", MessageOf(ErrnoStatus(errno, "poll"))}});
+      return;
+    }
+    if (waiting[1].revents != 0) return;
+    const ssize_t n = ::read(faults_.get(), messages, sizeof messages);
+    if (n < 0) continue;  // EAGAIN: another event took it back; poll tells again
+    for (size_t i = 0; i < static_cast<size_t>(n) / sizeof(uffd_msg); i++) {
+      if (messages[i].event == UFFD_EVENT_PAGEFAULT) Serve(messages[i].arg.pagefault.address);
+    }
+  }
+}
+
+void FaultStripe::Serve(uint64_t fault_address) {
+  const uint64_t offset = (fault_address - reinterpret_cast<uint64_t>(address_)) & ~(kPageSize - 1);
+  const absl::StatusOr<ViewRange> filled = handler_(offset);
+  if (!filled.ok()) MakeInaccessible(offset);
+  const ViewRange wake = filled.ok() ? *filled : ViewRange{.start = offset, .bytes = kPageSize};
+  uffdio_range range = {.start = reinterpret_cast<uint64_t>(address_) + wake.start, .len = wake.bytes};
+  if (::ioctl(faults_.get(), UFFDIO_WAKE, &range) < 0) {
+    log::Error("memory", "a fault cannot be woken", {{"error", MessageOf(ErrnoStatus(errno, "UFFDIO_WAKE"))}});
+  }
+}
+
+void FaultStripe::MakeInaccessible(uint64_t offset) {
+  // Tried on 6.1, where a vCPU in a fault cannot be interrupted: with nothing mapped there, KVM_RUN returns EFAULT and
+  // the instruction is not executed. Never zeroes.
+  void* const at = address_ + offset;
+  if (::mmap(at, kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED) {
+    log::Error("memory", "a page cannot be made inaccessible", {{"error", MessageOf(ErrnoStatus(errno, "mmap"))}});
+  }
+}
+
+}  // namespace hk

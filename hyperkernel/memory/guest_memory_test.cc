@@ -1,0 +1,163 @@
+#include "hyperkernel/memory/guest_memory.h"
+
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace hk {
+namespace {
+
+constexpr uint64_t kMib = 1 << 20;
+constexpr Gpa kLow{0}, kHigh{uint64_t{4} << 30};
+
+class GuestMemoryTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char pattern[] = "/dev/shm/hk_guest_memory_test.XXXXXX";
+    ASSERT_NE(::mkdtemp(pattern), nullptr);
+    directory_ = pattern;
+    frames_.emplace(*FrameStore::Open(directory_, 64 * kMib));
+  }
+  void TearDown() override {
+    frames_.reset();
+    while (::umount2(directory_.c_str(), MNT_DETACH) == 0) {
+    }
+    std::filesystem::remove_all(directory_);
+  }
+  absl::StatusOr<std::unique_ptr<GuestMemory>> Make(uint64_t low, uint64_t high) {
+    std::vector<RamRange> ranges{{kLow, low}};
+    if (high != 0) ranges.push_back({kHigh, high});
+    return GuestMemory::Create(*frames_, "g", 1, ranges, [this](const absl::Status& reason) { failure_ = reason; });
+  }
+  static std::span<const std::byte> Bytes(const std::string& text) { return std::as_bytes(std::span(text)); }
+  static std::string Text(const GuestMemory& memory, Gpa at, size_t size) {
+    std::string text(size, '?');
+    EXPECT_TRUE(memory.Read(at, std::as_writable_bytes(std::span(text))).ok());
+    return text;
+  }
+
+  std::string directory_;
+  std::optional<FrameStore> frames_;
+  absl::Status failure_;
+};
+
+TEST_F(GuestMemoryTest, HolesReadAsZerosAndTakeNoFrame) {
+  auto memory = Make(8 * kMib, 8 * kMib);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_EQ(Text(**memory, Gpa(5), 10000), std::string(10000, '\0'));
+  EXPECT_EQ((*memory)->frame_bytes(), 0u);
+  ASSERT_EQ((*memory)->slots().size(), 2u);
+  EXPECT_EQ((*memory)->slots()[1].start, kHigh);
+}
+
+TEST_F(GuestMemoryTest, WritesAreSeenThroughEveryViewAndRangesKeepApart) {
+  auto memory = Make(8 * kMib, 8 * kMib);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  ASSERT_TRUE((*memory)->Write(Gpa(kPageSize - 2), Bytes("abcd")).ok());
+  ASSERT_TRUE((*memory)->Write(kHigh, Bytes("high")).ok());
+  EXPECT_EQ(Text(**memory, Gpa(kPageSize - 2), 4), "abcd");
+  EXPECT_EQ(Text(**memory, kHigh, 4), "high");
+  EXPECT_EQ((*memory)->frame_bytes(), 3 * kPageSize);
+  EXPECT_EQ(std::memcmp((*memory)->slots()[0].guest_view + kPageSize - 2, "abcd", 4), 0);
+}
+
+TEST_F(GuestMemoryTest, WhatIsNotRamIsRefusedWhole) {
+  auto memory = Make(8 * kMib, 8 * kMib);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  std::string text(16, 'x');
+  for (const Gpa at : {Gpa(8 * kMib - 8), Gpa(8 * kMib), Gpa(kHigh.value() - 8), Gpa(kHigh.value() + 8 * kMib - 8),
+                       Gpa(~uint64_t{0} - 3)}) {
+    EXPECT_EQ((*memory)->Write(at, Bytes(text)).code(), absl::StatusCode::kOutOfRange);
+    EXPECT_EQ((*memory)->Read(at, std::as_writable_bytes(std::span(text))).code(), absl::StatusCode::kOutOfRange);
+    EXPECT_EQ((*memory)->Populate(at, 16).status().code(), absl::StatusCode::kOutOfRange);
+  }
+  EXPECT_EQ((*memory)->Populate(Gpa(0), ~uint64_t{0}).status().code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ((*memory)->frame_bytes(), 0u);
+}
+
+TEST_F(GuestMemoryTest, AGuestThatTouchesMemoryGetsIt) {
+  auto memory = Make(16 * kMib, 0);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  auto* view = reinterpret_cast<volatile uint64_t*>((*memory)->slots()[0].guest_view);
+  constexpr uint64_t kWordsPerPage = kPageSize / sizeof(uint64_t);
+  const uint64_t seed = std::random_device()();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::vector<std::thread> vcpus;
+  for (uint64_t vcpu = 0; vcpu < 3; vcpu++) {
+    vcpus.emplace_back([&, vcpu] {
+      std::mt19937_64 random(seed + vcpu);
+      for (int i = 0; i < 2000; i++) {
+        const uint64_t page = random() % 4096;
+        view[page * kWordsPerPage + vcpu] = page;
+      }
+    });
+  }
+  for (std::thread& vcpu : vcpus) vcpu.join();
+  EXPECT_GT((*memory)->frame_bytes(), 0u);
+  for (uint64_t page = 0; page < 4096; page++) {
+    uint64_t words[4];
+    ASSERT_TRUE((*memory)->Read(Gpa(page * kPageSize), std::as_writable_bytes(std::span(words))).ok());
+    for (int vcpu = 0; vcpu < 3; vcpu++) EXPECT_TRUE(words[vcpu] == page || words[vcpu] == 0);
+    EXPECT_EQ(words[3], 0u);
+  }
+  EXPECT_TRUE(failure_.ok()) << failure_;
+}
+
+TEST_F(GuestMemoryTest, TheBudgetIsSharedAndGivenBack) {
+  auto first = Make(40 * kMib, 0);
+  ASSERT_TRUE(first.ok()) << first.status();
+  auto second = GuestMemory::Create(*frames_, "h", 1, {{kLow, 40 * kMib}}, nullptr);
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(second.status().message()), testing::HasSubstr("40 MiB are taken"));
+  EXPECT_EQ(GuestMemory::Create(*frames_, "g", 1, {{kLow, kMib}}, nullptr).status().code(),
+            absl::StatusCode::kAlreadyExists);
+  first->reset();
+  EXPECT_TRUE(GuestMemory::Create(*frames_, "h", 1, {{kLow, 40 * kMib}}, nullptr).ok());
+  EXPECT_TRUE(std::filesystem::is_empty(directory_)) << "the frames' file is still there";
+}
+
+TEST_F(GuestMemoryTest, AFullFrameStoreIsToldOnceAndNeverZeroes) {
+  auto memory = Make(48 * kMib, 0);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  // Something else takes up the file system: fill it.
+  const std::string filler = directory_ + "/filler";
+  FILE* file = std::fopen(filler.c_str(), "w");
+  const std::string block(kMib, 'x');
+  size_t written = 0;
+  while (written < 256 * kMib && std::fwrite(block.data(), 1, block.size(), file) == block.size() &&
+         std::fflush(file) == 0)
+    written += kMib;
+  std::fclose(file);
+  if (written == 256 * kMib)
+    GTEST_SKIP() << "the frame store is not a file system of its own here (no CAP_SYS_ADMIN); the lab covers it";
+  EXPECT_EQ((*memory)->Populate(Gpa(0), 40 * kMib).status().code(), absl::StatusCode::kResourceExhausted);
+  // The kernel touches the page for us, as KVM does: EFAULT instead of a SIGBUS.
+  int pipe_ends[2];
+  ASSERT_EQ(::pipe(pipe_ends), 0);
+  size_t refused = 0;
+  for (uint64_t page = 0; page < 48 * kMib / kPageSize; page += 16) {
+    if (::write(pipe_ends[1], (*memory)->slots()[0].guest_view + page * kPageSize, 1) == 1) {
+      char byte;
+      ASSERT_EQ(::read(pipe_ends[0], &byte, 1), 1);
+      EXPECT_EQ(byte, 0);
+    } else {
+      EXPECT_EQ(errno, EFAULT);
+      refused++;
+    }
+  }
+  EXPECT_GT(refused, 0u);
+  EXPECT_EQ(failure_.code(), absl::StatusCode::kResourceExhausted);
+  ::close(pipe_ends[0]);
+  ::close(pipe_ends[1]);
+}
+
+}  // namespace
+}  // namespace hk

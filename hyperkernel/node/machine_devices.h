@@ -1,0 +1,36 @@
+// The devices of one machine on their buses. Thread-safe once made.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/device/bus.h"
+#include "hyperkernel/device/power_ports.h"
+#include "hyperkernel/irq/interrupt_controller.h"
+
+namespace hk {
+
+// What devices tell the machine; called from vCPU threads, must not block.
+struct MachineDeviceEvents {
+  std::function<void(std::string_view bytes)> console_output;
+  std::function<void(GuestRequest request)> request;
+};
+
+// All devices of a machine.
+class MachineDevices {
+ public:
+  // `interrupts` and `clock` outlive it. Errors: addresses that collide, which is a mistake of ours.
+  static absl::StatusOr<std::unique_ptr<MachineDevices>> Create(InterruptController* interrupts, const Clock& clock,
+                                                                MachineDeviceEvents events);
+  virtual ~MachineDevices() = default;
+
+  virtual Bus& ports() = 0;
+  virtual Bus& mmio() = 0;
+  virtual size_t ConsoleInput(std::string_view bytes) = 0;
+  virtual void PressPowerButton() = 0;
+};
+
+}  // namespace hk

@@ -1,0 +1,4 @@
+# Never exits.
+.include "guest.inc"
+start:
+    jmp start
