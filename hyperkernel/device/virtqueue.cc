@@ -87,7 +87,7 @@ absl::Status Virtqueue::Enable(const Layout& layout) {
                               layout.used));
   }
   layout_ = layout;
-  next_available_ = next_used_ = published_ = 0;
+  next_available_ = left_ = next_used_ = published_ = 0;
   return absl::OkStatus();
 }
 
@@ -141,7 +141,7 @@ Virtqueue::Descriptor Virtqueue::Load(const std::byte* table, uint32_t index) {
 
 // How many requests wait. The driver writes the ring before the index (2.7.13.3), so the ring is read after it.
 absl::StatusOr<uint16_t> Virtqueue::Pending() const {
-  const uint16_t index = LoadOnce<uint16_t>(available_ + 2, std::memory_order_acquire);
+  const auto index = LoadOnce<uint16_t>(available_ + 2, std::memory_order_seq_cst);  // see EnableDoorbell
   const uint16_t pending = static_cast<uint16_t>(index - next_available_);
   if (pending > layout_.size) {
     return Broken(
@@ -166,6 +166,7 @@ absl::StatusOr<bool> Virtqueue::Pop(DescriptorChain* chain) {
   }
   chain->head = head;
   ++next_available_;
+  left_ = 0;
   return true;
 }
 
@@ -224,26 +225,27 @@ bool Virtqueue::Publish() {
   HK_DCHECK(rings_.open());
   if (next_used_ == published_) return false;
   const uint16_t before = std::exchange(published_, next_used_);
-  StoreOnce<uint16_t>(used_ + 2, next_used_, std::memory_order_release);
-  // The index must be visible before the driver's wish is read, else both sides wait (2.7.7.1, 2.7.10).
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // The index must be visible before the driver's wish is read, else both sides wait (2.7.7.1, 2.7.10): sequentially
+  // consistent, on x86 a locked instruction, which the driver's full barrier pairs with.
+  StoreOnce<uint16_t>(used_ + 2, next_used_, std::memory_order_seq_cst);
   if (!layout_.event_index) {
-    return (LoadOnce<uint16_t>(available_) & kNoInterrupt) == 0;
+    return (LoadOnce<uint16_t>(available_, std::memory_order_seq_cst) & kNoInterrupt) == 0;
   }
-  const uint16_t event = LoadOnce<uint16_t>(available_ + kRingHeaderBytes + 2u * layout_.size);
+  const auto event = LoadOnce<uint16_t>(available_ + kRingHeaderBytes + 2u * layout_.size, std::memory_order_seq_cst);
   return static_cast<uint16_t>(next_used_ - event - 1) < static_cast<uint16_t>(next_used_ - before);  // 2.7.7.2
 }
 
+// The mirror of Publish: the wish must be visible before the driver's index is read.
 absl::StatusOr<bool> Virtqueue::EnableDoorbell() {
   HK_DCHECK(rings_.open());
   if (layout_.event_index) {
-    StoreOnce<uint16_t>(used_ + kRingHeaderBytes + kUsedElementBytes * layout_.size, next_available_);
+    StoreOnce<uint16_t>(used_ + kRingHeaderBytes + kUsedElementBytes * layout_.size,
+                        static_cast<uint16_t>(next_available_ + left_), std::memory_order_seq_cst);
   } else {
-    StoreOnce<uint16_t>(used_, 0);
+    StoreOnce<uint16_t>(used_, 0, std::memory_order_seq_cst);
   }
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // the mirror of the one in Publish, towards the driver
   HK_ASSIGN_OR_RETURN(const uint16_t pending, Pending());
-  return pending != 0;
+  return pending > left_;
 }
 
 void Virtqueue::DisableDoorbell() {

@@ -85,13 +85,18 @@ class Virtqueue {
   // Takes the next request. False if there is none; `chain` is then released. Errors: kUnavailable, nothing was taken;
   // else the guest's fault. REQUIRES: a session; `chain` is released.
   absl::StatusOr<bool> Pop(DescriptorChain* chain);
-  // Takes the last `count` Pops back. REQUIRES: their chains are released and not added as used.
-  void UndoPop(uint16_t count) { next_available_ -= count; }
+  // Takes the last `count` Pops back: they are known, but not enough. REQUIRES: their chains are released and not added
+  // as used.
+  void UndoPop(uint16_t count) {
+    next_available_ -= count;
+    left_ = count;
+  }
   // Gives a request back to the driver, which sees it after Publish. REQUIRES: a session; the chain is released.
   void AddUsed(uint16_t head, uint32_t written);
   // Shows the driver what was added. True if it wants an interrupt for that. REQUIRES: a session.
   bool Publish();
-  // Asks for a doorbell at the next request. True if there is one already: look again. REQUIRES: a session.
+  // Asks for a doorbell at the next request beyond those that UndoPop left. True if there is one already: look again.
+  // REQUIRES: a session.
   absl::StatusOr<bool> EnableDoorbell();
   // Asks for no doorbells: a hint, the driver may ring nevertheless. REQUIRES: a session.
   void DisableDoorbell();
@@ -118,6 +123,7 @@ class Virtqueue {
   std::byte* available_ = nullptr;
   std::byte* used_ = nullptr;
   uint16_t next_available_ = 0;  // free-running
+  uint16_t left_ = 0;            // requests from there on that were taken back
   uint16_t next_used_ = 0;       // free-running; what the driver sees after Publish
   uint16_t published_ = 0;       // what it sees now
 };

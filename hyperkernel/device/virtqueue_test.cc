@@ -122,6 +122,16 @@ TEST_F(VirtqueueTest, UndoneRequestComesAgain) {
   EXPECT_EQ(chain_.head, head);
 }
 
+TEST_F(VirtqueueTest, DoorbellIsForMoreThanWasLeft) {
+  driver_.Add({{kBuffers, 8, true}});
+  ASSERT_TRUE(*queue_.Pop(&chain_));
+  chain_.Release();
+  queue_.UndoPop(1);
+  EXPECT_FALSE(*queue_.EnableDoorbell()) << "the one that is there is known";
+  driver_.Add({{kBuffers, 8, true}});
+  EXPECT_TRUE(*queue_.EnableDoorbell());
+}
+
 TEST_F(VirtqueueTest, FlagsSuppressInterruptsAndDoorbells) {
   driver_.Store<uint16_t>(driver_.base() + 0x1000, 1);  // VRING_AVAIL_F_NO_INTERRUPT
   driver_.Add({{kBuffers, 8, true}});

@@ -1,0 +1,56 @@
+#include "hyperkernel/device/virtio_set.h"
+
+#include <utility>
+
+#include "hyperkernel/base/status.h"
+
+namespace hk {
+
+absl::StatusOr<std::unique_ptr<VirtioSet>> VirtioSet::Create(GuestMemory* memory, PciRoot* root,
+                                                             InterruptSink* interrupts) {
+  std::unique_ptr<VirtioSet> set(new VirtioSet(memory, root, interrupts));
+  HK_ASSIGN_OR_RETURN(set->pins_, DmaPins::Create(*memory));
+  return set;
+}
+
+VirtioSet::~VirtioSet() {
+  for (Member& member : members_) member.loop->Stop();
+}
+
+absl::Status VirtioSet::Add(uint8_t slot, std::string name, std::unique_ptr<VirtioDevice> device) {
+  Member member;
+  member.device = std::move(device);
+  HK_ASSIGN_OR_RETURN(member.space, DmaSpace::Create(memory_, pins_.get()));
+  HK_ASSIGN_OR_RETURN(member.loop, WorkLoop::Create(name));
+  member.transport = std::make_unique<VirtioPci>(std::move(name), member.device.get(), member.space.get(),
+                                                 member.loop.get(), interrupts_);
+  HK_RETURN_IF_ERROR(root_->Add(slot, member.transport.get()));
+  members_.push_back(std::move(member));
+  return absl::OkStatus();
+}
+
+absl::Status VirtioSet::Start() {
+  for (Member& member : members_) HK_RETURN_IF_ERROR(member.loop->Start());
+  return absl::OkStatus();
+}
+
+// Devices first: they finish their I/O while memory is still open to them. Blocking is then the proof that none has a
+// page left.
+absl::Status VirtioSet::ResetAndBlock(Monotonic deadline) {
+  for (Member& member : members_) HK_RETURN_IF_ERROR(member.transport->ResetAndWait(deadline));
+  for (Member& member : members_) HK_RETURN_IF_ERROR(member.space->Block(deadline));
+  return absl::OkStatus();
+}
+
+void VirtioSet::Unblock() {
+  for (Member& member : members_) {
+    member.space->Unblock();
+    member.transport->RingAll();
+  }
+}
+
+void VirtioSet::HarvestDirty(const std::function<void(Gfn)>& page) {
+  for (Member& member : members_) member.space->HarvestDirty(page);
+}
+
+}  // namespace hk

@@ -1,0 +1,67 @@
+// All virtio devices of one guest: each with its worker thread, its DMA space and its transport, in PCI slots.
+//
+// Thread-safe once started.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/device/dma_space.h"
+#include "hyperkernel/device/interrupt_line.h"
+#include "hyperkernel/device/pci.h"
+#include "hyperkernel/device/virtio_device.h"
+#include "hyperkernel/device/virtio_pci.h"
+#include "hyperkernel/device/work_loop.h"
+
+namespace hk {
+
+// The devices and what each needs.
+class VirtioSet {
+ public:
+  // All outlive the set, and vCPUs are stopped before it goes: the buses still name its devices.
+  static absl::StatusOr<std::unique_ptr<VirtioSet>> Create(GuestMemory* memory, PciRoot* root,
+                                                           InterruptSink* interrupts);
+  // Stops the workers; waits for I/O in flight.
+  ~VirtioSet();
+
+  // Puts a device into a PCI slot. `name` is for logs and its thread. Devices are called through their own pointers as
+  // long as the set lives. REQUIRES: not started. Errors: as PciRoot::Add; errno of epoll and eventfd.
+  absl::Status Add(uint8_t slot, std::string name, std::unique_ptr<VirtioDevice> device);
+  // Starts the workers, before the guest runs. Errors: kFailedPrecondition if they run.
+  absl::Status Start();
+
+  // A guest's reset: resets all devices, waits for their I/O in flight, and blocks their access to memory, which may
+  // then be reused. REQUIRES: vCPUs are stopped. Errors: kDeadlineExceeded with the device; nothing may be reused then.
+  absl::Status ResetAndBlock(Monotonic deadline);
+  // Lets devices access memory again.
+  void Unblock();
+
+  const DmaPins& pins() const { return *pins_; }
+  // Calls `page` for each page a device wrote since the last harvest; a page may come several times.
+  void HarvestDirty(const std::function<void(Gfn)>& page);
+
+ private:
+  // In order of destruction from the last: transport, loop, space, device.
+  struct Member {
+    std::unique_ptr<VirtioDevice> device;
+    std::unique_ptr<DmaSpace> space;
+    std::unique_ptr<WorkLoop> loop;
+    std::unique_ptr<VirtioPci> transport;
+  };
+  VirtioSet(GuestMemory* memory, PciRoot* root, InterruptSink* interrupts)
+      : memory_(memory), root_(root), interrupts_(interrupts) {}
+
+  GuestMemory* const memory_;
+  PciRoot* const root_;
+  InterruptSink* const interrupts_;
+  std::unique_ptr<DmaPins> pins_;
+  std::vector<Member> members_;
+};
+
+}  // namespace hk
