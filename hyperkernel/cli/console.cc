@@ -103,8 +103,9 @@ int RunConsole(const Options& options, const std::string& name) {
         const grpc::Status status = stream->Finish();
         if (terminal.active())
           fmt::print(stderr, "\r\n{} {}\r\n", detached ? "detached from" : "console closed:", Printable(name));
-        // The daemon ends a console whose machine has ended by cancelling it: it has no other way to stop listening to us.
-    return detached || status.error_code() == grpc::StatusCode::CANCELLED ? grpc::Status::OK : status;
+        // The daemon ends a console whose machine has ended by cancelling it: it has no other way to stop listening to
+        // us.
+        return detached || status.error_code() == grpc::StatusCode::CANCELLED ? grpc::Status::OK : status;
       });
   ::close(signals);
   ::close(ended);
