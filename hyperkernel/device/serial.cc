@@ -63,6 +63,7 @@ size_t Serial::Input(std::span<const std::byte> data) {
 }
 
 void Serial::Reset() {
+  bool has_room = false;
   {
     MutexLock lock(&mutex_);
     ier_ = fcr_ = lcr_ = mcr_ = scratch_ = msr_delta_ = 0;
@@ -70,23 +71,23 @@ void Serial::Reset() {
     transmit_interrupt_ = overrun_ = false;
     input_first_ = input_count_ = 0;
     line_.Set(false);
+    has_room = TakeRoom();
   }
   line_.Deliver();
+  if (has_room && callbacks_.room) callbacks_.room();
 }
 
-uint8_t Serial::ReadRegister(uint64_t offset, bool* has_room) {
+bool Serial::TakeRoom() {
+  if (!refused_ || input_count_ > kInputLimit / 2) return false;
+  refused_ = false;
+  return true;
+}
+
+uint8_t Serial::ReadRegister(uint64_t offset) {
   const bool latch = (lcr_ & kLcrDivisorLatch) != 0;
   switch (offset) {
-    case kData: {
-      if (latch) return divisor_ & 0xff;
-      const uint8_t value = PopInput();
-      // Half empty, so that a writer of bytes is not woken for each one.
-      if (refused_ && input_count_ <= kInputLimit / 2) {
-        refused_ = false;
-        *has_room = true;
-      }
-      return value;
-    }
+    case kData:
+      return latch ? divisor_ & 0xff : PopInput();
     case kIer:
       return latch ? divisor_ >> 8 : ier_;
     case kIirFcr: {
@@ -158,7 +159,8 @@ void Serial::Read(uint64_t offset, std::span<std::byte> data) {
   bool has_room = false;
   {
     MutexLock lock(&mutex_);
-    for (size_t i = 0; i < data.size(); ++i) data[i] = std::byte{ReadRegister((offset + i) & 7, &has_room)};
+    for (size_t i = 0; i < data.size(); ++i) data[i] = std::byte{ReadRegister((offset + i) & 7)};
+    has_room = TakeRoom();
     line_.Set(InterruptIdentity() != kIirNone);
   }
   line_.Deliver();
@@ -166,7 +168,7 @@ void Serial::Read(uint64_t offset, std::span<std::byte> data) {
 }
 
 void Serial::Write(uint64_t offset, std::span<const std::byte> data) {
-  bool has_output = false;
+  bool has_output = false, has_room = false;
   std::byte output{};
   {
     MutexLock lock(&mutex_);
@@ -175,11 +177,13 @@ void Serial::Write(uint64_t offset, std::span<const std::byte> data) {
       has_output = true;  // at most once: an access covers the data register once
       output = data[i];
     }
+    has_room = TakeRoom();
     line_.Set(InterruptIdentity() != kIirNone);
   }
   // The byte first, then the interrupt that says it is gone.
   if (has_output && callbacks_.output) callbacks_.output(std::span(&output, 1));
   line_.Deliver();
+  if (has_room && callbacks_.room) callbacks_.room();
 }
 
 }  // namespace hk

@@ -43,9 +43,11 @@ class Serial final : public IoHandler {
   // Register offsets; two of them change with the divisor latch bit.
   enum Register : uint64_t { kData = 0, kIer = 1, kIirFcr = 2, kLcr = 3, kMcr = 4, kLsr = 5, kMsr = 6, kScratch = 7 };
 
-  uint8_t ReadRegister(uint64_t offset, bool* has_room) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  uint8_t ReadRegister(uint64_t offset) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // True if `value` is to be sent to the output.
   bool WriteRegister(uint64_t offset, uint8_t value) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // True once when input was refused and half of the queue is free: a writer of bytes is not woken for each one.
+  bool TakeRoom() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   uint8_t InterruptIdentity() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   uint8_t ModemStatus() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool PushInput(uint8_t value) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -96,6 +96,12 @@ TEST_F(SerialTest, InputIsBoundedAndTellsOfRoom) {
   EXPECT_EQ(rooms_, 1);
   while (In(5) & 1) In(0);
   EXPECT_EQ(rooms_, 1);
+  Type(std::string(Serial::kInputLimit + 1, 'i'));
+  Out(2, 0x03);
+  EXPECT_EQ(rooms_, 2) << "the guest threw it away";
+  Type(std::string(Serial::kInputLimit + 1, 'i'));
+  serial_.Reset();
+  EXPECT_EQ(rooms_, 3);
 }
 
 TEST_F(SerialTest, LoopbackSendsToItself) {

@@ -135,7 +135,7 @@ void VirtioBlk::OnDoorbell(uint16_t index) {
     }
   });
   SubmitAll();
-  PublishDone();
+  OnCompletions();  // some are done at once: what the page cache has
 }
 
 // 5.2.6. Where one descriptor ends and the next begins means nothing (2.7.4.3).

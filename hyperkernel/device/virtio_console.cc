@@ -91,13 +91,21 @@ void VirtioConsole::Activate(VirtioRun* run) {
 
 void VirtioConsole::Stop() {
   run_ = nullptr;
-  MutexLock lock(&mutex_);
-  loop_ = nullptr;
-  transport_ = nullptr;
-  for (State& state : states_) {
-    state.ready = false;
-    state.due = 0;
-    state.input.Clear();
+  std::array<bool, kMaxPorts> room{};
+  {
+    MutexLock lock(&mutex_);
+    loop_ = nullptr;
+    transport_ = nullptr;
+    for (size_t port = 0; port < states_.size(); ++port) {
+      State& state = states_[port];
+      state.ready = false;
+      state.due = 0;
+      state.input.Clear();
+      room[port] = std::exchange(state.refused, false);
+    }
+  }
+  for (size_t port = 0; port < ports_.size(); ++port) {
+    if (room[port] && ports_[port].room) ports_[port].room();
   }
 }
 

@@ -82,6 +82,13 @@ TEST_F(VirtioConsoleTest, InputIsBoundedAndTellsOfRoom) {
   }
 }
 
+TEST_F(VirtioConsoleTest, ResetMakesRoom) {
+  Type(0, std::string(VirtioConsole::kInputLimit + 1, 'x'));
+  ASSERT_TRUE(machine_.Start());
+  EXPECT_EQ(rooms_, 1);
+  EXPECT_EQ(Type(0, "y"), 1u);
+}
+
 TEST_F(VirtioConsoleTest, PortsAreAddedNamedAndOpened) {
   SendControl(0, VIRTIO_CONSOLE_DEVICE_READY, 1);
   EXPECT_EQ(NextControl(), "0 1 1 ");

@@ -18,7 +18,8 @@ namespace {
 constexpr uint16_t kVirtioVendor = 0x1af4;      // 4.1.2
 constexpr uint16_t kModernDeviceBase = 0x1040;  // 4.1.2.1
 constexpr uint16_t kNoVector = VIRTIO_MSI_NO_VECTOR;
-constexpr uint8_t kIsrQueue = 1, kIsrConfig = 2;  // 4.1.4.5
+constexpr auto kComplaintInterval = std::chrono::seconds(10);  // a guest must not fill the log
+constexpr uint8_t kIsrQueue = 1, kIsrConfig = 2;               // 4.1.4.5
 constexpr uint16_t kMsixControlMasked = PCI_MSIX_FLAGS_MASKALL;
 constexpr uint16_t kMsixControlEnabled = PCI_MSIX_FLAGS_ENABLE;
 
@@ -416,11 +417,17 @@ void VirtioPci::ConfigChanged() {
 
 void VirtioPci::MarkBroken(const absl::Status& reason) {
   if (broken_.exchange(true)) return;
-  log::Warning("device", "a driver broke the virtio protocol; its device needs a reset",
-               {{"device", name_}, {"reason", MessageOf(reason)}});
+  bool complain = false;
   {
     MutexLock lock(&mutex_);
     status_ |= VIRTIO_CONFIG_S_NEEDS_RESET;
+    const Monotonic now = std::chrono::steady_clock::now();
+    complain = !last_complaint_ || now - *last_complaint_ > kComplaintInterval;
+    if (complain) last_complaint_ = now;
+  }
+  if (complain) {
+    log::Warning("device", "a driver broke the virtio protocol; its device needs a reset",
+                 {{"device", name_}, {"reason", MessageOf(reason)}});
   }
   ConfigChanged();
 }

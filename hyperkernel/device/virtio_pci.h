@@ -15,6 +15,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -125,6 +126,7 @@ class VirtioPci final : public PciDevice, public VirtioTransport {
   std::vector<QueueConfig> queue_configs_ ABSL_GUARDED_BY(mutex_);
   bool start_wanted_ ABSL_GUARDED_BY(mutex_) = false;
   bool reset_wanted_ ABSL_GUARDED_BY(mutex_) = false;
+  std::optional<Monotonic> last_complaint_ ABSL_GUARDED_BY(mutex_);
   bool started_ ABSL_GUARDED_BY(mutex_) = false;  // the worker was told to start and has not stopped
 
   std::atomic<uint16_t> config_vector_ = 0xffff;
