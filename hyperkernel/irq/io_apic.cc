@@ -23,8 +23,10 @@ constexpr uint64_t kExtendedDestination = uint64_t{0x7f} << 49;
 // Delivery status (12, always idle) and remote IRR are read-only.
 constexpr uint64_t kWritable = 0x1afff | kDestination;
 
+// The encoding that is SIPI in an ICR is reserved here.
 DeliveryMode ModeOf(uint64_t entry) {
-  return static_cast<DeliveryMode>(entry >> 8 & 7);
+  const auto mode = static_cast<DeliveryMode>(entry >> 8 & 7);
+  return mode == DeliveryMode::kStartup ? DeliveryMode::kReserved : mode;
 }
 
 // Only these modes have an EOI; the others are edges whatever the trigger mode says (82093AA 3.2.4).

@@ -1,0 +1,263 @@
+#include "hyperkernel/irq/interrupt_controller.h"
+
+#include <algorithm>
+
+#include "hyperkernel/base/check.h"
+#include "hyperkernel/irq/msi.h"
+
+namespace hk {
+
+namespace {
+
+// The source of messages that no vCPU sends; they have no shorthands, so it is never looked at.
+constexpr VcpuId kDevice{0};
+
+}  // namespace
+
+InterruptController::InterruptController(const InterruptControllerOptions& options, const Clock* clock,
+                                         VcpuWaker* waker, TimerService* timer)
+    : extended_destination_(options.extended_destination),
+      x2apic_(options.x2apic),
+      clock_(clock),
+      waker_(waker),
+      timer_(timer),
+      io_apic_(options.extended_destination),
+      table_(options.vcpus) {
+  HK_CHECK(options.vcpus >= 1 && options.vcpus <= kMaxVcpus);
+  ports_.reserve(options.vcpus);
+  for (uint32_t i = 0; i < options.vcpus; ++i) {
+    ports_.push_back(std::make_unique<VcpuPort>(this, VcpuId(i), x2apic_));
+    const ApicAddressing addressing = ports_.back()->Addressing();
+    MutexLock lock(&router_mutex_);
+    table_.Update(VcpuId(i), addressing);
+  }
+}
+
+InterruptController::~InterruptController() = default;
+
+VcpuInterrupts& InterruptController::vcpu(VcpuId vcpu) {
+  HK_CHECK(vcpu.value() < ports_.size());
+  return *ports_[vcpu.value()];
+}
+
+void InterruptController::WakeAll(const VcpuSet& wake) {
+  wake.ForEach([this](VcpuId vcpu) { waker_->Wake(vcpu); });
+}
+
+bool InterruptController::Deliver(const InterruptMessage& message, VcpuId target, VcpuSet& wake) {
+  if (target.value() >= ports_.size()) {
+    return false;
+  }
+  const Acceptance acceptance = ports_[target.value()]->Accept(message);
+  if (acceptance.wake) {
+    wake.Add(target);
+  }
+  return acceptance.accepted;
+}
+
+bool InterruptController::Route(const InterruptMessage& message, VcpuId source, VcpuSet& wake) {
+  if (const auto only = OnlyDestination(message, source)) {
+    return Deliver(message, *only, wake);
+  }
+  VcpuSet targets;
+  {
+    MutexLock lock(&router_mutex_);
+    targets = table_.Resolve(message, source);
+    if (message.mode == DeliveryMode::kLowestPriority) {
+      const auto winner = arbiter_.Pick(targets, [this](VcpuId vcpu) { return ports_[vcpu.value()]->Priority(); });
+      targets = VcpuSet();
+      if (winner) {
+        targets.Add(*winner);
+      }
+    }
+  }
+  bool accepted = false;
+  targets.ForEach([&](VcpuId target) { accepted |= Deliver(message, target, wake); });
+  return accepted;
+}
+
+InterruptController::PinMessages InterruptController::Collect(IoApic::Pins pins) {
+  PinMessages collected;
+  for (uint8_t pin = 0; pin < kIoApicPins && pins >> pin != 0; ++pin) {
+    if ((pins >> pin & 1) != 0) {
+      collected.messages[collected.count++] = io_apic_.MessageOf(pin);
+    }
+  }
+  return collected;
+}
+
+void InterruptController::RoutePins(PinMessages pins, VcpuSet& wake) {
+  bool again = true;
+  while (again) {
+    again = false;
+    const uint64_t changes = routing_changes_.load();
+    for (uint8_t i = 0; i < pins.count; ++i) {
+      const InterruptMessage& message = pins.messages[i];
+      if (!Route(message, kDevice, wake) && message.level) {
+        MutexLock lock(&io_apic_mutex_);
+        io_apic_.Rejected({.pin = message.pin, .generation = message.generation});
+        // A vCPU that began to accept meanwhile has retried too early, while the pin still waited for its EOI.
+        again |= routing_changes_.load() != changes;
+      }
+    }
+    if (again) {
+      MutexLock lock(&io_apic_mutex_);
+      pins = Collect(io_apic_.RetryAsserted());
+    }
+  }
+}
+
+void InterruptController::SetAddressing(VcpuId vcpu, const ApicAddressing& addressing, VcpuSet& wake) {
+  {
+    MutexLock lock(&router_mutex_);
+    table_.Update(vcpu, addressing);
+  }
+  routing_changes_.fetch_add(1);
+  PinMessages pins;
+  {
+    MutexLock lock(&io_apic_mutex_);
+    pins = Collect(io_apic_.RetryAsserted());
+  }
+  RoutePins(pins, wake);
+}
+
+void InterruptController::Follow(VcpuId source, const PortOutcome& outcome) {
+  VcpuSet wake;
+  if (outcome.effects.routing_changed) {
+    SetAddressing(source, outcome.addressing, wake);
+  }
+  if (outcome.effects.ipi) {
+    Route(*outcome.effects.ipi, source, wake);
+  }
+  for (uint8_t i = 0; i < outcome.eoi_count; ++i) {
+    PinMessages pins;
+    {
+      MutexLock lock(&io_apic_mutex_);
+      pins = Collect(io_apic_.OnEoi(outcome.eois[i]));
+    }
+    RoutePins(pins, wake);
+  }
+  if (outcome.new_deadline && timer_ != nullptr) {
+    timer_->Arm(*outcome.new_deadline);
+  }
+  wake.Remove(source);  // it is not in the guest, and looks before it enters it
+  WakeAll(wake);
+}
+
+void InterruptController::SetLine(uint8_t pin, bool asserted) {
+  PinMessages pins;
+  {
+    MutexLock lock(&io_apic_mutex_);
+    pins = Collect(io_apic_.SetLine(pin, asserted));
+  }
+  VcpuSet wake;
+  RoutePins(pins, wake);
+  WakeAll(wake);
+}
+
+bool InterruptController::SendMsi(uint64_t address, uint32_t data) {
+  const auto message = DecodeMsi(address, data, extended_destination_);
+  if (!message) {
+    return false;
+  }
+  VcpuSet wake;
+  Route(*message, kDevice, wake);
+  WakeAll(wake);
+  return true;
+}
+
+bool InterruptController::InjectNmi(VcpuId vcpu) {
+  VcpuSet wake;
+  const bool accepted = Deliver({.mode = DeliveryMode::kNmi}, vcpu, wake);
+  WakeAll(wake);
+  return accepted;
+}
+
+uint32_t InterruptController::IoApicRead(uint32_t offset) {
+  MutexLock lock(&io_apic_mutex_);
+  return io_apic_.Read(offset);
+}
+
+void InterruptController::IoApicWrite(uint32_t offset, uint32_t value) {
+  PinMessages pins;
+  {
+    MutexLock lock(&io_apic_mutex_);
+    pins = Collect(io_apic_.Write(offset, value));
+  }
+  VcpuSet wake;
+  RoutePins(pins, wake);
+  WakeAll(wake);
+}
+
+std::optional<Monotonic> InterruptController::NextDeadline() const {
+  std::optional<Monotonic> next;
+  for (const auto& port : ports_) {
+    const auto deadline = port->Deadline();
+    if (deadline && (!next || *deadline < *next)) {
+      next = deadline;
+    }
+  }
+  return next;
+}
+
+void InterruptController::OnTime(Monotonic now) {
+  VcpuSet wake;
+  for (uint32_t i = 0; i < ports_.size(); ++i) {
+    const auto deadline = ports_[i]->Deadline();
+    if (deadline && *deadline <= now && ports_[i]->OnTime(now)) {
+      wake.Add(VcpuId(i));
+    }
+  }
+  WakeAll(wake);
+}
+
+LocalApicState InterruptController::SaveVcpu(VcpuId vcpu) {
+  HK_CHECK(vcpu.value() < ports_.size());
+  return ports_[vcpu.value()]->Save(Now());
+}
+
+absl::Status InterruptController::RestoreVcpu(VcpuId vcpu, const LocalApicState& state) {
+  HK_CHECK(vcpu.value() < ports_.size());
+  PortOutcome outcome;
+  if (auto status = ports_[vcpu.value()]->Restore(state, Now(), outcome); !status.ok()) {
+    return status;
+  }
+  Follow(vcpu, outcome);
+  waker_->Wake(vcpu);
+  return absl::OkStatus();
+}
+
+IoApicState InterruptController::SaveIoApic() {
+  MutexLock lock(&io_apic_mutex_);
+  return io_apic_.Save();
+}
+
+absl::Status InterruptController::RestoreIoApic(const IoApicState& state) {
+  PinMessages pins;
+  {
+    MutexLock lock(&io_apic_mutex_);
+    if (auto status = io_apic_.Restore(state); !status.ok()) {
+      return status;
+    }
+    pins = Collect(io_apic_.RetryAsserted());
+  }
+  VcpuSet wake;
+  RoutePins(pins, wake);
+  WakeAll(wake);
+  return absl::OkStatus();
+}
+
+void InterruptController::Reset() {
+  {
+    MutexLock lock(&io_apic_mutex_);
+    io_apic_.Reset();
+  }
+  for (uint32_t i = 0; i < ports_.size(); ++i) {
+    const Monotonic now = Now();
+    const LocalApic fresh(i, i == 0, x2apic_);
+    const absl::Status restored = RestoreVcpu(VcpuId(i), fresh.Save(now));
+    HK_CHECK(restored.ok());
+  }
+}
+
+}  // namespace hk
