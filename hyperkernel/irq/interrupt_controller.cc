@@ -222,7 +222,13 @@ absl::Status InterruptController::RestoreVcpu(VcpuId vcpu, const LocalApicState&
   if (auto status = ports_[vcpu.value()]->Restore(state, Now(), outcome); !status.ok()) {
     return status;
   }
-  Follow(vcpu, outcome);
+  {
+    MutexLock lock(&router_mutex_);
+    table_.Update(vcpu, outcome.addressing);
+  }
+  if (outcome.new_deadline && timer_ != nullptr) {
+    timer_->Arm(*outcome.new_deadline);
+  }
   waker_->Wake(vcpu);
   return absl::OkStatus();
 }
@@ -233,18 +239,8 @@ IoApicState InterruptController::SaveIoApic() {
 }
 
 absl::Status InterruptController::RestoreIoApic(const IoApicState& state) {
-  PinMessages pins;
-  {
-    MutexLock lock(&io_apic_mutex_);
-    if (auto status = io_apic_.Restore(state); !status.ok()) {
-      return status;
-    }
-    pins = Collect(io_apic_.RetryAsserted());
-  }
-  VcpuSet wake;
-  RoutePins(pins, wake);
-  WakeAll(wake);
-  return absl::OkStatus();
+  MutexLock lock(&io_apic_mutex_);
+  return io_apic_.Restore(state);
 }
 
 void InterruptController::Reset() {

@@ -81,7 +81,8 @@ class InterruptController {
   std::optional<Monotonic> NextDeadline() const;
   void OnTime(Monotonic now);
 
-  // State. REQUIRES of all four and of Reset: the vCPUs concerned are stopped. A failed restore changes nothing.
+  // State. REQUIRES of all four and of Reset: the vCPUs concerned are stopped. A failed restore changes nothing. A
+  // restore sends nothing: what had to be sent was, before the state was saved. It wakes the vCPU.
   LocalApicState SaveVcpu(VcpuId vcpu);
   absl::Status RestoreVcpu(VcpuId vcpu, const LocalApicState& state);
   IoApicState SaveIoApic();

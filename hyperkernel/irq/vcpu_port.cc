@@ -143,9 +143,7 @@ absl::Status VcpuPort::Restore(const LocalApicState& state, Monotonic now, PortO
   if (auto status = apic_.Restore(state, now); !status.ok()) {
     return status;
   }
-  ApicEffects effects;
-  effects.routing_changed = true;
-  outcome = Conclude(effects);
+  outcome = Conclude({});
   return absl::OkStatus();
 }
 
