@@ -50,6 +50,15 @@ class IrqMachine {
     }
   }
 
+  // The same, with Check after each operation.
+  void RunChecked(std::span<const uint8_t> program) {
+    input_ = program;
+    while (!input_.empty()) {
+      Step();
+      Check();
+    }
+  }
+
   // Invariants that hold between any two operations, whatever the guest did.
   void Check() {
     for (uint32_t i = 0; i < kVcpus; ++i) {
