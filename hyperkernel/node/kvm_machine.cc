@@ -232,6 +232,8 @@ uint64_t KvmMachine::exits() const {
 }  // namespace
 
 absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames) {
+  // Refused rather than left out: a guest must not run without a disk its operator gave it.
+  if (spec.disks_size() > 0) return absl::UnimplementedError("disks: this release attaches no disks yet; remove them");
   HK_RETURN_IF_ERROR(LinuxBoot::Plan(BootSpecOf(spec)).status());
   if ((spec.memory_mib() << 20) > frames.budget_bytes()) {
     return absl::ResourceExhaustedError(fmt::format("memory_mib: {} is more than this node's frame_store.budget_mib {}",
