@@ -55,7 +55,9 @@ class GuestManager::Events final : public MachineEvents {
  public:
   Events(GuestManager* manager, std::string name, uint64_t generation, std::shared_ptr<ConsoleLog> console)
       : manager_(manager), name_(std::move(name)), generation_(generation), console_(std::move(console)) {}
-  void OnConsoleOutput(std::string_view bytes) override { console_->Append(bytes); }
+  void OnOutput(Channel channel, std::string_view bytes) override {
+    if (channel == Channel::kSerial) console_->Append(bytes);
+  }
   void OnEnd(MachineEnd end, const std::string& reason) override {
     manager_->Report({name_, generation_, end, reason});
   }
@@ -375,7 +377,7 @@ absl::Status GuestManager::ConsoleInput(const std::string& name, std::string_vie
   if (found->second->machine == nullptr || found->second->busy) {
     return absl::FailedPreconditionError(fmt::format("vm '{}' is {}", name, NameOf(found->second->state)));
   }
-  found->second->machine->ConsoleInput(bytes);
+  found->second->machine->Input(Channel::kSerial, bytes);
   return absl::OkStatus();
 }
 

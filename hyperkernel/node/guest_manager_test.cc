@@ -20,10 +20,11 @@ class FakeMachine final : public Machine {
  public:
   FakeMachine(MachineEvents* events, std::atomic<int>* alive) : events_(events), alive_(alive) { alive_->fetch_add(1); }
   ~FakeMachine() override { alive_->fetch_sub(1); }
-  size_t ConsoleInput(std::string_view bytes) override {
-    events_->OnConsoleOutput("echo " + std::string(bytes));
+  size_t Input(Channel channel, std::string_view bytes) override {
+    events_->OnOutput(channel, "echo " + std::string(bytes));
     return bytes.size();
   }
+  void ResizeConsole(uint16_t, uint16_t) override {}
   void PressPowerButton() override { events_->OnEnd(MachineEnd::kPowerOff, ""); }
   absl::Status Pause() override { return pause_status; }
   absl::Status Unpause() override { return absl::OkStatus(); }

@@ -71,7 +71,10 @@ class KvmMachine final : public Machine, public ExitHandler, public VcpuWaker {
   absl::Status Build(uint64_t generation, const FrameStore& frames);
   absl::Status Run();
 
-  size_t ConsoleInput(std::string_view bytes) override { return devices_->ConsoleInput(bytes); }
+  size_t Input(Channel channel, std::string_view bytes) override {
+    return channel == Channel::kSerial ? devices_->ConsoleInput(bytes) : 0;
+  }
+  void ResizeConsole(uint16_t, uint16_t) override {}
   void PressPowerButton() override { devices_->PressPowerButton(); }
   absl::Status Pause() override;
   absl::Status Unpause() override;
@@ -173,7 +176,7 @@ absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames) {
   HK_ASSIGN_OR_RETURN(
       devices_, MachineDevices::Create(
                     interrupts_.get(), clock_,
-                    {.console_output = [this](std::string_view bytes) { events_->OnConsoleOutput(bytes); },
+                    {.console_output = [this](std::string_view bytes) { events_->OnOutput(Channel::kSerial, bytes); },
                      .request =
                          [this](GuestRequest request) {
                            switch (request) {
