@@ -34,7 +34,8 @@ absl::StatusOr<OwnedFd> OpenPath(const DiskImage::Options& options, const std::s
     if (!options.read_only && (error == EACCES || error == EROFS || error == EPERM)) {
       return absl::PermissionDeniedError(MessageOf(status) + "; a disk that is not to be written needs readonly: true");
     }
-    if (error == EBUSY) return absl::FailedPreconditionError(what + ": in use by the host (mounted, or part of a volume)");
+    if (error == EBUSY)
+      return absl::FailedPreconditionError(what + ": in use by the host (mounted, or part of a volume)");
     return status;
   }
   return fd;
@@ -88,7 +89,8 @@ absl::StatusOr<uint32_t> DirectAlignment(int fd, uint64_t bytes, const std::stri
     if (::pread(fd, at, alignment, alignment * 2 <= bytes ? alignment : 0) >= 0) return alignment;
     if (errno != EINVAL) return ErrnoStatus(errno, what + ": read");
   }
-  return absl::FailedPreconditionError(what + ": cannot be read with O_DIRECT; cache: DISK_CACHE_BUFFERED does without");
+  return absl::FailedPreconditionError(what +
+                                       ": cannot be read with O_DIRECT; cache: DISK_CACHE_BUFFERED does without");
 }
 
 }  // namespace
@@ -115,16 +117,18 @@ absl::StatusOr<DiskImage> DiskImage::Open(const Options& options) {
   if (!options.buffered) flags |= O_DIRECT;
   if (::fcntl(image.fd.get(), F_SETFL, flags) != 0) {
     if (errno == EINVAL && !options.buffered) {
-      return absl::FailedPreconditionError(what + ": its file system has no O_DIRECT; cache: DISK_CACHE_BUFFERED does without");
+      return absl::FailedPreconditionError(
+          what + ": its file system has no O_DIRECT; cache: DISK_CACHE_BUFFERED does without");
     }
     return ErrnoStatus(errno, what);
   }
   if (!options.buffered) {
     HK_ASSIGN_OR_RETURN(image.alignment, DirectAlignment(image.fd.get(), image.bytes, what));
     if (image.bytes % image.alignment != 0) {
-      return absl::InvalidArgumentError(
-          fmt::format("{}: {} bytes is not a multiple of {}, the unit of O_DIRECT there; cache: DISK_CACHE_BUFFERED does "
-                      "without", what, image.bytes, image.alignment));
+      return absl::InvalidArgumentError(fmt::format(
+          "{}: {} bytes is not a multiple of {}, the unit of O_DIRECT there; cache: DISK_CACHE_BUFFERED does "
+          "without",
+          what, image.bytes, image.alignment));
     }
   }
   return image;

@@ -2,7 +2,8 @@
 //
 // Locks are open file description locks: they go with the descriptor, also when the daemon dies. They follow QEMU's
 // convention (block/file-posix.c: byte 100 + n is read-locked by who uses permission n, byte 200 + n by who does not
-// share it; 0 is reading, 1 to 3 are ways of writing), so that QEMU and its tools keep off our images and we off theirs:
+// share it; 0 is reading, 1 to 3 are ways of writing), so that QEMU and its tools keep off our images and we off
+// theirs:
 //
 // | user                | takes                          | looks that nobody has          |
 // |---------------------|--------------------------------|--------------------------------|
@@ -30,9 +31,9 @@ struct DiskImage {
   };
 
   // Opens and locks. A block device that is written to or exclusive is also claimed (O_EXCL), which keeps mounts, swap
-  // and volumes of the host away. Errors, one line each with the path: not there, not permitted or read-only, not a file
-  // or block device, in use by another guest or program, not of whole sectors (of the O_DIRECT unit), no O_DIRECT on its
-  // file system.
+  // and volumes of the host away. Errors, one line each with the path: not there, not permitted or read-only, not a
+  // file or block device, in use by another guest or program, not of whole sectors (of the O_DIRECT unit), no O_DIRECT
+  // on its file system.
   static absl::StatusOr<DiskImage> Open(const Options& options);
 
   OwnedFd fd;

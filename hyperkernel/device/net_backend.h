@@ -42,8 +42,8 @@ class NetBackend {
 class Tap final : public NetBackend {
  public:
   // Opens `queues` queues of the tap `name`, which is made if it is not there and that is permitted; with "%d" in the
-  // name, one with a free number is made. One that was made is down, and goes with the last descriptor. Errors, one line
-  // each with the name: no /dev/net/tun, not permitted, in use, not a tap or not made for several queues.
+  // name, one with a free number is made. One that was made is down, and goes with the last descriptor. Errors, one
+  // line each with the name: no /dev/net/tun, not permitted, in use, not a tap or not made for several queues.
   static absl::StatusOr<std::unique_ptr<Tap>> Open(const std::string& name, uint16_t queues);
 
   // The interface's.

@@ -43,7 +43,9 @@ class PciDevice {
   virtual void ReadBar(int bar, uint64_t offset, std::span<std::byte> data) = 0;
   virtual void WriteBar(int bar, uint64_t offset, std::span<const std::byte> data) = 0;
   // Registers of a BAR that may be taken over by a DoorbellRegistrar; constant once added to a root.
-  virtual std::span<const Doorbell> Doorbells(int bar) const { return static_cast<void>(bar), std::span<const Doorbell>(); }
+  virtual std::span<const Doorbell> Doorbells(int bar) const {
+    return static_cast<void>(bar), std::span<const Doorbell>();
+  }
 
  protected:
   // Level of this device's INTA. Call it without locks held.
@@ -79,8 +81,8 @@ class PciRoot {
   // Errors: kInvalidArgument, kAlreadyExists, kResourceExhausted.
   absl::Status Add(uint8_t slot, PciDevice* device);
 
-  // Who takes doorbells over while their BARs answer; nullptr for nobody. Outlives the root. REQUIRES: the guest does not
-  // run, and memory decoding is off.
+  // Who takes doorbells over while their BARs answer; nullptr for nobody. Outlives the root. REQUIRES: the guest does
+  // not run, and memory decoding is off.
   void SetDoorbellRegistrar(DoorbellRegistrar* doorbells) { doorbells_ = doorbells; }
 
   // The 8 ports from kPortPciConfig on. One-byte accesses at offset 1 belong to `reset_port` (0xcf9), which may be

@@ -51,8 +51,8 @@ class VirtioPci final : public PciDevice, public VirtioTransport {
   VirtioPci(std::string name, VirtioDevice* device, DmaSpace* space, WorkLoop* loop, InterruptSink* interrupts);
   ~VirtioPci() override;
 
-  // Makes the doorbells that a DoorbellRegistrar may take over. Errors: as WorkLoop::AddEvent. REQUIRES: not yet added to
-  // a root, the loop not started.
+  // Makes the doorbells that a DoorbellRegistrar may take over. Errors: as WorkLoop::AddEvent. REQUIRES: not yet added
+  // to a root, the loop not started.
   absl::Status MakeDoorbells();
 
   // PciDevice.

@@ -31,8 +31,8 @@ class VirtioSet {
   // Stops the workers; waits for I/O in flight.
   ~VirtioSet();
 
-  // Puts a device into a PCI slot. `name` is for logs, listings and its thread. Devices are called through their own pointers as
-  // long as the set lives. REQUIRES: not started. Errors: as PciRoot::Add; errno of epoll and eventfd.
+  // Puts a device into a PCI slot. `name` is for logs, listings and its thread. Devices are called through their own
+  // pointers as long as the set lives. REQUIRES: not started. Errors: as PciRoot::Add; errno of epoll and eventfd.
   absl::Status Add(uint8_t slot, std::string name, std::unique_ptr<VirtioDevice> device);
   // Starts the workers, before the guest runs. Errors: kFailedPrecondition if they run.
   absl::Status Start();

@@ -13,8 +13,8 @@ absl::Status SetLinkUp(const std::string& name);
 // Errors: kNotFound, kInvalidArgument if it is something else.
 absl::Status CheckBridge(const std::string& name);
 
-// Makes an interface a port of a bridge, with the bridge's MTU (a smaller one would become the bridge's), and sets it up.
-// Errors: as above.
+// Makes an interface a port of a bridge, with the bridge's MTU (a smaller one would become the bridge's), and sets it
+// up. Errors: as above.
 absl::Status AddToBridge(const std::string& name, const std::string& bridge);
 
 }  // namespace hk

@@ -227,9 +227,9 @@ absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames, Ma
                            }
                          }}));
   HK_ASSIGN_OR_RETURN(
-      virtio_, MachineVirtio::Create(
-                   spec_, std::move(backends), memory_.get(), &devices_->pci(), &devices_->interrupts(),
-                   [this](Channel channel, std::string_view bytes) { events_->OnOutput(channel, bytes); }));
+      virtio_,
+      MachineVirtio::Create(spec_, std::move(backends), memory_.get(), &devices_->pci(), &devices_->interrupts(),
+                            [this](Channel channel, std::string_view bytes) { events_->OnOutput(channel, bytes); }));
   HK_RETURN_IF_ERROR(virtio_->AttachTo(vm_.get()));
   HK_RETURN_IF_ERROR(virtio_->Start());
   return BuildVcpus();

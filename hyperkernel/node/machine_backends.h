@@ -1,5 +1,5 @@
-// What of the host a machine's devices stand on: images and network interfaces. Opened before anything else of a machine
-// is made, so that what cannot be had is refused while nothing has been touched. Thread-safe: no state.
+// What of the host a machine's devices stand on: images and network interfaces. Opened before anything else of a
+// machine is made, so that what cannot be had is refused while nothing has been touched. Thread-safe: no state.
 #pragma once
 
 #include <memory>

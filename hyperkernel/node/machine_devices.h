@@ -24,7 +24,8 @@ struct MachineDeviceEvents {
 // All devices of a machine.
 class MachineDevices {
  public:
-  // `interrupts` and `clock` outlive it. `pm_timer`: as the FADT says. Errors: addresses that collide, which is a mistake of ours.
+  // `interrupts` and `clock` outlive it. `pm_timer`: as the FADT says. Errors: addresses that collide, which is a
+  // mistake of ours.
   static absl::StatusOr<std::unique_ptr<MachineDevices>> Create(InterruptController* interrupts, const Clock& clock,
                                                                 bool pm_timer, MachineDeviceEvents events);
   virtual ~MachineDevices() = default;

@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -64,16 +64,16 @@ class MachineVirtio {
                                                                GuestMemory* memory, PciRoot* root,
                                                                InterruptSink* interrupts, Output output);
 
-  // Adds to a VM what makes these devices cheap: empty PCI slots as memory, doorbells as eventfds. Once for every VM that
-  // is made for the machine, before its vCPUs run; `vm` lives until the next call or DetachFromVm. Errors: as
+  // Adds to a VM what makes these devices cheap: empty PCI slots as memory, doorbells as eventfds. Once for every VM
+  // that is made for the machine, before its vCPUs run; `vm` lives until the next call or DetachFromVm. Errors: as
   // Vm::AddMemory and AddIoEvent.
   absl::Status AttachTo(Vm* vm);
   void DetachFromVm() { static_cast<void>(doorbells_.MoveTo(nullptr)); }
   // Starts the workers. Before vCPUs run.
   absl::Status Start();
   // The machine ends: resets all devices and waits for their I/O in flight; then nothing of them touches memory, and
-  // they may be destroyed without a wait. REQUIRES: vCPUs are stopped. Errors: kDeadlineExceeded with the device: memory
-  // must be kept, images stay locked.
+  // they may be destroyed without a wait. REQUIRES: vCPUs are stopped. Errors: kDeadlineExceeded with the device:
+  // memory must be kept, images stay locked.
   absl::Status Quiesce(Monotonic deadline) { return set_->ResetAndBlock(deadline); }
 
   // As Machine's, for the console's two channels.

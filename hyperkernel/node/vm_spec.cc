@@ -58,9 +58,8 @@ absl::Status CheckDisks(const v1::VmSpec& spec) {
 // What the kernel takes as an interface's name (dev_valid_name), without the '%' that makes it a pattern.
 absl::Status CheckInterface(std::string_view field, const std::string& name) {
   const bool sane = !name.empty() && name.size() <= kMaxInterfaceName && name != "." && name != ".." &&
-                    std::all_of(name.begin(), name.end(), [](unsigned char c) {
-                      return std::isgraph(c) && c != '/' && c != ':' && c != '%';
-                    });
+                    std::all_of(name.begin(), name.end(),
+                                [](unsigned char c) { return std::isgraph(c) && c != '/' && c != ':' && c != '%'; });
   if (sane) return absl::OkStatus();
   return Bad(field, fmt::format("'{}' is not an interface's name (1 to {} characters, none of / : % or blank)", name,
                                 kMaxInterfaceName));
@@ -114,8 +113,8 @@ absl::Status CompletePlacement(v1::VmSpec* spec, const std::string& node) {
     return Bad("io_node", fmt::format("'{}' is not a node of placement", spec->io_node()));
   for (const std::string& name : nodes) {
     if (name != node) {
-      return absl::UnimplementedError(
-          fmt::format("placement: node '{}': this release runs a machine on one node, the one asked ('{}')", name, node));
+      return absl::UnimplementedError(fmt::format(
+          "placement: node '{}': this release runs a machine on one node, the one asked ('{}')", name, node));
     }
   }
   return absl::OkStatus();
@@ -135,8 +134,8 @@ MacAddress GeneratedMac(const std::string& name, int index) {
 
 absl::StatusOr<MacAddress> ParseMac(const std::string& text) {
   MacAddress mac{};
-  const absl::Status bad = absl::InvalidArgumentError(
-      fmt::format("'{}' is not an address of one card, as 02:00:00:00:00:01", text));
+  const absl::Status bad =
+      absl::InvalidArgumentError(fmt::format("'{}' is not an address of one card, as 02:00:00:00:00:01", text));
   if (text.size() != 3 * mac.size() - 1) return bad;
   for (size_t i = 0; i < mac.size(); ++i) {
     const char* const start = text.data() + 3 * i;
@@ -191,7 +190,8 @@ absl::StatusOr<v1::VmSpec> CompleteVmSpec(const v1::VmSpec& spec, const std::str
   if (spec.topology() != v1::TOPOLOGY_UNIFORM && spec.topology() != v1::TOPOLOGY_NUMA)
     return Bad("topology", "not TOPOLOGY_UNIFORM or TOPOLOGY_NUMA");
   if (spec.policy().empty()) out.set_policy("fetch");
-  if (out.policy() != "fetch") return Bad("policy", fmt::format("'{}' is not fetch, the only one so far", spec.policy()));
+  if (out.policy() != "fetch")
+    return Bad("policy", fmt::format("'{}' is not fetch, the only one so far", spec.policy()));
   return out;
 }
 

@@ -19,7 +19,8 @@ v1::VmSpec Parse(const std::string& text) {
 }
 
 TEST(VmSpec, DefaultsAreFilledIn) {
-  const auto spec = CompleteVmSpec(Parse("name: 'a' memory_mib: 64 kernel: '/k' disks { path: '/d' } nets { tap: 't' }"), "n");
+  const auto spec =
+      CompleteVmSpec(Parse("name: 'a' memory_mib: 64 kernel: '/k' disks { path: '/d' } nets { tap: 't' }"), "n");
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->vcpus(), 1u);
   EXPECT_EQ(spec->cpu().profile(), "host");
@@ -97,9 +98,8 @@ TEST(VmSpec, GeneratedAddressesAreLocalStableAndDifferent) {
       EXPECT_TRUE(seen.insert(mac).second);
     }
   }
-  const std::string known = CompleteVmSpec(Parse("name: 'web' memory_mib: 64 kernel: '/k' nets { bridge: 'br0' }"), "n")
-                                ->nets(0)
-                                .mac();
+  const std::string known =
+      CompleteVmSpec(Parse("name: 'web' memory_mib: 64 kernel: '/k' nets { bridge: 'br0' }"), "n")->nets(0).mac();
   EXPECT_EQ(known, "fe:79:61:09:2e:4d") << "machines keep their addresses over releases";
 }
 
