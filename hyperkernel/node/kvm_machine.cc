@@ -14,7 +14,7 @@
 #include "hyperkernel/irq/apic_timer_thread.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 #include "hyperkernel/kvm/cpu_model.h"
-#include "hyperkernel/kvm/vcpu.h"
+#include "hyperkernel/kvm/vcpu_group.h"
 #include "hyperkernel/memory/guest_memory.h"
 #include "hyperkernel/node/machine_devices.h"
 
@@ -62,10 +62,10 @@ class MemoryWriter final : public GuestWriter {
 };
 
 // One running guest. Members are in the order they depend on one another; the destructor stops the vCPUs first.
-class KvmMachine final : public Machine, public ExitHandler, public VcpuWaker {
+class KvmMachine final : public Machine, public ExitHandler {
  public:
   KvmMachine(const v1::VmSpec& spec, const Clock& clock, MachineEvents* events)
-      : spec_(spec), clock_(clock), events_(events) {}
+      : spec_(spec), clock_(clock), events_(events), vcpus_(spec.vcpus()) {}
   ~KvmMachine() override;
 
   absl::Status Build(uint64_t generation, const FrameStore& frames);
@@ -73,14 +73,16 @@ class KvmMachine final : public Machine, public ExitHandler, public VcpuWaker {
 
   size_t ConsoleInput(std::string_view bytes) override { return devices_->ConsoleInput(bytes); }
   void PressPowerButton() override { devices_->PressPowerButton(); }
-  absl::Status Pause() override;
-  absl::Status Unpause() override;
+  absl::Status Pause() override { return vcpus_.Pause(clock_.Now() + kPauseDeadline); }
+  absl::Status Unpause() override { return vcpus_.Resume(); }
+  absl::Status Renew(Monotonic deadline) override;
   uint64_t frame_bytes() const override { return memory_->frame_bytes(); }
-  uint64_t exits() const override;
+  uint64_t exits() const override { return vcpus_.exits(); }
 
  private:
-  absl::Status BuildMemory(uint64_t generation, const FrameStore& frames);
-  absl::Status BuildVcpus();
+  absl::Status BuildMemory(uint64_t generation, const FrameStore& frames, Vm* vm);
+  absl::Status BuildDevices();
+  absl::Status BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model);
   absl::StatusOr<BootState> LoadKernel();
   void End(MachineEnd end, const std::string& reason);
 
@@ -94,42 +96,34 @@ class KvmMachine final : public Machine, public ExitHandler, public VcpuWaker {
   void OnGuestFailure(VcpuId vcpu, const std::string& reason) override {
     End(MachineEnd::kCrash, fmt::format("vCPU {}: {}", vcpu.value(), reason));
   }
-  // VcpuWaker
-  void Wake(VcpuId vcpu) override {
-    if (running_.load(std::memory_order_acquire)) vcpus_[vcpu.value()]->Wake();
-  }
 
   const v1::VmSpec spec_;
   const Clock& clock_;
   MachineEvents* const events_;
   std::atomic<bool> ended_{false};
-  std::atomic<bool> running_{false};  // vcpus_ is complete
   std::unique_ptr<GuestMemory> memory_;
-  std::unique_ptr<Vm> vm_;
   std::unique_ptr<PvClock> pv_clock_;
+  VcpuGroup vcpus_;  // the VM too; emptied by the destructor: until the end it is woken by what follows
+  ApicTimerThread timers_;
   std::unique_ptr<InterruptController> interrupts_;
   std::unique_ptr<MachineDevices> devices_;
-  std::vector<std::unique_ptr<Vcpu>> vcpus_;
-  std::unique_ptr<ApicTimerThread> timers_;
 };
 
 KvmMachine::~KvmMachine() {
   // Whatever the guest still says is not news any more.
   ended_.store(true);
-  for (const auto& vcpu : vcpus_) vcpu->RequestStop();
-  for (const auto& vcpu : vcpus_) {
-    if (const absl::Status status = vcpu->Stop(clock_.Now() + kStopDeadline); !status.ok()) {
-      log::Error("guest", "a vCPU does not stop", {{"guest", spec_.name()}, {"error", MessageOf(status)}});
-    }
+  if (const absl::Status status = vcpus_.Stop(clock_.Now() + kStopDeadline); !status.ok()) {
+    log::Error("guest", "a vCPU does not stop", {{"guest", spec_.name()}, {"error", MessageOf(status)}});
   }
-  timers_.reset();
+  vcpus_.Clear();
+  timers_.Stop();
 }
 
 void KvmMachine::End(MachineEnd end, const std::string& reason) {
   if (!ended_.exchange(true)) events_->OnEnd(end, reason);
 }
 
-absl::Status KvmMachine::BuildMemory(uint64_t generation, const FrameStore& frames) {
+absl::Status KvmMachine::BuildMemory(uint64_t generation, const FrameStore& frames, Vm* vm) {
   std::vector<RamRange> ranges;
   for (const RamPiece& piece : RamLayout(spec_.memory_mib() << 20)) ranges.push_back({piece.start, piece.bytes});
   absl::StatusOr<std::unique_ptr<GuestMemory>> memory =
@@ -139,37 +133,12 @@ absl::Status KvmMachine::BuildMemory(uint64_t generation, const FrameStore& fram
   if (!memory.ok()) return WithContext(memory.status(), "memory_mib");
   memory_ = *std::move(memory);
   for (const GuestMemory::Slot& slot : memory_->slots()) {
-    HK_RETURN_IF_ERROR(vm_->AddMemory({.start = slot.start, .bytes = slot.bytes, .host = slot.guest_view}).status());
+    HK_RETURN_IF_ERROR(vm->AddMemory({.start = slot.start, .bytes = slot.bytes, .host = slot.guest_view}).status());
   }
   return absl::OkStatus();
 }
 
-absl::Status KvmMachine::BuildVcpus() {
-  HK_ASSIGN_OR_RETURN(const CpuModel model, CpuModel::Create(vm_->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec_)));
-  // The guest's TSC begins at about 0, the same on all its vCPUs, and its kvmclock with it.
-  const uint64_t offset = uint64_t{0} - __rdtsc();
-  if (vm_->facts().tsc_khz != 0) {
-    const auto wall = std::chrono::duration_cast<std::chrono::nanoseconds>(clock_.Wall().time_since_epoch());
-    pv_clock_ = std::make_unique<PvClock>(
-        PvClockOrigin{.wall_ns = static_cast<uint64_t>(wall.count()), .tsc_khz = vm_->facts().tsc_khz}, spec_.vcpus(),
-        [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
-  }
-  for (uint32_t i = 0; i < spec_.vcpus(); i++) {
-    const VcpuId id(i);
-    HK_ASSIGN_OR_RETURN(
-        std::unique_ptr<Vcpu> vcpu,
-        Vcpu::Create(vm_.get(), {.id = id, .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset},
-                     {.devices = this, .interrupts = interrupts_->vcpu(id), .clock = pv_clock_.get()}));
-    vcpus_.push_back(std::move(vcpu));
-  }
-  running_.store(true, std::memory_order_release);
-  return absl::OkStatus();
-}
-
-absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames) {
-  HK_ASSIGN_OR_RETURN(vm_, Vm::Create(spec_.vcpus()));
-  HK_RETURN_IF_ERROR(BuildMemory(generation, frames));
-  interrupts_ = std::make_unique<InterruptController>(spec_.vcpus(), this, clock_);
+absl::Status KvmMachine::BuildDevices() {
   HK_ASSIGN_OR_RETURN(
       devices_, MachineDevices::Create(
                     interrupts_.get(), clock_,
@@ -188,7 +157,35 @@ absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames) {
                                                    {{"guest", spec_.name()}});
                            }
                          }}));
-  return BuildVcpus();
+  return absl::OkStatus();
+}
+
+absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model) {
+  // The guest's TSC begins at about 0, the same on all its vCPUs, and its kvmclock with it.
+  const uint64_t offset = uint64_t{0} - __rdtsc();
+  if (vm->facts().tsc_khz != 0) {
+    const auto wall = std::chrono::duration_cast<std::chrono::nanoseconds>(clock_.Wall().time_since_epoch());
+    pv_clock_ = std::make_unique<PvClock>(
+        PvClockOrigin{.wall_ns = static_cast<uint64_t>(wall.count()), .tsc_khz = vm->facts().tsc_khz}, spec_.vcpus(),
+        [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
+  }
+  std::vector<VcpuConfig> configs;
+  for (uint32_t i = 0; i < spec_.vcpus(); i++) {
+    configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset});
+  }
+  return vcpus_.Create(std::move(vm), configs, [this](VcpuId id) {
+    return VcpuEnvironment{.devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get()};
+  });
+}
+
+absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames) {
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Vm::Create(spec_.vcpus()));
+  HK_RETURN_IF_ERROR(BuildMemory(generation, frames, vm.get()));
+  HK_ASSIGN_OR_RETURN(const CpuModel model, CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec_)));
+  interrupts_ = std::make_unique<InterruptController>(
+      InterruptControllerOptions{.vcpus = spec_.vcpus(), .x2apic = model.has_x2apic()}, &clock_, &vcpus_, &timers_);
+  HK_RETURN_IF_ERROR(BuildDevices());
+  return BuildVcpus(std::move(vm), model);
 }
 
 absl::StatusOr<BootState> KvmMachine::LoadKernel() {
@@ -204,29 +201,13 @@ absl::StatusOr<BootState> KvmMachine::LoadKernel() {
 
 absl::Status KvmMachine::Run() {
   HK_ASSIGN_OR_RETURN(const BootState boot, LoadKernel());
-  timers_ = std::make_unique<ApicTimerThread>(interrupts_.get(), clock_);
-  for (size_t i = 1; i < vcpus_.size(); i++) HK_RETURN_IF_ERROR(vcpus_[i]->Resume());
-  return vcpus_[0]->Start(ToInitialCpuState(boot), clock_.Now() + kPauseDeadline);
+  timers_.Start(interrupts_.get());
+  return vcpus_.Start(ToInitialCpuState(boot), clock_.Now() + kPauseDeadline);
 }
 
-absl::Status KvmMachine::Pause() {
-  for (const auto& vcpu : vcpus_) vcpu->RequestPause();
-  const Monotonic deadline = clock_.Now() + kPauseDeadline;
-  for (const auto& vcpu : vcpus_) HK_RETURN_IF_ERROR(vcpu->Pause(deadline));
-  return absl::OkStatus();
-}
-
-absl::Status KvmMachine::Unpause() {
-  for (const auto& vcpu : vcpus_) HK_RETURN_IF_ERROR(vcpu->Resume());
-  return absl::OkStatus();
-}
-
-uint64_t KvmMachine::exits() const {
-  uint64_t sum = 0;
-  for (const auto& vcpu : vcpus_) {
-    for (const uint64_t count : vcpu->counters().exits) sum += count;
-  }
-  return sum;
+// Guest memory, devices and the timers' thread stay: they do not know the VM.
+absl::Status KvmMachine::Renew(Monotonic deadline) {
+  return vcpus_.Renew([this] { return interrupts_->Renew(); }, deadline);
 }
 
 }  // namespace
