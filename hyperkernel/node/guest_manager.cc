@@ -186,6 +186,7 @@ v1::Vm GuestManager::View(const Guest& guest) const {
   if (guest.machine != nullptr && !guest.busy) {
     vm.set_frame_bytes(guest.machine->frame_bytes());
     vm.set_exits(guest.machine->exits());
+    for (std::string& device : guest.machine->broken_devices()) *vm.add_broken_devices() = std::move(device);
   }
   return vm;
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
@@ -55,6 +56,8 @@ class Machine {
   virtual uint64_t frame_bytes() const = 0;
   // vCPU exits since the start.
   virtual uint64_t exits() const = 0;
+  // Devices whose driver broke the protocol and has not reset them since.
+  virtual std::vector<std::string> broken_devices() const { return {}; }
 };
 
 // Checks that a machine could be made here now (files, memory) without making it. Errors: one line.
