@@ -20,17 +20,23 @@ class FakeMachine final : public Machine {
  public:
   FakeMachine(MachineEvents* events, std::atomic<int>* alive) : events_(events), alive_(alive) { alive_->fetch_add(1); }
   ~FakeMachine() override { alive_->fetch_sub(1); }
-  size_t ConsoleInput(std::string_view bytes) override {
-    events_->OnConsoleOutput("echo " + std::string(bytes));
+  size_t Input(Channel channel, std::string_view bytes) override {
+    events_->OnOutput(channel, "echo " + std::string(bytes));
     return bytes.size();
   }
+  void ResizeConsole(uint16_t, uint16_t) override {}
   void PressPowerButton() override { events_->OnEnd(MachineEnd::kPowerOff, ""); }
   absl::Status Pause() override { return pause_status; }
   absl::Status Unpause() override { return absl::OkStatus(); }
+  absl::Status Renew(Monotonic) override {
+    ++renewals;
+    return renew_status;
+  }
   uint64_t frame_bytes() const override { return 4096; }
   uint64_t exits() const override { return 7; }
   MachineEvents* events() { return events_; }
-  absl::Status pause_status;
+  absl::Status pause_status, renew_status;
+  int renewals = 0;
 
  private:
   MachineEvents* const events_;
@@ -97,7 +103,7 @@ TEST_F(GuestManagerTest, TheTableOfStatesHolds) {
   Create();
   EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED);
   for (const auto action : {v1::VM_ACTION_STOP, v1::VM_ACTION_FORCE_STOP, v1::VM_ACTION_RESET, v1::VM_ACTION_PAUSE,
-                            v1::VM_ACTION_UNPAUSE}) {
+                            v1::VM_ACTION_UNPAUSE, v1::VM_ACTION_RENEW}) {
     EXPECT_EQ(Do(action).code(), absl::StatusCode::kFailedPrecondition) << action;
   }
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
@@ -106,8 +112,13 @@ TEST_F(GuestManagerTest, TheTableOfStatesHolds) {
   EXPECT_FALSE(Do(v1::VM_ACTION_START).ok());
   EXPECT_FALSE(Do(v1::VM_ACTION_UNPAUSE).ok());
   EXPECT_FALSE(manager_->Delete("g").ok());
+  ASSERT_TRUE(Do(v1::VM_ACTION_RENEW).ok());
+  EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
   ASSERT_TRUE(Do(v1::VM_ACTION_PAUSE).ok());
   EXPECT_EQ(Get().state(), v1::VM_STATE_PAUSED);
+  ASSERT_TRUE(Do(v1::VM_ACTION_RENEW).ok());
+  EXPECT_EQ(Get().state(), v1::VM_STATE_PAUSED);
+  EXPECT_EQ(machine_->renewals, 2);
   EXPECT_FALSE(Do(v1::VM_ACTION_STOP).ok());
   ASSERT_TRUE(Do(v1::VM_ACTION_UNPAUSE).ok());
   ASSERT_TRUE(Do(v1::VM_ACTION_RESET).ok());
@@ -149,11 +160,14 @@ TEST_F(GuestManagerTest, AFailedStartIsToldAndShown) {
   EXPECT_THAT(Get().reason(), HasSubstr("start failed: no room"));
 }
 
-TEST_F(GuestManagerTest, APauseThatFailsChangesNothing) {
+TEST_F(GuestManagerTest, APauseOrRenewalThatFailsChangesNothing) {
   Create();
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
   machine_->pause_status = absl::DeadlineExceededError("vCPU 0");
   EXPECT_FALSE(Do(v1::VM_ACTION_PAUSE).ok());
+  EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
+  machine_->renew_status = absl::InternalError("KVM_CREATE_VM");
+  EXPECT_EQ(MessageOf(Do(v1::VM_ACTION_RENEW)), "KVM_CREATE_VM");
   EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
 }
 
