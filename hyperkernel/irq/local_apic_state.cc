@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/irq/local_apic.h"
 
 namespace hk {
@@ -145,7 +146,7 @@ absl::Status LocalApic::Restore(const LocalApicState& state, Monotonic now) {
   level_sources_ = state.level_sources;
   const bool periodic = (Lvt(LocalSource::kTimer) & kLvtPeriodic) != 0;
   std::optional<std::chrono::nanoseconds> remaining;
-  if (state.timer_running != 0) {
+  if (state.timer_running != 0 && !HK_MUTANT(apic_restore_stops_timer)) {
     // Overdue by more than any timer runs is a saved state of days ago: one expiry, now.
     remaining = std::max(std::chrono::nanoseconds(state.timer_remaining_ns), -kMaxTimerRemaining);
   }

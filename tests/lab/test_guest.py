@@ -99,6 +99,57 @@ class Guest(hktest.TestCase):
         self.assertIn('powered off', self.state(node)['reason'])
         self.assert_exit(node.hkctl('vm', 'delete', 'g'), 0)
 
+    def uptime(self, console, mark):
+        """The guest's own time in seconds, and the host's before and after it was read."""
+        before = time.monotonic()
+        console.type(f'echo {mark} $(cut -d" " -f1 /proc/uptime)')
+        guest = float(console.expect(rf'^{mark} ([0-9.]+)$').group(1))
+        return guest, before, time.monotonic()
+
+    def sequence(self, console):
+        return [int(n) for n in re.findall(r'seq-(\d+)\n', console.text())]
+
+    def test_renewed_under_load(self):
+        """Moved into a new KVM VM again and again, both CPUs busy: no timer, tick or character is lost, and time goes on."""
+        node, console = self.boots(2)
+        console.type('dmesg -n 1; dmesg -c > /dev/null; while :; do :; done & while :; do :; done &')
+        start, earliest, latest_start = self.uptime(console, 'uptime-before')
+        console.type('(i=0; while true; do i=$((i+1)); echo seq-$i; sleep 0.1; done) &')
+        console.expect(r'seq-3$')
+        took = []
+        for _ in range(50 if hktest.SOAK else 10):
+            reached = len(self.sequence(console))
+            began = time.monotonic()
+            self.assert_exit(node.hkctl('vm', 'renew', 'g'), 0)
+            took.append(time.monotonic() - began)
+            # A sleep that began before ends after.
+            console.expect(rf'seq-{reached + 2}$')
+        print(f'{len(took)} renewals, hkctl included: median {sorted(took)[len(took) // 2] * 1000:.0f} ms', flush=True)
+
+        self.assert_exit(node.hkctl('vm', 'pause', 'g'), 0)
+        self.assert_exit(node.hkctl('vm', 'renew', 'g'), 0)
+        self.assertEqual(self.state(node)['state'], 'VM_STATE_PAUSED')
+        self.assert_exit(node.hkctl('vm', 'unpause', 'g'), 0)
+        reached = len(self.sequence(console))
+        console.expect(rf'seq-{reached + 2}$')
+
+        sequence = self.sequence(console)
+        self.assertEqual(sequence, list(range(1, len(sequence) + 1)))
+        console.type('kill %3')
+        end, earliest_end, latest = self.uptime(console, 'uptime-after')
+        self.assertGreater(end - start, (earliest_end - latest_start) * 0.95 - 1, 'the guest lost time')
+        self.assertLess(end - start, (latest - earliest) * 1.05 + 1, 'the guest gained time')
+        console.type('echo begin-of-dmesg; dmesg | grep -iE "clocksource|rcu|hung|lost|stall|lockup|tsc|backtrace"; echo end-of-dmesg')
+        complaints = console.expect(r'(?s)^begin-of-dmesg\n(.*)^end-of-dmesg$').group(1)
+        self.assertEqual(complaints, '')
+        # Every CPU still gets its ticks.
+        for mark in ('ticks-first', 'ticks-second'):
+            console.type(f'sleep 1; grep LOC: /proc/interrupts; echo {mark}')
+            console.expect(rf'^{mark}$')
+        first, second = re.findall(r'^ *LOC: +(\d+) +(\d+)', console.text(), re.MULTILINE)[-2:]
+        self.assertTrue(all(int(a) < int(b) for a, b in zip(first, second)), (first, second))
+        self.assert_exit(node.hkctl('vm', 'stop', 'g', '--force'), 0)
+
     @unittest.skipUnless(hktest.SOAK, 'four vCPUs on one CPU take a minute: tests/run soak')
     def test_four_cpus(self):
         self.boots(4)
