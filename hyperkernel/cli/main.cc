@@ -4,6 +4,7 @@
 #include <grpc/support/log.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <map>
@@ -15,6 +16,7 @@
 #include "hyperkernel/cli/node_commands.h"
 #include "hyperkernel/cli/output.h"
 #include "hyperkernel/cli/vm_commands.h"
+#include "hyperkernel/cli/vm_exec.h"
 
 namespace {
 
@@ -60,6 +62,22 @@ std::string UsageError(const CLI::App& app, const CLI::ParseError& error) {
   return fmt::format("unknown command '{}'", hk::cli::Printable(unknown.front()));
 }
 
+// Takes the words after the first -- off an `exec` command line: CLI11 would read lists into them ("[a,b]").
+std::vector<std::string> TakeGuestCommand(std::vector<std::string>* words) {
+  const auto separator = std::find(words->begin(), words->end(), "--");
+  if (std::find(words->begin(), separator, hk::cli::kExecCommand) == separator || separator == words->end()) return {};
+  std::vector<std::string> command(separator + 1, words->end());
+  words->erase(separator, words->end());
+  return command;
+}
+
+// The exit code of a command line that is wrong: `vm exec` keeps the small numbers for the guest's command.
+int UsageExitCode(const CLI::App& app) {
+  const CLI::App* const vm = app.get_subcommand("vm");
+  return vm->parsed() && vm->get_subcommand(hk::cli::kExecCommand)->parsed() ? hk::cli::kExitExecFailed
+                                                                             : hk::cli::kExitUsage;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -86,11 +104,14 @@ int main(int argc, char** argv) {
       "  source <(hkctl completion bash)\n\n"
       "Exit codes: 0 done, 1 the cluster said no, 2 usage, 3 cannot reach the daemon");
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> words(argv + 1, argv + argc);
+    options.guest_command = TakeGuestCommand(&words);
+    std::reverse(words.begin(), words.end());  // as CLI11 takes them
+    app.parse(words);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);
     fmt::print(stderr, "hkctl: {}; see hkctl --help\n", UsageError(app, error));
-    return hk::cli::kExitUsage;
+    return UsageExitCode(app);
   }
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
     fmt::print(stderr, "hkctl: cannot write to standard output\n");

@@ -34,12 +34,12 @@ std::string StateName(v1::VmState state) {
 }
 
 std::string VmTable(const std::vector<v1::Vm>& vms, std::chrono::system_clock::time_point now) {
-  Table table({"NAME", "STATE", "SINCE", "VCPUS", "MEMORY", "FRAMES", "NODE"});
+  Table table({"NAME", "STATE", "FOR", "VCPUS", "MEMORY", "FRAMES", "NODE", "AGE"});
   std::string notes;
   for (const v1::Vm& vm : vms) {
-    table.AddRow({Printable(vm.spec().name()), StateName(vm.state()), fmt::format("{} ago", Ago(vm.since(), now)),
+    table.AddRow({Printable(vm.spec().name()), StateName(vm.state()), Ago(vm.since(), now),
                   fmt::to_string(vm.spec().vcpus()), HumanBytes(vm.spec().memory_mib() << 20),
-                  HumanBytes(vm.frame_bytes()), Printable(vm.node())});
+                  HumanBytes(vm.frame_bytes()), Printable(vm.node()), vm.has_created() ? Ago(vm.created(), now) : "-"});
     if (!vm.reason().empty()) notes += fmt::format("{}: {}\n", Printable(vm.spec().name()), Printable(vm.reason()));
   }
   return table.ToString() + (notes.empty() ? "" : "\n" + notes);
@@ -51,8 +51,12 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   out +=
       Line("State", fmt::format("{} since {} ({})", StateName(vm.state()), UtcTime(vm.since()), Ago(vm.since(), now)));
   out += Line("Reason", Printable(vm.reason()));
+  if (vm.has_started()) out += Line("Uptime", Ago(vm.started(), now));
   out += Line("Node", Printable(vm.node()));
   out += Line("vCPUs", fmt::format("{}, profile {}", spec.vcpus(), Printable(spec.cpu().profile())));
+  std::string hidden;
+  for (const std::string& feature : spec.cpu().disable()) hidden += (hidden.empty() ? "" : ", ") + Printable(feature);
+  out += Line("Hidden features", hidden);
   out += Line("Memory",
               fmt::format("{}, {} in frames", HumanBytes(spec.memory_mib() << 20), HumanBytes(vm.frame_bytes())));
   out += Line("Kernel", Printable(spec.kernel()));
@@ -60,7 +64,20 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   out += Line("Command line", Printable(spec.cmdline()));
   for (const v1::DiskSpec& disk : spec.disks())
     out += Line("Disk", Printable(disk.path()) + (disk.readonly() ? " (read-only)" : ""));
-  out += Line("Exits", fmt::to_string(vm.exits()));
+  if (vm.has_started()) out += Line("Exits", fmt::format("{}, {} per second now", vm.exits(), vm.exits_per_second()));
+  std::string channels;
+  for (const v1::VmChannel& channel : vm.channels()) {
+    channels +=
+        fmt::format("{}{} ({})", channels.empty() ? "" : ", ", Printable(channel.name()),
+                    channel.output_bytes() == 0 ? "nothing written" : HumanBytes(channel.output_bytes()) + " written");
+  }
+  out += Line("Channels", channels);
+  out += Line("On crash",
+              fmt::format("{}{}", spec.on_crash() == v1::ON_CRASH_RESET ? "reset" : "stop",
+                          vm.crashes() == 0 ? "" : fmt::format(" ({} crashes since it was started)", vm.crashes())));
+  out += Line("Autostart", spec.autostart() ? "yes" : "no");
+  if (vm.has_created()) out += Line("Created", fmt::format("{} ({})", UtcTime(vm.created()), Ago(vm.created(), now)));
+  out += Line("Starts", fmt::to_string(vm.generation()));
   return out;
 }
 
