@@ -12,6 +12,24 @@ std::string Line(const char* key, const std::string& value) {
   return value.empty() ? "" : fmt::format("{:<18} {}\n", fmt::format("{}:", key), value);
 }
 
+std::string DiskText(const v1::DiskSpec& disk) {
+  std::string out = Printable(disk.path());
+  if (disk.readonly()) out += ", read-only";
+  if (disk.exclusive()) out += ", exclusive";
+  if (!disk.serial().empty()) out += ", serial " + Printable(disk.serial());
+  if (disk.queues() > 1) out += fmt::format(", {} queues", disk.queues());
+  if (disk.cache() == v1::DISK_CACHE_BUFFERED) out += ", buffered";
+  if (disk.bps_limit() != 0) out += fmt::format(", {} per second at most", HumanBytes(disk.bps_limit()));
+  return out;
+}
+
+std::string NetText(const v1::NetSpec& net) {
+  std::string out = net.bridge().empty() ? "tap " + Printable(net.tap()) : "bridge " + Printable(net.bridge());
+  out += ", " + Printable(net.mac());
+  if (net.queues() > 1) out += fmt::format(", {} queues", net.queues());
+  return out;
+}
+
 }  // namespace
 
 std::string StateName(v1::VmState state) {
@@ -62,8 +80,10 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   out += Line("Kernel", Printable(spec.kernel()));
   out += Line("Initrd", Printable(spec.initrd()));
   out += Line("Command line", Printable(spec.cmdline()));
-  for (const v1::DiskSpec& disk : spec.disks())
-    out += Line("Disk", Printable(disk.path()) + (disk.readonly() ? " (read-only)" : ""));
+  for (const v1::DiskSpec& disk : spec.disks()) out += Line("Disk", DiskText(disk));
+  for (const v1::NetSpec& net : spec.nets()) out += Line("Network", NetText(net));
+  for (const std::string& device : vm.broken_devices())
+    out += Line("Broken", Printable(device) + ": its driver broke the protocol and has not reset it");
   if (vm.has_started()) out += Line("Exits", fmt::format("{}, {} per second now", vm.exits(), vm.exits_per_second()));
   std::string channels;
   for (const v1::VmChannel& channel : vm.channels()) {

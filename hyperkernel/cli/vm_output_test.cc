@@ -45,6 +45,23 @@ TEST(VmOutput, ShowTellsWhatIsKnown) {
   EXPECT_THAT(text, Not(HasSubstr("Reason:")));
 }
 
+TEST(VmOutput, DevicesAreShownAsTheyWereAskedFor) {
+  v1::Vm vm = Running();
+  v1::DiskSpec* disk = vm.mutable_spec()->add_disks();
+  disk->set_path("/d");
+  disk->set_readonly(true);
+  disk->set_serial("s1");
+  disk->set_queues(2);
+  disk->set_bps_limit(1 << 20);
+  vm.mutable_spec()->add_nets()->set_bridge("br0");
+  vm.mutable_spec()->mutable_nets(0)->set_mac("02:00:00:00:00:01");
+  vm.add_broken_devices("disk0");
+  const std::string text = VmText(vm, kNow);
+  EXPECT_THAT(text, HasSubstr("Disk:              /d, read-only, serial s1, 2 queues, 1 MiB per second at most\n"));
+  EXPECT_THAT(text, HasSubstr("Network:           bridge br0, 02:00:00:00:00:01\n"));
+  EXPECT_THAT(text, HasSubstr("Broken:            disk0: "));
+}
+
 TEST(VmOutput, AStoppedMachineHasNoUptimeAndACrashItsReason) {
   v1::Vm vm = Running();
   vm.set_state(v1::VM_STATE_CRASHED);

@@ -144,7 +144,7 @@ void GuestManager::Autostart() {
 }
 
 absl::StatusOr<v1::Vm> GuestManager::Create(const v1::VmSpec& spec, bool dry_run) {
-  HK_ASSIGN_OR_RETURN(const v1::VmSpec complete, CompleteVmSpec(spec));
+  HK_ASSIGN_OR_RETURN(const v1::VmSpec complete, CompleteVmSpec(spec, node_));
   HK_RETURN_IF_ERROR(check_(complete));
   auto guest = std::make_unique<Guest>();
   *guest->record.mutable_spec() = complete;
@@ -157,6 +157,7 @@ absl::StatusOr<v1::Vm> GuestManager::Create(const v1::VmSpec& spec, bool dry_run
   }
   if (guests_.size() >= kMaxGuests)
     return absl::ResourceExhaustedError(fmt::format("{} machines are defined, which is the most", kMaxGuests));
+  for (const auto& [name, other] : guests_) HK_RETURN_IF_ERROR(CheckBeside(complete, other->record.spec()));
   if (dry_run) return View(*guest);
   HK_RETURN_IF_ERROR(store_->Put(kKeyPrefix + complete.name(), guest->record));
   const v1::Vm view = View(*guest);

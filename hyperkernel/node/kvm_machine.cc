@@ -3,6 +3,7 @@
 #include <x86intrin.h>
 
 #include <atomic>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -16,7 +17,9 @@
 #include "hyperkernel/kvm/cpu_model.h"
 #include "hyperkernel/kvm/vcpu.h"
 #include "hyperkernel/memory/guest_memory.h"
+#include "hyperkernel/node/machine_backends.h"
 #include "hyperkernel/node/machine_devices.h"
+#include "hyperkernel/node/machine_virtio.h"
 
 namespace hk {
 namespace {
@@ -25,6 +28,8 @@ namespace {
 // time-out.
 constexpr std::chrono::seconds kPauseDeadline(5);
 constexpr std::chrono::seconds kStopDeadline(10);
+// A disk answers or fails within seconds, unless it is a network's.
+constexpr std::chrono::seconds kIoDeadline(10);
 
 LinuxBootSpec BootSpecOf(const v1::VmSpec& spec) {
   return {.kernel_path = spec.kernel(),
@@ -68,13 +73,13 @@ class KvmMachine final : public Machine, public ExitHandler, public VcpuWaker {
       : spec_(spec), clock_(clock), events_(events) {}
   ~KvmMachine() override;
 
-  absl::Status Build(uint64_t generation, const FrameStore& frames);
+  absl::Status Build(uint64_t generation, const FrameStore& frames, MachineBackends backends);
   absl::Status Run();
 
   size_t Input(Channel channel, std::string_view bytes) override {
-    return channel == Channel::kSerial ? devices_->ConsoleInput(bytes) : 0;
+    return channel == Channel::kSerial ? devices_->ConsoleInput(bytes) : virtio_->Input(channel, bytes);
   }
-  void ResizeConsole(uint16_t, uint16_t) override {}
+  void ResizeConsole(uint16_t columns, uint16_t rows) override { virtio_->ResizeConsole(columns, rows); }
   void PressPowerButton() override { devices_->PressPowerButton(); }
   absl::Status Pause() override;
   absl::Status Unpause() override;
@@ -84,8 +89,11 @@ class KvmMachine final : public Machine, public ExitHandler, public VcpuWaker {
  private:
   absl::Status BuildMemory(uint64_t generation, const FrameStore& frames);
   absl::Status BuildVcpus();
+  void EndDevices();
   absl::StatusOr<BootState> LoadKernel();
   void End(MachineEnd end, const std::string& reason);
+  // Only for guests that have no clock of ours: see boot/README.md.
+  bool pm_timer() const { return vm_->facts().tsc_khz == 0; }
 
   // ExitHandler
   void PortRead(uint16_t port, std::span<std::byte> data) override { devices_->ports().Read(port, data); }
@@ -112,6 +120,7 @@ class KvmMachine final : public Machine, public ExitHandler, public VcpuWaker {
   std::unique_ptr<PvClock> pv_clock_;
   std::unique_ptr<InterruptController> interrupts_;
   std::unique_ptr<MachineDevices> devices_;
+  std::unique_ptr<MachineVirtio> virtio_;
   std::vector<std::unique_ptr<Vcpu>> vcpus_;
   std::unique_ptr<ApicTimerThread> timers_;
 };
@@ -126,6 +135,32 @@ KvmMachine::~KvmMachine() {
     }
   }
   timers_.reset();
+  EndDevices();
+}
+
+// vCPUs are stopped, but still there to be woken by an interrupt. If I/O does not end, what it reads and writes is kept
+// until it has: on a thread of its own, since nobody may have to wait for that.
+void KvmMachine::EndDevices() {
+  if (virtio_ == nullptr) return;
+  const absl::Status status = virtio_->Quiesce(clock_.Now() + kIoDeadline);
+  if (status.ok()) return virtio_.reset();
+  log::Error("guest", "I/O of a device does not end; its memory and images are kept until it does",
+             {{"guest", spec_.name()}, {"error", MessageOf(status)}});
+  struct Remains {
+    std::unique_ptr<GuestMemory> memory;
+    std::unique_ptr<InterruptController> interrupts;
+    std::unique_ptr<MachineDevices> devices;
+    std::unique_ptr<MachineVirtio> virtio;
+  };
+  vcpus_.clear();
+  virtio_->DetachFromVm();
+  vm_.reset();  // before the memory it maps
+  auto remains = std::make_unique<Remains>(
+      Remains{std::move(memory_), std::move(interrupts_), std::move(devices_), std::move(virtio_)});
+  std::thread([remains = std::move(remains), name = spec_.name()]() mutable {
+    remains.reset();
+    log::Info("guest", "the I/O has ended", {{"guest", name}});
+  }).detach();
 }
 
 void KvmMachine::End(MachineEnd end, const std::string& reason) {
@@ -169,13 +204,13 @@ absl::Status KvmMachine::BuildVcpus() {
   return absl::OkStatus();
 }
 
-absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames) {
+absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames, MachineBackends backends) {
   HK_ASSIGN_OR_RETURN(vm_, Vm::Create(spec_.vcpus()));
   HK_RETURN_IF_ERROR(BuildMemory(generation, frames));
   interrupts_ = std::make_unique<InterruptController>(spec_.vcpus(), this, clock_);
   HK_ASSIGN_OR_RETURN(
       devices_, MachineDevices::Create(
-                    interrupts_.get(), clock_,
+                    interrupts_.get(), clock_, pm_timer(),
                     {.console_output = [this](std::string_view bytes) { events_->OnOutput(Channel::kSerial, bytes); },
                      .request =
                          [this](GuestRequest request) {
@@ -191,6 +226,12 @@ absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames) {
                                                    {{"guest", spec_.name()}});
                            }
                          }}));
+  HK_ASSIGN_OR_RETURN(
+      virtio_,
+      MachineVirtio::Create(spec_, std::move(backends), memory_.get(), &devices_->pci(), &devices_->interrupts(),
+                            [this](Channel channel, std::string_view bytes) { events_->OnOutput(channel, bytes); }));
+  HK_RETURN_IF_ERROR(virtio_->AttachTo(vm_.get()));
+  HK_RETURN_IF_ERROR(virtio_->Start());
   return BuildVcpus();
 }
 
@@ -199,6 +240,14 @@ absl::StatusOr<BootState> KvmMachine::LoadKernel() {
   AcpiInput input;
   input.ram_bytes = spec_.memory_mib() << 20;
   for (uint32_t i = 0; i < spec_.vcpus(); i++) input.apic_ids.push_back(i);
+  input.pm_timer = pm_timer();
+  if (spec_.topology() == v1::TOPOLOGY_NUMA) {  // one node: one domain with everything
+    AcpiNode node;
+    node.memory = RamLayout(input.ram_bytes);
+    for (uint32_t i = 0; i < spec_.vcpus(); i++) node.vcpus.push_back(VcpuId(i));
+    input.nodes.push_back(std::move(node));
+    input.distances = {{kAcpiLocalDistance}};
+  }
   HK_ASSIGN_OR_RETURN(const AcpiTables tables, BuildAcpiTables(input));
   HK_RETURN_IF_ERROR(memory_->Write(tables.start, tables.bytes));
   MemoryWriter writer(memory_.get());
@@ -235,22 +284,22 @@ uint64_t KvmMachine::exits() const {
 }  // namespace
 
 absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames) {
-  // Refused rather than left out: a guest must not run without a disk its operator gave it.
-  if (spec.disks_size() > 0) return absl::UnimplementedError("disks: this release attaches no disks yet; remove them");
   HK_RETURN_IF_ERROR(LinuxBoot::Plan(BootSpecOf(spec)).status());
   if ((spec.memory_mib() << 20) > frames.budget_bytes()) {
     return absl::ResourceExhaustedError(fmt::format("memory_mib: {} is more than this node's frame_store.budget_mib {}",
                                                     spec.memory_mib(), frames.budget_bytes() >> 20));
   }
   HK_ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, Vm::Create(spec.vcpus()));
-  return CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec)).status();
+  HK_RETURN_IF_ERROR(CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec)).status());
+  return MachineBackends::Open(spec).status();
 }
 
 absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, uint64_t generation,
                                                         const FrameStore& frames, const Clock& clock,
                                                         MachineEvents* events) {
+  HK_ASSIGN_OR_RETURN(MachineBackends backends, MachineBackends::Open(spec));
   auto machine = std::make_unique<KvmMachine>(spec, clock, events);
-  HK_RETURN_IF_ERROR(machine->Build(generation, frames));
+  HK_RETURN_IF_ERROR(machine->Build(generation, frames, std::move(backends)));
   HK_RETURN_IF_ERROR(machine->Run());
   return std::unique_ptr<Machine>(std::move(machine));
 }
