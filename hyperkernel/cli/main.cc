@@ -53,10 +53,18 @@ void AddGlobalOptions(CLI::App* app, hk::cli::Options* options) {
   app->add_option("--tls-key", options->tls_key, "Own private key, PEM")->envname("HKCTL_TLS_KEY");
 }
 
+// `vm exec` keeps the small exit codes for the guest's command.
+bool ExecIsMeant(const CLI::App& app) {
+  const CLI::App* const vm = app.get_subcommand("vm");
+  return vm->parsed() && vm->get_subcommand(hk::cli::kExecCommand)->parsed();
+}
+
 // What is wrong with the command line, one line. CLI11 reports a missing command before it reports the word it did not
 // know.
 std::string UsageError(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> unknown = app.remaining(true);
+  if (ExecIsMeant(app) && !unknown.empty() && unknown.front().front() != '-')
+    return "the command comes after --: hkctl vm exec NAME -- COMMAND";
   if (dynamic_cast<const CLI::RequiredError*>(&error) == nullptr || unknown.empty())
     return hk::cli::Printable(error.what());
   return fmt::format("unknown command '{}'", hk::cli::Printable(unknown.front()));
@@ -69,13 +77,6 @@ std::vector<std::string> TakeGuestCommand(std::vector<std::string>* words) {
   std::vector<std::string> command(separator + 1, words->end());
   words->erase(separator, words->end());
   return command;
-}
-
-// The exit code of a command line that is wrong: `vm exec` keeps the small numbers for the guest's command.
-int UsageExitCode(const CLI::App& app) {
-  const CLI::App* const vm = app.get_subcommand("vm");
-  return vm->parsed() && vm->get_subcommand(hk::cli::kExecCommand)->parsed() ? hk::cli::kExitExecFailed
-                                                                             : hk::cli::kExitUsage;
 }
 
 }  // namespace
@@ -111,11 +112,12 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);
     fmt::print(stderr, "hkctl: {}; see hkctl --help\n", UsageError(app, error));
-    return UsageExitCode(app);
+    return ExecIsMeant(app) ? hk::cli::kExitExecFailed : hk::cli::kExitUsage;
   }
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
     fmt::print(stderr, "hkctl: cannot write to standard output\n");
-    if (exit_code == hk::cli::kExitOk) exit_code = hk::cli::kExitClusterSaidNo;
+    if (exit_code == hk::cli::kExitOk)
+      exit_code = ExecIsMeant(app) ? hk::cli::kExitExecFailed : hk::cli::kExitClusterSaidNo;
   }
   return exit_code;
 }

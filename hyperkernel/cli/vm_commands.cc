@@ -21,6 +21,8 @@
 namespace hk::cli {
 namespace {
 
+// More lines than the daemon keeps bytes.
+constexpr uint64_t kMaxTailLines = 1'000'000'000;
 // How often `vm wait` asks.
 constexpr std::chrono::milliseconds kWaitInterval(100);
 
@@ -198,7 +200,9 @@ void AddChannelCommands(CLI::App* vm, const Options* options, std::shared_ptr<st
                            "  hkctl vm log web --channel virtio",
                            name);
   log->add_flag("-f,--follow", *follow, "Go on with what comes, until the run ends");
-  log->add_option("--tail", *tail, "Only the last N lines")->type_name("N");
+  log->add_option("--tail", *tail, "Only the last N lines")
+      ->check(CLI::Range(uint64_t{0}, kMaxTailLines))
+      ->type_name("N");
   AddChannel(log, channel);
   log->callback([=] { *exit_code = RunLog(*options, *name, {ChannelOf(*channel), *follow, *tail}); });
 
