@@ -3,6 +3,10 @@
 #include <fmt/format.h>
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
+#include <functional>
+#include <utility>
+
 #include "hyperkernel/cli/output.h"
 
 namespace hk::cli {
@@ -10,6 +14,20 @@ namespace {
 
 std::string Line(const char* key, const std::string& value) {
   return value.empty() ? "" : fmt::format("{:<18} {}\n", fmt::format("{}:", key), value);
+}
+
+// "120: 100 port, 20 hlt", the most frequent first.
+std::string ExitsText(const v1::Vm& vm) {
+  std::vector<std::pair<uint64_t, std::string>> kinds;
+  for (const auto& [kind, count] : vm.exits_by_kind()) {
+    if (kind != "injected") kinds.emplace_back(count, Printable(kind));
+  }
+  std::sort(kinds.begin(), kinds.end(), std::greater<>());
+  std::string text = fmt::to_string(vm.exits());
+  for (size_t i = 0; i < kinds.size(); i++) {
+    text += fmt::format("{} {} {}", i == 0 ? ":" : ",", kinds[i].first, kinds[i].second);
+  }
+  return text;
 }
 
 }  // namespace
@@ -60,7 +78,7 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   out += Line("Command line", Printable(spec.cmdline()));
   for (const v1::DiskSpec& disk : spec.disks())
     out += Line("Disk", Printable(disk.path()) + (disk.readonly() ? " (read-only)" : ""));
-  out += Line("Exits", fmt::to_string(vm.exits()));
+  out += Line("Exits", ExitsText(vm));
   return out;
 }
 

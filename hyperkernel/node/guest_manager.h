@@ -5,6 +5,7 @@
 //  2. One operation per machine at a time; a second one is refused, never queued.
 //  3. A guest's end is handled on the manager's own thread: no vCPU thread takes its own machine apart.
 //  4. An event of an earlier generation changes nothing.
+//  5. A machine whose daemon was killed is stopped, with that as the reason.
 //
 // | state              | start   | stop     | force stop | reset   | pause  | unpause | delete |
 // |--------------------|---------|----------|------------|---------|--------|---------|--------|
@@ -71,6 +72,8 @@ class GuestManager {
   absl::Status PressPowerButton(const std::string& name);
   absl::Status Reset(const std::string& name);
   void SetState(Guest* guest, v1::VmState state, std::string reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // REQUIRES: nobody else uses the guest (the lock is held, or the manager is being destroyed).
+  void RecordStopped(Guest* guest);
   v1::Vm View(const Guest& guest) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Report(Ended ended);
   void HandleEnd(const Ended& ended);

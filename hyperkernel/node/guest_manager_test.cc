@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/status.h"
+#include "proto/state.pb.h"
 
 namespace hk {
 namespace {
@@ -29,6 +30,7 @@ class FakeMachine final : public Machine {
   absl::Status Unpause() override { return absl::OkStatus(); }
   uint64_t frame_bytes() const override { return 4096; }
   uint64_t exits() const override { return 7; }
+  std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
   MachineEvents* events() { return events_; }
   absl::Status pause_status;
 
@@ -103,6 +105,7 @@ TEST_F(GuestManagerTest, TheTableOfStatesHolds) {
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
   EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
   EXPECT_EQ(Get().exits(), 7u);
+  EXPECT_EQ(Get().exits_by_kind().at("port"), 7u);
   EXPECT_FALSE(Do(v1::VM_ACTION_START).ok());
   EXPECT_FALSE(Do(v1::VM_ACTION_UNPAUSE).ok());
   EXPECT_FALSE(manager_->Delete("g").ok());
@@ -164,8 +167,27 @@ TEST_F(GuestManagerTest, DefinitionsAndGenerationsOutliveTheDaemon) {
   store_.reset();
   Open();
   EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED);
+  EXPECT_EQ(Get().reason(), "") << "it was stopped in good order";
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
   EXPECT_EQ(generation_, 2u);
+}
+
+TEST_F(GuestManagerTest, AGuestWhoseDaemonWasKilledIsStoppedWithThatReason) {
+  Create();
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  const auto entries = store_->List("vm/");
+  ASSERT_TRUE(entries.ok() && entries->size() == 1) << entries.status();
+  v1::VmRecord as_killed;
+  ASSERT_TRUE(as_killed.ParseFromString(entries->front().second));
+  EXPECT_TRUE(as_killed.running());
+  manager_.reset();
+  ASSERT_TRUE(store_->Put("vm/g", as_killed).ok());
+  store_.reset();
+  Open();
+  EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED);
+  EXPECT_THAT(Get().reason(), HasSubstr("its daemon ended without stopping it"));
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  EXPECT_EQ(Get().reason(), "");
 }
 
 TEST_F(GuestManagerTest, TheConsoleEchoesAndNeedsARun) {

@@ -3,6 +3,8 @@
 #include <x86intrin.h>
 
 #include <atomic>
+#include <map>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -77,6 +79,7 @@ class KvmMachine final : public Machine, public ExitHandler, public VcpuWaker {
   absl::Status Unpause() override;
   uint64_t frame_bytes() const override { return memory_->frame_bytes(); }
   uint64_t exits() const override;
+  std::map<std::string, uint64_t> exits_by_kind() const override;
 
  private:
   absl::Status BuildMemory(uint64_t generation, const FrameStore& frames);
@@ -227,6 +230,18 @@ uint64_t KvmMachine::exits() const {
     for (const uint64_t count : vcpu->counters().exits) sum += count;
   }
   return sum;
+}
+
+std::map<std::string, uint64_t> KvmMachine::exits_by_kind() const {
+  std::map<std::string, uint64_t> sums;
+  for (const auto& vcpu : vcpus_) {
+    const VcpuCounters counters = vcpu->counters();
+    for (size_t i = 0; i < kVcpuExits; i++) {
+      if (counters.exits[i] != 0) sums[std::string(NameOf(static_cast<VcpuExit>(i)))] += counters.exits[i];
+    }
+    if (counters.interrupts != 0) sums["injected"] += counters.interrupts;
+  }
+  return sums;
 }
 
 }  // namespace
