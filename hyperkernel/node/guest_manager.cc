@@ -95,7 +95,8 @@ absl::StatusOr<std::unique_ptr<GuestManager>> GuestManager::Open(StateStore* sto
       if (!guest->record.ParseFromString(value))
         return absl::DataLossError(fmt::format("state store: {} is damaged", key));
       guest->since = clock.Wall();
-      if (guest->record.running()) guest->reason = "its daemon ended without stopping it (killed, or the host went down)";
+      if (guest->record.running())
+        guest->reason = "its daemon ended without stopping it (killed, or the host went down)";
       const std::string name = guest->record.spec().name();
       manager->guests_[name] = std::move(guest);
     }
