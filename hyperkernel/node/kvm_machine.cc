@@ -3,6 +3,8 @@
 #include <x86intrin.h>
 
 #include <atomic>
+#include <map>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -87,6 +89,7 @@ class KvmMachine final : public Machine, public ExitHandler {
   uint64_t frame_bytes() const override { return memory_->frame_bytes(); }
   uint64_t exits() const override { return vcpus_->exits(); }
   std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }
+  std::map<std::string, uint64_t> exits_by_kind() const override;
 
  private:
   absl::Status BuildMemory(uint64_t generation, const FrameStore& frames, Vm* vm);
@@ -268,6 +271,16 @@ absl::Status KvmMachine::Renew(Monotonic deadline) {
         return absl::OkStatus();
       },
       deadline);
+}
+
+std::map<std::string, uint64_t> KvmMachine::exits_by_kind() const {
+  const VcpuCounters sum = vcpus_->counters();
+  std::map<std::string, uint64_t> kinds;
+  for (size_t i = 0; i < kVcpuExits; i++) {
+    if (sum.exits[i] != 0) kinds[std::string(NameOf(static_cast<VcpuExit>(i)))] = sum.exits[i];
+  }
+  if (sum.interrupts != 0) kinds["injected"] = sum.interrupts;
+  return kinds;
 }
 
 }  // namespace

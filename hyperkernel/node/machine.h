@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -58,6 +59,8 @@ class Machine {
   virtual uint64_t exits() const = 0;
   // Devices whose driver broke the protocol and has not reset them since.
   virtual std::vector<std::string> broken_devices() const { return {}; }
+  // The same by kind, and "injected": the interrupts given to vCPUs. Kinds that did not occur are left out.
+  virtual std::map<std::string, uint64_t> exits_by_kind() const = 0;
 };
 
 // Checks that a machine could be made here now (files, memory) without making it. Errors: one line.
