@@ -269,6 +269,9 @@ void AddVmCommands(CLI::App* app, const Options* options, int* exit_code) {
   AddNamed(vm, "unpause", "Lets a paused machine run again", "Examples:\n  hkctl vm unpause web", name)->callback([=] {
     *exit_code = Control(*options, "unpause", *name, v1::VM_ACTION_UNPAUSE);
   });
+  AddNamed(vm, "renew", "Moves the machine into a fresh KVM VM in place; the guest notices nothing",
+           "Examples:\n  hkctl vm renew web", name)
+      ->callback([=] { *exit_code = Control(*options, "renew", *name, v1::VM_ACTION_RENEW); });
 
   auto wanted = std::make_shared<std::string>("running");
   CLI::App* wait = AddNamed(vm, "wait", "Waits until a machine is in a state (--timeout is how long)",

@@ -9,12 +9,12 @@
 //  kMaxOwnResets
 //     within their windows. Then it stays crashed, until an operator starts it.
 //
-// | state              | start   | stop     | force stop | reset   | pause  | unpause | delete |
-// |--------------------|---------|----------|------------|---------|--------|---------|--------|
-// | stopped, crashed   | running | no       | no         | no      | no     | no      | gone   |
-// | running            | no      | stopping | stopped    | running | paused | no      | no     |
-// | paused             | no      | no       | stopped    | running | no     | running | no     |
-// | stopping           | no      | stopping | stopped    | running | no     | no      | no     |
+// | state              | start   | stop     | force stop | reset   | pause  | unpause | renew   | delete |
+// |--------------------|---------|----------|------------|---------|--------|---------|---------|--------|
+// | stopped, crashed   | running | no       | no         | no      | no     | no      | no      | gone   |
+// | running            | no      | stopping | stopped    | running | paused | no      | running | no     |
+// | paused             | no      | no       | stopped    | running | no     | running | paused  | no     |
+// | stopping           | no      | stopping | stopped    | running | no     | no      | no      | no     |
 #pragma once
 
 #include <deque>
@@ -87,17 +87,19 @@ class GuestManager {
   absl::Status Start(const std::string& name, bool restart, const std::string& reason);
   absl::Status ForceStop(const std::string& name, v1::VmState state, const std::string& reason);
   absl::Status PauseOrUnpause(const std::string& name, bool pause);
+  absl::Status Renew(const std::string& name);
   absl::Status PressPowerButton(const std::string& name);
   absl::Status Reset(const std::string& name);
   void SetState(Guest* guest, v1::VmState state, std::string reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::Vm View(const Guest& guest) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Report(Ended ended);
-  void HandleEnd(const Ended& ended);
   // The machine's bytes, if it runs still (with this generation, unless that is 0); null while an operation is under
   // way.
   absl::StatusOr<Machine*> FindRunning(const std::string& name, uint64_t generation)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SampleRates() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // False: an operation is under way; to be tried again.
+  bool HandleEnd(const Ended& ended);
   void Run();
 
   StateStore* const store_;

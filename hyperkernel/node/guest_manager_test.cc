@@ -84,7 +84,7 @@ TEST_F(GuestManagerTest, TheTableOfStatesHolds) {
   Create();
   EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED);
   for (const auto action : {v1::VM_ACTION_STOP, v1::VM_ACTION_FORCE_STOP, v1::VM_ACTION_RESET, v1::VM_ACTION_PAUSE,
-                            v1::VM_ACTION_UNPAUSE}) {
+                            v1::VM_ACTION_UNPAUSE, v1::VM_ACTION_RENEW}) {
     EXPECT_EQ(Do(action).code(), absl::StatusCode::kFailedPrecondition) << action;
   }
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
@@ -93,8 +93,13 @@ TEST_F(GuestManagerTest, TheTableOfStatesHolds) {
   EXPECT_FALSE(Do(v1::VM_ACTION_START).ok());
   EXPECT_FALSE(Do(v1::VM_ACTION_UNPAUSE).ok());
   EXPECT_FALSE(manager_->Delete("g").ok());
+  ASSERT_TRUE(Do(v1::VM_ACTION_RENEW).ok());
+  EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
   ASSERT_TRUE(Do(v1::VM_ACTION_PAUSE).ok());
   EXPECT_EQ(Get().state(), v1::VM_STATE_PAUSED);
+  ASSERT_TRUE(Do(v1::VM_ACTION_RENEW).ok());
+  EXPECT_EQ(Get().state(), v1::VM_STATE_PAUSED);
+  EXPECT_EQ(machine_->renewals, 2);
   EXPECT_FALSE(Do(v1::VM_ACTION_STOP).ok());
   ASSERT_TRUE(Do(v1::VM_ACTION_UNPAUSE).ok());
   ASSERT_TRUE(Do(v1::VM_ACTION_RESET).ok());
@@ -140,11 +145,14 @@ TEST_F(GuestManagerTest, AFailedStartIsToldAndShown) {
   EXPECT_THAT(Get().reason(), HasSubstr("start failed: no room"));
 }
 
-TEST_F(GuestManagerTest, APauseThatFailsChangesNothing) {
+TEST_F(GuestManagerTest, APauseOrRenewalThatFailsChangesNothing) {
   Create();
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
   machine_->pause_status = absl::DeadlineExceededError("vCPU 0");
   EXPECT_FALSE(Do(v1::VM_ACTION_PAUSE).ok());
+  EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
+  machine_->renew_status = absl::InternalError("KVM_CREATE_VM");
+  EXPECT_EQ(MessageOf(Do(v1::VM_ACTION_RENEW)), "KVM_CREATE_VM");
   EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
 }
 

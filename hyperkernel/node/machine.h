@@ -7,8 +7,10 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
 #include "proto/vm.pb.h"
 
 namespace hk {
@@ -44,12 +46,18 @@ class Machine {
   // has no such notion.)
   virtual void ResizeConsole(uint16_t columns, uint16_t rows) = 0;
   virtual void PressPowerButton() = 0;
-  // Holds all vCPUs / lets them run. Errors: kDeadlineExceeded if one does not stop.
+  // Holds all vCPUs / lets them run. Errors: kDeadlineExceeded if one does not stop; then all go on.
   virtual absl::Status Pause() = 0;
   virtual absl::Status Unpause() = 0;
+  // Saves the machine's vCPUs and interrupt controllers and makes them anew in a fresh VM, over the same memory and
+  // devices, and goes on if it ran; the guest notices nothing. Errors: what could not be saved or made, or
+  // kDeadlineExceeded; the machine is as before.
+  virtual absl::Status Renew(Monotonic deadline) = 0;
   virtual uint64_t frame_bytes() const = 0;
   // vCPU exits since the start.
   virtual uint64_t exits() const = 0;
+  // Devices whose driver broke the protocol and has not reset them since.
+  virtual std::vector<std::string> broken_devices() const { return {}; }
 };
 
 // Checks that a machine could be made here now (files, memory) without making it. Errors: one line.

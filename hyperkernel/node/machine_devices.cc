@@ -17,10 +17,10 @@ class IoApicWindow final : public IoHandler {
   static constexpr uint64_t kBytes = 0x1000;
   explicit IoApicWindow(InterruptController* interrupts) : interrupts_(interrupts) {}
   void Read(uint64_t offset, std::span<std::byte> data) override {
-    StoreLe(data, interrupts_->ReadIoApic(static_cast<uint32_t>(offset)));
+    StoreLe(data, interrupts_->IoApicRead(static_cast<uint32_t>(offset)));
   }
   void Write(uint64_t offset, std::span<const std::byte> data) override {
-    interrupts_->WriteIoApic(static_cast<uint32_t>(offset), static_cast<uint32_t>(LoadLe(data)));
+    interrupts_->IoApicWrite(static_cast<uint32_t>(offset), static_cast<uint32_t>(LoadLe(data)));
   }
 
  private:
@@ -32,7 +32,8 @@ class Sink final : public InterruptSink {
  public:
   explicit Sink(InterruptController* interrupts) : interrupts_(interrupts) {}
   void SetLine(uint8_t pin, bool level) override { interrupts_->SetLine(pin, level); }
-  void SendMsi(uint64_t address, uint32_t data) override { interrupts_->SendMsi(address, data); }
+  // What is no MSI is a write to nowhere: the guest programmed the device so.
+  void SendMsi(uint64_t address, uint32_t data) override { static_cast<void>(interrupts_->SendMsi(address, data)); }
 
  private:
   InterruptController* const interrupts_;

@@ -27,10 +27,15 @@ class FakeMachine final : public Machine {
   void PressPowerButton() override { events_->OnEnd(MachineEnd::kPowerOff, ""); }
   absl::Status Pause() override { return pause_status; }
   absl::Status Unpause() override { return absl::OkStatus(); }
+  absl::Status Renew(Monotonic) override {
+    ++renewals;
+    return renew_status;
+  }
   uint64_t frame_bytes() const override { return 4096; }
   uint64_t exits() const override { return 7; }
   MachineEvents* events() { return events_; }
-  absl::Status pause_status;
+  absl::Status pause_status, renew_status;
+  int renewals = 0;
   std::pair<int, int> size;
 
  private:

@@ -111,12 +111,11 @@ void KvmDoorbells::Remove(Gpa address, int event) {
   }
 }
 
-absl::Status KvmDoorbells::MoveTo(Vm* vm) {
+void KvmDoorbells::MoveTo(Vm* vm) {
   MutexLock lock(&mutex_);
   vm_ = vm;
-  if (vm == nullptr) return absl::OkStatus();
-  for (const auto& [address, event] : taken_) HK_RETURN_IF_ERROR(AddIoEvent(*vm, address, event));
-  return absl::OkStatus();
+  if (vm == nullptr) return;
+  std::erase_if(taken_, [&](const auto& doorbell) { return !AddIoEvent(*vm, doorbell.first, doorbell.second).ok(); });
 }
 
 absl::Status MachineVirtio::AttachTo(Vm* vm) {
@@ -127,7 +126,8 @@ absl::Status MachineVirtio::AttachTo(Vm* vm) {
     HK_RETURN_IF_ERROR(
         vm->AddMemory({.start = range.start, .bytes = range.bytes, .host = ones + offset, .readonly = true}).status());
   }
-  return doorbells_.MoveTo(vm);
+  doorbells_.MoveTo(vm);
+  return absl::OkStatus();
 }
 
 absl::Status MachineVirtio::Start() {

@@ -44,8 +44,8 @@ class KvmDoorbells final : public DoorbellRegistrar {
   bool Add(Gpa address, int event) override;
   void Remove(Gpa address, int event) override;
   // From now on `vm` has them, those that there are included; nullptr: none does. The VM of before is gone or its vCPUs
-  // do not run again. Errors: as AddIoEvent.
-  absl::Status MoveTo(Vm* vm);
+  // do not run again. One that the new VM does not take exits from then on.
+  void MoveTo(Vm* vm);
 
  private:
   Mutex mutex_;
@@ -64,11 +64,11 @@ class MachineVirtio {
                                                                GuestMemory* memory, PciRoot* root,
                                                                InterruptSink* interrupts, Output output);
 
-  // Adds to a VM what makes these devices cheap: empty PCI slots as memory, doorbells as eventfds. Once for every VM
-  // that is made for the machine, before its vCPUs run; `vm` lives until the next call or DetachFromVm. Errors: as
-  // Vm::AddMemory and AddIoEvent.
+  // Adds to a VM what makes these devices cheap: empty PCI slots as memory, doorbells as eventfds. Before its vCPUs
+  // run; `vm` lives until MoveDoorbellsTo. Errors: as Vm::AddMemory.
   absl::Status AttachTo(Vm* vm);
-  void DetachFromVm() { static_cast<void>(doorbells_.MoveTo(nullptr)); }
+  // The machine goes on in a VM with the same memory (Vm::CreateLike), or in none (nullptr). No vCPU runs.
+  void MoveDoorbellsTo(Vm* vm) { doorbells_.MoveTo(vm); }
   // Starts the workers. Before vCPUs run.
   absl::Status Start();
   // The machine ends: resets all devices and waits for their I/O in flight; then nothing of them touches memory, and
