@@ -78,7 +78,7 @@ TEST(MemoryMap, OfFiveGiB) {
   EXPECT_THAT(MemoryMap(5 * kGiB), ElementsAre(MemoryMapEntry{Gpa(0), 0x9fc00, MemoryType::kRam},
                                                MemoryMapEntry{Gpa(0x9fc00), 0x60400, MemoryType::kReserved},
                                                MemoryMapEntry{Gpa(kMiB), 3 * kGiB - kMiB, MemoryType::kRam},
-                                               MemoryMapEntry{Gpa(0xe0000000), 0x10000000, MemoryType::kReserved},
+                                               MemoryMapEntry{Gpa(0xe0000000), 0x100000, MemoryType::kReserved},
                                                MemoryMapEntry{Gpa(4 * kGiB), 2 * kGiB, MemoryType::kRam}));
 }
 
