@@ -30,9 +30,8 @@ inline constexpr Gpa kKernelLoadAddress{0x100000};  // "high" load address of a 
 inline constexpr Gpa kMmioHoleStart{0xc0000000};
 inline constexpr Gpa kPci32Start{0xc0000000};  // 32-bit BARs
 inline constexpr uint64_t kPci32Bytes = 0x20000000;
-inline constexpr Gpa kEcamStart{0xe0000000};  // PCI configuration space, 1 MiB per bus (PCIe 7.2.2)
-// One bus: all slots are on bus 0 and there are no bridges. With 256 Linux looks for peer bridges on each: 16384 exits.
-inline constexpr uint64_t kEcamBytes = 0x100000;
+inline constexpr Gpa kEcamStart{0xe0000000};      // PCI configuration space, 1 MiB per bus (PCIe 7.2.2)
+inline constexpr uint64_t kEcamBytes = 0x100000;  // bus 0 alone: there are no bridges, and so nothing else to scan
 inline constexpr Gpa kIoApicAddress{0xfec00000};
 inline constexpr Gpa kLocalApicAddress{0xfee00000};
 inline constexpr Gpa kMmioHoleEnd{0x100000000};

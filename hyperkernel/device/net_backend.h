@@ -41,18 +41,21 @@ class NetBackend {
 // A tap interface (Linux, Documentation/networking/tuntap.rst).
 class Tap final : public NetBackend {
  public:
-  // Opens `queues` queues of the tap `name`, which is made if it is not there and that is permitted. Errors, one line
-  // each with the name: no /dev/net/tun, not permitted, in use, not a tap or not made for several queues.
+  // Opens `queues` queues of the tap `name`, which is made if it is not there and that is permitted; with "%d" in the
+  // name, one with a free number is made. One that was made is down, and goes with the last descriptor. Errors, one
+  // line each with the name: no /dev/net/tun, not permitted, in use, not a tap or not made for several queues.
   static absl::StatusOr<std::unique_ptr<Tap>> Open(const std::string& name, uint16_t queues);
 
+  // The interface's.
+  const std::string& name() const { return name_; }
   std::span<const int> queues() const override { return fds_; }
   absl::Status SetOffloads(const NetOffloads& offloads) override;
   absl::Status SetActiveQueues(size_t count) override;
 
  private:
-  explicit Tap(std::string name) : name_(std::move(name)) {}
+  Tap() = default;
 
-  const std::string name_;
+  std::string name_;
   std::vector<OwnedFd> owned_;
   std::vector<int> fds_;
   size_t active_ = 0;

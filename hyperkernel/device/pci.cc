@@ -115,16 +115,31 @@ void PciRoot::UpdateBars() {
     return window.device->config_.DecodedBar(window.bar);
   };
   for (auto& window : bars_) {
-    if (window->mapped && window->mapped != wanted(*window)) {
-      mmio_->Remove(*window->mapped);
-      window->mapped.reset();
-    }
+    if (window->mapped && window->mapped != wanted(*window)) Unmap(window.get());
   }
   for (auto& window : bars_) {
     if (window->mapped) continue;
     const std::optional<uint64_t> address = wanted(*window);
-    if (address && mmio_->Add(*address, window->bytes, window.get()).ok()) window->mapped = address;
+    if (address) Map(window.get(), *address);
   }
+}
+
+void PciRoot::Map(BarWindow* window, uint64_t address) {
+  if (!mmio_->Add(address, window->bytes, window).ok()) return;
+  window->mapped = address;
+  if (doorbells_ == nullptr) return;
+  for (const Doorbell& doorbell : window->device->Doorbells(window->bar)) {
+    if (doorbells_->Add(Gpa(address + doorbell.offset), doorbell.event)) window->taken.push_back(doorbell);
+  }
+}
+
+void PciRoot::Unmap(BarWindow* window) {
+  for (const Doorbell& doorbell : window->taken) {
+    doorbells_->Remove(Gpa(*window->mapped + doorbell.offset), doorbell.event);
+  }
+  window->taken.clear();
+  mmio_->Remove(*window->mapped);
+  window->mapped.reset();
 }
 
 void PciRoot::SetIntx(uint8_t slot, bool level) {

@@ -22,6 +22,7 @@
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/boot/address_map.h"
 #include "hyperkernel/device/bus.h"
+#include "hyperkernel/device/doorbells.h"
 #include "hyperkernel/device/interrupt_line.h"
 #include "hyperkernel/device/io_handler.h"
 #include "hyperkernel/device/pci_config.h"
@@ -41,6 +42,10 @@ class PciDevice {
   // Accesses to a BAR; offset and size are within it.
   virtual void ReadBar(int bar, uint64_t offset, std::span<std::byte> data) = 0;
   virtual void WriteBar(int bar, uint64_t offset, std::span<const std::byte> data) = 0;
+  // Registers of a BAR that may be taken over by a DoorbellRegistrar; constant once added to a root.
+  virtual std::span<const Doorbell> Doorbells(int bar) const {
+    return static_cast<void>(bar), std::span<const Doorbell>();
+  }
 
  protected:
   // Level of this device's INTA. Call it without locks held.
@@ -76,6 +81,10 @@ class PciRoot {
   // Errors: kInvalidArgument, kAlreadyExists, kResourceExhausted.
   absl::Status Add(uint8_t slot, PciDevice* device);
 
+  // Who takes doorbells over while their BARs answer; nullptr for nobody. Outlives the root. REQUIRES: the guest does
+  // not run, and memory decoding is off.
+  void SetDoorbellRegistrar(DoorbellRegistrar* doorbells) { doorbells_ = doorbells; }
+
   // The 8 ports from kPortPciConfig on. One-byte accesses at offset 1 belong to `reset_port` (0xcf9), which may be
   // nullptr. Optional: a guest that finds no mechanism 1 uses ECAM, which costs half the exits, and none where
   // EmptySlotPages are mapped.
@@ -99,6 +108,7 @@ class PciRoot {
     int bar = 0;
     uint32_t bytes = 0;
     std::optional<uint64_t> mapped;  // where it is on the bus; guarded by the root's lock
+    std::vector<Doorbell> taken;     // doorbells that do not exit; as above
   };
   // ECAM's range.
   struct Ecam final : IoHandler {
@@ -123,6 +133,8 @@ class PciRoot {
   void WriteConfig(PciDevice* device, uint32_t offset, std::span<const std::byte> data);
   // Makes the bus agree with all BAR registers.
   void UpdateBars();
+  void Map(BarWindow* window, uint64_t address) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Unmap(BarWindow* window) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SetIntx(uint8_t slot, bool level);
 
   Bus* const mmio_;
@@ -130,6 +142,7 @@ class PciRoot {
   std::array<PciDevice*, kSlots> slots_{};  // written before the guest runs only
   Ecam ecam_;
   Ports ports_;
+  DoorbellRegistrar* doorbells_ = nullptr;
   uint64_t next_bar_ = kPci32Start.value();
   Mutex mutex_;
   std::vector<std::unique_ptr<BarWindow>> bars_ ABSL_GUARDED_BY(mutex_);

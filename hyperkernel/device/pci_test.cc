@@ -1,7 +1,9 @@
 #include "hyperkernel/device/pci.h"
 
 #include <atomic>
+#include <set>
 #include <thread>
+#include <utility>
 
 #include "gtest/gtest.h"
 #include "hyperkernel/device/msix.h"
@@ -27,8 +29,12 @@ class TestFunction final : public PciDevice {
   void WriteBar(int, uint64_t offset, std::span<const std::byte> data) override {
     last_write = offset << 32 | LoadLe(data);
   }
+  std::span<const Doorbell> Doorbells(int bar) const override {
+    return bar == 0 ? std::span<const Doorbell>(doorbells) : std::span<const Doorbell>();
+  }
   using PciDevice::SetIntx;
 
+  const std::array<Doorbell, 2> doorbells = {{{.offset = 0x100, .event = 7}, {.offset = 0x104, .event = 8}}};
   uint8_t first_capability = 0, second_capability = 0;
   std::atomic<uint64_t> last_write = 0;
 };
@@ -257,6 +263,37 @@ TEST_F(MsixTest, WildAccessesAreHarmless) {
   table_.Reset();
   table_.ReadTable(8, data);
   EXPECT_EQ(LoadLe(data), uint64_t{1} << 32) << "masked";
+}
+
+// Takes all doorbells but those of one event.
+class TestDoorbells final : public DoorbellRegistrar {
+ public:
+  bool Add(Gpa address, int event) override {
+    if (event == refused) return false;
+    EXPECT_TRUE(taken.emplace(address.value(), event).second);
+    return true;
+  }
+  void Remove(Gpa address, int event) override { EXPECT_EQ(taken.erase({address.value(), event}), 1u); }
+  std::set<std::pair<uint64_t, int>> taken;
+  int refused = -1;
+};
+
+TEST_F(PciTest, DoorbellsFollowTheirBar) {
+  TestDoorbells doorbells;
+  root_->SetDoorbellRegistrar(&doorbells);
+  SetConfig(0x10, 0xc1000000);
+  EXPECT_TRUE(doorbells.taken.empty()) << "decoding is off";
+  SetConfig(0x04, 2, 2);
+  EXPECT_EQ(doorbells.taken, (std::set<std::pair<uint64_t, int>>{{0xc1000100, 7}, {0xc1000104, 8}}));
+  SetConfig(0x10, 0xc2000000);
+  EXPECT_EQ(doorbells.taken, (std::set<std::pair<uint64_t, int>>{{0xc2000100, 7}, {0xc2000104, 8}}));
+  SetConfig(0x04, 0, 2);
+  EXPECT_TRUE(doorbells.taken.empty());
+  doorbells.refused = 7;
+  SetConfig(0x04, 2, 2);
+  EXPECT_EQ(doorbells.taken, (std::set<std::pair<uint64_t, int>>{{0xc2000104, 8}}));
+  SetConfig(0x10, 0xe0000000);
+  EXPECT_TRUE(doorbells.taken.empty()) << "over ECAM it answers nowhere";
 }
 
 }  // namespace

@@ -34,24 +34,30 @@ absl::Status Refusal(int error, const std::string& what) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tap>> Tap::Open(const std::string& name, uint16_t queues) {
-  const std::string what = "tap " + name;
+  const std::string& what = name;
   ifreq request{};
   if (name.empty() || name.size() >= sizeof(request.ifr_name)) {
     return absl::InvalidArgumentError(fmt::format("{}: a name has 1 to {} bytes", what, sizeof(request.ifr_name) - 1));
   }
   if (queues == 0) return absl::InvalidArgumentError(what + ": no queues");
-  std::unique_ptr<Tap> tap(new Tap(name));
+  std::unique_ptr<Tap> tap(new Tap());
   std::memcpy(request.ifr_name, name.data(), name.size());
   request.ifr_flags = static_cast<short>(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (queues > 1 ? IFF_MULTI_QUEUE : 0));
   for (uint16_t i = 0; i < queues; ++i) {
     OwnedFd fd(::open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK));
     if (!fd.valid()) return ErrnoStatus(errno, what + ": /dev/net/tun");
-    if (::ioctl(fd.get(), TUNSETIFF, &request) != 0) return Refusal(errno, what);
+    int result = ::ioctl(fd.get(), TUNSETIFF, &request);
+    if (result != 0 && errno == EINVAL && queues == 1) {  // one that was made for several queues can have one as well
+      request.ifr_flags = static_cast<short>(request.ifr_flags | IFF_MULTI_QUEUE);
+      result = ::ioctl(fd.get(), TUNSETIFF, &request);
+    }
+    if (result != 0) return Refusal(errno, what);
     const int header = kNetHeaderBytes;
     if (::ioctl(fd.get(), TUNSETVNETHDRSZ, &header) != 0) return ErrnoStatus(errno, what + ": TUNSETVNETHDRSZ");
     tap->fds_.push_back(fd.get());
     tap->owned_.push_back(std::move(fd));
   }
+  tap->name_ = request.ifr_name;  // the kernel's answer; it ends with a zero
   tap->active_ = queues;
   HK_RETURN_IF_ERROR(tap->SetOffloads({}));
   return tap;

@@ -48,6 +48,7 @@ class VirtioBlk final : public VirtioDevice {
   uint16_t type() const override { return 2; }
   uint64_t features() const override;
   std::span<const uint16_t> queue_sizes() const override { return queue_sizes_; }
+  bool rings_often() const override { return true; }
   uint32_t class_code() const override { return 0x018000; }  // mass storage
   void ReadConfig(uint64_t offset, std::span<std::byte> data) override;
 

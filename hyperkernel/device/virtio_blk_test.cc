@@ -274,8 +274,82 @@ TEST(DiskImageTest, RefusalsAreOneLine) {
   auto reader = DiskImage::Open({.path = image.path(), .read_only = true, .buffered = true});
   auto other = DiskImage::Open({.path = image.path(), .read_only = true, .buffered = true});
   EXPECT_TRUE(reader.ok() && other.ok()) << "readers share";
+  EXPECT_THAT(refusal({.path = image.path(), .buffered = true}), HasSubstr("in use")) << "a writer beside readers";
+  EXPECT_THAT(refusal({.path = image.path(), .read_only = true, .buffered = true, .exclusive = true}),
+              HasSubstr("in use"));
+  reader = absl::CancelledError();
+  other = absl::CancelledError();
+  {
+    auto alone = DiskImage::Open({.path = image.path(), .read_only = true, .buffered = true, .exclusive = true});
+    ASSERT_TRUE(alone.ok()) << alone.status();
+    EXPECT_THAT(refusal({.path = image.path(), .read_only = true, .buffered = true}), HasSubstr("in use"));
+    EXPECT_THAT(refusal({.path = image.path(), .read_only = true, .buffered = true, .exclusive = true}),
+                HasSubstr("in use"));
+  }
+  image.Write(std::string(1000, 'x'));
+  EXPECT_THAT(refusal({.path = image.path(), .read_only = true, .buffered = true}), HasSubstr("1000 bytes"));
   image.Write("short");
   EXPECT_THAT(refusal({.path = image.path(), .read_only = true, .buffered = true}), HasSubstr("not a disk"));
+}
+
+// What QEMU does with an image, by its convention of locked bytes.
+TEST(DiskImageTest, KeepsOffImagesThatQemuUsesAndItOffOurs) {
+  TemporaryImage image;
+  struct Qemu {
+    explicit Qemu(const std::string& path) : fd(::open(path.c_str(), O_RDWR | O_CLOEXEC)) {}
+    // Uses `uses`, shares all but `keeps`. False if it refuses to start.
+    bool Start(std::initializer_list<int> uses, std::initializer_list<int> keeps) {
+      auto lock = [this](int command, short type, off_t byte) {
+        struct flock wanted {};
+        wanted.l_type = type;
+        wanted.l_whence = SEEK_SET;
+        wanted.l_start = byte;
+        wanted.l_len = 1;
+        const bool done = ::fcntl(fd.get(), command, &wanted) == 0;
+        return done && (command == F_OFD_SETLK || wanted.l_type == F_UNLCK);
+      };
+      for (int use : uses) {
+        if (!lock(F_OFD_SETLK, F_RDLCK, 100 + use)) return false;
+      }
+      for (int keep : keeps) {
+        if (!lock(F_OFD_SETLK, F_RDLCK, 200 + keep)) return false;
+      }
+      for (int use : uses) {
+        if (!lock(F_OFD_GETLK, F_WRLCK, 200 + use)) return false;
+      }
+      for (int keep : keeps) {
+        if (!lock(F_OFD_GETLK, F_WRLCK, 100 + keep)) return false;
+      }
+      return true;
+    }
+    OwnedFd fd;
+  };
+  auto opens = [&image](bool read_only) {
+    return DiskImage::Open({.path = image.path(), .read_only = read_only, .buffered = true}).ok();
+  };
+  {
+    Qemu writer(image.path());
+    ASSERT_TRUE(writer.Start({0, 1}, {1, 3}));
+    EXPECT_FALSE(opens(false));
+    EXPECT_FALSE(opens(true));
+  }
+  {
+    Qemu reader(image.path());
+    ASSERT_TRUE(reader.Start({0}, {1, 3}));
+    EXPECT_FALSE(opens(false));
+    EXPECT_TRUE(opens(true)) << "readers share";
+  }
+  {
+    const auto ours = DiskImage::Open({.path = image.path(), .buffered = true});
+    EXPECT_FALSE(Qemu(image.path()).Start({0}, {}));
+  }
+  {
+    const auto ours = DiskImage::Open({.path = image.path(), .read_only = true, .buffered = true});
+    EXPECT_FALSE(Qemu(image.path()).Start({0, 1}, {1, 3}));
+    EXPECT_TRUE(Qemu(image.path()).Start({0}, {1, 3})) << "readers share";
+  }
+  const auto ours = DiskImage::Open({.path = image.path(), .read_only = true, .buffered = true, .exclusive = true});
+  EXPECT_FALSE(Qemu(image.path()).Start({0}, {1, 3}));
 }
 
 TEST(TokenBucketTest, KeepsTheAverageWithDebt) {

@@ -48,6 +48,12 @@ size_t VirtioConsole::Input(size_t port, std::span<const std::byte> data) {
   return taken;
 }
 
+bool VirtioConsole::GuestOpen(size_t port) const {
+  HK_CHECK(port < ports_.size());
+  MutexLock lock(&mutex_);
+  return states_[port].guest_open;
+}
+
 void VirtioConsole::Resize(uint16_t columns, uint16_t rows) {
   VirtioTransport* transport = nullptr;
   {
@@ -98,7 +104,7 @@ void VirtioConsole::Stop() {
     transport_ = nullptr;
     for (size_t port = 0; port < states_.size(); ++port) {
       State& state = states_[port];
-      state.ready = false;
+      state.ready = state.guest_open = false;
       state.due = 0;
       state.input.Clear();
       room[port] = std::exchange(state.refused, false);
@@ -210,6 +216,7 @@ void VirtioConsole::HandleControl(uint32_t id, uint16_t event, uint16_t value) {
       if (state.host_open) state.due |= kOpen;
     }
     tell_open = event == VIRTIO_CONSOLE_PORT_OPEN;
+    if (tell_open) state.guest_open = value != 0;
   }
   if (tell_open && ports_[id].guest_open) ports_[id].guest_open(value != 0);
 }

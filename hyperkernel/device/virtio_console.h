@@ -41,6 +41,8 @@ class VirtioConsole final : public VirtioDevice {
 
   // Queues input to a port; returns how many bytes were taken.
   size_t Input(size_t port, std::span<const std::byte> data);
+  // Whether the guest has the port open: a program, or for the console its driver.
+  bool GuestOpen(size_t port) const;
   // The console's size in characters.
   void Resize(uint16_t columns, uint16_t rows);
   // Tells the guest whether anybody is at the other end.
@@ -65,6 +67,7 @@ class VirtioConsole final : public VirtioDevice {
     bool refused = false;
     bool host_open = true;
     bool ready = false;  // the guest has the port
+    bool guest_open = false;
     uint8_t due = 0;
   };
 
@@ -80,7 +83,7 @@ class VirtioConsole final : public VirtioDevice {
 
   const std::vector<Port> ports_;
   std::vector<uint16_t> queue_sizes_;
-  Mutex mutex_;
+  mutable Mutex mutex_;
   std::vector<State> states_ ABSL_GUARDED_BY(mutex_);
   uint16_t columns_ ABSL_GUARDED_BY(mutex_) = 80;
   uint16_t rows_ ABSL_GUARDED_BY(mutex_) = 25;

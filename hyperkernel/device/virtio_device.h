@@ -56,6 +56,9 @@ class VirtioDevice {
   virtual uint16_t type() const = 0;      // virtio 1.2: 5, table of device types
   virtual uint64_t features() const = 0;  // offered, beyond the transport's
   virtual std::span<const uint16_t> queue_sizes() const = 0;
+  // Whether its driver rings often enough for doorbells of its own kind (see doorbells.h); each takes the host's memory
+  // and time at every start of the driver.
+  virtual bool rings_often() const { return false; }
   // PCI class code: what lspci shows.
   virtual uint32_t class_code() const { return 0xff0000; }
   // Device configuration (within the device's own layout; beyond it reads are zero).

@@ -73,6 +73,17 @@ VirtioPci::VirtioPci(std::string name, VirtioDevice* device, DmaSpace* space, Wo
   loop_->SetWakeHandler([this] { OnWake(); });
 }
 
+absl::Status VirtioPci::MakeDoorbells() {
+  for (uint32_t queue = 0; queue < queues_.size(); ++queue) {
+    HK_ASSIGN_OR_RETURN(const int event, loop_->AddEvent([this, queue] {
+      doorbells_.fetch_or(uint64_t{1} << queue);
+      OnWake();
+    }));
+    events_.push_back({.offset = kNotifyOffset + kNotifyMultiplier * queue, .event = event});
+  }
+  return absl::OkStatus();
+}
+
 VirtioPci::~VirtioPci() {
   if (running_) StopDevice();
 }
@@ -487,7 +498,7 @@ void VirtioPci::StopDevice() {
   running_ = false;
 }
 
-absl::Status VirtioPci::ResetAndWait(Monotonic deadline) {
+void VirtioPci::RequestReset() {
   bool wake = false;
   {
     MutexLock lock(&mutex_);
@@ -495,6 +506,10 @@ absl::Status VirtioPci::ResetAndWait(Monotonic deadline) {
     wake = reset_wanted_;
   }
   if (wake) loop_->Wake();
+}
+
+absl::Status VirtioPci::ResetAndWait(Monotonic deadline) {
+  RequestReset();
   {
     MutexLock lock(&mutex_);
     while (reset_wanted_) {

@@ -51,11 +51,16 @@ class VirtioPci final : public PciDevice, public VirtioTransport {
   VirtioPci(std::string name, VirtioDevice* device, DmaSpace* space, WorkLoop* loop, InterruptSink* interrupts);
   ~VirtioPci() override;
 
+  // Makes the doorbells that a DoorbellRegistrar may take over. Errors: as WorkLoop::AddEvent. REQUIRES: not yet added
+  // to a root, the loop not started.
+  absl::Status MakeDoorbells();
+
   // PciDevice.
   void ReadConfig(uint32_t offset, std::span<std::byte> data) override;
   void WriteConfig(uint32_t offset, std::span<const std::byte> data) override;
   void ReadBar(int bar, uint64_t offset, std::span<std::byte> data) override;
   void WriteBar(int bar, uint64_t offset, std::span<const std::byte> data) override;
+  std::span<const Doorbell> Doorbells(int) const override { return events_; }
 
   // VirtioTransport.
   void InterruptQueue(uint16_t queue) override;
@@ -66,6 +71,8 @@ class VirtioPci final : public PciDevice, public VirtioTransport {
 
   // Rings all queues: memory was unblocked, or the worker should look again.
   void RingAll();
+  // Begins the reset that ResetAndWait waits for, and returns at once.
+  void RequestReset();
   // Resets device, transport and configuration registers (BARs keep their places, decoding is off), as a machine reset
   // does; waits until the worker has stopped the device. REQUIRES: vCPUs do not run. Errors: kDeadlineExceeded.
   absl::Status ResetAndWait(Monotonic deadline);
@@ -108,6 +115,7 @@ class VirtioPci final : public PciDevice, public VirtioTransport {
   DmaSpace* const space_;
   WorkLoop* const loop_;
   const uint64_t offered_;
+  std::vector<Doorbell> events_;  // constant once added to a root
   MsixTable msix_;
   uint8_t config_access_ = 0;  // offset of the PCI configuration access capability
   uint8_t msix_capability_ = 0;

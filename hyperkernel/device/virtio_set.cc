@@ -7,8 +7,8 @@
 namespace hk {
 
 absl::StatusOr<std::unique_ptr<VirtioSet>> VirtioSet::Create(GuestMemory* memory, PciRoot* root,
-                                                             InterruptSink* interrupts) {
-  std::unique_ptr<VirtioSet> set(new VirtioSet(memory, root, interrupts));
+                                                             InterruptSink* interrupts, std::string guest) {
+  std::unique_ptr<VirtioSet> set(new VirtioSet(memory, root, interrupts, std::move(guest)));
   HK_ASSIGN_OR_RETURN(set->pins_, DmaPins::Create(*memory));
   return set;
 }
@@ -21,9 +21,12 @@ absl::Status VirtioSet::Add(uint8_t slot, std::string name, std::unique_ptr<Virt
   Member member;
   member.device = std::move(device);
   HK_ASSIGN_OR_RETURN(member.space, DmaSpace::Create(memory_, pins_.get()));
-  HK_ASSIGN_OR_RETURN(member.loop, WorkLoop::Create(name));
+  HK_ASSIGN_OR_RETURN(member.loop, WorkLoop::Create(guest_.empty() ? name : name + ":" + guest_));
+  member.name = name;
+  if (!guest_.empty()) name = guest_ + "/" + name;
   member.transport = std::make_unique<VirtioPci>(std::move(name), member.device.get(), member.space.get(),
                                                  member.loop.get(), interrupts_);
+  if (member.device->rings_often()) HK_RETURN_IF_ERROR(member.transport->MakeDoorbells());
   HK_RETURN_IF_ERROR(root_->Add(slot, member.transport.get()));
   members_.push_back(std::move(member));
   return absl::OkStatus();
@@ -37,6 +40,7 @@ absl::Status VirtioSet::Start() {
 // Devices first: they finish their I/O while memory is still open to them. Blocking is then the proof that none has a
 // page left.
 absl::Status VirtioSet::ResetAndBlock(Monotonic deadline) {
+  for (Member& member : members_) member.transport->RequestReset();
   for (Member& member : members_) HK_RETURN_IF_ERROR(member.transport->ResetAndWait(deadline));
   for (Member& member : members_) HK_RETURN_IF_ERROR(member.space->Block(deadline));
   return absl::OkStatus();
@@ -47,6 +51,14 @@ void VirtioSet::Unblock() {
     member.space->Unblock();
     member.transport->RingAll();
   }
+}
+
+std::vector<std::string> VirtioSet::Broken() const {
+  std::vector<std::string> names;
+  for (const Member& member : members_) {
+    if (member.transport->broken()) names.push_back(member.name);
+  }
+  return names;
 }
 
 void VirtioSet::HarvestDirty(const std::function<void(Gfn)>& page) {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -24,23 +25,27 @@ namespace hk {
 // The devices and what each needs.
 class VirtioSet {
  public:
-  // All outlive the set, and vCPUs are stopped before it goes: the buses still name its devices.
+  // All outlive the set, and vCPUs are stopped before it goes: the buses still name its devices. `guest` is for logs.
   static absl::StatusOr<std::unique_ptr<VirtioSet>> Create(GuestMemory* memory, PciRoot* root,
-                                                           InterruptSink* interrupts);
+                                                           InterruptSink* interrupts, std::string guest = "");
   // Stops the workers; waits for I/O in flight.
   ~VirtioSet();
 
-  // Puts a device into a PCI slot. `name` is for logs and its thread. Devices are called through their own pointers as
-  // long as the set lives. REQUIRES: not started. Errors: as PciRoot::Add; errno of epoll and eventfd.
+  // Puts a device into a PCI slot. `name` is for logs, listings and its thread. Devices are called through their own
+  // pointers as long as the set lives. REQUIRES: not started. Errors: as PciRoot::Add; errno of epoll and eventfd.
   absl::Status Add(uint8_t slot, std::string name, std::unique_ptr<VirtioDevice> device);
   // Starts the workers, before the guest runs. Errors: kFailedPrecondition if they run.
   absl::Status Start();
 
-  // A guest's reset: resets all devices, waits for their I/O in flight, and blocks their access to memory, which may
-  // then be reused. REQUIRES: vCPUs are stopped. Errors: kDeadlineExceeded with the device; nothing may be reused then.
+  // A guest's reset or end: resets all devices, waits for their I/O in flight, and blocks their access to memory, which
+  // may then be reused. All are asked before the first is waited for. REQUIRES: started; vCPUs are stopped. Errors:
+  // kDeadlineExceeded with the first device that is not done; nothing may be reused then. May be called again.
   absl::Status ResetAndBlock(Monotonic deadline);
   // Lets devices access memory again.
   void Unblock();
+
+  // Names of the devices whose driver broke the protocol and has not reset them since.
+  std::vector<std::string> Broken() const;
 
   const DmaPins& pins() const { return *pins_; }
   // Calls `page` for each page a device wrote since the last harvest; a page may come several times.
@@ -49,17 +54,19 @@ class VirtioSet {
  private:
   // In order of destruction from the last: transport, loop, space, device.
   struct Member {
+    std::string name;
     std::unique_ptr<VirtioDevice> device;
     std::unique_ptr<DmaSpace> space;
     std::unique_ptr<WorkLoop> loop;
     std::unique_ptr<VirtioPci> transport;
   };
-  VirtioSet(GuestMemory* memory, PciRoot* root, InterruptSink* interrupts)
-      : memory_(memory), root_(root), interrupts_(interrupts) {}
+  VirtioSet(GuestMemory* memory, PciRoot* root, InterruptSink* interrupts, std::string guest)
+      : memory_(memory), root_(root), interrupts_(interrupts), guest_(std::move(guest)) {}
 
   GuestMemory* const memory_;
   PciRoot* const root_;
   InterruptSink* const interrupts_;
+  const std::string guest_;
   std::unique_ptr<DmaPins> pins_;
   std::vector<Member> members_;
 };

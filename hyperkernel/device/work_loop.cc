@@ -34,17 +34,31 @@ absl::StatusOr<std::unique_ptr<WorkLoop>> WorkLoop::Create(std::string name) {
 }
 
 absl::Status WorkLoop::Watch(int fd, Handler handler) {
+  return WatchFor(fd, EPOLLIN, std::move(handler));
+}
+
+// Edge-triggered: each signal is reported anew, and the counter need not be read, which would be a system call more.
+absl::StatusOr<int> WorkLoop::AddEvent(Handler handler) {
+  OwnedFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!event.valid()) return ErrnoStatus(errno, "eventfd");
+  HK_RETURN_IF_ERROR(WatchFor(event.get(), EPOLLIN | EPOLLET, std::move(handler)));
+  events_.push_back(std::move(event));
+  return events_.back().get();
+}
+
+absl::Status WorkLoop::WatchFor(int fd, uint32_t events, Handler handler) {
   const auto free = std::find_if(watched_.begin(), watched_.end(), [](const Watched& w) { return w.fd < 0; });
   if (free == watched_.end()) return absl::ResourceExhaustedError("too many watched descriptors");
-  epoll_event event{.events = EPOLLIN, .data = {.u64 = static_cast<uint64_t>(free - watched_.begin())}};
+  epoll_event event{.events = events, .data = {.u64 = static_cast<uint64_t>(free - watched_.begin())}};
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return ErrnoStatus(errno, "epoll_ctl");
-  *free = {.fd = fd, .handler = std::move(handler)};
+  *free = {.fd = fd, .armed = true, .handler = std::move(handler)};
   return absl::OkStatus();
 }
 
 void WorkLoop::Arm(int fd, bool armed) {
   for (size_t i = 0; i < watched_.size(); ++i) {
-    if (watched_[i].fd != fd) continue;
+    if (watched_[i].fd != fd || watched_[i].armed == armed) continue;
+    watched_[i].armed = armed;
     epoll_event event{.events = armed ? static_cast<uint32_t>(EPOLLIN) : 0u, .data = {.u64 = i}};
     HK_CHECK(::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event) == 0);
   }

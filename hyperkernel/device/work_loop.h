@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -25,7 +26,7 @@ namespace hk {
 class WorkLoop {
  public:
   using Handler = std::function<void()>;
-  static constexpr size_t kMaxWatches = 32;
+  static constexpr size_t kMaxWatches = 96;  // the network card of most queues: 16 taps and 33 doorbells
 
   // `name` is the thread's, at most 15 bytes are shown. Errors: errno of epoll or eventfd.
   static absl::StatusOr<std::unique_ptr<WorkLoop>> Create(std::string name);
@@ -35,6 +36,9 @@ class WorkLoop {
   void SetWakeHandler(Handler handler) { on_wake_ = std::move(handler); }
   // Called while `fd` can be read, if the watch is armed (it is at first). Errors: errno of epoll; kResourceExhausted.
   absl::Status Watch(int fd, Handler handler);
+  // Makes an eventfd that is the loop's own, and calls the handler soon after it was signalled, once for any number of
+  // signals. Errors: errno of eventfd or epoll; kResourceExhausted. REQUIRES: not started.
+  absl::StatusOr<int> AddEvent(Handler handler);
   // Stops or resumes the calls for a watched fd.
   void Arm(int fd, bool armed);
   // Call before the fd is closed.
@@ -57,8 +61,10 @@ class WorkLoop {
  private:
   struct Watched {
     int fd = -1;
+    bool armed = true;
     Handler handler;
   };
+  absl::Status WatchFor(int fd, uint32_t events, Handler handler);
   explicit WorkLoop(std::string name) : name_(std::move(name)) {}
   void Run(int timeout_ms);
   int TimeoutMs(int limit_ms) const;
@@ -68,6 +74,7 @@ class WorkLoop {
   OwnedFd event_;
   Handler on_wake_;
   std::array<Watched, kMaxWatches> watched_;
+  std::vector<OwnedFd> events_;
   std::optional<Monotonic> timer_;
   Handler on_timer_;
   std::atomic<bool> woken_ = false;

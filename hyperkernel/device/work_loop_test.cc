@@ -1,5 +1,6 @@
 #include "hyperkernel/device/work_loop.h"
 
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -41,6 +42,22 @@ TEST(WorkLoopTest, WatchesWhileArmed) {
   loop->Unwatch(in.get());
   loop->RunOnce(0);
   EXPECT_EQ(calls, 2);
+}
+
+TEST(WorkLoopTest, EverySignalOfAnEventIsSeenThoughNobodyReadsIt) {
+  auto loop = *WorkLoop::Create("test");
+  int calls = 0;
+  const auto event = loop->AddEvent([&] { ++calls; });
+  ASSERT_TRUE(event.ok()) << event.status();
+  loop->RunOnce(0);
+  EXPECT_EQ(calls, 0);
+  for (int i = 1; i <= 3; ++i) {
+    ASSERT_EQ(::eventfd_write(*event, 1), 0);
+    ASSERT_EQ(::eventfd_write(*event, 1), 0);
+    loop->RunOnce(0);
+    loop->RunOnce(0);
+    EXPECT_EQ(calls, i);
+  }
 }
 
 TEST(WorkLoopTest, TimerRunsOnceAndCanBeCancelled) {

@@ -1,217 +1,274 @@
 #include "hyperkernel/irq/interrupt_controller.h"
 
+#include <algorithm>
+
+#include "hyperkernel/base/check.h"
+#include "hyperkernel/irq/msi.h"
+
 namespace hk {
+
 namespace {
 
-// MSIs are writes to this MiB (SDM vol. 3, 11.11.1).
-constexpr uint64_t kMsiBase = 0xfee00000, kMsiMask = 0xfff00000;
+// The source of messages that no vCPU sends; they have no shorthands, so it is never looked at.
+constexpr VcpuId kDevice{0};
 
 }  // namespace
 
-// One vCPU's local APIC behind its lock.
-class InterruptController::Vcpu final : public VcpuInterrupts {
- public:
-  Vcpu(InterruptController* controller, uint32_t id) : controller_(controller), id_(id), apic_(id, id == 0) {}
-
-  std::optional<uint64_t> ReadMsr(uint32_t msr) override {
-    MutexLock lock(&mutex_);
-    return apic_.ReadMsr(msr, controller_->clock_.Now());
+InterruptController::InterruptController(const InterruptControllerOptions& options, const Clock* clock,
+                                         VcpuWaker* waker, TimerService* timer)
+    : extended_destination_(options.extended_destination),
+      x2apic_(options.x2apic),
+      clock_(clock),
+      waker_(waker),
+      timer_(timer),
+      io_apic_(options.extended_destination),
+      table_(options.vcpus) {
+  HK_CHECK(options.vcpus >= 1 && options.vcpus <= kMaxVcpus);
+  ports_.reserve(options.vcpus);
+  for (uint32_t i = 0; i < options.vcpus; ++i) {
+    ports_.push_back(std::make_unique<VcpuPort>(this, VcpuId(i), x2apic_));
+    const ApicAddressing addressing = ports_.back()->Addressing();
+    MutexLock lock(&router_mutex_);
+    table_.Update(VcpuId(i), addressing);
   }
-  bool WriteMsr(uint32_t msr, uint64_t value) override {
-    bool ok = false;
-    const auto write = [&](LocalApic* apic, Monotonic now, ApicEffects* effects) {
-      ok = apic->WriteMsr(msr, value, now, effects);
-    };
-    Change(write);
-    return ok;
-  }
-  uint32_t ReadMmio(uint32_t offset) override {
-    MutexLock lock(&mutex_);
-    return apic_.ReadMmio(offset, controller_->clock_.Now());
-  }
-  void WriteMmio(uint32_t offset, uint32_t value) override {
-    Change([&](LocalApic* apic, Monotonic now, ApicEffects* effects) { apic->WriteMmio(offset, value, now, effects); });
-  }
-  VcpuWork Peek() override {
-    MutexLock lock(&mutex_);
-    return apic_.Peek();
-  }
-  void Take(VcpuWork work) override {
-    MutexLock lock(&mutex_);
-    apic_.Take(work);
-  }
-  std::optional<uint8_t> Acknowledge() override {
-    MutexLock lock(&mutex_);
-    return apic_.Acknowledge();
-  }
-  void SetCr8(uint8_t cr8) override {
-    MutexLock lock(&mutex_);
-    apic_.SetCr8(cr8);
-  }
-  uint8_t Cr8() override {
-    MutexLock lock(&mutex_);
-    return apic_.Cr8();
-  }
-
-  // For the controller, with no lock held.
-  bool Matches(const InterruptMessage& message) {
-    MutexLock lock(&mutex_);
-    return apic_.Matches(message);
-  }
-  uint8_t Priority() {
-    MutexLock lock(&mutex_);
-    return apic_.Ppr();
-  }
-  void Accept(const InterruptMessage& message) {
-    bool news = false;
-    {
-      MutexLock lock(&mutex_);
-      news = apic_.Accept(message);
-    }
-    if (news) controller_->waker_->Wake(VcpuId(id_));
-  }
-  std::optional<Monotonic> Deadline() {
-    MutexLock lock(&mutex_);
-    return apic_.Deadline();
-  }
-  void OnTime(Monotonic now) {
-    bool news = false;
-    {
-      MutexLock lock(&mutex_);
-      news = apic_.OnTime(now);
-    }
-    if (news) controller_->waker_->Wake(VcpuId(id_));
-  }
-
- private:
-  // A register write, and after unlocking what it makes happen elsewhere.
-  template <typename Write>
-  void Change(Write write) {
-    ApicEffects effects;
-    std::optional<Monotonic> before, after;
-    {
-      MutexLock lock(&mutex_);
-      before = apic_.Deadline();
-      write(&apic_, controller_->clock_.Now(), &effects);
-      after = apic_.Deadline();
-    }
-    if (after.has_value() && (!before.has_value() || *after < *before) && controller_->timer_hook_)
-      controller_->timer_hook_();
-    if (effects.eoi.has_value()) controller_->EndOfInterrupt(*effects.eoi);
-    if (effects.message.has_value()) controller_->Deliver(*effects.message, id_);
-  }
-
-  InterruptController* const controller_;
-  const uint32_t id_;
-  Mutex mutex_;
-  LocalApic apic_ ABSL_GUARDED_BY(mutex_);
-};
-
-InterruptController::InterruptController(uint32_t vcpus, VcpuWaker* waker, const Clock& clock)
-    : waker_(waker), clock_(clock) {
-  for (uint32_t i = 0; i < vcpus; i++) vcpus_.push_back(std::make_unique<Vcpu>(this, i));
 }
 
 InterruptController::~InterruptController() = default;
 
-VcpuInterrupts* InterruptController::vcpu(VcpuId vcpu) {
-  return vcpus_[vcpu.value()].get();
+VcpuInterrupts& InterruptController::vcpu(VcpuId vcpu) {
+  HK_CHECK(vcpu.value() < ports_.size());
+  return *ports_[vcpu.value()];
 }
 
-void InterruptController::Deliver(const InterruptMessage& message, std::optional<uint32_t> sender) {
-  if (message.shorthand == Shorthand::kSelf) {
-    if (sender.has_value()) vcpus_[*sender]->Accept(message);
-    return;
+void InterruptController::WakeAll(const VcpuSet& wake) {
+  wake.ForEach([this](VcpuId vcpu) { waker_->Wake(vcpu); });
+}
+
+bool InterruptController::Deliver(const InterruptMessage& message, VcpuId target, VcpuSet& wake) {
+  if (target.value() >= ports_.size()) {
+    return false;
   }
-  if (message.shorthand != Shorthand::kNone) {
-    for (uint32_t i = 0; i < vcpus_.size(); i++) {
-      if (message.shorthand == Shorthand::kAllExcludingSelf && sender == i) continue;
-      vcpus_[i]->Accept(message);
+  const Acceptance acceptance = ports_[target.value()]->Accept(message);
+  if (acceptance.wake) {
+    wake.Add(target);
+  }
+  return acceptance.accepted;
+}
+
+bool InterruptController::Route(const InterruptMessage& message, VcpuId source, VcpuSet& wake) {
+  if (const auto only = OnlyDestination(message, source)) {
+    return Deliver(message, *only, wake);
+  }
+  VcpuSet targets;
+  {
+    MutexLock lock(&router_mutex_);
+    targets = table_.Resolve(message, source);
+    if (message.mode == DeliveryMode::kLowestPriority) {
+      const auto winner = arbiter_.Pick(targets, [this](VcpuId vcpu) { return ports_[vcpu.value()]->Priority(); });
+      targets = VcpuSet();
+      if (winner) {
+        targets.Add(*winner);
+      }
     }
-    return;
   }
-  if (message.mode == DeliveryMode::kLowestPriority) return DeliverLowestPriority(message);
-  // APIC ids are vCPU numbers: the common case needs no search.
-  const uint32_t broadcast = message.x2apic ? 0xffffffff : 0xff;
-  if (!message.logical && message.destination != broadcast) {
-    if (message.destination < vcpus_.size()) vcpus_[message.destination]->Accept(message);
-    return;
+  bool accepted = false;
+  targets.ForEach([&](VcpuId target) { accepted |= Deliver(message, target, wake); });
+  return accepted;
+}
+
+InterruptController::PinMessages InterruptController::Collect(IoApic::Pins pins) {
+  PinMessages collected;
+  for (uint8_t pin = 0; pin < kIoApicPins && pins >> pin != 0; ++pin) {
+    if ((pins >> pin & 1) != 0) {
+      collected.messages[collected.count++] = io_apic_.MessageOf(pin);
+    }
   }
-  for (const auto& vcpu : vcpus_) {
-    if (vcpu->Matches(message)) vcpu->Accept(message);
+  return collected;
+}
+
+void InterruptController::RoutePins(PinMessages pins, VcpuSet& wake) {
+  bool again = true;
+  while (again) {
+    again = false;
+    const uint64_t changes = routing_changes_.load();
+    for (uint8_t i = 0; i < pins.count; ++i) {
+      const InterruptMessage& message = pins.messages[i];
+      if (!Route(message, kDevice, wake) && message.level) {
+        MutexLock lock(&io_apic_mutex_);
+        io_apic_.Rejected({.pin = message.pin, .generation = message.generation});
+        // A vCPU that began to accept meanwhile has retried too early, while the pin still waited for its EOI.
+        again |= routing_changes_.load() != changes;
+      }
+    }
+    if (again) {
+      MutexLock lock(&io_apic_mutex_);
+      pins = Collect(io_apic_.RetryAsserted());
+    }
   }
 }
 
-void InterruptController::DeliverLowestPriority(const InterruptMessage& message) {
-  Vcpu* chosen = nullptr;
-  uint8_t lowest = 0;
-  for (const auto& vcpu : vcpus_) {
-    if (!vcpu->Matches(message)) continue;
-    const uint8_t priority = vcpu->Priority();
-    if (chosen != nullptr && priority >= lowest) continue;
-    chosen = vcpu.get();
-    lowest = priority;
+void InterruptController::SetAddressing(VcpuId vcpu, const ApicAddressing& addressing, VcpuSet& wake) {
+  {
+    MutexLock lock(&router_mutex_);
+    table_.Update(vcpu, addressing);
   }
-  if (chosen != nullptr) chosen->Accept(message);
-}
-
-void InterruptController::DeliverAll(const std::vector<InterruptMessage>& messages) {
-  for (const InterruptMessage& message : messages) Deliver(message, std::nullopt);
-}
-
-void InterruptController::SetLine(uint8_t pin, bool level) {
-  if (pin >= IoApic::kPins) return;
-  std::vector<InterruptMessage> out;
+  routing_changes_.fetch_add(1);
+  PinMessages pins;
   {
     MutexLock lock(&io_apic_mutex_);
-    io_apic_.SetLine(pin, level, &out);
+    pins = Collect(io_apic_.RetryAsserted());
   }
-  DeliverAll(out);
+  RoutePins(pins, wake);
 }
 
-void InterruptController::SendMsi(uint64_t address, uint32_t data) {
-  if ((address & kMsiMask) != kMsiBase || address >> 32 != 0) return;
-  Deliver({.vector = static_cast<uint8_t>(data),
-           .mode = static_cast<DeliveryMode>(data >> 8 & 7),
-           .logical = (address >> 2 & 1) != 0,
-           .destination = static_cast<uint32_t>(address >> 12 & 0xff)},
-          std::nullopt);
+void InterruptController::Follow(VcpuId source, const PortOutcome& outcome) {
+  VcpuSet wake;
+  if (outcome.effects.routing_changed) {
+    SetAddressing(source, outcome.addressing, wake);
+  }
+  if (outcome.effects.ipi) {
+    Route(*outcome.effects.ipi, source, wake);
+  }
+  for (uint8_t i = 0; i < outcome.eoi_count; ++i) {
+    PinMessages pins;
+    {
+      MutexLock lock(&io_apic_mutex_);
+      pins = Collect(io_apic_.OnEoi(outcome.eois[i]));
+    }
+    RoutePins(pins, wake);
+  }
+  if (outcome.new_deadline && timer_ != nullptr) {
+    timer_->Arm(*outcome.new_deadline);
+  }
+  wake.Remove(source);  // it is not in the guest, and looks before it enters it
+  WakeAll(wake);
 }
 
-uint32_t InterruptController::ReadIoApic(uint32_t offset) {
+void InterruptController::SetLine(uint8_t pin, bool asserted) {
+  PinMessages pins;
+  {
+    MutexLock lock(&io_apic_mutex_);
+    pins = Collect(io_apic_.SetLine(pin, asserted));
+  }
+  VcpuSet wake;
+  RoutePins(pins, wake);
+  WakeAll(wake);
+}
+
+bool InterruptController::SendMsi(uint64_t address, uint32_t data) {
+  const auto message = DecodeMsi(address, data, extended_destination_);
+  if (!message) {
+    return false;
+  }
+  VcpuSet wake;
+  Route(*message, kDevice, wake);
+  WakeAll(wake);
+  return true;
+}
+
+bool InterruptController::InjectNmi(VcpuId vcpu) {
+  VcpuSet wake;
+  const bool accepted = Deliver({.mode = DeliveryMode::kNmi}, vcpu, wake);
+  WakeAll(wake);
+  return accepted;
+}
+
+uint32_t InterruptController::IoApicRead(uint32_t offset) {
   MutexLock lock(&io_apic_mutex_);
   return io_apic_.Read(offset);
 }
 
-void InterruptController::WriteIoApic(uint32_t offset, uint32_t value) {
-  std::vector<InterruptMessage> out;
+void InterruptController::IoApicWrite(uint32_t offset, uint32_t value) {
+  PinMessages pins;
   {
     MutexLock lock(&io_apic_mutex_);
-    io_apic_.Write(offset, value, &out);
+    pins = Collect(io_apic_.Write(offset, value));
   }
-  DeliverAll(out);
+  VcpuSet wake;
+  RoutePins(pins, wake);
+  WakeAll(wake);
 }
 
-void InterruptController::EndOfInterrupt(uint8_t vector) {
-  std::vector<InterruptMessage> out;
-  {
-    MutexLock lock(&io_apic_mutex_);
-    io_apic_.EndOfInterrupt(vector, &out);
+std::optional<Monotonic> InterruptController::NextDeadline() const {
+  std::optional<Monotonic> next;
+  for (const auto& port : ports_) {
+    const auto deadline = port->Deadline();
+    if (deadline && (!next || *deadline < *next)) {
+      next = deadline;
+    }
   }
-  DeliverAll(out);
-}
-
-std::optional<Monotonic> InterruptController::NextDeadline() {
-  std::optional<Monotonic> earliest;
-  for (const auto& vcpu : vcpus_) {
-    const std::optional<Monotonic> deadline = vcpu->Deadline();
-    if (deadline.has_value() && (!earliest.has_value() || *deadline < *earliest)) earliest = deadline;
-  }
-  return earliest;
+  return next;
 }
 
 void InterruptController::OnTime(Monotonic now) {
-  for (const auto& vcpu : vcpus_) vcpu->OnTime(now);
+  VcpuSet wake;
+  for (uint32_t i = 0; i < ports_.size(); ++i) {
+    const auto deadline = ports_[i]->Deadline();
+    if (deadline && *deadline <= now && ports_[i]->OnTime(now)) {
+      wake.Add(VcpuId(i));
+    }
+  }
+  WakeAll(wake);
+}
+
+LocalApicState InterruptController::SaveVcpu(VcpuId vcpu) {
+  HK_CHECK(vcpu.value() < ports_.size());
+  return ports_[vcpu.value()]->Save(Now());
+}
+
+absl::Status InterruptController::RestoreVcpu(VcpuId vcpu, const LocalApicState& state) {
+  HK_CHECK(vcpu.value() < ports_.size());
+  PortOutcome outcome;
+  if (auto status = ports_[vcpu.value()]->Restore(state, Now(), outcome); !status.ok()) {
+    return status;
+  }
+  {
+    MutexLock lock(&router_mutex_);
+    table_.Update(vcpu, outcome.addressing);
+  }
+  if (outcome.new_deadline && timer_ != nullptr) {
+    timer_->Arm(*outcome.new_deadline);
+  }
+  waker_->Wake(vcpu);
+  return absl::OkStatus();
+}
+
+IoApicState InterruptController::SaveIoApic() {
+  MutexLock lock(&io_apic_mutex_);
+  return io_apic_.Save();
+}
+
+absl::Status InterruptController::RestoreIoApic(const IoApicState& state) {
+  MutexLock lock(&io_apic_mutex_);
+  return io_apic_.Restore(state);
+}
+
+absl::Status InterruptController::Renew() {
+  for (const auto& port : ports_) {
+    if (auto status = port->Renew(Now()); !status.ok()) {
+      return status;
+    }
+  }
+  MutexLock lock(&io_apic_mutex_);
+  IoApic renewed(extended_destination_);
+  if (auto status = renewed.Restore(io_apic_.Save()); !status.ok()) {
+    return status;
+  }
+  io_apic_ = renewed;
+  return absl::OkStatus();
+}
+
+void InterruptController::Reset() {
+  {
+    MutexLock lock(&io_apic_mutex_);
+    io_apic_.Reset();
+  }
+  for (uint32_t i = 0; i < ports_.size(); ++i) {
+    const Monotonic now = Now();
+    const LocalApic fresh(i, i == 0, x2apic_);
+    const absl::Status restored = RestoreVcpu(VcpuId(i), fresh.Save(now));
+    HK_CHECK(restored.ok());
+  }
 }
 
 }  // namespace hk

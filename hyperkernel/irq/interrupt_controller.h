@@ -1,67 +1,135 @@
-// All interrupt controllers of a guest on one node: a local APIC per vCPU, the I/O APIC, and the way between them.
+// All interrupt controllers of a guest on one node: its vCPUs' local APICs, the I/O APIC, and the way between them.
 //
-// Thread-safe. Locks: one per local APIC, one for the I/O APIC; never two at a time. A message is decided under the
-// sender's lock and delivered after unlocking; wake-ups are called with no lock held.
+// Thread-safe. No call blocks, and none allocates after construction.
+//
+// Locks: one per local APIC (VcpuPort::mutex_), one for the I/O APIC, one for the destination table. NO LOCK IS TAKEN
+// WHILE ANOTHER IS HELD: a message is built under its source's lock, carried by value, and delivered under each
+// target's. So a vCPU's accesses to its own registers meet only those who send to it, and a physical IPI takes the
+// target's lock and no other. Wake-ups and timer calls are made with no lock held.
+//
+// What one source sends to one target arrives in order. Between a pin's decision to send and the arrival, the pin may
+// be reprogrammed and deliver again; generations (LevelEoi) put that right.
 #pragma once
 
-#include <functional>
+#include <array>
+#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <optional>
-#include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/irq/destination.h"
 #include "hyperkernel/irq/io_apic.h"
-#include "hyperkernel/irq/local_apic.h"
 #include "hyperkernel/irq/vcpu_interrupts.h"
+#include "hyperkernel/irq/vcpu_port.h"
+#include "hyperkernel/irq/vcpu_set.h"
 
 namespace hk {
 
-// Told that a vCPU has something to do. Called from any thread; must not block and must not call back.
+// Told that a vCPU has something to do: it must leave the guest, or its halt, and Peek. Called from any thread with no
+// lock held, also when the vCPU is not running; never by a vCPU's own register access about itself. Must not block.
 class VcpuWaker {
  public:
   virtual ~VcpuWaker() = default;
   virtual void Wake(VcpuId vcpu) = 0;
 };
 
-// The interrupt controllers of one guest.
+// Told that a timer will expire at `deadline`, which may be earlier than anything NextDeadline() has said before.
+// Called from any thread with no lock held. Must not block.
+class TimerService {
+ public:
+  virtual ~TimerService() = default;
+  virtual void Arm(Monotonic deadline) = 0;
+};
+
+// How a guest's interrupt controllers are made. Plain value.
+struct InterruptControllerOptions {
+  uint32_t vcpus = 1;                 // 1 to kMaxVcpus; vCPU 0 is the bootstrap processor
+  bool x2apic = true;                 // as the firmware leaves it; else xAPIC mode
+  bool extended_destination = false;  // the guest was told of KVM_FEATURE_MSI_EXT_DEST_ID
+};
+
+// One guest's controllers.
 class InterruptController {
  public:
-  // vCPU i has APIC id i; 0 is the boot processor. `waker` and `clock` outlive it.
-  InterruptController(uint32_t vcpus, VcpuWaker* waker, const Clock& clock);
+  // `clock`, `waker` and `timer` outlive this; `timer` may be null where the owner polls NextDeadline().
+  InterruptController(const InterruptControllerOptions& options, const Clock* clock, VcpuWaker* waker,
+                      TimerService* timer);
   ~InterruptController();
+  InterruptController(const InterruptController&) = delete;
+  InterruptController& operator=(const InterruptController&) = delete;
 
-  // For vCPU threads. REQUIRES: vcpu < vcpus.
-  VcpuInterrupts* vcpu(VcpuId vcpu);
+  // The seam to a vCPU's thread; lives as long as this. REQUIRES: vcpu < options.vcpus.
+  VcpuInterrupts& vcpu(VcpuId vcpu);
 
-  // Device lines and messages. Pins that do not exist and messages to nobody are dropped.
-  void SetLine(uint8_t pin, bool level);
-  void SendMsi(uint64_t address, uint32_t data);
-  uint32_t ReadIoApic(uint32_t offset);
-  void WriteIoApic(uint32_t offset, uint32_t value);
+  // Devices. A pin that does not exist is ignored; false: not an MSI (see DecodeMsi), nothing was sent.
+  void SetLine(uint8_t pin, bool asserted);
+  bool SendMsi(uint64_t address, uint32_t data);
+  // An operator's NMI. False: there is no such vCPU, or its APIC is off.
+  bool InjectNmi(VcpuId vcpu);
 
-  // The earliest timer of all vCPUs; nullopt if none runs.
-  std::optional<Monotonic> NextDeadline();
-  // Fires the timers that are due.
+  // The I/O APIC's page (kIoApicAddress), by offset, 32-bit accesses.
+  uint32_t IoApicRead(uint32_t offset);
+  void IoApicWrite(uint32_t offset, uint32_t value);
+
+  // Timers: OnTime must be called at NextDeadline() (nullopt: none runs). See ApicTimerThread.
+  std::optional<Monotonic> NextDeadline() const;
   void OnTime(Monotonic now);
-  // Called when a timer was set that may be earlier than NextDeadline said. Set before vCPUs run.
-  void SetTimerHook(std::function<void()> hook) { timer_hook_ = std::move(hook); }
+
+  // State. REQUIRES of all four and of Reset: the vCPUs concerned are stopped. A failed restore changes nothing. A
+  // restore sends nothing: what had to be sent was, before the state was saved. It wakes the vCPU.
+  LocalApicState SaveVcpu(VcpuId vcpu);
+  absl::Status RestoreVcpu(VcpuId vcpu, const LocalApicState& state);
+  IoApicState SaveIoApic();
+  absl::Status RestoreIoApic(const IoApicState& state);
+  // Each local APIC and the I/O APIC is replaced by a new one made of its saved state, under its lock: devices and
+  // timers go on meanwhile, and nothing they send is lost. Errors: a state that its own Restore refuses, which is a
+  // mistake of ours; that one and those after it stay as they are.
+  absl::Status Renew();
+  // Everything as after power-up; device lines stay.
+  void Reset();
 
  private:
-  class Vcpu;
-  void Deliver(const InterruptMessage& message, std::optional<uint32_t> sender);
-  void DeliverAll(const std::vector<InterruptMessage>& messages);
-  void DeliverLowestPriority(const InterruptMessage& message);
-  void EndOfInterrupt(uint8_t vector);
+  friend class VcpuPort;
 
+  // Messages of the I/O APIC, taken out of its lock.
+  struct PinMessages {
+    std::array<InterruptMessage, kIoApicPins> messages;
+    uint8_t count = 0;
+  };
+
+  Monotonic Now() const { return clock_->Now(); }
+  PinMessages Collect(IoApic::Pins pins) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_apic_mutex_);
+
+  // The delivery path. Each adds to `wake` whom to wake once it is over.
+  bool Deliver(const InterruptMessage& message, VcpuId target, VcpuSet& wake);
+  bool Route(const InterruptMessage& message, VcpuId source, VcpuSet& wake);
+  void RoutePins(PinMessages pins, VcpuSet& wake);
+  void WakeAll(const VcpuSet& wake);
+
+  // What a vCPU's own register access, INIT or restore asks of the rest. Called with no lock held.
+  void Follow(VcpuId source, const PortOutcome& outcome);
+  void SetAddressing(VcpuId vcpu, const ApicAddressing& addressing, VcpuSet& wake);
+
+  const bool extended_destination_;
+  const bool x2apic_;
+  const Clock* const clock_;
   VcpuWaker* const waker_;
-  const Clock& clock_;
-  std::function<void()> timer_hook_;
-  std::vector<std::unique_ptr<Vcpu>> vcpus_;
+  TimerService* const timer_;
+  std::vector<std::unique_ptr<VcpuPort>> ports_;
+  std::atomic<uint64_t> routing_changes_{0};
+
   Mutex io_apic_mutex_;
   IoApic io_apic_ ABSL_GUARDED_BY(io_apic_mutex_);
+
+  Mutex router_mutex_;
+  DestinationTable table_ ABSL_GUARDED_BY(router_mutex_);
+  LowestPriorityArbiter arbiter_ ABSL_GUARDED_BY(router_mutex_);
 };
 
 }  // namespace hk

@@ -20,6 +20,8 @@ struct VcpuWork {
   };
   Kind kind = Kind::kNone;
   uint8_t vector = 0;
+
+  bool operator==(const VcpuWork&) const = default;
 };
 
 // The interrupt side of one vCPU.

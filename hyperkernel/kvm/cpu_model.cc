@@ -265,6 +265,11 @@ absl::StatusOr<CpuModel> CpuModel::Create(std::span<const Entry> supported, cons
   return CpuModel(std::move(entries));
 }
 
+bool CpuModel::has_x2apic() const {
+  return std::any_of(entries_.begin(), entries_.end(),
+                     [](const Entry& entry) { return entry.function == 1 && (entry.ecx & 1u << 21) != 0; });
+}
+
 std::vector<Entry> CpuModel::Cpuid(uint32_t vcpu, uint32_t count) const {
   HK_CHECK(vcpu < count && count <= kMostGuestVcpus);
   const uint32_t apic_id = vcpu;

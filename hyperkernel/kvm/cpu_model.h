@@ -50,6 +50,9 @@ class CpuModel {
   // CPUID of one vCPU, whose APIC id is its index. REQUIRES: vcpu < count <= kMostGuestVcpus.
   std::vector<kvm_cpuid_entry2> Cpuid(uint32_t vcpu, uint32_t count) const;
 
+  // Whether the guest's local APICs have, and start in, x2APIC mode.
+  bool has_x2apic() const;
+
   // The model without any vCPU's identity: what a VM's record holds and other nodes are asked for.
   const std::vector<kvm_cpuid_entry2>& entries() const { return entries_; }
 

@@ -188,7 +188,7 @@ class FakeApic final : public VcpuInterrupts {
 };
 
 // What guests/guest.inc and the programs expect, and what they said.
-class FakeDevices final : public ExitHandler {
+class FakeDevices : public ExitHandler {
  public:
   enum class End { kNone, kPassed, kFailed, kGuestFailure };
 

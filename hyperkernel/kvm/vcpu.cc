@@ -51,7 +51,7 @@ Vcpu::Vcpu(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment)
       vm_(vm),
       exits_(id_, environment.devices, environment.interrupts, environment.clock) {}
 
-absl::StatusOr<std::unique_ptr<Vcpu>> Vcpu::Create(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment) {
+absl::StatusOr<std::unique_ptr<Vcpu>> Vcpu::Spawn(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment) {
   HK_CHECK(vm != nullptr && environment.devices != nullptr && environment.interrupts != nullptr);
   InstallKickHandler();
   std::unique_ptr<Vcpu> vcpu(new Vcpu(vm, std::move(config), environment));
@@ -69,8 +69,23 @@ absl::StatusOr<std::unique_ptr<Vcpu>> Vcpu::Create(Vm* vm, VcpuConfig config, co
   HK_CHECK(pthread_sigmask(SIG_SETMASK, &before, nullptr) == 0);
   if (error != 0) return ErrnoStatus(error, fmt::format("thread of vCPU {}", vcpu->id_.value()));
   pthread_setname_np(vcpu->thread_.native_handle(), fmt::format("vcpu{}", vcpu->id_.value()).c_str());
+  return vcpu;
+}
+
+absl::StatusOr<std::unique_ptr<Vcpu>> Vcpu::Create(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment) {
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> vcpu, Spawn(vm, std::move(config), environment));
   absl::Status made = vcpu->Execute([raw = vcpu.get()] { return raw->SetUp(); }, RealClock().Now() + kCreateLimit);
   if (!made.ok()) return WithContext(made, fmt::format("vCPU {}", vcpu->id_.value()));
+  return vcpu;
+}
+
+absl::StatusOr<std::unique_ptr<Vcpu>> Vcpu::CreateFrom(Vm* vm, VcpuId id, VcpuState state,
+                                                       const VcpuEnvironment& environment, Monotonic deadline) {
+  VcpuConfig config = {.id = id, .cpuid = state.cpuid, .tsc_khz = state.tsc_khz, .tsc_offset = state.tsc_offset};
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> vcpu, Spawn(vm, std::move(config), environment));
+  if (absl::Status made = vcpu->RestoreState(vm, std::move(state), deadline); !made.ok()) {
+    return WithContext(made, fmt::format("vCPU {}", vcpu->id_.value()));
+  }
   return vcpu;
 }
 

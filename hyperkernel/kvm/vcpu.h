@@ -70,6 +70,9 @@ class Vcpu {
 
   // A vCPU in the INIT state that waits for SIPI, paused. Errors: what of it could not be made, with errno.
   static absl::StatusOr<std::unique_ptr<Vcpu>> Create(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment);
+  // A vCPU that goes on from `state`, paused. Errors: as Create, and those of WriteVcpuState; kDeadlineExceeded.
+  static absl::StatusOr<std::unique_ptr<Vcpu>> CreateFrom(Vm* vm, VcpuId id, VcpuState state,
+                                                          const VcpuEnvironment& environment, Monotonic deadline);
   // Stops it; blocks until KVM_RUN has returned. Where that needs help (a page that never comes), Stop() first.
   ~Vcpu();
   Vcpu(const Vcpu&) = delete;
@@ -121,6 +124,8 @@ class Vcpu {
   };
 
   Vcpu(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment);
+  // A vCPU with a thread and nothing else.
+  static absl::StatusOr<std::unique_ptr<Vcpu>> Spawn(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment);
 
   // Any thread.
   absl::Status Execute(std::function<absl::Status()> action, Monotonic deadline) ABSL_LOCKS_EXCLUDED(mutex_);

@@ -25,8 +25,9 @@ bool IsApicMsr(uint32_t msr) {
   return msr == kMsrApicBase || (msr >= kMsrX2apicFirst && msr <= kMsrX2apicLast);
 }
 
-// Keeps KVM's copy of APIC_BASE in step: CPUID's APIC bit follows it.
-void TellKvmApicBase(const VcpuFd& vcpu, uint64_t value) {
+// Keeps KVM's copy of APIC_BASE in step: CPUID's APIC bit follows it. False: KVM refuses (x2APIC that CPUID does not
+// have).
+bool TellKvmApicBase(const VcpuFd& vcpu, uint64_t value) {
   struct {
     kvm_msrs header;
     kvm_msr_entry entry;
@@ -34,7 +35,7 @@ void TellKvmApicBase(const VcpuFd& vcpu, uint64_t value) {
   set.header.nmsrs = 1;
   set.entry.index = kMsrApicBase;
   set.entry.data = value;
-  if (ioctl(vcpu.get(), KVM_SET_MSRS, &set) != 1) log::Warning("kvm", "KVM refuses the guest's APIC base");
+  return ioctl(vcpu.get(), KVM_SET_MSRS, &set) == 1;
 }
 
 std::string_view InternalErrorName(uint32_t suberror) {
@@ -182,10 +183,15 @@ VcpuExits::Next VcpuExits::WriteMsr(const VcpuFd& vcpu) {
   Count(VcpuExit::kWriteMsr);
   auto& msr = vcpu.run()->msr;
   msr.error = 0;
+  if (msr.index == kMsrApicBase) {
+    // Both must agree, or the access faults and neither changes.
+    const std::optional<uint64_t> before = interrupts_.ReadMsr(kMsrApicBase);
+    msr.error = TellKvmApicBase(vcpu, msr.data) && interrupts_.WriteMsr(kMsrApicBase, msr.data) ? 0 : 1;
+    if (msr.error != 0 && before.has_value()) static_cast<void>(TellKvmApicBase(vcpu, *before));
+    return Next::kRun;
+  }
   if (IsApicMsr(msr.index)) {
-    const bool done = interrupts_.WriteMsr(msr.index, msr.data);
-    msr.error = done ? 0 : 1;
-    if (done && msr.index == kMsrApicBase) TellKvmApicBase(vcpu, msr.data);
+    msr.error = interrupts_.WriteMsr(msr.index, msr.data) ? 0 : 1;
     return Next::kRun;
   }
   if (clock_ != nullptr && clock_->WriteMsr(id_, msr.index, msr.data)) return Next::kRun;

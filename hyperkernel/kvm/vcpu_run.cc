@@ -7,6 +7,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/kvm/vcpu.h"
 
@@ -40,6 +41,15 @@ uint32_t CpuSignature(const std::vector<kvm_cpuid_entry2>& cpuid) {
     if (entry.function == 1) return entry.eax;
   }
   return 0;
+}
+
+// Whether KVM would take an interrupt before the next instruction, as it says itself after a KVM_RUN. An interrupt that
+// ends a HLT must not come an instruction later because the vCPU was moved meanwhile.
+bool TakesInterrupt(const VcpuState& state) {
+  const kvm_vcpu_events& events = state.events;
+  const bool busy = events.exception.injected != 0 || events.exception.pending != 0 || events.interrupt.injected != 0 ||
+                    events.interrupt.shadow != 0 || events.nmi.injected != 0 || events.nmi.pending != 0;
+  return (state.regs.rflags & kRflagsIf) != 0 && !busy;
 }
 
 }  // namespace
@@ -98,7 +108,7 @@ bool Vcpu::RunGuest() {
       case Wanted::kFinished:
         return true;
       case Wanted::kPaused:
-        return Drain();
+        return HK_MUTANT(pause_leaves_exits_open) || Drain();
       case Wanted::kRunning:
         break;
     }
@@ -319,11 +329,11 @@ absl::Status Vcpu::Replace(Vm* vm, const VcpuState& state) {
     MutexLock lock(&kick_mutex_);
     old = std::exchange(fd_, *std::move(fresh));
   }
-  vm_->ParkVcpu(id_, std::move(old));
+  if (old.valid()) vm_->ParkVcpu(id_, std::move(old));
   vm_ = vm;
-  activity_ = state.activity;
+  activity_ = HK_MUTANT(restore_forgets_halt) ? VcpuActivity::kRunning : state.activity;
   if_flag_ = (state.regs.rflags & kRflagsIf) != 0;
-  ready_ = false;
+  ready_ = TakesInterrupt(state);
   if (environment_.clock != nullptr) environment_.clock->Restore(id_, state.clock);
   return absl::OkStatus();
 }

@@ -78,9 +78,22 @@ absl::StatusOr<std::unique_ptr<Vm>> Vm::Create(uint32_t vcpus) {
   return vm;
 }
 
+absl::StatusOr<std::unique_ptr<Vm>> Vm::CreateLike() const {
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Create(vcpus_));
+  std::map<uint32_t, MemorySlot> slots;
+  {
+    MutexLock lock(&mutex_);
+    slots = slots_;
+  }
+  MutexLock lock(&vm->mutex_);
+  for (const auto& [number, slot] : slots) HK_RETURN_IF_ERROR(vm->SetSlot(number, slot));
+  return vm;
+}
+
 Vm::~Vm() = default;
 
 absl::Status Vm::SetUp(uint32_t vcpus) {
+  vcpus_ = vcpus;
   kvm_ = OwnedFd(open("/dev/kvm", O_RDWR | O_CLOEXEC));
   if (!kvm_.valid()) return ErrnoStatus(errno, "/dev/kvm");
   if (int version = ioctl(kvm_.get(), KVM_GET_API_VERSION, 0); version != KVM_API_VERSION) {
@@ -159,17 +172,22 @@ absl::StatusOr<uint32_t> Vm::AddMemory(const MemorySlot& slot) {
   uint32_t number = 0;
   while (slots_.contains(number)) ++number;
   if (number >= kMostSlots) return absl::ResourceExhaustedError(fmt::format("more than {} memory slots", kMostSlots));
+  HK_RETURN_IF_ERROR(SetSlot(number, slot));
+  return number;
+}
+
+absl::Status Vm::SetSlot(uint32_t number, const MemorySlot& slot) {
   kvm_userspace_memory_region region = {};
   region.slot = number;
   region.flags = slot.readonly ? KVM_MEM_READONLY : 0;
   region.guest_phys_addr = slot.start.value();
   region.memory_size = slot.bytes;
-  region.userspace_addr = host;
+  region.userspace_addr = reinterpret_cast<uint64_t>(slot.host);
   if (ioctl(vm_.get(), KVM_SET_USER_MEMORY_REGION, &region) < 0) {
     return ErrnoStatus(errno, fmt::format("memory slot at {:#x}, {:#x} bytes", slot.start.value(), slot.bytes));
   }
   slots_.emplace(number, slot);
-  return number;
+  return absl::OkStatus();
 }
 
 absl::Status Vm::RemoveMemory(uint32_t slot) {

@@ -67,6 +67,8 @@ class Vm {
   // REQUIRES: vcpus > 0. Errors: kInvalidArgument if KVM does not allow that many vCPUs; kUnimplemented if the kernel
   // lacks what we need; else errno with the call that failed.
   static absl::StatusOr<std::unique_ptr<Vm>> Create(uint32_t vcpus);
+  // Another VM with the same memory slots, under the same numbers, and no vCPU yet. Errors: as Create and AddMemory.
+  absl::StatusOr<std::unique_ptr<Vm>> CreateLike() const;
   ~Vm();
   Vm(const Vm&) = delete;
   Vm& operator=(const Vm&) = delete;
@@ -92,13 +94,15 @@ class Vm {
  private:
   Vm() = default;
   absl::Status SetUp(uint32_t vcpus);
+  absl::Status SetSlot(uint32_t number, const MemorySlot& slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status ReadFacts();
   absl::Status EnableMsrExits();
 
+  uint32_t vcpus_ = 0;
   OwnedFd kvm_;
   OwnedFd vm_;
   KvmFacts facts_;
-  Mutex mutex_;
+  mutable Mutex mutex_;
   std::map<uint32_t, MemorySlot> slots_ ABSL_GUARDED_BY(mutex_);
   uint32_t next_kvm_id_ ABSL_GUARDED_BY(mutex_) = 0;
   std::multimap<VcpuId, VcpuFd> parked_ ABSL_GUARDED_BY(mutex_);

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <map>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -16,9 +17,11 @@
 #include "hyperkernel/irq/apic_timer_thread.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 #include "hyperkernel/kvm/cpu_model.h"
-#include "hyperkernel/kvm/vcpu.h"
+#include "hyperkernel/kvm/vcpu_group.h"
 #include "hyperkernel/memory/guest_memory.h"
+#include "hyperkernel/node/machine_backends.h"
 #include "hyperkernel/node/machine_devices.h"
+#include "hyperkernel/node/machine_virtio.h"
 
 namespace hk {
 namespace {
@@ -27,6 +30,8 @@ namespace {
 // time-out.
 constexpr std::chrono::seconds kPauseDeadline(5);
 constexpr std::chrono::seconds kStopDeadline(10);
+// A disk answers or fails within seconds, unless it is a network's.
+constexpr std::chrono::seconds kIoDeadline(10);
 
 LinuxBootSpec BootSpecOf(const v1::VmSpec& spec) {
   return {.kernel_path = spec.kernel(),
@@ -64,26 +69,33 @@ class MemoryWriter final : public GuestWriter {
 };
 
 // One running guest. Members are in the order they depend on one another; the destructor stops the vCPUs first.
-class KvmMachine final : public Machine, public ExitHandler, public VcpuWaker {
+class KvmMachine final : public Machine, public ExitHandler {
  public:
   KvmMachine(const v1::VmSpec& spec, const Clock& clock, MachineEvents* events)
-      : spec_(spec), clock_(clock), events_(events) {}
+      : spec_(spec), clock_(clock), events_(events), vcpus_(std::make_unique<VcpuGroup>(spec.vcpus())) {}
   ~KvmMachine() override;
 
-  absl::Status Build(uint64_t generation, const FrameStore& frames);
+  absl::Status Build(uint64_t generation, const FrameStore& frames, MachineBackends backends);
   absl::Status Run();
 
-  size_t ConsoleInput(std::string_view bytes) override { return devices_->ConsoleInput(bytes); }
+  size_t Input(Channel channel, std::string_view bytes) override {
+    return channel == Channel::kSerial ? devices_->ConsoleInput(bytes) : virtio_->Input(channel, bytes);
+  }
+  void ResizeConsole(uint16_t columns, uint16_t rows) override { virtio_->ResizeConsole(columns, rows); }
   void PressPowerButton() override { devices_->PressPowerButton(); }
-  absl::Status Pause() override;
-  absl::Status Unpause() override;
+  absl::Status Pause() override { return vcpus_->Pause(clock_.Now() + kPauseDeadline); }
+  absl::Status Unpause() override { return vcpus_->Resume(); }
+  absl::Status Renew(Monotonic deadline) override;
   uint64_t frame_bytes() const override { return memory_->frame_bytes(); }
-  uint64_t exits() const override;
+  uint64_t exits() const override { return vcpus_->exits(); }
   std::map<std::string, uint64_t> exits_by_kind() const override;
+  std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }
 
  private:
-  absl::Status BuildMemory(uint64_t generation, const FrameStore& frames);
-  absl::Status BuildVcpus();
+  absl::Status BuildMemory(uint64_t generation, const FrameStore& frames, Vm* vm);
+  absl::Status BuildDevices(MachineBackends backends, Vm* vm);
+  void EndDevices();
+  absl::Status BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model);
   absl::StatusOr<BootState> LoadKernel();
   void End(MachineEnd end, const std::string& reason);
 
@@ -97,42 +109,63 @@ class KvmMachine final : public Machine, public ExitHandler, public VcpuWaker {
   void OnGuestFailure(VcpuId vcpu, const std::string& reason) override {
     End(MachineEnd::kCrash, fmt::format("vCPU {}: {}", vcpu.value(), reason));
   }
-  // VcpuWaker
-  void Wake(VcpuId vcpu) override {
-    if (running_.load(std::memory_order_acquire)) vcpus_[vcpu.value()]->Wake();
-  }
 
   const v1::VmSpec spec_;
   const Clock& clock_;
   MachineEvents* const events_;
   std::atomic<bool> ended_{false};
-  std::atomic<bool> running_{false};  // vcpus_ is complete
+  bool pm_timer_ = false;  // only for guests that have no clock of ours: see boot/README.md
   std::unique_ptr<GuestMemory> memory_;
-  std::unique_ptr<Vm> vm_;
   std::unique_ptr<PvClock> pv_clock_;
+  std::unique_ptr<VcpuGroup> vcpus_;  // the VM too; emptied first, and there as long as what follows may wake someone
+  std::unique_ptr<ApicTimerThread> timers_ = std::make_unique<ApicTimerThread>();
   std::unique_ptr<InterruptController> interrupts_;
   std::unique_ptr<MachineDevices> devices_;
-  std::vector<std::unique_ptr<Vcpu>> vcpus_;
-  std::unique_ptr<ApicTimerThread> timers_;
+  std::unique_ptr<MachineVirtio> virtio_;
 };
 
 KvmMachine::~KvmMachine() {
   // Whatever the guest still says is not news any more.
   ended_.store(true);
-  for (const auto& vcpu : vcpus_) vcpu->RequestStop();
-  for (const auto& vcpu : vcpus_) {
-    if (const absl::Status status = vcpu->Stop(clock_.Now() + kStopDeadline); !status.ok()) {
-      log::Error("guest", "a vCPU does not stop", {{"guest", spec_.name()}, {"error", MessageOf(status)}});
-    }
+  if (const absl::Status status = vcpus_->Stop(clock_.Now() + kStopDeadline); !status.ok()) {
+    log::Error("guest", "a vCPU does not stop", {{"guest", spec_.name()}, {"error", MessageOf(status)}});
   }
-  timers_.reset();
+  timers_->Stop();
+  EndDevices();
+  if (vcpus_ != nullptr) vcpus_->Clear();
+}
+
+// vCPUs are stopped, but still there to be woken by an interrupt. If I/O does not end, what it reads and writes is kept
+// until it has: on a thread of its own, since nobody may have to wait for that.
+void KvmMachine::EndDevices() {
+  if (virtio_ == nullptr) return;
+  const absl::Status status = virtio_->Quiesce(clock_.Now() + kIoDeadline);
+  if (status.ok()) return virtio_.reset();
+  log::Error("guest", "I/O of a device does not end; its memory and images are kept until it does",
+             {{"guest", spec_.name()}, {"error", MessageOf(status)}});
+  struct Remains {
+    std::unique_ptr<GuestMemory> memory;
+    std::unique_ptr<VcpuGroup> vcpus;
+    std::unique_ptr<ApicTimerThread> timers;
+    std::unique_ptr<InterruptController> interrupts;
+    std::unique_ptr<MachineDevices> devices;
+    std::unique_ptr<MachineVirtio> virtio;
+  };
+  virtio_->MoveDoorbellsTo(nullptr);
+  vcpus_->Clear();  // and the VM, before the memory it maps
+  auto remains = std::make_unique<Remains>(Remains{std::move(memory_), std::move(vcpus_), std::move(timers_),
+                                                   std::move(interrupts_), std::move(devices_), std::move(virtio_)});
+  std::thread([remains = std::move(remains), name = spec_.name()]() mutable {
+    remains.reset();
+    log::Info("guest", "the I/O has ended", {{"guest", name}});
+  }).detach();
 }
 
 void KvmMachine::End(MachineEnd end, const std::string& reason) {
   if (!ended_.exchange(true)) events_->OnEnd(end, reason);
 }
 
-absl::Status KvmMachine::BuildMemory(uint64_t generation, const FrameStore& frames) {
+absl::Status KvmMachine::BuildMemory(uint64_t generation, const FrameStore& frames, Vm* vm) {
   std::vector<RamRange> ranges;
   for (const RamPiece& piece : RamLayout(spec_.memory_mib() << 20)) ranges.push_back({piece.start, piece.bytes});
   absl::StatusOr<std::unique_ptr<GuestMemory>> memory =
@@ -142,41 +175,16 @@ absl::Status KvmMachine::BuildMemory(uint64_t generation, const FrameStore& fram
   if (!memory.ok()) return WithContext(memory.status(), "memory_mib");
   memory_ = *std::move(memory);
   for (const GuestMemory::Slot& slot : memory_->slots()) {
-    HK_RETURN_IF_ERROR(vm_->AddMemory({.start = slot.start, .bytes = slot.bytes, .host = slot.guest_view}).status());
+    HK_RETURN_IF_ERROR(vm->AddMemory({.start = slot.start, .bytes = slot.bytes, .host = slot.guest_view}).status());
   }
   return absl::OkStatus();
 }
 
-absl::Status KvmMachine::BuildVcpus() {
-  HK_ASSIGN_OR_RETURN(const CpuModel model, CpuModel::Create(vm_->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec_)));
-  // The guest's TSC begins at about 0, the same on all its vCPUs, and its kvmclock with it.
-  const uint64_t offset = uint64_t{0} - __rdtsc();
-  if (vm_->facts().tsc_khz != 0) {
-    const auto wall = std::chrono::duration_cast<std::chrono::nanoseconds>(clock_.Wall().time_since_epoch());
-    pv_clock_ = std::make_unique<PvClock>(
-        PvClockOrigin{.wall_ns = static_cast<uint64_t>(wall.count()), .tsc_khz = vm_->facts().tsc_khz}, spec_.vcpus(),
-        [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
-  }
-  for (uint32_t i = 0; i < spec_.vcpus(); i++) {
-    const VcpuId id(i);
-    HK_ASSIGN_OR_RETURN(
-        std::unique_ptr<Vcpu> vcpu,
-        Vcpu::Create(vm_.get(), {.id = id, .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset},
-                     {.devices = this, .interrupts = interrupts_->vcpu(id), .clock = pv_clock_.get()}));
-    vcpus_.push_back(std::move(vcpu));
-  }
-  running_.store(true, std::memory_order_release);
-  return absl::OkStatus();
-}
-
-absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames) {
-  HK_ASSIGN_OR_RETURN(vm_, Vm::Create(spec_.vcpus()));
-  HK_RETURN_IF_ERROR(BuildMemory(generation, frames));
-  interrupts_ = std::make_unique<InterruptController>(spec_.vcpus(), this, clock_);
+absl::Status KvmMachine::BuildDevices(MachineBackends backends, Vm* vm) {
   HK_ASSIGN_OR_RETURN(
       devices_, MachineDevices::Create(
-                    interrupts_.get(), clock_,
-                    {.console_output = [this](std::string_view bytes) { events_->OnConsoleOutput(bytes); },
+                    interrupts_.get(), clock_, pm_timer_,
+                    {.console_output = [this](std::string_view bytes) { events_->OnOutput(Channel::kSerial, bytes); },
                      .request =
                          [this](GuestRequest request) {
                            switch (request) {
@@ -191,7 +199,42 @@ absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames) {
                                                    {{"guest", spec_.name()}});
                            }
                          }}));
-  return BuildVcpus();
+  HK_ASSIGN_OR_RETURN(
+      virtio_,
+      MachineVirtio::Create(spec_, std::move(backends), memory_.get(), &devices_->pci(), &devices_->interrupts(),
+                            [this](Channel channel, std::string_view bytes) { events_->OnOutput(channel, bytes); }));
+  HK_RETURN_IF_ERROR(virtio_->AttachTo(vm));
+  return virtio_->Start();
+}
+
+absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model) {
+  // The guest's TSC begins at about 0, the same on all its vCPUs, and its kvmclock with it.
+  const uint64_t offset = uint64_t{0} - __rdtsc();
+  if (vm->facts().tsc_khz != 0) {
+    const auto wall = std::chrono::duration_cast<std::chrono::nanoseconds>(clock_.Wall().time_since_epoch());
+    pv_clock_ = std::make_unique<PvClock>(
+        PvClockOrigin{.wall_ns = static_cast<uint64_t>(wall.count()), .tsc_khz = vm->facts().tsc_khz}, spec_.vcpus(),
+        [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
+  }
+  std::vector<VcpuConfig> configs;
+  for (uint32_t i = 0; i < spec_.vcpus(); i++) {
+    configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset});
+  }
+  return vcpus_->Create(std::move(vm), configs, [this](VcpuId id) {
+    return VcpuEnvironment{.devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get()};
+  });
+}
+
+absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames, MachineBackends backends) {
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Vm::Create(spec_.vcpus()));
+  pm_timer_ = vm->facts().tsc_khz == 0;
+  HK_RETURN_IF_ERROR(BuildMemory(generation, frames, vm.get()));
+  HK_ASSIGN_OR_RETURN(const CpuModel model, CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec_)));
+  interrupts_ = std::make_unique<InterruptController>(
+      InterruptControllerOptions{.vcpus = spec_.vcpus(), .x2apic = model.has_x2apic()}, &clock_, vcpus_.get(),
+      timers_.get());
+  HK_RETURN_IF_ERROR(BuildDevices(std::move(backends), vm.get()));
+  return BuildVcpus(std::move(vm), model);
 }
 
 absl::StatusOr<BootState> KvmMachine::LoadKernel() {
@@ -199,6 +242,14 @@ absl::StatusOr<BootState> KvmMachine::LoadKernel() {
   AcpiInput input;
   input.ram_bytes = spec_.memory_mib() << 20;
   for (uint32_t i = 0; i < spec_.vcpus(); i++) input.apic_ids.push_back(i);
+  input.pm_timer = pm_timer_;
+  if (spec_.topology() == v1::TOPOLOGY_NUMA) {  // one node: one domain with everything
+    AcpiNode node;
+    node.memory = RamLayout(input.ram_bytes);
+    for (uint32_t i = 0; i < spec_.vcpus(); i++) node.vcpus.push_back(VcpuId(i));
+    input.nodes.push_back(std::move(node));
+    input.distances = {{kAcpiLocalDistance}};
+  }
   HK_ASSIGN_OR_RETURN(const AcpiTables tables, BuildAcpiTables(input));
   HK_RETURN_IF_ERROR(memory_->Write(tables.start, tables.bytes));
   MemoryWriter writer(memory_.get());
@@ -207,62 +258,50 @@ absl::StatusOr<BootState> KvmMachine::LoadKernel() {
 
 absl::Status KvmMachine::Run() {
   HK_ASSIGN_OR_RETURN(const BootState boot, LoadKernel());
-  timers_ = std::make_unique<ApicTimerThread>(interrupts_.get(), clock_);
-  for (size_t i = 1; i < vcpus_.size(); i++) HK_RETURN_IF_ERROR(vcpus_[i]->Resume());
-  return vcpus_[0]->Start(ToInitialCpuState(boot), clock_.Now() + kPauseDeadline);
+  timers_->Start(interrupts_.get());
+  return vcpus_->Start(ToInitialCpuState(boot), clock_.Now() + kPauseDeadline);
 }
 
-absl::Status KvmMachine::Pause() {
-  for (const auto& vcpu : vcpus_) vcpu->RequestPause();
-  const Monotonic deadline = clock_.Now() + kPauseDeadline;
-  for (const auto& vcpu : vcpus_) HK_RETURN_IF_ERROR(vcpu->Pause(deadline));
-  return absl::OkStatus();
-}
-
-absl::Status KvmMachine::Unpause() {
-  for (const auto& vcpu : vcpus_) HK_RETURN_IF_ERROR(vcpu->Resume());
-  return absl::OkStatus();
-}
-
-uint64_t KvmMachine::exits() const {
-  uint64_t sum = 0;
-  for (const auto& vcpu : vcpus_) {
-    for (const uint64_t count : vcpu->counters().exits) sum += count;
-  }
-  return sum;
+// Guest memory, devices and the timers' thread stay: of the VM they know nothing but who takes doorbells.
+absl::Status KvmMachine::Renew(Monotonic deadline) {
+  return vcpus_->Renew(
+      [this](Vm* vm) -> absl::Status {
+        HK_RETURN_IF_ERROR(interrupts_->Renew());
+        virtio_->MoveDoorbellsTo(vm);
+        return absl::OkStatus();
+      },
+      deadline);
 }
 
 std::map<std::string, uint64_t> KvmMachine::exits_by_kind() const {
-  std::map<std::string, uint64_t> sums;
-  for (const auto& vcpu : vcpus_) {
-    const VcpuCounters counters = vcpu->counters();
-    for (size_t i = 0; i < kVcpuExits; i++) {
-      if (counters.exits[i] != 0) sums[std::string(NameOf(static_cast<VcpuExit>(i)))] += counters.exits[i];
-    }
-    if (counters.interrupts != 0) sums["injected"] += counters.interrupts;
+  const VcpuCounters sum = vcpus_->counters();
+  std::map<std::string, uint64_t> kinds;
+  for (size_t i = 0; i < kVcpuExits; i++) {
+    if (sum.exits[i] != 0) kinds[std::string(NameOf(static_cast<VcpuExit>(i)))] = sum.exits[i];
   }
-  return sums;
+  if (sum.interrupts != 0) kinds["injected"] = sum.interrupts;
+  return kinds;
 }
 
 }  // namespace
 
 absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames) {
-  // Refused rather than left out: a guest must not run without a disk its operator gave it.
-  if (spec.disks_size() > 0) return absl::UnimplementedError("disks: this release attaches no disks yet; remove them");
   HK_RETURN_IF_ERROR(LinuxBoot::Plan(BootSpecOf(spec)).status());
   if ((spec.memory_mib() << 20) > frames.budget_bytes()) {
     return absl::ResourceExhaustedError(fmt::format("memory_mib: {} is more than this node's frame_store.budget_mib {}",
                                                     spec.memory_mib(), frames.budget_bytes() >> 20));
   }
   HK_ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, Vm::Create(spec.vcpus()));
-  return CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec)).status();
+  HK_RETURN_IF_ERROR(CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec)).status());
+  return MachineBackends::Open(spec).status();
 }
 
 absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, uint64_t generation,
                                                         const FrameStore& frames, const Clock& clock,
                                                         MachineEvents* events) {
+  HK_ASSIGN_OR_RETURN(MachineBackends backends, MachineBackends::Open(spec));
   auto machine = std::make_unique<KvmMachine>(spec, clock, events);
-  HK_RETURN_IF_ERROR(machine->Build(generation, frames));
+  HK_RETURN_IF_ERROR(machine->Build(generation, frames, std::move(backends)));
   HK_RETURN_IF_ERROR(machine->Run());
   return std::unique_ptr<Machine>(std::move(machine));
 }

@@ -8,8 +8,10 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
 #include "proto/vm.pb.h"
 
 namespace hk {
@@ -17,12 +19,19 @@ namespace hk {
 // How a guest ended by itself.
 enum class MachineEnd { kPowerOff, kReset, kCrash };
 
+// A byte stream between a guest and its host. Each has its own order; between channels there is none.
+enum class Channel {
+  kSerial,         // the 16550 at 0x3f8: ttyS0
+  kVirtioConsole,  // port 0 of the virtio console: hvc0
+  kAgent,          // the virtio console's port for the guest agent (org.qemu.guest_agent.0)
+};
+
 // What a machine tells, from any of its threads. Calls must not block, and must not destroy the machine.
 class MachineEvents {
  public:
   virtual ~MachineEvents() = default;
-  // The guest wrote to its console.
-  virtual void OnConsoleOutput(std::string_view bytes) = 0;
+  // The guest wrote to a channel.
+  virtual void OnOutput(Channel channel, std::string_view bytes) = 0;
   // The guest ended; told once. `reason` is one line for kCrash.
   virtual void OnEnd(MachineEnd end, const std::string& reason) = 0;
 };
@@ -31,17 +40,27 @@ class MachineEvents {
 class Machine {
  public:
   virtual ~Machine() = default;
-  // Types on the console. What the guest does not take in time is dropped, and the count returned is less.
-  virtual size_t ConsoleInput(std::string_view bytes) = 0;
+  // Gives the guest bytes on a channel; never blocks. Returns how many of them, from the first on, were taken: the rest
+  // found no room, or nobody in the guest has the channel open, and is dropped.
+  virtual size_t Input(Channel channel, std::string_view bytes) = 0;
+  // Tells the guest the size of the terminal on kVirtioConsole, in characters; 0 0 when there is none. (A serial line
+  // has no such notion.)
+  virtual void ResizeConsole(uint16_t columns, uint16_t rows) = 0;
   virtual void PressPowerButton() = 0;
-  // Holds all vCPUs / lets them run. Errors: kDeadlineExceeded if one does not stop.
+  // Holds all vCPUs / lets them run. Errors: kDeadlineExceeded if one does not stop; then all go on.
   virtual absl::Status Pause() = 0;
   virtual absl::Status Unpause() = 0;
+  // Saves the machine's vCPUs and interrupt controllers and makes them anew in a fresh VM, over the same memory and
+  // devices, and goes on if it ran; the guest notices nothing. Errors: what could not be saved or made, or
+  // kDeadlineExceeded; the machine is as before.
+  virtual absl::Status Renew(Monotonic deadline) = 0;
   virtual uint64_t frame_bytes() const = 0;
   // vCPU exits since the start.
   virtual uint64_t exits() const = 0;
   // The same by kind, and "injected": the interrupts given to vCPUs. Kinds that did not occur are left out.
   virtual std::map<std::string, uint64_t> exits_by_kind() const = 0;
+  // Devices whose driver broke the protocol and has not reset them since.
+  virtual std::vector<std::string> broken_devices() const { return {}; }
 };
 
 // Checks that a machine could be made here now (files, memory) without making it. Errors: one line.

@@ -17,10 +17,10 @@ class IoApicWindow final : public IoHandler {
   static constexpr uint64_t kBytes = 0x1000;
   explicit IoApicWindow(InterruptController* interrupts) : interrupts_(interrupts) {}
   void Read(uint64_t offset, std::span<std::byte> data) override {
-    StoreLe(data, interrupts_->ReadIoApic(static_cast<uint32_t>(offset)));
+    StoreLe(data, interrupts_->IoApicRead(static_cast<uint32_t>(offset)));
   }
   void Write(uint64_t offset, std::span<const std::byte> data) override {
-    interrupts_->WriteIoApic(static_cast<uint32_t>(offset), static_cast<uint32_t>(LoadLe(data)));
+    interrupts_->IoApicWrite(static_cast<uint32_t>(offset), static_cast<uint32_t>(LoadLe(data)));
   }
 
  private:
@@ -32,7 +32,8 @@ class Sink final : public InterruptSink {
  public:
   explicit Sink(InterruptController* interrupts) : interrupts_(interrupts) {}
   void SetLine(uint8_t pin, bool level) override { interrupts_->SetLine(pin, level); }
-  void SendMsi(uint64_t address, uint32_t data) override { interrupts_->SendMsi(address, data); }
+  // What is no MSI is a write to nowhere: the guest programmed the device so.
+  void SendMsi(uint64_t address, uint32_t data) override { static_cast<void>(interrupts_->SendMsi(address, data)); }
 
  private:
   InterruptController* const interrupts_;
@@ -40,7 +41,7 @@ class Sink final : public InterruptSink {
 
 class StandardDevices final : public MachineDevices {
  public:
-  StandardDevices(InterruptController* interrupts, const Clock& clock, MachineDeviceEvents events)
+  StandardDevices(InterruptController* interrupts, const Clock& clock, bool pm_timer, MachineDeviceEvents events)
       : sink_(interrupts),
         io_apic_(interrupts),
         serial_(&sink_, kPinSerial,
@@ -50,6 +51,8 @@ class StandardDevices final : public MachineDevices {
                      },
                  .room = [] {}}),
         rtc_(&clock),
+        pm_timer_declared_(pm_timer),
+        pm_timer_(&clock),
         power_(&sink_, kPinAcpiEvents, events.request),
         reset_(events.request),
         pvpanic_(events.request) {}
@@ -58,6 +61,8 @@ class StandardDevices final : public MachineDevices {
 
   Bus& ports() override { return ports_; }
   Bus& mmio() override { return mmio_; }
+  PciRoot& pci() override { return *pci_; }
+  InterruptSink& interrupts() override { return sink_; }
   size_t ConsoleInput(std::string_view bytes) override {
     return serial_.Input(std::as_bytes(std::span(bytes.data(), bytes.size())));
   }
@@ -70,6 +75,8 @@ class StandardDevices final : public MachineDevices {
   IoApicWindow io_apic_;
   Serial serial_;
   Rtc rtc_;
+  const bool pm_timer_declared_;
+  PmTimer pm_timer_;
   PowerPorts power_;
   ResetPort reset_;
   Pvpanic pvpanic_;
@@ -77,21 +84,25 @@ class StandardDevices final : public MachineDevices {
 };
 
 absl::Status StandardDevices::Wire() {
-  constexpr uint64_t kSerialPorts = 8, kPciConfigPorts = 8, kOnePort = 1;
+  constexpr uint64_t kSerialPorts = 8, kOnePort = 1;
   HK_RETURN_IF_ERROR(mmio_.Add(kIoApicAddress.value(), IoApicWindow::kBytes, &io_apic_));
   HK_ASSIGN_OR_RETURN(pci_, PciRoot::Create(&mmio_, &sink_));
   HK_RETURN_IF_ERROR(ports_.Add(kPortSerial, kSerialPorts, &serial_));
   HK_RETURN_IF_ERROR(ports_.Add(kPortCmosIndex, Rtc::kPorts, &rtc_));
   HK_RETURN_IF_ERROR(ports_.Add(kPortPowerManagement, PowerPorts::kPorts, &power_));
   HK_RETURN_IF_ERROR(ports_.Add(kPortPvpanic, kOnePort, &pvpanic_));
-  return ports_.Add(kPortPciConfig, kPciConfigPorts, pci_->ConfigPorts(&reset_));
+  if (pm_timer_declared_) HK_RETURN_IF_ERROR(ports_.Add(kPortPmTimer, PmTimer::kPorts, &pm_timer_));
+  // Not PciRoot::ConfigPorts: with mechanism 1 there, Linux would use it, at two exits per access, where ECAM costs one
+  // and for an empty slot none.
+  return ports_.Add(kPortReset, kOnePort, &reset_);
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<MachineDevices>> MachineDevices::Create(InterruptController* interrupts,
-                                                                       const Clock& clock, MachineDeviceEvents events) {
-  auto devices = std::make_unique<StandardDevices>(interrupts, clock, std::move(events));
+                                                                       const Clock& clock, bool pm_timer,
+                                                                       MachineDeviceEvents events) {
+  auto devices = std::make_unique<StandardDevices>(interrupts, clock, pm_timer, std::move(events));
   HK_RETURN_IF_ERROR(devices->Wire());
   return devices;
 }

@@ -8,6 +8,8 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/device/bus.h"
+#include "hyperkernel/device/interrupt_line.h"
+#include "hyperkernel/device/pci.h"
 #include "hyperkernel/device/power_ports.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 
@@ -22,13 +24,17 @@ struct MachineDeviceEvents {
 // All devices of a machine.
 class MachineDevices {
  public:
-  // `interrupts` and `clock` outlive it. Errors: addresses that collide, which is a mistake of ours.
+  // `interrupts` and `clock` outlive it. `pm_timer`: as the FADT says. Errors: addresses that collide, which is a
+  // mistake of ours.
   static absl::StatusOr<std::unique_ptr<MachineDevices>> Create(InterruptController* interrupts, const Clock& clock,
-                                                                MachineDeviceEvents events);
+                                                                bool pm_timer, MachineDeviceEvents events);
   virtual ~MachineDevices() = default;
 
   virtual Bus& ports() = 0;
   virtual Bus& mmio() = 0;
+  // Where PCI devices go, and where their interrupts do.
+  virtual PciRoot& pci() = 0;
+  virtual InterruptSink& interrupts() = 0;
   virtual size_t ConsoleInput(std::string_view bytes) = 0;
   virtual void PressPowerButton() = 0;
 };

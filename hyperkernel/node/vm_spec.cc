@@ -1,15 +1,22 @@
 #include "hyperkernel/node/vm_spec.h"
 
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <map>
 #include <set>
 #include <string>
 #include <string_view>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/names.h"
 
 namespace hk {
 namespace {
+
+constexpr uint8_t kMacMulticast = 1, kMacLocal = 2;  // bits of the first byte (IEEE 802, 8.2)
 
 absl::Status Bad(std::string_view field, std::string_view what) {
   return absl::InvalidArgumentError(fmt::format("{}: {}", field, what));
@@ -20,6 +27,12 @@ absl::Status CheckPath(std::string_view field, const std::string& path) {
     return Bad(field, fmt::format("'{}' is not an absolute path", path));
   }
   return absl::OkStatus();
+}
+
+// 0 stands for the default.
+absl::Status CheckQueues(const std::string& field, uint32_t queues) {
+  if (queues <= kMaxQueues) return absl::OkStatus();
+  return Bad(field, fmt::format("{} is not from 1 to {}", queues, kMaxQueues));
 }
 
 absl::Status CheckDisks(const v1::VmSpec& spec) {
@@ -35,13 +48,120 @@ absl::Status CheckDisks(const v1::VmSpec& spec) {
       return Bad(fmt::format("disks[{}].serial", i),
                  fmt::format("{} characters; at most {} are possible", disk.serial().size(), kMaxDiskSerial));
     }
+    HK_RETURN_IF_ERROR(CheckQueues(fmt::format("disks[{}].queues", i), disk.queues()));
+    if (disk.cache() != v1::DISK_CACHE_DIRECT && disk.cache() != v1::DISK_CACHE_BUFFERED)
+      return Bad(fmt::format("disks[{}].cache", i), "not DISK_CACHE_DIRECT or DISK_CACHE_BUFFERED");
+  }
+  return absl::OkStatus();
+}
+
+// What the kernel takes as an interface's name (dev_valid_name), without the '%' that makes it a pattern.
+absl::Status CheckInterface(std::string_view field, const std::string& name) {
+  const bool sane = !name.empty() && name.size() <= kMaxInterfaceName && name != "." && name != ".." &&
+                    std::all_of(name.begin(), name.end(),
+                                [](unsigned char c) { return std::isgraph(c) && c != '/' && c != ':' && c != '%'; });
+  if (sane) return absl::OkStatus();
+  return Bad(field, fmt::format("'{}' is not an interface's name (1 to {} characters, none of / : % or blank)", name,
+                                kMaxInterfaceName));
+}
+
+absl::Status CompleteNets(v1::VmSpec* spec) {
+  if (spec->nets_size() > kMaxNets)
+    return Bad("nets", fmt::format("{}; at most {} are possible", spec->nets_size(), kMaxNets));
+  std::set<std::string> taps;
+  std::map<MacAddress, int> macs;
+  for (int i = 0; i < spec->nets_size(); i++) {
+    v1::NetSpec& net = *spec->mutable_nets(i);
+    const std::string field = fmt::format("nets[{}]", i);
+    if (net.tap().empty() == net.bridge().empty()) return Bad(field, "needs either tap or bridge");
+    if (!net.tap().empty()) {
+      HK_RETURN_IF_ERROR(CheckInterface(field + ".tap", net.tap()));
+      if (!taps.insert(net.tap()).second) return Bad(field + ".tap", fmt::format("'{}' is there twice", net.tap()));
+    } else {
+      HK_RETURN_IF_ERROR(CheckInterface(field + ".bridge", net.bridge()));
+    }
+    HK_RETURN_IF_ERROR(CheckQueues(field + ".queues", net.queues()));
+    if (net.queues() == 0) net.set_queues(1);
+    absl::StatusOr<MacAddress> mac = net.mac().empty() ? GeneratedMac(spec->name(), i) : ParseMac(net.mac());
+    if (!mac.ok()) return WithContext(mac.status(), field + ".mac");
+    net.set_mac(fmt::format("{:02x}", fmt::join(*mac, ":")));
+    const auto [found, fresh] = macs.emplace(*mac, i);
+    if (!fresh) return Bad(field + ".mac", fmt::format("{} is that of nets[{}] already", net.mac(), found->second));
+  }
+  return absl::OkStatus();
+}
+
+// One node for now, which is this one.
+absl::Status CompletePlacement(v1::VmSpec* spec, const std::string& node) {
+  if (spec->placement_size() == 0) spec->add_placement()->set_node(node);
+  std::set<std::string> nodes;
+  uint64_t vcpus = 0;
+  for (int i = 0; i < spec->placement_size(); i++) {
+    v1::PlacementSpec& place = *spec->mutable_placement(i);
+    const std::string field = fmt::format("placement[{}]", i);
+    if (!IsValidName(place.node())) return Bad(field + ".node", fmt::format("'{}' is not a node's name", place.node()));
+    if (!nodes.insert(place.node()).second)
+      return Bad(field + ".node", fmt::format("'{}' is there twice", place.node()));
+    if (place.vcpus() == 0 && spec->placement_size() == 1) place.set_vcpus(spec->vcpus());
+    if (place.vcpus() == 0) return Bad(field + ".vcpus", "0; say how many of them run there");
+    vcpus += place.vcpus();
+  }
+  if (vcpus != spec->vcpus())
+    return Bad("placement", fmt::format("{} vcpus are placed, the machine has {}", vcpus, spec->vcpus()));
+  if (spec->io_node().empty()) spec->set_io_node(spec->placement(0).node());
+  if (!nodes.contains(spec->io_node()))
+    return Bad("io_node", fmt::format("'{}' is not a node of placement", spec->io_node()));
+  for (const std::string& name : nodes) {
+    if (name != node) {
+      return absl::UnimplementedError(fmt::format(
+          "placement: node '{}': this release runs a machine on one node, the one asked ('{}')", name, node));
+    }
   }
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<v1::VmSpec> CompleteVmSpec(const v1::VmSpec& spec) {
+MacAddress GeneratedMac(const std::string& name, int index) {
+  // FNV-1a, 64 bits: written down here, since it must never change.
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : fmt::format("{}/{}", name, index)) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
+  MacAddress mac;
+  for (size_t i = 0; i < mac.size(); ++i) mac[i] = static_cast<uint8_t>(hash >> (8 * i));
+  mac[0] = static_cast<uint8_t>((mac[0] & ~kMacMulticast) | kMacLocal);
+  return mac;
+}
+
+absl::StatusOr<MacAddress> ParseMac(const std::string& text) {
+  MacAddress mac{};
+  const absl::Status bad =
+      absl::InvalidArgumentError(fmt::format("'{}' is not an address of one card, as 02:00:00:00:00:01", text));
+  if (text.size() != 3 * mac.size() - 1) return bad;
+  for (size_t i = 0; i < mac.size(); ++i) {
+    const char* const start = text.data() + 3 * i;
+    const auto [end, error] = std::from_chars(start, start + 2, mac[i], 16);
+    if (error != std::errc() || end != start + 2 || (i + 1 < mac.size() && *end != ':')) return bad;
+  }
+  if (mac == MacAddress{}) return bad;
+  if (mac[0] & kMacMulticast) {
+    return absl::InvalidArgumentError(fmt::format("'{}' is a multicast address (odd first byte)", text));
+  }
+  return mac;
+}
+
+absl::Status CheckBeside(const v1::VmSpec& spec, const v1::VmSpec& other) {
+  for (int i = 0; i < spec.nets_size(); i++) {
+    for (const v1::NetSpec& net : other.nets()) {
+      if (net.mac() == spec.nets(i).mac()) {
+        return absl::AlreadyExistsError(
+            fmt::format("nets[{}].mac: {} is that of a card of vm '{}'", i, net.mac(), other.name()));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::VmSpec> CompleteVmSpec(const v1::VmSpec& spec, const std::string& node) {
   v1::VmSpec out = spec;
   if (!IsValidName(spec.name())) return Bad("name", fmt::format("'{}' is not [a-z0-9-]{{1,63}}", spec.name()));
   if (spec.memory_mib() < kMinVmMemoryMib || spec.memory_mib() > kMaxVmMemoryMib) {
@@ -62,6 +182,16 @@ absl::StatusOr<v1::VmSpec> CompleteVmSpec(const v1::VmSpec& spec) {
   if (spec.on_crash() != v1::ON_CRASH_STOP && spec.on_crash() != v1::ON_CRASH_RESET)
     return Bad("on_crash", "not ON_CRASH_STOP or ON_CRASH_RESET");
   HK_RETURN_IF_ERROR(CheckDisks(spec));
+  for (v1::DiskSpec& disk : *out.mutable_disks()) {
+    if (disk.queues() == 0) disk.set_queues(1);
+  }
+  HK_RETURN_IF_ERROR(CompleteNets(&out));
+  HK_RETURN_IF_ERROR(CompletePlacement(&out, node));
+  if (spec.topology() != v1::TOPOLOGY_UNIFORM && spec.topology() != v1::TOPOLOGY_NUMA)
+    return Bad("topology", "not TOPOLOGY_UNIFORM or TOPOLOGY_NUMA");
+  if (spec.policy().empty()) out.set_policy("fetch");
+  if (out.policy() != "fetch")
+    return Bad("policy", fmt::format("'{}' is not fetch, the only one so far", spec.policy()));
   return out;
 }
 

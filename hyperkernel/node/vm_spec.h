@@ -1,8 +1,10 @@
 // Checks of a VM's specification. Pure; thread-safe.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "proto/vm.pb.h"
@@ -15,10 +17,25 @@ inline constexpr uint64_t kMaxVmMemoryMib = uint64_t{1} << 32;  // 4 PiB: 52-bit
 inline constexpr uint32_t kMaxVcpus = 255;                      // APIC ids of one I/O APIC's physical destinations
 inline constexpr size_t kMaxCommandLine = 2047;  // COMMAND_LINE_SIZE of x86 Linux, less the terminating zero
 inline constexpr int kMaxDisks = 16;             // slots of the one PCI bus, half of them
+inline constexpr int kMaxNets = 8;               // slots of the one PCI bus, a quarter of them
 inline constexpr size_t kMaxDiskSerial = 20;     // VIRTIO_BLK_ID_BYTES
+inline constexpr uint32_t kMaxQueues = 16;       // of a disk, and pairs of a card: what the devices have
+inline constexpr size_t kMaxInterfaceName = 15;  // IFNAMSIZ, less the terminating zero
 
-// The specification with defaults filled in. Errors: kInvalidArgument, one line: FIELD: what is wrong and what is
-// expected.
-absl::StatusOr<v1::VmSpec> CompleteVmSpec(const v1::VmSpec& spec);
+// A network card's hardware address.
+using MacAddress = std::array<uint8_t, 6>;
+
+// The specification with defaults filled in, for a machine of node `node`. Errors: kInvalidArgument, one line: FIELD:
+// what is wrong and what is expected; kUnimplemented for what this release cannot do yet.
+absl::StatusOr<v1::VmSpec> CompleteVmSpec(const v1::VmSpec& spec, const std::string& node);
+
+// The address that a card without one gets: locally administered, the same for the same name and number.
+MacAddress GeneratedMac(const std::string& name, int index);
+// Errors: kInvalidArgument if the text is not the address of one station.
+absl::StatusOr<MacAddress> ParseMac(const std::string& text);
+
+// Whether two machines of a node can be: a hardware address is not given out twice. Both complete. Errors:
+// kAlreadyExists, one line with the field of `spec`.
+absl::Status CheckBeside(const v1::VmSpec& spec, const v1::VmSpec& other);
 
 }  // namespace hk

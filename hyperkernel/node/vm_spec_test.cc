@@ -2,6 +2,7 @@
 
 #include <google/protobuf/text_format.h>
 
+#include <set>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -18,14 +19,26 @@ v1::VmSpec Parse(const std::string& text) {
 }
 
 TEST(VmSpec, DefaultsAreFilledIn) {
-  const auto spec = CompleteVmSpec(Parse("name: 'a' memory_mib: 64 kernel: '/k'"));
+  const auto spec =
+      CompleteVmSpec(Parse("name: 'a' memory_mib: 64 kernel: '/k' disks { path: '/d' } nets { tap: 't' }"), "n");
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->vcpus(), 1u);
   EXPECT_EQ(spec->cpu().profile(), "host");
+  EXPECT_EQ(spec->disks(0).queues(), 1u);
+  EXPECT_EQ(spec->nets(0).queues(), 1u);
+  EXPECT_EQ(spec->placement_size(), 1);
+  EXPECT_EQ(spec->placement(0).node(), "n");
+  EXPECT_EQ(spec->placement(0).vcpus(), 1u);
+  EXPECT_EQ(spec->io_node(), "n");
+  EXPECT_EQ(spec->topology(), v1::TOPOLOGY_UNIFORM);
+  EXPECT_EQ(spec->policy(), "fetch");
+  const auto again = CompleteVmSpec(*spec, "n");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->SerializeAsString(), spec->SerializeAsString()) << "what is complete stays as it is";
 }
 
 TEST(VmSpec, EachBadFieldGetsItsOneLine) {
-  const std::string long_line(2048, 'x');
+  const std::string long_line(2048, 'x'), good = "name: 'a' memory_mib: 64 kernel: '/k' ";
   const struct {
     std::string text, begins;
   } cases[] = {
@@ -44,12 +57,59 @@ TEST(VmSpec, EachBadFieldGetsItsOneLine) {
       {"name: 'a' memory_mib: 64 kernel: '/k' disks { path: '/x' } disks { path: '/x' }", "disks[1].path:"},
       {"name: 'a' memory_mib: 64 kernel: '/k' disks { path: '/x' serial: '123456789012345678901' }",
        "disks[0].serial:"},
+      {good + "disks { path: '/x' queues: 17 }", "disks[0].queues:"},
+      {good + "disks { path: '/x' cache: 7 }", "disks[0].cache:"},
+      {good + "nets { }", "nets[0]:"},
+      {good + "nets { tap: 't' bridge: 'b' }", "nets[0]:"},
+      {good + "nets { tap: 'sixteen-letters-' }", "nets[0].tap:"},
+      {good + "nets { tap: 't%d' }", "nets[0].tap:"},
+      {good + "nets { tap: 't' } nets { tap: 't' }", "nets[1].tap:"},
+      {good + "nets { bridge: 'a/b' }", "nets[0].bridge:"},
+      {good + "nets { tap: 't' queues: 17 }", "nets[0].queues:"},
+      {good + "nets { tap: 't' mac: '02:00:00:00:00' }", "nets[0].mac:"},
+      {good + "nets { tap: 't' mac: '02-00-00-00-00-01' }", "nets[0].mac:"},
+      {good + "nets { tap: 't' mac: '02:00:00:00:00:g1' }", "nets[0].mac:"},
+      {good + "nets { tap: 't' mac: '00:00:00:00:00:00' }", "nets[0].mac:"},
+      {good + "nets { tap: 't' mac: '03:00:00:00:00:01' }", "nets[0].mac: '03:00:00:00:00:01' is a multicast"},
+      {good + "nets { tap: 't' mac: '02:00:00:00:00:0A' } nets { tap: 'u' mac: '02:00:00:00:00:0a' }", "nets[1].mac:"},
+      {good + "placement { }", "placement[0].node:"},
+      {good + "placement { node: 'n' } placement { node: 'n' }", "placement[0].vcpus:"},
+      {good + "vcpus: 2 placement { node: 'n' vcpus: 1 } placement { node: 'n' vcpus: 1 }", "placement[1].node:"},
+      {good + "placement { node: 'n' vcpus: 2 }", "placement: 2 vcpus"},
+      {good + "placement { node: 'm' }", "placement: node 'm': this release"},
+      {good + "vcpus: 2 placement { node: 'n' vcpus: 1 } placement { node: 'm' vcpus: 1 }", "placement: node 'm'"},
+      {good + "io_node: 'm'", "io_node:"},
+      {good + "topology: 5", "topology:"},
+      {good + "policy: 'guess'", "policy:"},
   };
   for (const auto& bad : cases) {
-    const std::string message = MessageOf(CompleteVmSpec(Parse(bad.text)).status());
+    const std::string message = MessageOf(CompleteVmSpec(Parse(bad.text), "n").status());
     EXPECT_THAT(message, testing::StartsWith(bad.begins)) << bad.text;
     EXPECT_THAT(message, testing::Not(testing::HasSubstr("\n")));
   }
+}
+
+TEST(VmSpec, GeneratedAddressesAreLocalStableAndDifferent) {
+  std::set<MacAddress> seen;
+  for (const std::string name : {"a", "b", "a-much-longer-name"}) {
+    for (int i = 0; i < kMaxNets; i++) {
+      const MacAddress mac = GeneratedMac(name, i);
+      EXPECT_EQ(mac[0] & 3, 2) << "one station, locally administered";
+      EXPECT_TRUE(seen.insert(mac).second);
+    }
+  }
+  const std::string known =
+      CompleteVmSpec(Parse("name: 'web' memory_mib: 64 kernel: '/k' nets { bridge: 'br0' }"), "n")->nets(0).mac();
+  EXPECT_EQ(known, "fe:79:61:09:2e:4d") << "machines keep their addresses over releases";
+}
+
+TEST(VmSpec, TwoMachinesDoNotShareAnAddress) {
+  const auto a = CompleteVmSpec(Parse("name: 'a' memory_mib: 64 kernel: '/k' nets { tap: 't' }"), "n");
+  const auto b = CompleteVmSpec(Parse("name: 'b' memory_mib: 64 kernel: '/k' nets { tap: 't' }"), "n");
+  EXPECT_TRUE(CheckBeside(*b, *a).ok());
+  v1::VmSpec c = *b;
+  c.mutable_nets(0)->set_mac(a->nets(0).mac());
+  EXPECT_THAT(MessageOf(CheckBeside(c, *a)), testing::StartsWith("nets[0].mac: "));
 }
 
 }  // namespace

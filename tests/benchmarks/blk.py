@@ -6,6 +6,7 @@ measures, in turns. The disk is a RAM disk of the lab host, so that what is meas
 image's, read-only. Medians.
 """
 import contextlib
+import dataclasses
 import os
 import statistics
 import subprocess
@@ -33,7 +34,8 @@ def main():
     import guests  # needs the lab
     subprocess.run(['modprobe', 'brd', 'rd_nr=1', f'rd_size={DISK_MIB << 10}'], check=True)
     subprocess.run(['dd', 'if=/dev/vda', 'of=/dev/ram0', 'bs=1M', f'count={DISK_MIB}', 'oflag=direct', 'status=none'], check=True)
-    machine = lab_run.image_machine(disks=('/dev/vda', '/dev/ram0'))
+    # Both read-only: neither lets another have an image that it writes to.
+    machine = dataclasses.replace(lab_run.image_machine(disks=('/dev/vda', '/dev/ram0')), readonly=2)
     with contextlib.ExitStack() as stack:
         ours = guests.Hyperkernel()
         stack.callback(ours.close)

@@ -27,14 +27,14 @@ SLACK = 2
 ANONYMOUS_GROWTH_MIB = 16
 
 
-def module(kernel, path):
-    """A module of the kernel at .../boot/vmlinuz-VERSION."""
+def modules_of(kernel):
+    """The modules' directory of the kernel at .../boot/vmlinuz-VERSION."""
     version = pathlib.Path(kernel).name.removeprefix('vmlinuz-')
-    return str(pathlib.Path(kernel).parents[1] / 'lib/modules' / version / 'kernel' / path)
+    return str(pathlib.Path(kernel).parents[1] / 'lib/modules' / version)
 
 
-def make_initrd(path, *modules):
-    subprocess.run([os.path.join(hktest.ROOT, 'deploy', 'make-initramfs'), path, *modules], check=True)
+def make_initrd(path, *options):
+    subprocess.run([os.path.join(hktest.ROOT, 'deploy', 'make-initramfs'), path, *options], check=True)
     return path
 
 
@@ -106,8 +106,7 @@ class Guest(unittest.TestCase):
 
     def test_generic_2_vcpus_under_orders(self):
         """Pause, reset, reboot, and the power button with somebody in the guest who listens to it."""
-        initrd = make_initrd(os.path.join(self.vmm.node.directory, 'initrd-button'), module(KERNELS['generic'], 'drivers/acpi/button.ko'),
-                             module(KERNELS['generic'], 'drivers/input/evdev.ko'))
+        initrd = make_initrd(os.path.join(self.vmm.node.directory, 'initrd-button'), '--modules', modules_of(KERNELS['generic']), 'button', 'evdev')
         with self.vmm.boot(self.machine('generic', 2, initrd)) as (console, started):
             self.expect_init(console, 2, started, 'generic')
             self.check_healthy(console, 2)
@@ -126,6 +125,60 @@ class Guest(unittest.TestCase):
 
     def test_cloud_2_vcpus(self):
         self.boots_resets_and_powers_off('cloud', 2)
+
+    def uptime(self, console, mark):
+        """The guest's own time in seconds, and the host's before and after it was read."""
+        before = time.monotonic()
+        console.type(f'echo {mark} $(cut -d" " -f1 /proc/uptime)')
+        guest = float(console.expect(rf'^{mark} ([0-9.]+)$')[0][1])
+        return guest, before, time.monotonic()
+
+    def sequence(self, console):
+        return [int(n) for n in re.findall(r'seq-(\d+)\n', console.text())]
+
+    def test_renewed_under_load(self):
+        """Moved into a new KVM VM again and again, both CPUs busy: no timer, tick or character is lost, and time goes on."""
+        with self.vmm.boot(self.machine('generic', 2)) as (console, started):
+            self.expect_init(console, 2, started, 'generic')
+            self.renew_under_load(console)
+
+    def renew_under_load(self, console):
+        console.type('dmesg -n 1; dmesg -c > /dev/null; while :; do :; done & while :; do :; done &')
+        start, earliest, latest_start = self.uptime(console, 'uptime-before')
+        console.type('(i=0; while true; do i=$((i+1)); echo seq-$i; sleep 0.1; done) &')
+        console.expect(r'seq-3$')
+        took = []
+        for _ in range(50 if hktest.SOAK else 10):
+            reached = len(self.sequence(console))
+            began = time.monotonic()
+            self.order('renew', 'g')
+            took.append(time.monotonic() - began)
+            # A sleep that began before ends after.
+            console.expect(rf'seq-{reached + 2}$')
+        print(f'{len(took)} renewals, hkctl included: median {sorted(took)[len(took) // 2] * 1000:.0f} ms', flush=True)
+
+        self.order('pause', 'g')
+        self.order('renew', 'g')
+        self.assertEqual(self.vmm.vm()['state'], 'VM_STATE_PAUSED')
+        self.order('unpause', 'g')
+        reached = len(self.sequence(console))
+        console.expect(rf'seq-{reached + 2}$')
+
+        sequence = self.sequence(console)
+        self.assertEqual(sequence, list(range(1, len(sequence) + 1)))
+        console.type('kill %3')
+        end, earliest_end, latest = self.uptime(console, 'uptime-after')
+        self.assertGreater(end - start, (earliest_end - latest_start) * 0.95 - 1, 'the guest lost time')
+        self.assertLess(end - start, (latest - earliest) * 1.05 + 1, 'the guest gained time')
+        console.type('echo begin-of-dmesg; dmesg | grep -iE "clocksource|rcu|hung|lost|stall|lockup|tsc|backtrace"; echo end-of-dmesg')
+        complaints = console.expect(r'(?s)^begin-of-dmesg\n(.*)^end-of-dmesg$')[0][1]
+        self.assertEqual(complaints, '')
+        # Every CPU still gets its ticks.
+        for mark in ('ticks-first', 'ticks-second'):
+            console.type(f'sleep 1; grep LOC: /proc/interrupts; echo {mark}')
+            console.expect(rf'^{mark}$')
+        first, second = re.findall(r'^ *LOC: +(\d+) +(\d+)', console.text(), re.MULTILINE)[-2:]
+        self.assertTrue(all(int(a) < int(b) for a, b in zip(first, second)), (first, second))
 
     @unittest.skipUnless(hktest.SOAK, 'the rest of the matrix: tests/run soak')
     def test_matrix(self):

@@ -1,0 +1,167 @@
+#include "hyperkernel/irq/vcpu_port.h"
+
+#include "hyperkernel/irq/interrupt_controller.h"
+
+namespace hk {
+
+namespace {
+
+constexpr uint32_t kAcceptsNothing = 0x100;
+constexpr Monotonic kNever = Monotonic::max();
+
+}  // namespace
+
+VcpuPort::VcpuPort(InterruptController* controller, VcpuId id, bool x2apic)
+    : controller_(controller),
+      id_(id),
+      apic_(id.value(), id.value() == 0, x2apic),
+      deadline_(kNever.time_since_epoch().count()) {
+  MutexLock lock(&mutex_);
+  Publish();
+}
+
+void VcpuPort::Publish() {
+  priority_.store(apic_.AcceptsFixed() ? apic_.ProcessorPriority() : kAcceptsNothing, std::memory_order_relaxed);
+  // Sequentially consistent: ApicTimerThread orders it against its own "asleep until".
+  deadline_.store(apic_.NextTimerDeadline().value_or(kNever).time_since_epoch().count());
+}
+
+std::optional<uint8_t> VcpuPort::Priority() const {
+  const uint32_t priority = priority_.load(std::memory_order_relaxed);
+  return priority == kAcceptsNothing ? std::nullopt : std::optional(static_cast<uint8_t>(priority));
+}
+
+std::optional<Monotonic> VcpuPort::Deadline() const {
+  const Monotonic deadline{Monotonic::duration(deadline_.load())};
+  return deadline == kNever ? std::nullopt : std::optional(deadline);
+}
+
+PortOutcome VcpuPort::Conclude(const ApicEffects& effects) {
+  const auto before = Deadline();
+  Publish();
+  PortOutcome outcome;
+  outcome.effects = effects;
+  outcome.addressing = apic_.addressing();
+  const auto after = Deadline();
+  if (after != before) {
+    outcome.new_deadline = after;
+  }
+  for (uint8_t pin = 0; pin < kIoApicPins && effects.eoi_pins >> pin != 0; ++pin) {
+    if ((effects.eoi_pins >> pin & 1) != 0) {
+      outcome.eois[outcome.eoi_count++] = apic_.EoiOf(pin);
+    }
+  }
+  return outcome;
+}
+
+std::optional<uint64_t> VcpuPort::ReadMsr(uint32_t msr) {
+  const Monotonic now = controller_->Now();
+  MutexLock lock(&mutex_);
+  return apic_.ReadMsr(msr, now);
+}
+
+bool VcpuPort::WriteMsr(uint32_t msr, uint64_t value) {
+  const Monotonic now = controller_->Now();
+  PortOutcome outcome;
+  {
+    MutexLock lock(&mutex_);
+    outcome = Conclude(apic_.WriteMsr(msr, value, now));
+  }
+  controller_->Follow(id_, outcome);
+  return !outcome.effects.fault;
+}
+
+uint32_t VcpuPort::ReadMmio(uint32_t offset) {
+  const Monotonic now = controller_->Now();
+  MutexLock lock(&mutex_);
+  return apic_.ReadMmio(offset, now);
+}
+
+void VcpuPort::WriteMmio(uint32_t offset, uint32_t value) {
+  const Monotonic now = controller_->Now();
+  PortOutcome outcome;
+  {
+    MutexLock lock(&mutex_);
+    outcome = Conclude(apic_.WriteMmio(offset, value, now));
+  }
+  controller_->Follow(id_, outcome);
+}
+
+VcpuWork VcpuPort::Peek() {
+  MutexLock lock(&mutex_);
+  return apic_.Peek();
+}
+
+void VcpuPort::Take(VcpuWork work) {
+  PortOutcome outcome;
+  {
+    MutexLock lock(&mutex_);
+    ApicEffects effects;
+    effects.routing_changed = apic_.Take(work);
+    outcome = Conclude(effects);
+  }
+  controller_->Follow(id_, outcome);
+}
+
+std::optional<uint8_t> VcpuPort::Acknowledge() {
+  MutexLock lock(&mutex_);
+  const auto vector = apic_.Acknowledge();
+  Publish();
+  return vector;
+}
+
+void VcpuPort::SetCr8(uint8_t cr8) {
+  MutexLock lock(&mutex_);
+  apic_.SetCr8(cr8);
+  Publish();
+}
+
+uint8_t VcpuPort::Cr8() {
+  MutexLock lock(&mutex_);
+  return apic_.Cr8();
+}
+
+Acceptance VcpuPort::Accept(const InterruptMessage& message) {
+  MutexLock lock(&mutex_);
+  return apic_.Accept(message);
+}
+
+bool VcpuPort::OnTime(Monotonic now) {
+  MutexLock lock(&mutex_);
+  const bool wake = apic_.OnTime(now);
+  Publish();
+  return wake;
+}
+
+LocalApicState VcpuPort::Save(Monotonic now) {
+  MutexLock lock(&mutex_);
+  return apic_.Save(now);
+}
+
+absl::Status VcpuPort::Restore(const LocalApicState& state, Monotonic now, PortOutcome& outcome) {
+  MutexLock lock(&mutex_);
+  if (auto status = apic_.Restore(state, now); !status.ok()) {
+    return status;
+  }
+  outcome = Conclude({});
+  return absl::OkStatus();
+}
+
+// Under one lock, so that a message finds the old one or the new one.
+absl::Status VcpuPort::Renew(Monotonic now) {
+  MutexLock lock(&mutex_);
+  LocalApic renewed(id_.value(), id_.value() == 0, true);
+  if (auto status = renewed.Restore(apic_.Save(now), now); !status.ok()) {
+    return status;
+  }
+  apic_ = renewed;
+  Publish();
+  return absl::OkStatus();
+}
+
+ApicAddressing VcpuPort::Addressing() {
+  MutexLock lock(&mutex_);
+  return apic_.addressing();
+}
+
+}  // namespace hk

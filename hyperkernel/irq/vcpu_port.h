@@ -1,0 +1,72 @@
+// One local APIC made thread-safe: its lock, and what others may know of it without the lock.
+//
+// Thread-safe. The VcpuInterrupts half is called by the vCPU's own thread, the rest by any.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <optional>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "hyperkernel/base/mutex.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/irq/local_apic.h"
+#include "hyperkernel/irq/vcpu_interrupts.h"
+
+namespace hk {
+
+class InterruptController;
+
+// What is to be done after the lock of a port was released.
+struct PortOutcome {
+  ApicEffects effects;
+  ApicAddressing addressing;
+  std::optional<Monotonic> new_deadline;
+  std::array<LevelEoi, kIoApicPins> eois;
+  uint8_t eoi_count = 0;
+};
+
+// One vCPU's port.
+class VcpuPort final : public VcpuInterrupts {
+ public:
+  VcpuPort(InterruptController* controller, VcpuId id, bool x2apic);
+
+  std::optional<uint64_t> ReadMsr(uint32_t msr) override ABSL_LOCKS_EXCLUDED(mutex_);
+  bool WriteMsr(uint32_t msr, uint64_t value) override ABSL_LOCKS_EXCLUDED(mutex_);
+  uint32_t ReadMmio(uint32_t offset) override ABSL_LOCKS_EXCLUDED(mutex_);
+  void WriteMmio(uint32_t offset, uint32_t value) override ABSL_LOCKS_EXCLUDED(mutex_);
+  VcpuWork Peek() override ABSL_LOCKS_EXCLUDED(mutex_);
+  void Take(VcpuWork work) override ABSL_LOCKS_EXCLUDED(mutex_);
+  std::optional<uint8_t> Acknowledge() override ABSL_LOCKS_EXCLUDED(mutex_);
+  void SetCr8(uint8_t cr8) override ABSL_LOCKS_EXCLUDED(mutex_);
+  uint8_t Cr8() override ABSL_LOCKS_EXCLUDED(mutex_);
+
+  Acceptance Accept(const InterruptMessage& message) ABSL_LOCKS_EXCLUDED(mutex_);
+  // True: the vCPU must look.
+  bool OnTime(Monotonic now) ABSL_LOCKS_EXCLUDED(mutex_);
+  LocalApicState Save(Monotonic now) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Restore(const LocalApicState& state, Monotonic now, PortOutcome& outcome) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Replaces the local APIC by a new one made of its saved state.
+  absl::Status Renew(Monotonic now) ABSL_LOCKS_EXCLUDED(mutex_);
+  ApicAddressing Addressing() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Without the lock, as last published: a decision on them may be a moment late, as in hardware.
+  // nullopt: accepts no fixed interrupts.
+  std::optional<uint8_t> Priority() const;
+  std::optional<Monotonic> Deadline() const;
+
+ private:
+  void Publish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  PortOutcome Conclude(const ApicEffects& effects) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  InterruptController* const controller_;
+  const VcpuId id_;
+  Mutex mutex_;
+  LocalApic apic_ ABSL_GUARDED_BY(mutex_);
+  std::atomic<uint32_t> priority_{0};
+  std::atomic<Monotonic::rep> deadline_;
+};
+
+}  // namespace hk

@@ -1,0 +1,202 @@
+#include "hyperkernel/kvm/vcpu_group.h"
+
+#include <numeric>
+#include <utility>
+
+#include "hyperkernel/base/check.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/status.h"
+
+namespace hk {
+namespace {
+
+VcpuCounters Sum(VcpuCounters a, const VcpuCounters& b) {
+  for (size_t i = 0; i < kVcpuExits; ++i) a.exits[i] += b.exits[i];
+  a.interrupts += b.interrupts;
+  a.nmis += b.nmis;
+  a.unknown_msrs += b.unknown_msrs;
+  return a;
+}
+
+template <typename Slot>
+std::vector<std::unique_ptr<Slot>> MakeSlots(uint32_t count) {
+  std::vector<std::unique_ptr<Slot>> slots;
+  for (uint32_t i = 0; i < count; ++i) slots.push_back(std::make_unique<Slot>());
+  return slots;
+}
+
+// All are asked first, so that they leave the guest at the same time.
+absl::Status Hold(const std::vector<Vcpu*>& vcpus, Monotonic deadline) {
+  for (Vcpu* vcpu : vcpus) vcpu->RequestPause();
+  for (Vcpu* vcpu : vcpus) HK_RETURN_IF_ERROR(vcpu->Pause(deadline));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+VcpuGroup::VcpuGroup(uint32_t count) : slots_(MakeSlots<Slot>(count)) {
+  HK_CHECK(count > 0);
+}
+
+VcpuGroup::~VcpuGroup() {
+  Clear();
+}
+
+// The slots are emptied first: a device or a timer that still wakes someone finds nobody.
+void VcpuGroup::Clear() {
+  MutexLock operation(&operation_);
+  std::vector<std::unique_ptr<Vcpu>> doomed;
+  for (const auto& slot : slots_) {
+    MutexLock lock(&slot->mutex);
+    if (slot->vcpu == nullptr) continue;
+    slot->earlier = Sum(slot->earlier, slot->vcpu->counters());
+    doomed.push_back(std::move(slot->vcpu));
+  }
+  for (const auto& vcpu : doomed) vcpu->RequestStop();
+  doomed.clear();
+  vm_.reset();
+}
+
+absl::Status VcpuGroup::Create(std::unique_ptr<Vm> vm, const std::vector<VcpuConfig>& configs,
+                               EnvironmentOf environment) {
+  MutexLock operation(&operation_);
+  HK_CHECK(vm_ == nullptr && configs.size() == slots_.size());
+  vm_ = std::move(vm);
+  environment_ = std::move(environment);
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> vcpu, Vcpu::Create(vm_.get(), configs[i], environment_(configs[i].id)));
+    Slot& slot = *slots_[i];
+    MutexLock lock(&slot.mutex);
+    slot.vcpu = std::move(vcpu);
+  }
+  return absl::OkStatus();
+}
+
+std::vector<Vcpu*> VcpuGroup::Present() const {
+  std::vector<Vcpu*> vcpus;
+  for (const auto& slot : slots_) {
+    MutexLock lock(&slot->mutex);
+    if (slot->vcpu != nullptr) vcpus.push_back(slot->vcpu.get());
+  }
+  return vcpus;
+}
+
+absl::Status VcpuGroup::Start(const InitialCpuState& boot, Monotonic deadline) {
+  MutexLock operation(&operation_);
+  const std::vector<Vcpu*> vcpus = Present();
+  running_ = true;
+  for (size_t i = 1; i < vcpus.size(); ++i) HK_RETURN_IF_ERROR(vcpus[i]->Resume());
+  return vcpus.at(0)->Start(boot, deadline);
+}
+
+absl::Status VcpuGroup::Pause(Monotonic deadline) {
+  MutexLock operation(&operation_);
+  const std::vector<Vcpu*> vcpus = Present();
+  if (absl::Status status = Hold(vcpus, deadline); !status.ok()) {
+    GoOn(vcpus);
+    return status;
+  }
+  running_ = false;
+  return absl::OkStatus();
+}
+
+absl::Status VcpuGroup::Resume() {
+  MutexLock operation(&operation_);
+  running_ = true;
+  for (Vcpu* vcpu : Present()) HK_RETURN_IF_ERROR(vcpu->Resume());
+  return absl::OkStatus();
+}
+
+// As it was before something that failed: a vCPU that has failed by itself stays so.
+void VcpuGroup::GoOn(const std::vector<Vcpu*>& vcpus) {
+  if (!running_) return;
+  for (Vcpu* vcpu : vcpus) static_cast<void>(vcpu->Resume());
+}
+
+absl::StatusOr<std::vector<std::unique_ptr<Vcpu>>> VcpuGroup::Copy(const std::vector<Vcpu*>& vcpus, Vm* vm,
+                                                                   Monotonic deadline) {
+  std::vector<std::unique_ptr<Vcpu>> copies;
+  for (Vcpu* vcpu : vcpus) {
+    if (vcpu->state() == Vcpu::State::kFailed) return absl::FailedPreconditionError(vcpu->failure());
+    HK_ASSIGN_OR_RETURN(const VcpuState saved, vcpu->SaveState(deadline));
+    HK_ASSIGN_OR_RETURN(VcpuState state, DecodeVcpuState(EncodeVcpuState(saved)));
+    HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> copy,
+                        Vcpu::CreateFrom(vm, vcpu->id(), std::move(state), environment_(vcpu->id()), deadline));
+    copies.push_back(std::move(copy));
+  }
+  return copies;
+}
+
+void VcpuGroup::Exchange(std::vector<std::unique_ptr<Vcpu>>* copies, std::unique_ptr<Vm>* vm) {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = *slots_[i];
+    MutexLock lock(&slot.mutex);
+    slot.earlier = Sum(slot.earlier, slot.vcpu->counters());
+    std::swap(slot.vcpu, (*copies)[i]);
+  }
+  std::swap(vm_, *vm);
+}
+
+absl::Status VcpuGroup::Renew(const std::function<absl::Status(Vm*)>& while_held, Monotonic deadline) {
+  MutexLock operation(&operation_);
+  const std::vector<Vcpu*> vcpus = Present();
+  HK_CHECK(vcpus.size() == slots_.size());
+  std::unique_ptr<Vm> vm;  // before the copies: it outlives them
+  std::vector<std::unique_ptr<Vcpu>> copies;
+  // Copies first: whatever is wrong with a vCPU shows before `while_held` changes anything.
+  const auto make = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(operation_) -> absl::Status {
+    HK_RETURN_IF_ERROR(Hold(vcpus, deadline));
+    HK_ASSIGN_OR_RETURN(vm, vm_->CreateLike());
+    HK_ASSIGN_OR_RETURN(copies, Copy(vcpus, vm.get(), deadline));
+    return while_held(vm.get());
+  };
+  if (absl::Status status = make(); !status.ok()) {
+    GoOn(vcpus);
+    return status;
+  }
+  Exchange(&copies, &vm);
+  // The old ones end while the new ones run: to take a VM apart waits for the kernel's grace periods.
+  GoOn(Present());
+  return absl::OkStatus();
+}
+
+absl::Status VcpuGroup::Stop(Monotonic deadline) {
+  MutexLock operation(&operation_);
+  const std::vector<Vcpu*> vcpus = Present();
+  running_ = false;
+  for (Vcpu* vcpu : vcpus) vcpu->RequestStop();
+  absl::Status first;
+  for (Vcpu* vcpu : vcpus) first.Update(vcpu->Stop(deadline));
+  return first;
+}
+
+void VcpuGroup::Wake(VcpuId vcpu) {
+  HK_CHECK(vcpu.value() < slots_.size());
+  const Slot& slot = *slots_[vcpu.value()];
+  MutexLock lock(&slot.mutex);
+  if (slot.vcpu != nullptr) slot.vcpu->Wake();
+}
+
+VcpuCounters VcpuGroup::counters(VcpuId vcpu) const {
+  HK_CHECK(vcpu.value() < slots_.size());
+  const Slot& slot = *slots_[vcpu.value()];
+  MutexLock lock(&slot.mutex);
+  return slot.vcpu == nullptr ? VcpuCounters() : slot.vcpu->counters();
+}
+
+VcpuCounters VcpuGroup::counters() const {
+  VcpuCounters sum;
+  for (const auto& slot : slots_) {
+    MutexLock lock(&slot->mutex);
+    sum = Sum(sum, slot->earlier);
+    if (slot->vcpu != nullptr) sum = Sum(sum, slot->vcpu->counters());
+  }
+  return sum;
+}
+
+uint64_t VcpuGroup::exits() const {
+  const VcpuCounters sum = counters();
+  return std::accumulate(sum.exits.begin(), sum.exits.end(), uint64_t{0});
+}
+
+}  // namespace hk

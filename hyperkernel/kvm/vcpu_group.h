@@ -1,0 +1,93 @@
+// All vCPUs of a guest on this node: run, held and woken together, and renewed together: saved, and made anew in a
+// fresh VM over the same memory.
+//
+// Invariants:
+//  1. A wake-up never meets a vCPU that is gone: it holds the slot's lock, and a vCPU leaves its slot before it ends.
+//  2. No vCPU ever runs in two VMs: all of one are paused before a vCPU of the other is resumed.
+//  3. A Renew that fails leaves the guest as it was: same VM, same vCPUs, running if it ran.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/mutex.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/irq/interrupt_controller.h"
+#include "hyperkernel/kvm/vcpu.h"
+#include "hyperkernel/kvm/vm.h"
+
+namespace hk {
+
+// The vCPUs. Thread-safe; one of Start, Pause, Resume, Renew and Stop at a time, others wait for it. None but Wake may
+// be called from a vCPU's thread.
+class VcpuGroup final : public VcpuWaker {
+ public:
+  // What vCPU `id` talks to; asked again at each Renew.
+  using EnvironmentOf = std::function<VcpuEnvironment(VcpuId id)>;
+
+  // Of vCPUs 0 to count - 1, none of which is there yet. REQUIRES: count > 0.
+  explicit VcpuGroup(uint32_t count);
+  ~VcpuGroup() override;
+  VcpuGroup(const VcpuGroup&) = delete;
+  VcpuGroup& operator=(const VcpuGroup&) = delete;
+
+  // Makes all, paused. REQUIRES: called once; one config for each, in order. Errors: those of Vcpu::Create.
+  absl::Status Create(std::unique_ptr<Vm> vm, const std::vector<VcpuConfig>& configs, EnvironmentOf environment);
+
+  // Boots vCPU 0; the others wait for SIPI. Errors: those of Vcpu::Start.
+  absl::Status Start(const InitialCpuState& boot, Monotonic deadline);
+  // Holds all. Errors: kDeadlineExceeded (all go on), kFailedPrecondition if stopped.
+  absl::Status Pause(Monotonic deadline);
+  absl::Status Resume();
+  // Saves all, makes a VM with the same memory and vCPUs with that state, gives up the old ones, and goes on if the
+  // guest ran. The state passes through its byte form, as in a move. `while_held` renews what else belongs to the
+  // machine, with the new VM, and may fail only before it has changed anything; it is called once, while no vCPU runs,
+  // before anything is given up. REQUIRES: created. Errors (invariant 3): its own; kDeadlineExceeded;
+  // kFailedPrecondition if a vCPU has failed; what could not be made.
+  absl::Status Renew(const std::function<absl::Status(Vm*)>& while_held, Monotonic deadline);
+  // Ends all, for good. Errors: kDeadlineExceeded; may be called again.
+  absl::Status Stop(Monotonic deadline);
+  // Ends and destroys all, and the VM: what they talked to may go then. Blocks until KVM_RUN has returned in all. Where
+  // that needs help, Stop() first. Idempotent; the destructor does it too.
+  void Clear();
+
+  // VcpuWaker. One that is not there yet, or any more, is left alone: it looks for work when it begins to run.
+  void Wake(VcpuId vcpu) override;
+
+  // Of one vCPU since it was made or renewed last; all zero if it is not there.
+  VcpuCounters counters(VcpuId vcpu) const;
+  // Of all, and of those that were here before.
+  VcpuCounters counters() const;
+  // vCPU exits since the start, over all renewals.
+  uint64_t exits() const;
+
+ private:
+  // Where a vCPU is found by those who wake it.
+  struct Slot {
+    mutable Mutex mutex;
+    std::unique_ptr<Vcpu> vcpu ABSL_GUARDED_BY(mutex);
+    VcpuCounters earlier ABSL_GUARDED_BY(mutex);  // of the vCPUs that were here before
+  };
+
+  // The vCPUs that are there: valid as long as operation_ is held, since only operations replace them.
+  std::vector<Vcpu*> Present() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(operation_);
+  // The pieces of Renew. What Copy returns has never run.
+  absl::StatusOr<std::vector<std::unique_ptr<Vcpu>>> Copy(const std::vector<Vcpu*>& vcpus, Vm* vm, Monotonic deadline)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(operation_);
+  void Exchange(std::vector<std::unique_ptr<Vcpu>>* copies, std::unique_ptr<Vm>* vm)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(operation_);
+  void GoOn(const std::vector<Vcpu*>& vcpus) ABSL_EXCLUSIVE_LOCKS_REQUIRED(operation_);
+
+  mutable Mutex operation_;  // held over each operation; the slots' locks are taken inside it
+  bool running_ ABSL_GUARDED_BY(operation_) = false;
+  EnvironmentOf environment_ ABSL_GUARDED_BY(operation_);
+  std::unique_ptr<Vm> vm_ ABSL_GUARDED_BY(operation_);  // outlives the vCPUs in the slots
+  const std::vector<std::unique_ptr<Slot>> slots_;
+};
+
+}  // namespace hk

@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""virtio devices of guests with an unmodified Debian kernel, on one lab host: disks, network, entropy; and what is refused."""
+import hashlib
+import os
+import pathlib
+import socket
+import subprocess
+import threading
+import time
+import unittest
+
+import test_guest
+from test_guest import hktest
+
+MODULES = os.environ.get('HK_MODULES', '')
+VIRTIO = ('virtio_pci', 'virtio_blk', 'virtio_net', 'virtio_console', 'virtio_rng')
+HOST_DISK = '/dev/vda'  # the lab's own: see run_devices
+MIB = 1 << 20
+TRANSFER = 8 * MIB
+BOOT_S = 2 * test_guest.BOOT_S  # modules are loaded, and two guests share a CPU
+
+
+def sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def read(path, offset, count):
+    with open(path, 'rb') as file:
+        file.seek(offset)
+        return file.read(count)
+
+
+class DevicesTest(hktest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.node = self.bed.node('a')
+        self.node.budget_mib = 500
+        self.node.start()
+        self.initrd = os.path.join(self.node.directory, 'initrd')
+        subprocess.run([os.path.join(hktest.ROOT, 'deploy', 'make-initramfs'), self.initrd, '--modules', MODULES, *VIRTIO],
+                       check=True)
+        self.serial = 0
+
+    def image(self, name, size, data=b''):
+        path = os.path.join(self.node.directory, name)
+        with open(path, 'wb') as file:
+            file.write(data)
+            file.truncate(size)
+        return path
+
+    def create(self, name, devices, *options):
+        spec = os.path.join(self.node.directory, f'{name}.textproto')
+        pathlib.Path(spec).write_text(
+            f'name: "{name}" memory_mib: 192 vcpus: 1 kernel: "{test_guest.KERNEL}" initrd: "{self.initrd}" '
+            f'cmdline: "console=ttyS0 quiet panic=-1"\n{devices}\n', encoding='utf-8')
+        return self.node.hkctl('vm', 'create', '-f', spec, *options)
+
+    def start(self, name, devices):
+        self.assert_exit(self.create(name, devices), 0)
+        started = time.monotonic()
+        self.assert_exit(self.node.hkctl('vm', 'start', name), 0)
+        console = test_guest.Console(self.node, name)
+        self.addCleanup(console.close)
+        console.expect(r'^guest: init reached', BOOT_S)
+        print(f'{name}: init after {time.monotonic() - started:.1f} s', flush=True)
+        self.assertNotIn('does not load', console.text())
+        return console
+
+    def do(self, console, command, status=0):
+        """Runs a command in the guest's shell; its output."""
+        self.serial += 1
+        console.type(f'echo "begin-"{self.serial}; {command}; echo "end-"{self.serial} $?')
+        found = console.expect(rf'(?s)^begin-{self.serial}\n(.*?)end-{self.serial} (\d+)$', BOOT_S)
+        self.assertEqual(int(found[2]), status, f'{command}\n{found[1]}')
+        return found[1]
+
+    def show(self, name):
+        return self.node.hkctl('vm', 'show', name, '-o', 'json').json()
+
+    def test_disks_and_entropy(self):
+        data = os.urandom(4 * MIB)
+        raw = self.image('raw', 16 * MIB, data)
+        fixed = self.image('fixed', 4 * MIB, os.urandom(4 * MIB))
+        vm = self.start('g', f'disks {{ path: "{raw}" serial: "raw-1" cache: DISK_CACHE_BUFFERED queues: 2 }}\n'
+                             f'disks {{ path: "{HOST_DISK}" serial: "direct-2" }}\n'
+                             f'disks {{ path: "{fixed}" readonly: true cache: DISK_CACHE_BUFFERED }}')
+        self.assertEqual(self.do(vm, 'cat /sys/block/vda/serial /sys/block/vdb/serial'), 'raw-1direct-2')
+        self.assertEqual(self.do(vm, 'cat /sys/block/vd[abc]/size'), '32768\n131072\n8192\n')
+        self.assertIn(sha(data), self.do(vm, 'dd if=/dev/vda bs=64k count=64 2>/dev/null | sha256sum'))
+
+        # Written past the guest's cache or flushed out of it, and seen by the host.
+        self.do(vm, 'dd if=/dev/vdc of=/dev/vda bs=128k seek=64 conv=fsync 2>/dev/null')
+        self.assertEqual(sha(read(raw, 8 * MIB, 4 * MIB)), sha(read(fixed, 0, 4 * MIB)))
+        self.assertEqual(sha(read(raw, 0, 4 * MIB)), sha(data), 'what was not written is as it was')
+        self.do(vm, 'dd if=/dev/vda of=/dev/vdb bs=64k count=64 oflag=direct 2>/dev/null')
+        self.assertEqual(sha(read(HOST_DISK, 0, 4 * MIB)), sha(data))
+        self.do(vm, 'dd if=/dev/vdc of=/dev/vdb bs=4k seek=2048 conv=fsync 2>/dev/null')
+        self.assertEqual(sha(read(HOST_DISK, 8 * MIB, 4 * MIB)), sha(read(fixed, 0, 4 * MIB)))
+        self.assertIn(sha(data), self.do(vm, 'echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/vdb bs=1M count=4 2>/dev/null | sha256sum'))
+        flushes = self.do(vm, "awk '{ print $16 }' /sys/block/vda/stat /sys/block/vdb/stat").split()
+        self.assertTrue(all(int(n) > 0 for n in flushes), flushes)
+
+        # Read-only stays so.
+        self.assertEqual(self.do(vm, 'cat /sys/block/vd[abc]/ro'), '0\n0\n1\n')
+        before = read(fixed, 0, 4 * MIB)
+        self.do(vm, 'dd if=/dev/zero of=/dev/vdc bs=4k count=1 conv=fsync 2>/dev/null', status=1)
+        self.assertEqual(read(fixed, 0, 4 * MIB), before)
+
+        self.assertEqual(self.do(vm, 'cat /sys/class/misc/hw_random/rng_current'), 'virtio_rng.0\n')
+        first, second = (self.do(vm, 'dd if=/dev/hwrng bs=64 count=4 2>/dev/null | sha256sum') for _ in range(2))
+        self.assertNotEqual(first, second)
+
+        self.assertEqual(self.do(vm, 'cat /sys/class/virtio-ports/*/name'), 'org.qemu.guest_agent.0\n')
+
+        # What is in use is refused, and what can be shared is not.
+        for devices, field in ((f'disks {{ path: "{raw}" cache: DISK_CACHE_BUFFERED }}', 'disks[0].path'),
+                               (f'disks {{ path: "{fixed}" readonly: true exclusive: true cache: DISK_CACHE_BUFFERED }}', 'disks[0].path'),
+                               (f'disks {{ path: "{fixed}" readonly: true cache: DISK_CACHE_BUFFERED }} disks {{ path: "{HOST_DISK}" }}',
+                                'disks[1].path')):
+            refused = self.create('h', devices)
+            self.assert_exit(refused, 1)
+            self.assertIn(f'{field}: ', refused.error)
+            self.assertIn('in use by', refused.error)
+        self.assert_exit(self.create('h', f'disks {{ path: "{fixed}" readonly: true cache: DISK_CACHE_BUFFERED }}'), 0)
+
+        # Refused at the start as well, when it became so after the definition.
+        late = self.image('late', MIB)
+        self.assert_exit(self.create('late', f'disks {{ path: "{late}" cache: DISK_CACHE_BUFFERED }}'), 0)
+        os.truncate(late, 1000)
+        refused = self.node.hkctl('vm', 'start', 'late')
+        self.assert_exit(refused, 1)
+        self.assertIn('disks[0].path: ', refused.error)
+        self.assertIn('1000 bytes', refused.error)
+        os.remove(late)
+        refused = self.node.hkctl('vm', 'start', 'late')
+        self.assert_exit(refused, 1)
+        self.assertIn('No such file', refused.error)
+        self.assertEqual(self.show('late')['state'], 'VM_STATE_STOPPED')
+
+        # Devices come back after a reset, and let go at the end.
+        self.do(vm, 'echo marked | dd of=/dev/vda bs=512 seek=100 conv=fsync 2>/dev/null')
+        self.assert_exit(self.node.hkctl('vm', 'reset', 'g'), 0)
+        vm.expect(r'(?s)guest: init reached.*guest: init reached', BOOT_S)
+        self.assertEqual(self.do(vm, 'dd if=/dev/vda bs=512 skip=100 count=1 2>/dev/null | head -c 7'), 'marked\n')
+        self.assert_exit(self.node.hkctl('vm', 'stop', 'g', '--force'), 0)
+        self.assert_exit(self.create('i', f'disks {{ path: "{raw}" cache: DISK_CACHE_BUFFERED }} disks {{ path: "{HOST_DISK}" }}'), 0)
+
+    def serve(self, address, respond):
+        """One connection; the thread's result is in the list that comes back."""
+        listener = socket.create_server((address, 0))
+        listener.settimeout(BOOT_S)
+        results = []
+
+        def run():
+            with listener, listener.accept()[0] as peer:
+                peer.settimeout(BOOT_S)
+                results.append(respond(peer))
+        thread = threading.Thread(target=run)
+        thread.start()
+        self.addCleanup(thread.join)
+        return listener.getsockname()[1], thread, results
+
+    def test_network_of_two_guests(self):
+        subprocess.run('ip link add hkbr0 type bridge && ip addr add 10.98.0.1/24 dev hkbr0 && ip link set hkbr0 up', shell=True, check=True)
+        self.addCleanup(subprocess.run, ['ip', 'link', 'del', 'hkbr0'], check=False)
+        refused = self.create('a', 'nets { bridge: "lo" }')
+        self.assert_exit(refused, 1)
+        self.assertIn('nets[0].bridge: lo: not a bridge', refused.error)
+        refused = self.create('a', 'nets { bridge: "hkbr9" }')
+        self.assert_exit(refused, 1)
+        self.assertIn('nets[0].bridge: hkbr9: no such interface', refused.error)
+        a = self.start('a', 'nets { tap: "hkt0" } nets { bridge: "hkbr0" }')
+        refused = self.create('c', 'nets { tap: "hkt0" }')
+        self.assert_exit(refused, 1)
+        self.assertIn('nets[0].tap: hkt0: in use', refused.error)
+        b = self.start('b', 'nets { bridge: "hkbr0" queues: 2 }')
+        subprocess.run(['ip', 'addr', 'add', '10.99.0.1/24', 'dev', 'hkt0'], check=True)
+        macs = [net['mac'] for net in self.show('a')['spec']['nets']]
+        self.assertEqual(self.do(a, 'cat /sys/class/net/eth0/address /sys/class/net/eth1/address').split(), macs)
+        self.do(a, 'ip link set lo up; ip addr add 10.99.0.2/24 dev eth0; ip link set eth0 up; ip addr add 10.98.0.2/24 dev eth1; ip link set eth1 up')
+        self.do(b, 'ip addr add 10.98.0.3/24 dev eth0; ip link set eth0 up')
+        self.do(a, 'ping -c 3 -W 5 10.99.0.1')
+        self.do(a, 'ping -c 3 -W 5 10.98.0.1')
+        self.do(a, 'ping -c 3 -W 5 -s 1400 10.98.0.3')
+        self.do(b, 'ping -c 3 -W 5 10.98.0.2')
+
+        # TCP both ways, checksums compared. nc ends when its peer has closed.
+        data = os.urandom(TRANSFER)
+        port, thread, _ = self.serve('10.99.0.1', lambda peer: peer.sendall(data))
+        self.assertIn(sha(data), self.do(a, f'nc 10.99.0.1 {port} < /dev/null | sha256sum'))
+        thread.join()
+
+        def receive(peer):
+            got = b''
+            while len(got) < TRANSFER and (piece := peer.recv(1 << 16)):
+                got += piece
+            return got
+        port, thread, results = self.serve('10.98.0.1', receive)
+        output = self.do(b, f'head -c {TRANSFER} /dev/urandom > /run/data; nc 10.98.0.1 {port} < /run/data; sha256sum /run/data')
+        thread.join()
+        self.assertEqual(len(results[0]), TRANSFER)
+        self.assertIn(sha(results[0]), output)
+
+        # One guest's end is not the other's.
+        self.assert_exit(self.node.hkctl('vm', 'stop', 'b', '--force'), 0)
+        self.do(a, 'ping -c 2 -W 5 10.99.0.1')
+        self.assert_exit(self.node.hkctl('vm', 'stop', 'a', '--force'), 0)
+        self.assertFalse(os.path.exists('/sys/class/net/hkt0'), 'a tap that was made goes with its machine')
+
+
+if __name__ == '__main__':
+    assert test_guest.KERNEL and MODULES, 'runs inside the lab only: tests/lab/run_devices BIN_DIRECTORY'
+    hktest.main()
+    unittest.main(verbosity=2)
