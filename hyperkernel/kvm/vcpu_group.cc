@@ -10,11 +10,12 @@
 namespace hk {
 namespace {
 
-void Add(const VcpuCounters& more, VcpuCounters* sum) {
-  for (size_t i = 0; i < more.exits.size(); ++i) sum->exits[i] += more.exits[i];
-  sum->interrupts += more.interrupts;
-  sum->nmis += more.nmis;
-  sum->unknown_msrs += more.unknown_msrs;
+VcpuCounters Sum(VcpuCounters a, const VcpuCounters& b) {
+  for (size_t i = 0; i < kVcpuExits; ++i) a.exits[i] += b.exits[i];
+  a.interrupts += b.interrupts;
+  a.nmis += b.nmis;
+  a.unknown_msrs += b.unknown_msrs;
+  return a;
 }
 
 template <typename Slot>
@@ -48,7 +49,7 @@ void VcpuGroup::Clear() {
   for (const auto& slot : slots_) {
     MutexLock lock(&slot->mutex);
     if (slot->vcpu == nullptr) continue;
-    Add(slot->vcpu->counters(), &slot->earlier);
+    slot->earlier = Sum(slot->earlier, slot->vcpu->counters());
     doomed.push_back(std::move(slot->vcpu));
   }
   for (const auto& vcpu : doomed) vcpu->RequestStop();
@@ -130,7 +131,7 @@ void VcpuGroup::Exchange(std::vector<std::unique_ptr<Vcpu>>* copies, std::unique
   for (size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = *slots_[i];
     MutexLock lock(&slot.mutex);
-    Add(slot.vcpu->counters(), &slot.earlier);
+    slot.earlier = Sum(slot.earlier, slot.vcpu->counters());
     std::swap(slot.vcpu, (*copies)[i]);
   }
   std::swap(vm_, *vm);
@@ -187,8 +188,8 @@ VcpuCounters VcpuGroup::counters() const {
   VcpuCounters sum;
   for (const auto& slot : slots_) {
     MutexLock lock(&slot->mutex);
-    Add(slot->earlier, &sum);
-    if (slot->vcpu != nullptr) Add(slot->vcpu->counters(), &sum);
+    sum = Sum(sum, slot->earlier);
+    if (slot->vcpu != nullptr) sum = Sum(sum, slot->vcpu->counters());
   }
   return sum;
 }

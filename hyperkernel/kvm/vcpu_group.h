@@ -61,9 +61,9 @@ class VcpuGroup final : public VcpuWaker {
 
   // Of one vCPU since it was made or renewed last; all zero if it is not there.
   VcpuCounters counters(VcpuId vcpu) const;
-  // Of all vCPUs since the start, over all renewals.
+  // Of all, and of those that were here before.
   VcpuCounters counters() const;
-  // vCPU exits of the same.
+  // vCPU exits since the start, over all renewals.
   uint64_t exits() const;
 
  private:

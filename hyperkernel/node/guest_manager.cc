@@ -294,8 +294,8 @@ absl::Status GuestManager::Start(const std::string& name, bool restart, const st
   guest->busy = false;
   changed_.SignalAll();
   if (!machine.ok()) {
-    guest->channels->End();
     RecordStopped(guest);
+    guest->channels->End();
     SetState(guest, v1::VM_STATE_STOPPED, fmt::format("start failed: {}", MessageOf(machine.status())));
     return machine.status();
   }

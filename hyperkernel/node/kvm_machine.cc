@@ -88,8 +88,8 @@ class KvmMachine final : public Machine, public ExitHandler {
   absl::Status Renew(Monotonic deadline) override;
   uint64_t frame_bytes() const override { return memory_->frame_bytes(); }
   uint64_t exits() const override { return vcpus_->exits(); }
-  std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }
   std::map<std::string, uint64_t> exits_by_kind() const override;
+  std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }
 
  private:
   absl::Status BuildMemory(uint64_t generation, const FrameStore& frames, Vm* vm);
