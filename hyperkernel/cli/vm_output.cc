@@ -3,6 +3,10 @@
 #include <fmt/format.h>
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
+#include <functional>
+#include <utility>
+
 #include "hyperkernel/cli/output.h"
 
 namespace hk::cli {
@@ -10,6 +14,20 @@ namespace {
 
 std::string Line(const char* key, const std::string& value) {
   return value.empty() ? "" : fmt::format("{:<18} {}\n", fmt::format("{}:", key), value);
+}
+
+// "120, 5 per second now: 100 port, 20 hlt", the most frequent first.
+std::string ExitsText(const v1::Vm& vm) {
+  std::vector<std::pair<uint64_t, std::string>> kinds;
+  for (const auto& [kind, count] : vm.exits_by_kind()) {
+    if (kind != "injected") kinds.emplace_back(count, Printable(kind));
+  }
+  std::sort(kinds.begin(), kinds.end(), std::greater<>());
+  std::string text = fmt::format("{}, {} per second now", vm.exits(), vm.exits_per_second());
+  for (size_t i = 0; i < kinds.size(); i++) {
+    text += fmt::format("{} {} {}", i == 0 ? ":" : ",", kinds[i].first, kinds[i].second);
+  }
+  return text;
 }
 
 std::string DiskText(const v1::DiskSpec& disk) {
@@ -84,7 +102,7 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   for (const v1::NetSpec& net : spec.nets()) out += Line("Network", NetText(net));
   for (const std::string& device : vm.broken_devices())
     out += Line("Broken", Printable(device) + ": its driver broke the protocol and has not reset it");
-  if (vm.has_started()) out += Line("Exits", fmt::format("{}, {} per second now", vm.exits(), vm.exits_per_second()));
+  if (vm.has_started()) out += Line("Exits", ExitsText(vm));
   std::string channels;
   for (const v1::VmChannel& channel : vm.channels()) {
     channels +=

@@ -25,6 +25,7 @@ v1::Vm Running() {
   vm.set_frame_bytes(512 << 20);
   vm.set_exits(1000);
   vm.set_exits_per_second(42);
+  vm.mutable_exits_by_kind()->insert({{"hlt", 300}, {"port", 700}, {"injected", 12}});
   vm.set_generation(3);
   for (const char* name : {"serial", "virtio", "agent"}) vm.add_channels()->set_name(name);
   vm.mutable_channels(0)->set_output_bytes(2048);
@@ -36,7 +37,7 @@ TEST(VmOutput, ShowTellsWhatIsKnown) {
   for (const char* line :
        {"State:             running since 1970-01-02 03:46:30Z (10s)\n", "Uptime:            10m0s\n",
         "vCPUs:             2, profile host\n", "Memory:            1 GiB, 512 MiB in frames\n",
-        "Exits:             1000, 42 per second now\n",
+        "Exits:             1000, 42 per second now: 700 port, 300 hlt\n",
         "Channels:          serial (2 KiB written), virtio (nothing written), agent (nothing written)\n",
         "On crash:          stop\n", "Autostart:         no\n", "Created:           1970-01-02 01:46:40Z (2h0m)\n",
         "Starts:            3\n"}) {

@@ -104,6 +104,8 @@ absl::StatusOr<std::unique_ptr<GuestManager>> GuestManager::Open(StateStore* sto
       if (!guest->record.ParseFromString(value))
         return absl::DataLossError(fmt::format("state store: {} is damaged", key));
       guest->since = clock.Wall();
+      if (guest->record.running())
+        guest->reason = "its daemon ended without stopping it (killed, or the host went down)";
       const std::string name = guest->record.spec().name();
       manager->guests_[name] = std::move(guest);
     }
@@ -125,7 +127,9 @@ GuestManager::~GuestManager() {
     doomed.swap(guests_);
   }
   for (auto& [name, guest] : doomed) {
+    const bool ran = guest->machine != nullptr;
     guest->machine.reset();  // its last events take the lock
+    if (ran) RecordStopped(guest.get());
     if (guest->channels != nullptr) guest->channels->End();
   }
 }
@@ -195,6 +199,7 @@ v1::Vm GuestManager::View(const Guest& guest) const {
   if (IsLive(guest.state)) *vm.mutable_started() = ToTimestamp(guest.started);
   if (guest.machine != nullptr && !guest.busy) {
     vm.set_frame_bytes(guest.machine->frame_bytes());
+    for (const auto& [kind, count] : guest.machine->exits_by_kind()) (*vm.mutable_exits_by_kind())[kind] = count;
     vm.set_exits(guest.machine->exits());
     vm.set_exits_per_second(guest.exit_rate.per_second());
     for (std::string& device : guest.machine->broken_devices()) *vm.add_broken_devices() = std::move(device);
@@ -223,6 +228,15 @@ void GuestManager::SetState(Guest* guest, v1::VmState state, std::string reason)
   }
   guest->state = state;
   guest->reason = std::move(reason);
+}
+
+// A record that goes on saying "running" is only a wrong reason after the next start of the daemon.
+void GuestManager::RecordStopped(Guest* guest) {
+  guest->record.set_running(false);
+  const std::string& name = guest->record.spec().name();
+  if (const absl::Status status = store_->Put(kKeyPrefix + name, guest->record); !status.ok()) {
+    log::Error("guest", "the end cannot be recorded", {{"guest", name}, {"error", MessageOf(status)}});
+  }
 }
 
 absl::StatusOr<GuestManager::Guest*> GuestManager::FindIdle(const std::string& name) {
@@ -260,6 +274,7 @@ absl::Status GuestManager::Start(const std::string& name, bool restart, const st
     if (guest->machine != nullptr)
       return absl::FailedPreconditionError(fmt::format("vm '{}' is {} already", name, NameOf(guest->state)));
     guest->record.set_generation(guest->record.generation() + 1);
+    guest->record.set_running(true);
     HK_RETURN_IF_ERROR(store_->Put(kKeyPrefix + name, guest->record));
     spec = guest->record.spec();
     generation = guest->record.generation();
@@ -279,6 +294,7 @@ absl::Status GuestManager::Start(const std::string& name, bool restart, const st
   guest->busy = false;
   changed_.SignalAll();
   if (!machine.ok()) {
+    RecordStopped(guest);
     guest->channels->End();
     SetState(guest, v1::VM_STATE_STOPPED, fmt::format("start failed: {}", MessageOf(machine.status())));
     return machine.status();
@@ -309,6 +325,7 @@ absl::Status GuestManager::ForceStop(const std::string& name, v1::VmState state,
   MutexLock lock(&mutex_);
   guest->busy = false;
   changed_.SignalAll();
+  RecordStopped(guest);
   SetState(guest, state, reason);
   return absl::OkStatus();
 }

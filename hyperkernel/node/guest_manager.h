@@ -8,6 +8,7 @@
 //  5. A guest that crashes (on_crash: reset) or resets itself is started again only so often: kMaxCrashes,
 //  kMaxOwnResets
 //     within their windows. Then it stays crashed, until an operator starts it.
+//  6. A machine whose daemon was killed is stopped, with that as the reason.
 //
 // | state              | start   | stop     | force stop | reset   | pause  | unpause | renew   | delete |
 // |--------------------|---------|----------|------------|---------|--------|---------|---------|--------|
@@ -91,15 +92,17 @@ class GuestManager {
   absl::Status PressPowerButton(const std::string& name);
   absl::Status Reset(const std::string& name);
   void SetState(Guest* guest, v1::VmState state, std::string reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // REQUIRES: nobody else uses the guest (the lock is held, or the manager is being destroyed).
+  void RecordStopped(Guest* guest);
   v1::Vm View(const Guest& guest) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Report(Ended ended);
+  // False: an operation is under way; to be tried again.
+  bool HandleEnd(const Ended& ended);
   // The machine's bytes, if it runs still (with this generation, unless that is 0); null while an operation is under
   // way.
   absl::StatusOr<Machine*> FindRunning(const std::string& name, uint64_t generation)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SampleRates() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // False: an operation is under way; to be tried again.
-  bool HandleEnd(const Ended& ended);
   void Run();
 
   StateStore* const store_;

@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/machine_testing.h"
+#include "proto/state.pb.h"
 
 namespace hk {
 namespace {
@@ -90,6 +91,7 @@ TEST_F(GuestManagerTest, TheTableOfStatesHolds) {
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
   EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
   EXPECT_EQ(Get().exits(), 7u);
+  EXPECT_EQ(Get().exits_by_kind().at("port"), 7u);
   EXPECT_FALSE(Do(v1::VM_ACTION_START).ok());
   EXPECT_FALSE(Do(v1::VM_ACTION_UNPAUSE).ok());
   EXPECT_FALSE(manager_->Delete("g").ok());
@@ -163,8 +165,27 @@ TEST_F(GuestManagerTest, DefinitionsAndGenerationsOutliveTheDaemon) {
   store_.reset();
   Open();
   EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED);
+  EXPECT_EQ(Get().reason(), "") << "it was stopped in good order";
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
   EXPECT_EQ(generation_, 2u);
+}
+
+TEST_F(GuestManagerTest, AGuestWhoseDaemonWasKilledIsStoppedWithThatReason) {
+  Create();
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  const auto entries = store_->List("vm/");
+  ASSERT_TRUE(entries.ok() && entries->size() == 1) << entries.status();
+  v1::VmRecord as_killed;
+  ASSERT_TRUE(as_killed.ParseFromString(entries->front().second));
+  EXPECT_TRUE(as_killed.running());
+  manager_.reset();
+  ASSERT_TRUE(store_->Put("vm/g", as_killed).ok());
+  store_.reset();
+  Open();
+  EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED);
+  EXPECT_THAT(Get().reason(), HasSubstr("its daemon ended without stopping it"));
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  EXPECT_EQ(Get().reason(), "");
 }
 
 TEST_F(GuestManagerTest, ConsolesEchoEachForItselfAndNeedARun) {

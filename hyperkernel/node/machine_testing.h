@@ -33,6 +33,7 @@ class FakeMachine final : public Machine {
   }
   uint64_t frame_bytes() const override { return 4096; }
   uint64_t exits() const override { return 7; }
+  std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
   MachineEvents* events() { return events_; }
   absl::Status pause_status, renew_status;
   int renewals = 0;

@@ -13,10 +13,11 @@ def _report():
         os._exit(1)
 
 
-def emit(name, value, unit, floor=None, limit=None, **more):
-    """Prints one figure. `limit` is the most that is promised, in the same unit; None where nothing is."""
+def emit(name, value, unit, floor=None, limit=None, at_least=False, **more):
+    """Prints one figure. `limit` is the most that is promised (with `at_least` the least), in the same unit; None where nothing is."""
+    holds = None if limit is None else value >= limit if at_least else value <= limit
     line = {"name": name, "value": round(value, 3), "unit": unit, "floor": None if floor is None else round(floor, 3),
-            "ratio": None if not floor else round(value / floor, 2), "limit": limit, "holds": None if limit is None else value <= limit}
+            "ratio": None if not floor else round(value / floor, 2), "limit": None if limit is None else round(limit, 3), "holds": holds}
     print(json.dumps({**line, **more}), flush=True)
     if line["holds"] is False:
         _missed.append(name)
