@@ -4,7 +4,10 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/server_builder.h>
+#include <signal.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -49,6 +52,52 @@ struct Ended {
   std::string out, err;
 };
 
+constexpr char kAgentProgram[] = "/usr/sbin/qemu-ga";
+
+// A machine whose agent's channel leads to a real qemu-guest-agent on this host, by a socket.
+class MachineWithAgent final : public FakeMachine {
+ public:
+  MachineWithAgent(MachineEvents* events, std::atomic<int>* alive, const std::filesystem::path& directory)
+      : FakeMachine(events, alive, nullptr) {
+    const std::string socket = (directory / "ga.sock").string();
+    const std::string command = fmt::format(
+        "timeout 100 {0} -m unix-listen -p {1}/ga.sock -t {1} -f {1}/ga.pid -l {1}/ga.log & echo $! > "
+        "{1}/ga.timeout",
+        kAgentProgram, directory.string());
+    EXPECT_EQ(std::system(command.c_str()), 0);
+    pid_ = std::atoi(ReadAll(directory / "ga.timeout").c_str());
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    socket.copy(address.sun_path, sizeof address.sun_path - 1);
+    fd_ = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const auto deadline = std::chrono::steady_clock::now() + kDeadline;
+    while (::connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 &&
+           std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    reader_ = std::thread([this] {
+      char bytes[4096];
+      for (ssize_t n = 0; (n = ::read(fd_, bytes, sizeof bytes)) > 0;)
+        events_->OnOutput(Channel::kAgent, {bytes, static_cast<size_t>(n)});
+    });
+  }
+  ~MachineWithAgent() override {
+    ::shutdown(fd_, SHUT_RDWR);
+    reader_.join();
+    ::close(fd_);
+    ::kill(pid_, SIGTERM);
+  }
+  size_t Input(Channel, std::string_view bytes) override {
+    const ssize_t n = ::send(fd_, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    return n < 0 ? 0 : static_cast<size_t>(n);
+  }
+
+ private:
+  int fd_ = -1;
+  int pid_ = 0;
+  std::thread reader_;
+};
+
 class GuestIo : public testing::Test {
  protected:
   static void SetUpTestSuite() {
@@ -74,6 +123,7 @@ class GuestIo : public testing::Test {
     guests_ = *GuestManager::Open(
         store_.get(), "a", [](const v1::VmSpec&) { return absl::OkStatus(); },
         [this](const v1::VmSpec&, uint64_t, MachineEvents* events) -> absl::StatusOr<std::unique_ptr<Machine>> {
+          if (real_agent_) return std::make_unique<MachineWithAgent>(events, &alive_, directory_);
           auto machine = std::make_unique<FakeMachine>(events, &alive_, &agent_);
           machine_ = machine.get();
           return machine;
@@ -135,6 +185,7 @@ class GuestIo : public testing::Test {
   NodeSettings settings_;
   Metrics metrics_;
   FakeAgent agent_;
+  bool real_agent_ = false;
   std::atomic<int> alive_{0};
   FakeMachine* machine_ = nullptr;
   std::unique_ptr<FrameStore> frames_;
@@ -232,6 +283,31 @@ TEST_F(GuestIo, AClientThatGoesAwayFreesTheAgent) {
   EXPECT_EQ(Hkctl("vm exec g --timeout 60s -- sleep 1000 < /dev/null & sleep 0.5; kill %1; wait; true").code, 0);
   agent_.statuses = {FakeAgent::Exited(0)};
   EXPECT_EQ(Hkctl("vm exec g --timeout 20s -- true < /dev/null").code, 0);
+}
+
+TEST_F(GuestIo, QemusOwnAgentIsUnderstood) {
+  if (::access(kAgentProgram, X_OK) != 0) GTEST_SKIP() << "no " << kAgentProgram << " (package qemu-guest-agent)";
+  real_agent_ = true;
+  StartGuest();
+  Ended ended = Hkctl("vm exec g -- sh -c 'cat; echo to err >&2; exit 3' < /proc/self/comm");
+  EXPECT_EQ(ended.code, 3) << ended.err;
+  EXPECT_EQ(ended.out, "sh\n") << "whoever opened it";
+  EXPECT_EQ(ended.err, "to err\n");
+  EXPECT_EQ(Hkctl("vm exec g -- sh -c 'kill -9 $$' < /dev/null").code, 137);
+  ended = Hkctl("vm exec g -- /nonsense < /dev/null");
+  EXPECT_EQ(ended.code, 126);
+  EXPECT_THAT(ended.err, HasSubstr("No such file or directory"));
+  ended = Hkctl("vm exec g --timeout 1s -- sleep 3 < /dev/null");
+  EXPECT_EQ(ended.code, 125);
+  EXPECT_THAT(ended.err, HasSubstr("still runs after 1 s"));
+  ended = Hkctl("vm exec g --timeout 60s -- dd if=/dev/zero bs=65536 count=300 status=none < /dev/null");
+  EXPECT_EQ(ended.code, 0) << ended.err;
+  EXPECT_TRUE(ended.out == std::string(16 << 20, '\0')) << ended.out.size();
+  EXPECT_THAT(ended.err, HasSubstr("the output is cut"));
+  const std::filesystem::path input = directory_ / "input";
+  std::ofstream(input) << std::string(500000, 'i');
+  ended = Hkctl("vm exec g --timeout 60s -- wc -c < " + input.string());
+  EXPECT_EQ(ended.out, "500000\n") << ended.err;
 }
 
 TEST_F(GuestIo, LogsAreOfTheChannelAndTheLastLines) {
