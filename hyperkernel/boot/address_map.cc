@@ -14,7 +14,8 @@ static_assert(kZeroPageAddress.value() + kPageSize < kBootStackTop.value());
 static_assert(kBootStackTop <= kBootPageTables);
 static_assert(kBootPageTables.value() + 6 * kPageSize <= kCommandLineAddress.value());
 static_assert(kCommandLineAddress.value() + kCommandLineLimit <= kEbdaStart.value());
-static_assert(kEbdaStart < kAcpiTablesStart && kAcpiTablesEnd <= kKernelLoadAddress);
+static_assert(kEbdaStart < kAcpiTablesStart && kAcpiTablesEnd <= kResetVector &&
+              kResetVector.value() + 16 <= kKernelLoadAddress.value());
 static_assert(kMmioHoleStart <= kPci32Start && kPci32Start.value() + kPci32Bytes <= kEcamStart.value());
 static_assert(kEcamStart.value() + kEcamBytes <= kIoApicAddress.value());
 static_assert(kEcamStart.value() % kEcamBytes == 0);  // PCIe 7.2.2: the base is a multiple of the size

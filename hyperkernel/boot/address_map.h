@@ -19,8 +19,11 @@ inline constexpr Gpa kBootPageTables{0x9000};       // identity map for the 64-b
 inline constexpr Gpa kCommandLineAddress{0x20000};  // kernel command line
 inline constexpr uint64_t kCommandLineLimit = 0x10000;
 inline constexpr Gpa kEbdaStart{0x9fc00};        // RAM that Linux may use ends here
-inline constexpr Gpa kAcpiTablesStart{0xe0000};  // RSDP first, then the tables; up to 1 MiB
-inline constexpr Gpa kAcpiTablesEnd{0x100000};
+inline constexpr Gpa kAcpiTablesStart{0xe0000};  // RSDP first, then the tables; up to the reset vector
+inline constexpr Gpa kAcpiTablesEnd{0xffff0};
+// Where a PC's firmware starts (real mode f000:fff0). There is none, but Linux jumps here to reset a machine with
+// reduced-hardware ACPI: 16 bytes that write kResetValue to kPortReset.
+inline constexpr Gpa kResetVector{0xffff0};
 inline constexpr Gpa kKernelLoadAddress{0x100000};  // "high" load address of a bzImage
 
 // The hole below 4 GiB: RAM that would be there is placed from 4 GiB on.

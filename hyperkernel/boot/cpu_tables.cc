@@ -67,6 +67,24 @@ absl::Status WriteLong64Tables(GuestWriter& writer) {
   return absl::OkStatus();
 }
 
+absl::Status WriteResetVector(GuestWriter& writer) {
+  // 16-bit code. The write does not return to the guest's use: the machine is taken down; until then it halts.
+  constexpr uint8_t kCode[] = {
+      0xfa,  // cli
+      0xba,
+      kPortReset & 0xff,
+      kPortReset >> 8,  // mov dx, kPortReset
+      0xb0,
+      kResetValue,  // mov al, kResetValue
+      0xee,         // out dx, al
+      0xf4,         // hlt
+      0xeb,
+      0xfd,  // jmp to hlt (an NMI wakes it)
+  };
+  static_assert(sizeof(kCode) <= 16);
+  return writer.Write(kResetVector, std::as_bytes(std::span(kCode)));
+}
+
 BootState Long64State() {
   BootState state;
   state.mode = BootMode::kLong64;

@@ -114,6 +114,7 @@ absl::StatusOr<BootState> LinuxBoot::Load(GuestWriter& writer, Gpa rsdp) const {
   }
   const std::span<const char> line(command_line_.c_str(), command_line_.size() + 1);
   HK_RETURN_IF_ERROR(writer.Write(kCommandLineAddress, std::as_bytes(line)));
+  HK_RETURN_IF_ERROR(WriteResetVector(writer));
 
   BootState state;
   if (image_.format == KernelImage::Format::kPvhElf) {

@@ -57,6 +57,11 @@ TEST(LinuxBoot, BzImageIsLaidOut) {
   EXPECT_EQ(writer.Read(initrd + 3 * kLoadChunkBytes + 4, 1)[0], std::byte{0x5a});
   EXPECT_EQ(std::memcmp(writer.Read(kCommandLineAddress.value(), 14).data(), "console=ttyS0", 14), 0);
 
+  // mov dx, 0xcf9; mov al, 6; out dx, al at the reset vector.
+  const std::vector<std::byte> reset = writer.Read(0xffff0, 7);
+  constexpr uint8_t kReset[] = {0xfa, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee};
+  EXPECT_EQ(std::memcmp(reset.data(), kReset, sizeof(kReset)), 0);
+
   // The zero page.
   const auto params = writer.ReadStruct<boot_params>(kZeroPageAddress.value());
   EXPECT_EQ(params.hdr.header, 0x53726448u);

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "proto/admin.grpc.pb.h"
 
@@ -28,6 +29,7 @@ struct Options {
   std::string output = "table";
   uint64_t timeout_ms = 10000;
   std::string tls_ca, tls_certificate, tls_key;  // paths; all or none
+  std::vector<std::string> guest_command;        // of vm exec: the words after --
 
   bool json() const { return output == "json"; }
   bool text() const { return output == "textproto"; }

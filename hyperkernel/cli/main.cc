@@ -4,6 +4,7 @@
 #include <grpc/support/log.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <map>
@@ -15,6 +16,7 @@
 #include "hyperkernel/cli/node_commands.h"
 #include "hyperkernel/cli/output.h"
 #include "hyperkernel/cli/vm_commands.h"
+#include "hyperkernel/cli/vm_exec.h"
 
 namespace {
 
@@ -51,13 +53,30 @@ void AddGlobalOptions(CLI::App* app, hk::cli::Options* options) {
   app->add_option("--tls-key", options->tls_key, "Own private key, PEM")->envname("HKCTL_TLS_KEY");
 }
 
+// `vm exec` keeps the small exit codes for the guest's command.
+bool ExecIsMeant(const CLI::App& app) {
+  const CLI::App* const vm = app.get_subcommand("vm");
+  return vm->parsed() && vm->get_subcommand(hk::cli::kExecCommand)->parsed();
+}
+
 // What is wrong with the command line, one line. CLI11 reports a missing command before it reports the word it did not
 // know.
 std::string UsageError(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> unknown = app.remaining(true);
+  if (ExecIsMeant(app) && !unknown.empty() && unknown.front().front() != '-')
+    return "the command comes after --: hkctl vm exec NAME -- COMMAND";
   if (dynamic_cast<const CLI::RequiredError*>(&error) == nullptr || unknown.empty())
     return hk::cli::Printable(error.what());
   return fmt::format("unknown command '{}'", hk::cli::Printable(unknown.front()));
+}
+
+// Takes the words after the first -- off an `exec` command line: CLI11 would read lists into them ("[a,b]").
+std::vector<std::string> TakeGuestCommand(std::vector<std::string>* words) {
+  const auto separator = std::find(words->begin(), words->end(), "--");
+  if (std::find(words->begin(), separator, hk::cli::kExecCommand) == separator || separator == words->end()) return {};
+  std::vector<std::string> command(separator + 1, words->end());
+  words->erase(separator, words->end());
+  return command;
 }
 
 }  // namespace
@@ -86,15 +105,19 @@ int main(int argc, char** argv) {
       "  source <(hkctl completion bash)\n\n"
       "Exit codes: 0 done, 1 the cluster said no, 2 usage, 3 cannot reach the daemon");
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> words(argv + 1, argv + argc);
+    options.guest_command = TakeGuestCommand(&words);
+    std::reverse(words.begin(), words.end());  // as CLI11 takes them
+    app.parse(words);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);
     fmt::print(stderr, "hkctl: {}; see hkctl --help\n", UsageError(app, error));
-    return hk::cli::kExitUsage;
+    return ExecIsMeant(app) ? hk::cli::kExitExecFailed : hk::cli::kExitUsage;
   }
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
     fmt::print(stderr, "hkctl: cannot write to standard output\n");
-    if (exit_code == hk::cli::kExitOk) exit_code = hk::cli::kExitClusterSaidNo;
+    if (exit_code == hk::cli::kExitOk)
+      exit_code = ExecIsMeant(app) ? hk::cli::kExitExecFailed : hk::cli::kExitClusterSaidNo;
   }
   return exit_code;
 }

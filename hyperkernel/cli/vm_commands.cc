@@ -7,17 +7,22 @@
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <thread>
 
 #include "hyperkernel/cli/console.h"
 #include "hyperkernel/cli/output.h"
+#include "hyperkernel/cli/vm_exec.h"
+#include "hyperkernel/cli/vm_log.h"
 #include "hyperkernel/cli/vm_output.h"
 
 namespace hk::cli {
 namespace {
 
+// More lines than the daemon keeps bytes.
+constexpr uint64_t kMaxTailLines = 1'000'000'000;
 // How often `vm wait` asks.
 constexpr std::chrono::milliseconds kWaitInterval(100);
 
@@ -167,6 +172,57 @@ CLI::App* AddNamed(CLI::App* vm, const char* command, const char* help, const ch
   return app;
 }
 
+void AddChannel(CLI::App* app, std::shared_ptr<std::string> channel) {
+  app->add_option("--channel", *channel, "Which console: serial (ttyS0) or virtio (hvc0)")
+      ->check(CLI::IsMember({"serial", "virtio"}))
+      ->capture_default_str();
+}
+
+v1::ConsoleChannel ChannelOf(const std::string& text) {
+  return text == "virtio" ? v1::CONSOLE_CHANNEL_VIRTIO : v1::CONSOLE_CHANNEL_SERIAL;
+}
+
+// console, log, exec: what is inside a machine.
+void AddChannelCommands(CLI::App* vm, const Options* options, std::shared_ptr<std::string> name, int* exit_code) {
+  auto channel = std::make_shared<std::string>("serial");
+  CLI::App* console = AddNamed(vm, "console", "A terminal on the machine's console; Ctrl-] detaches",
+                               "Examples:\n  hkctl vm console web\n  hkctl vm console web --channel virtio\n"
+                               "  hkctl vm console web < /dev/null > boot.log",
+                               name);
+  AddChannel(console, channel);
+  console->callback([=] { *exit_code = RunConsole(*options, *name, ChannelOf(*channel)); });
+
+  auto follow = std::make_shared<bool>(false);
+  auto tail = std::make_shared<std::optional<uint64_t>>();
+  CLI::App* log = AddNamed(vm, "log", "What the machine wrote to its console in its present or last run",
+                           "The daemon keeps the last 256 KiB of each console, until the machine is started again.\n\n"
+                           "Examples:\n  hkctl vm log web\n  hkctl vm log web -f --tail 20\n"
+                           "  hkctl vm log web --channel virtio",
+                           name);
+  log->add_flag("-f,--follow", *follow, "Go on with what comes, until the run ends");
+  log->add_option("--tail", *tail, "Only the last N lines")
+      ->check(CLI::Range(uint64_t{0}, kMaxTailLines))
+      ->type_name("N");
+  AddChannel(log, channel);
+  log->callback([=] { *exit_code = RunLog(*options, *name, {ChannelOf(*channel), *follow, *tail}); });
+
+  CLI::App* exec = AddNamed(
+      vm, kExecCommand, "Runs a command inside the machine, by qemu-guest-agent",
+      "NAME -- COMMAND [ARGUMENT...]: no shell is involved. Standard input, unless it is a terminal, is read to its "
+      "end\n"
+      "first (at most 512 KiB); the output comes when the command has ended. --timeout is how long that may take; the\n"
+      "command goes on in the guest when the time is up, or hkctl is interrupted.\n\n"
+      "Exit codes: the command's own; 125 hkctl's (one line says why), 126 the guest could not start the command,\n"
+      "128+N signal N ended it\n\n"
+      "Examples:\n  hkctl vm exec web -- uptime\n  hkctl vm exec web --timeout 5m -- apt-get -y upgrade\n"
+      "  hkctl vm exec web -- sh -c 'cat > /etc/motd' < motd",
+      name);
+  exec->callback([=] {
+    if (options->guest_command.empty()) throw CLI::RequiredError("a command after --");
+    *exit_code = RunExec(*options, *name, options->guest_command);
+  });
+}
+
 }  // namespace
 
 void AddVmCommands(CLI::App* app, const Options* options, int* exit_code) {
@@ -225,10 +281,7 @@ void AddVmCommands(CLI::App* app, const Options* options, int* exit_code) {
       ->capture_default_str();
   wait->callback([=] { *exit_code = Wait(*options, *name, *wanted); });
 
-  CLI::App* console =
-      AddNamed(vm, "console", "The machine's serial console; Ctrl-] detaches",
-               "Examples:\n  hkctl vm console web\n  hkctl vm console web < /dev/null > boot.log", name);
-  console->callback([=] { *exit_code = RunConsole(*options, *name); });
+  AddChannelCommands(vm, options, name, exit_code);
 }
 
 }  // namespace hk::cli

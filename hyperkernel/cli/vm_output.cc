@@ -3,6 +3,10 @@
 #include <fmt/format.h>
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
+#include <functional>
+#include <utility>
+
 #include "hyperkernel/cli/output.h"
 
 namespace hk::cli {
@@ -10,6 +14,38 @@ namespace {
 
 std::string Line(const char* key, const std::string& value) {
   return value.empty() ? "" : fmt::format("{:<18} {}\n", fmt::format("{}:", key), value);
+}
+
+// "120, 5 per second now: 100 port, 20 hlt", the most frequent first.
+std::string ExitsText(const v1::Vm& vm) {
+  std::vector<std::pair<uint64_t, std::string>> kinds;
+  for (const auto& [kind, count] : vm.exits_by_kind()) {
+    if (kind != "injected") kinds.emplace_back(count, Printable(kind));
+  }
+  std::sort(kinds.begin(), kinds.end(), std::greater<>());
+  std::string text = fmt::format("{}, {} per second now", vm.exits(), vm.exits_per_second());
+  for (size_t i = 0; i < kinds.size(); i++) {
+    text += fmt::format("{} {} {}", i == 0 ? ":" : ",", kinds[i].first, kinds[i].second);
+  }
+  return text;
+}
+
+std::string DiskText(const v1::DiskSpec& disk) {
+  std::string out = Printable(disk.path());
+  if (disk.readonly()) out += ", read-only";
+  if (disk.exclusive()) out += ", exclusive";
+  if (!disk.serial().empty()) out += ", serial " + Printable(disk.serial());
+  if (disk.queues() > 1) out += fmt::format(", {} queues", disk.queues());
+  if (disk.cache() == v1::DISK_CACHE_BUFFERED) out += ", buffered";
+  if (disk.bps_limit() != 0) out += fmt::format(", {} per second at most", HumanBytes(disk.bps_limit()));
+  return out;
+}
+
+std::string NetText(const v1::NetSpec& net) {
+  std::string out = net.bridge().empty() ? "tap " + Printable(net.tap()) : "bridge " + Printable(net.bridge());
+  out += ", " + Printable(net.mac());
+  if (net.queues() > 1) out += fmt::format(", {} queues", net.queues());
+  return out;
 }
 
 }  // namespace
@@ -34,12 +70,12 @@ std::string StateName(v1::VmState state) {
 }
 
 std::string VmTable(const std::vector<v1::Vm>& vms, std::chrono::system_clock::time_point now) {
-  Table table({"NAME", "STATE", "SINCE", "VCPUS", "MEMORY", "FRAMES", "NODE"});
+  Table table({"NAME", "STATE", "FOR", "VCPUS", "MEMORY", "FRAMES", "NODE", "AGE"});
   std::string notes;
   for (const v1::Vm& vm : vms) {
-    table.AddRow({Printable(vm.spec().name()), StateName(vm.state()), fmt::format("{} ago", Ago(vm.since(), now)),
+    table.AddRow({Printable(vm.spec().name()), StateName(vm.state()), Ago(vm.since(), now),
                   fmt::to_string(vm.spec().vcpus()), HumanBytes(vm.spec().memory_mib() << 20),
-                  HumanBytes(vm.frame_bytes()), Printable(vm.node())});
+                  HumanBytes(vm.frame_bytes()), Printable(vm.node()), vm.has_created() ? Ago(vm.created(), now) : "-"});
     if (!vm.reason().empty()) notes += fmt::format("{}: {}\n", Printable(vm.spec().name()), Printable(vm.reason()));
   }
   return table.ToString() + (notes.empty() ? "" : "\n" + notes);
@@ -51,16 +87,35 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   out +=
       Line("State", fmt::format("{} since {} ({})", StateName(vm.state()), UtcTime(vm.since()), Ago(vm.since(), now)));
   out += Line("Reason", Printable(vm.reason()));
+  if (vm.has_started()) out += Line("Uptime", Ago(vm.started(), now));
   out += Line("Node", Printable(vm.node()));
   out += Line("vCPUs", fmt::format("{}, profile {}", spec.vcpus(), Printable(spec.cpu().profile())));
+  std::string hidden;
+  for (const std::string& feature : spec.cpu().disable()) hidden += (hidden.empty() ? "" : ", ") + Printable(feature);
+  out += Line("Hidden features", hidden);
   out += Line("Memory",
               fmt::format("{}, {} in frames", HumanBytes(spec.memory_mib() << 20), HumanBytes(vm.frame_bytes())));
   out += Line("Kernel", Printable(spec.kernel()));
   out += Line("Initrd", Printable(spec.initrd()));
   out += Line("Command line", Printable(spec.cmdline()));
-  for (const v1::DiskSpec& disk : spec.disks())
-    out += Line("Disk", Printable(disk.path()) + (disk.readonly() ? " (read-only)" : ""));
-  out += Line("Exits", fmt::to_string(vm.exits()));
+  for (const v1::DiskSpec& disk : spec.disks()) out += Line("Disk", DiskText(disk));
+  for (const v1::NetSpec& net : spec.nets()) out += Line("Network", NetText(net));
+  for (const std::string& device : vm.broken_devices())
+    out += Line("Broken", Printable(device) + ": its driver broke the protocol and has not reset it");
+  if (vm.has_started()) out += Line("Exits", ExitsText(vm));
+  std::string channels;
+  for (const v1::VmChannel& channel : vm.channels()) {
+    channels +=
+        fmt::format("{}{} ({})", channels.empty() ? "" : ", ", Printable(channel.name()),
+                    channel.output_bytes() == 0 ? "nothing written" : HumanBytes(channel.output_bytes()) + " written");
+  }
+  out += Line("Channels", channels);
+  out += Line("On crash",
+              fmt::format("{}{}", spec.on_crash() == v1::ON_CRASH_RESET ? "reset" : "stop",
+                          vm.crashes() == 0 ? "" : fmt::format(" ({} crashes since it was started)", vm.crashes())));
+  out += Line("Autostart", spec.autostart() ? "yes" : "no");
+  if (vm.has_created()) out += Line("Created", fmt::format("{} ({})", UtcTime(vm.created()), Ago(vm.created(), now)));
+  out += Line("Starts", fmt::to_string(vm.generation()));
   return out;
 }
 

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mutant.h"
 
 namespace hk {
 
@@ -141,7 +142,10 @@ IoApic::Pins IoApic::SendIfAsserted(uint8_t pin) {
 }
 
 IoApic::Pins IoApic::OnEoi(LevelEoi eoi) {
-  if (eoi.pin >= kIoApicPins || (entries_[eoi.pin] & kRemoteIrr) == 0 || generations_[eoi.pin] != eoi.generation) {
+  if (eoi.pin >= kIoApicPins || (entries_[eoi.pin] & kRemoteIrr) == 0) {
+    return 0;
+  }
+  if (generations_[eoi.pin] != eoi.generation && !HK_MUTANT(io_apic_takes_late_eoi)) {
     return 0;
   }
   entries_[eoi.pin] &= ~kRemoteIrr;

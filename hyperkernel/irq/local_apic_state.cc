@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/irq/local_apic.h"
 
 namespace hk {
@@ -143,9 +144,13 @@ absl::Status LocalApic::Restore(const LocalApicState& state, Monotonic now) {
   tmr_ = VectorSet(state.tmr);
   lvt_ = state.lvt;
   level_sources_ = state.level_sources;
+  level_pins_ = 0;
+  for (size_t pin = 0; pin < kIoApicPins; ++pin) {
+    level_pins_ |= uint32_t{level_sources_[pin].valid} << pin;
+  }
   const bool periodic = (Lvt(LocalSource::kTimer) & kLvtPeriodic) != 0;
   std::optional<std::chrono::nanoseconds> remaining;
-  if (state.timer_running != 0) {
+  if (state.timer_running != 0 && !HK_MUTANT(apic_restore_stops_timer)) {
     // Overdue by more than any timer runs is a saved state of days ago: one expiry, now.
     remaining = std::max(std::chrono::nanoseconds(state.timer_remaining_ns), -kMaxTimerRemaining);
   }

@@ -10,9 +10,12 @@
 namespace hk {
 namespace {
 
-uint64_t ExitsOf(const Vcpu& vcpu) {
-  const VcpuCounters counters = vcpu.counters();
-  return std::accumulate(counters.exits.begin(), counters.exits.end(), uint64_t{0});
+VcpuCounters Sum(VcpuCounters a, const VcpuCounters& b) {
+  for (size_t i = 0; i < kVcpuExits; ++i) a.exits[i] += b.exits[i];
+  a.interrupts += b.interrupts;
+  a.nmis += b.nmis;
+  a.unknown_msrs += b.unknown_msrs;
+  return a;
 }
 
 template <typename Slot>
@@ -46,7 +49,7 @@ void VcpuGroup::Clear() {
   for (const auto& slot : slots_) {
     MutexLock lock(&slot->mutex);
     if (slot->vcpu == nullptr) continue;
-    slot->earlier_exits += ExitsOf(*slot->vcpu);
+    slot->earlier = Sum(slot->earlier, slot->vcpu->counters());
     doomed.push_back(std::move(slot->vcpu));
   }
   for (const auto& vcpu : doomed) vcpu->RequestStop();
@@ -128,7 +131,7 @@ void VcpuGroup::Exchange(std::vector<std::unique_ptr<Vcpu>>* copies, std::unique
   for (size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = *slots_[i];
     MutexLock lock(&slot.mutex);
-    slot.earlier_exits += ExitsOf(*slot.vcpu);
+    slot.earlier = Sum(slot.earlier, slot.vcpu->counters());
     std::swap(slot.vcpu, (*copies)[i]);
   }
   std::swap(vm_, *vm);
@@ -181,13 +184,19 @@ VcpuCounters VcpuGroup::counters(VcpuId vcpu) const {
   return slot.vcpu == nullptr ? VcpuCounters() : slot.vcpu->counters();
 }
 
-uint64_t VcpuGroup::exits() const {
-  uint64_t sum = 0;
+VcpuCounters VcpuGroup::counters() const {
+  VcpuCounters sum;
   for (const auto& slot : slots_) {
     MutexLock lock(&slot->mutex);
-    sum += slot->earlier_exits + (slot->vcpu == nullptr ? 0 : ExitsOf(*slot->vcpu));
+    sum = Sum(sum, slot->earlier);
+    if (slot->vcpu != nullptr) sum = Sum(sum, slot->vcpu->counters());
   }
   return sum;
+}
+
+uint64_t VcpuGroup::exits() const {
+  const VcpuCounters sum = counters();
+  return std::accumulate(sum.exits.begin(), sum.exits.end(), uint64_t{0});
 }
 
 }  // namespace hk

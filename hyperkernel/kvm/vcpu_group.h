@@ -61,6 +61,8 @@ class VcpuGroup final : public VcpuWaker {
 
   // Of one vCPU since it was made or renewed last; all zero if it is not there.
   VcpuCounters counters(VcpuId vcpu) const;
+  // Of all, and of those that were here before.
+  VcpuCounters counters() const;
   // vCPU exits since the start, over all renewals.
   uint64_t exits() const;
 
@@ -69,7 +71,7 @@ class VcpuGroup final : public VcpuWaker {
   struct Slot {
     mutable Mutex mutex;
     std::unique_ptr<Vcpu> vcpu ABSL_GUARDED_BY(mutex);
-    uint64_t earlier_exits ABSL_GUARDED_BY(mutex) = 0;  // of the vCPUs that were here before
+    VcpuCounters earlier ABSL_GUARDED_BY(mutex);  // of the vCPUs that were here before
   };
 
   // The vCPUs that are there: valid as long as operation_ is held, since only operations replace them.

@@ -7,6 +7,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/kvm/vcpu.h"
 
@@ -107,7 +108,7 @@ bool Vcpu::RunGuest() {
       case Wanted::kFinished:
         return true;
       case Wanted::kPaused:
-        return Drain();
+        return HK_MUTANT(pause_leaves_exits_open) || Drain();
       case Wanted::kRunning:
         break;
     }
@@ -330,7 +331,7 @@ absl::Status Vcpu::Replace(Vm* vm, const VcpuState& state) {
   }
   if (old.valid()) vm_->ParkVcpu(id_, std::move(old));
   vm_ = vm;
-  activity_ = state.activity;
+  activity_ = HK_MUTANT(restore_forgets_halt) ? VcpuActivity::kRunning : state.activity;
   if_flag_ = (state.regs.rflags & kRflagsIf) != 0;
   ready_ = TakesInterrupt(state);
   if (environment_.clock != nullptr) environment_.clock->Restore(id_, state.clock);

@@ -127,6 +127,13 @@ absl::Status CheckNothingForeign(const std::string& directory) {
       fmt::format("{} holds files that are not this daemon's; name an empty or new directory", directory));
 }
 
+// GUEST.GENERATION, as PathOf makes them.
+bool IsFrameFile(std::string_view name) {
+  const size_t dot = name.rfind('.');
+  if (dot == std::string_view::npos || dot == 0 || dot + 1 == name.size()) return false;
+  return name.find_first_not_of("0123456789", dot + 1) == std::string_view::npos;
+}
+
 // Blocks of one directory level; frame files are not nested.
 absl::StatusOr<uint64_t> SumOfFiles(const std::string& directory) {
   const OpenDirectory open(::opendir(directory.c_str()));
@@ -210,6 +217,23 @@ absl::Status FrameStore::EnsureCapacity() const {
       "the tmpfs at {} has {} MiB, less than frame_store.budget_mib {}: lower the budget, or mount a larger "
       "tmpfs there",
       directory_, found.size_bytes >> 20, budget_bytes_ >> 20));
+}
+
+std::string FrameStore::PathOf(const std::string& guest, uint64_t generation) const {
+  return fmt::format("{}/{}.{}", directory_, guest, generation);
+}
+
+absl::StatusOr<int> FrameStore::RemoveLeftovers() const {
+  const OpenDirectory open(::opendir(directory_.c_str()));
+  if (open == nullptr) return ErrnoStatus(errno, directory_);
+  int removed = 0;
+  while (const dirent* entry = ::readdir(open.get())) {
+    if (!IsFrameFile(entry->d_name)) continue;
+    if (::unlinkat(::dirfd(open.get()), entry->d_name, 0) != 0)
+      return ErrnoStatus(errno, fmt::format("{}/{}", directory_, entry->d_name));
+    removed++;
+  }
+  return removed;
 }
 
 absl::StatusOr<uint64_t> FrameStore::UsedBytes() const {

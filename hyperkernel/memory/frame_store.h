@@ -63,8 +63,13 @@ class FrameStore {
   // Checks the mount's options and grows it to the budget. REQUIRES: the caller holds the directory's lock, so that the
   // mount is not another daemon's.
   absl::Status EnsureCapacity() const;
+  // Removes the frame files that an earlier daemon left, that is one that was killed: no guest outlives its daemon.
+  // Returns how many there were. REQUIRES: as EnsureCapacity; no guest runs yet. Errors: errno, naming the file.
+  absl::StatusOr<int> RemoveLeftovers() const;
 
   const std::string& directory() const { return directory_; }
+  // Where the frames of a guest's generation are.
+  std::string PathOf(const std::string& guest, uint64_t generation) const;
   uint64_t budget_bytes() const { return budget_bytes_; }
   // What an operator should know, one line each.
   const std::vector<std::string>& warnings() const { return warnings_; }

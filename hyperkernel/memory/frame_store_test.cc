@@ -45,6 +45,24 @@ TEST_F(FrameStoreTest, CountsWhatFilesHold) {
   EXPECT_EQ(*store->UsedBytes() - before, 3 * kMib);
 }
 
+TEST_F(FrameStoreTest, RemovesWhatAKilledDaemonLeftAndNothingElse) {
+  auto store = FrameStore::Open(directory_, 32 * kMib);
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_EQ(store->PathOf("web-1", 12), directory_ + "/web-1.12");
+  const uint64_t before = *store->UsedBytes();
+  Write("web-1.12", kMib);
+  Write("db.1", kMib);
+  for (const char* kept : {"lock", "web-1", "web-1.", ".3", "web.12x"}) Write(kept, 1);
+  const absl::StatusOr<int> removed = store->RemoveLeftovers();
+  ASSERT_TRUE(removed.ok()) << removed.status();
+  EXPECT_EQ(*removed, 2);
+  EXPECT_LT(*store->UsedBytes() - before, kMib);
+  for (const char* kept : {"lock", "web-1", "web-1.", ".3", "web.12x"}) {
+    EXPECT_TRUE(std::filesystem::exists(directory_ + "/" + kept)) << kept;
+  }
+  EXPECT_EQ(*store->RemoveLeftovers(), 0);
+}
+
 TEST_F(FrameStoreTest, MountsATmpfsOfItsOwnOnceAndFindsItAgain) {
   if (!may_mount_) GTEST_SKIP() << "needs CAP_SYS_ADMIN; the lab runs this as root";
   auto store = FrameStore::Open(directory_, 32 * kMib);

@@ -226,7 +226,7 @@ absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(const FrameStor
     bytes += ram.bytes;
   }
   HK_ASSIGN_OR_RETURN(FrameReservation reservation, frames.Reserve(bytes));
-  const std::string path = fmt::format("{}/{}.{}", frames.directory(), name, generation);
+  const std::string path = frames.PathOf(name, generation);
   OwnedFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!file.valid()) return ErrnoStatus(errno, path);
   if (::ftruncate(file.get(), static_cast<off_t>(bytes)) != 0) {

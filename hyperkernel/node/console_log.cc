@@ -31,9 +31,32 @@ ConsoleLog::Piece ConsoleLog::Read(uint64_t from, size_t limit, std::chrono::ste
   const uint64_t start = std::clamp(from, oldest, written_);
   Piece piece;
   piece.bytes = history_.substr(start - oldest, limit);
+  piece.lost = start > from ? start - from : 0;
   piece.next = start + piece.bytes.size();
   piece.ended = ended_ && piece.next == written_;
   return piece;
+}
+
+uint64_t ConsoleLog::oldest() const {
+  MutexLock lock(&mutex_);
+  return written_ - history_.size();
+}
+
+uint64_t ConsoleLog::LastLines(uint64_t lines) const {
+  MutexLock lock(&mutex_);
+  if (lines == 0) return written_;
+  // A newline at the very end ends the last line and begins none.
+  size_t end = history_.size();
+  if (end > 0 && history_[end - 1] == '\n') end--;
+  for (uint64_t found = 0; end > 0; end--) {
+    if (history_[end - 1] == '\n' && ++found == lines) break;
+  }
+  return written_ - history_.size() + end;
+}
+
+uint64_t ConsoleLog::written() const {
+  MutexLock lock(&mutex_);
+  return written_;
 }
 
 }  // namespace hk

@@ -24,10 +24,16 @@ class ConsoleLog {
   struct Piece {
     std::string bytes;
     uint64_t next = 0;   // where to go on
+    uint64_t lost = 0;   // bytes before `bytes` that are no longer kept
     bool ended = false;  // nothing more will come
   };
   // Bytes from position `from` on (0: the oldest that is kept), at most `limit`; waits for some until the deadline.
   Piece Read(uint64_t from, size_t limit, std::chrono::steady_clock::time_point deadline) const;
+  // The position of the oldest byte that is kept; of the beginning of the last `lines` lines, or the oldest byte if
+  // that is gone; and of the end: the bytes ever written.
+  uint64_t oldest() const;
+  uint64_t LastLines(uint64_t lines) const;
+  uint64_t written() const;
 
  private:
   mutable Mutex mutex_;

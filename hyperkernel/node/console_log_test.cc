@@ -51,5 +51,33 @@ TEST(ConsoleLog, ALateReaderGetsTheNewestHistory) {
   EXPECT_TRUE(got.ends_with("xend"));
 }
 
+TEST(ConsoleLog, LastLinesAreFoundFromTheEnd) {
+  const auto tail = [](const std::string& text, uint64_t lines) {
+    ConsoleLog log;
+    log.Append(text);
+    return log.Read(log.LastLines(lines), 1000, Monotonic()).bytes;
+  };
+  EXPECT_EQ(tail("a\nb\nc\n", 1), "c\n");
+  EXPECT_EQ(tail("a\nb\nc\n", 2), "b\nc\n");
+  EXPECT_EQ(tail("a\nb\nc\n", 3), "a\nb\nc\n");
+  EXPECT_EQ(tail("a\nb\nc\n", 9), "a\nb\nc\n");
+  EXPECT_EQ(tail("a\nb\nc", 1), "c");
+  EXPECT_EQ(tail("a\n\n", 1), "\n");
+  EXPECT_EQ(tail("a\nb\n", 0), "");
+  EXPECT_EQ(tail("", 3), "");
+  EXPECT_EQ(tail("\n", 1), "\n");
+}
+
+TEST(ConsoleLog, WhatIsNoLongerKeptIsCounted) {
+  ConsoleLog log;
+  const std::string line(1024, 'x');
+  for (size_t i = 0; i < 3 * ConsoleLog::kHistoryBytes / line.size(); i++) log.Append(line);
+  EXPECT_EQ(log.written(), 3 * ConsoleLog::kHistoryBytes);
+  const ConsoleLog::Piece piece = log.Read(100, 10, Monotonic());
+  EXPECT_EQ(piece.lost, log.oldest() - 100);
+  EXPECT_GT(piece.lost, 0u);
+  EXPECT_EQ(log.Read(piece.next, 10, Monotonic()).lost, 0u);
+}
+
 }  // namespace
 }  // namespace hk

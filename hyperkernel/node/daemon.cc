@@ -130,6 +130,11 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   if (!second.ok()) return WithContext(second.status(), "frame_store.directory");
   frame_lock = *std::move(second);
   HK_RETURN_IF_ERROR(WithContext(frames->EnsureCapacity(), "frame_store.directory"));
+  const absl::StatusOr<int> leftovers = frames->RemoveLeftovers();
+  if (!leftovers.ok()) return WithContext(leftovers.status(), "frame_store.directory");
+  if (*leftovers > 0)
+    log::Warning("daemon", "frames of guests that ended with an earlier daemon were removed",
+                 {{"files", fmt::to_string(*leftovers)}});
   absl::StatusOr<OwnedFd> reserved = ReserveDataAddress(settings.data_listen);
   if (!reserved.ok()) return WithContext(reserved.status(), "listen.data");
   data_address = *std::move(reserved);

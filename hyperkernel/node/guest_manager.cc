@@ -7,6 +7,8 @@
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/membership.h"
+#include "hyperkernel/node/rate_meter.h"
+#include "hyperkernel/node/restart_guard.h"
 #include "hyperkernel/node/vm_spec.h"
 #include "proto/state.pb.h"
 
@@ -16,8 +18,8 @@ namespace {
 constexpr char kKeyPrefix[] = "vm/";
 // More machines than this on one node is a script gone wrong.
 constexpr size_t kMaxGuests = 1024;
-// The manager's thread looks up at least this often; events wake it earlier.
-constexpr std::chrono::seconds kIdleWait(60);
+// The manager's thread looks up this often, to see how fast guests exit; events wake it earlier.
+constexpr std::chrono::seconds kSampleInterval(1);
 // An operator who orders something while the guest's own end is being handled waits this long for it.
 constexpr std::chrono::seconds kBusyWait(5);
 // A machine that is not renewed by then goes on as it was. In the lab it takes 10 ms and more for each vCPU.
@@ -55,11 +57,9 @@ bool IsLive(v1::VmState state) {
 // Hands a machine's events on; one per run, so that an event knows its generation.
 class GuestManager::Events final : public MachineEvents {
  public:
-  Events(GuestManager* manager, std::string name, uint64_t generation, std::shared_ptr<ConsoleLog> console)
-      : manager_(manager), name_(std::move(name)), generation_(generation), console_(std::move(console)) {}
-  void OnOutput(Channel channel, std::string_view bytes) override {
-    if (channel == Channel::kSerial) console_->Append(bytes);
-  }
+  Events(GuestManager* manager, std::string name, uint64_t generation, std::shared_ptr<GuestChannels> channels)
+      : manager_(manager), name_(std::move(name)), generation_(generation), channels_(std::move(channels)) {}
+  void OnOutput(Channel channel, std::string_view bytes) override { channels_->Output(channel, bytes); }
   void OnEnd(MachineEnd end, const std::string& reason) override {
     manager_->Report({name_, generation_, end, reason});
   }
@@ -68,7 +68,7 @@ class GuestManager::Events final : public MachineEvents {
   GuestManager* const manager_;
   const std::string name_;
   const uint64_t generation_;
-  const std::shared_ptr<ConsoleLog> console_;
+  const std::shared_ptr<GuestChannels> channels_;
 };
 
 struct GuestManager::Guest {
@@ -77,7 +77,12 @@ struct GuestManager::Guest {
   std::string reason;
   WallTime since;
   bool busy = false;  // an operation is under way without the lock: its owner alone touches events and machine
-  std::shared_ptr<ConsoleLog> console;
+  WallTime started;   // the present run, if `machine` is there
+  uint32_t crashes = 0;
+  RestartGuard crash_guard{kMaxCrashes, kCrashWindow};
+  RestartGuard reset_guard{kMaxOwnResets, kOwnResetWindow};
+  RateMeter exit_rate;
+  std::shared_ptr<GuestChannels> channels;
   std::unique_ptr<Events> events;
   std::unique_ptr<Machine> machine;  // after events: it uses them
 };
@@ -99,6 +104,8 @@ absl::StatusOr<std::unique_ptr<GuestManager>> GuestManager::Open(StateStore* sto
       if (!guest->record.ParseFromString(value))
         return absl::DataLossError(fmt::format("state store: {} is damaged", key));
       guest->since = clock.Wall();
+      if (guest->record.running())
+        guest->reason = "its daemon ended without stopping it (killed, or the host went down)";
       const std::string name = guest->record.spec().name();
       manager->guests_[name] = std::move(guest);
     }
@@ -120,8 +127,10 @@ GuestManager::~GuestManager() {
     doomed.swap(guests_);
   }
   for (auto& [name, guest] : doomed) {
+    const bool ran = guest->machine != nullptr;
     guest->machine.reset();  // its last events take the lock
-    if (guest->console != nullptr) guest->console->End();
+    if (ran) RecordStopped(guest.get());
+    if (guest->channels != nullptr) guest->channels->End();
   }
 }
 
@@ -134,7 +143,7 @@ void GuestManager::Autostart() {
     }
   }
   for (const std::string& name : names) {
-    if (const absl::Status status = Start(name, false); !status.ok()) {
+    if (const absl::Status status = Start(name, false, ""); !status.ok()) {
       log::Error("guest", "autostart failed", {{"guest", name}, {"error", MessageOf(status)}});
     }
   }
@@ -146,6 +155,7 @@ absl::StatusOr<v1::Vm> GuestManager::Create(const v1::VmSpec& spec, bool dry_run
   auto guest = std::make_unique<Guest>();
   *guest->record.mutable_spec() = complete;
   guest->since = clock_.Wall();
+  *guest->record.mutable_created() = ToTimestamp(guest->since);
   MutexLock lock(&mutex_);
   if (guests_.count(complete.name()) != 0) {
     return absl::AlreadyExistsError(
@@ -183,22 +193,50 @@ v1::Vm GuestManager::View(const Guest& guest) const {
   vm.set_reason(guest.reason);
   *vm.mutable_since() = ToTimestamp(guest.since);
   vm.set_node(node_);
+  *vm.mutable_created() = guest.record.created();
+  vm.set_generation(guest.record.generation());
+  vm.set_crashes(guest.crashes);
+  if (IsLive(guest.state)) *vm.mutable_started() = ToTimestamp(guest.started);
   if (guest.machine != nullptr && !guest.busy) {
     vm.set_frame_bytes(guest.machine->frame_bytes());
+    for (const auto& [kind, count] : guest.machine->exits_by_kind()) (*vm.mutable_exits_by_kind())[kind] = count;
     vm.set_exits(guest.machine->exits());
+    vm.set_exits_per_second(guest.exit_rate.per_second());
     for (std::string& device : guest.machine->broken_devices()) *vm.add_broken_devices() = std::move(device);
+  }
+  constexpr std::pair<const char*, Channel> kChannels[] = {
+      {"serial", Channel::kSerial}, {"virtio", Channel::kVirtioConsole}, {"agent", Channel::kAgent}};
+  for (const auto& [name, channel] : kChannels) {
+    v1::VmChannel* view = vm.add_channels();
+    view->set_name(name);
+    if (guest.channels != nullptr) view->set_output_bytes(guest.channels->output_bytes(channel));
   }
   return vm;
 }
 
 void GuestManager::SetState(Guest* guest, v1::VmState state, std::string reason) {
   if (guest->state != state) {
+    const v1::VmSpec& spec = guest->record.spec();
     log::Write(state == v1::VM_STATE_CRASHED ? log::Level::kError : log::Level::kInfo, "guest", NameOf(state),
-               {{"guest", guest->record.spec().name()}, {"reason", reason}});
+               {{"guest", spec.name()},
+                {"was", NameOf(guest->state)},
+                {"reason", reason},
+                {"generation", fmt::to_string(guest->record.generation())},
+                {"vcpus", fmt::to_string(spec.vcpus())},
+                {"memory_mib", fmt::to_string(spec.memory_mib())}});
     guest->since = clock_.Wall();
   }
   guest->state = state;
   guest->reason = std::move(reason);
+}
+
+// A record that goes on saying "running" is only a wrong reason after the next start of the daemon.
+void GuestManager::RecordStopped(Guest* guest) {
+  guest->record.set_running(false);
+  const std::string& name = guest->record.spec().name();
+  if (const absl::Status status = store_->Put(kKeyPrefix + name, guest->record); !status.ok()) {
+    log::Error("guest", "the end cannot be recorded", {{"guest", name}, {"error", MessageOf(status)}});
+  }
 }
 
 absl::StatusOr<GuestManager::Guest*> GuestManager::FindIdle(const std::string& name) {
@@ -226,7 +264,7 @@ absl::Status GuestManager::Delete(const std::string& name) {
   return absl::OkStatus();
 }
 
-absl::Status GuestManager::Start(const std::string& name, bool keep_console) {
+absl::Status GuestManager::Start(const std::string& name, bool restart, const std::string& reason) {
   v1::VmSpec spec;
   uint64_t generation = 0;
   Guest* guest = nullptr;
@@ -236,11 +274,18 @@ absl::Status GuestManager::Start(const std::string& name, bool keep_console) {
     if (guest->machine != nullptr)
       return absl::FailedPreconditionError(fmt::format("vm '{}' is {} already", name, NameOf(guest->state)));
     guest->record.set_generation(guest->record.generation() + 1);
+    guest->record.set_running(true);
     HK_RETURN_IF_ERROR(store_->Put(kKeyPrefix + name, guest->record));
     spec = guest->record.spec();
     generation = guest->record.generation();
-    if (!keep_console || guest->console == nullptr) guest->console = std::make_shared<ConsoleLog>();
-    guest->events = std::make_unique<Events>(this, name, generation, guest->console);
+    if (!restart || guest->channels == nullptr) {
+      guest->channels = std::make_shared<GuestChannels>();
+      guest->crashes = 0;
+      guest->crash_guard.Clear();
+      guest->reset_guard.Clear();
+    }
+    guest->channels->BeginRun();
+    guest->events = std::make_unique<Events>(this, name, generation, guest->channels);
     guest->busy = true;
     SetState(guest, v1::VM_STATE_STARTING, "");
   }
@@ -249,12 +294,15 @@ absl::Status GuestManager::Start(const std::string& name, bool keep_console) {
   guest->busy = false;
   changed_.SignalAll();
   if (!machine.ok()) {
-    guest->console->End();
+    RecordStopped(guest);
+    guest->channels->End();
     SetState(guest, v1::VM_STATE_STOPPED, fmt::format("start failed: {}", MessageOf(machine.status())));
     return machine.status();
   }
   guest->machine = *std::move(machine);
-  SetState(guest, v1::VM_STATE_RUNNING, "");
+  guest->started = clock_.Wall();
+  guest->exit_rate.Begin(clock_.Now());
+  SetState(guest, v1::VM_STATE_RUNNING, reason);
   return absl::OkStatus();
 }
 
@@ -270,12 +318,14 @@ absl::Status GuestManager::ForceStop(const std::string& name, v1::VmState state,
     guest->busy = true;
     machine = std::move(guest->machine);
     events = std::move(guest->events);
+    guest->channels->EndRun();
     SetState(guest, v1::VM_STATE_STOPPING, reason);
   }
   machine.reset();
   MutexLock lock(&mutex_);
   guest->busy = false;
   changed_.SignalAll();
+  RecordStopped(guest);
   SetState(guest, state, reason);
   return absl::OkStatus();
 }
@@ -353,14 +403,14 @@ absl::Status GuestManager::Reset(const std::string& name) {
       return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running", name, NameOf(guest->state)));
   }
   HK_RETURN_IF_ERROR(ForceStop(name, v1::VM_STATE_STOPPED, "reset"));
-  return Start(name, true);
+  return Start(name, true, "reset by an operator");
 }
 
 absl::StatusOr<v1::Vm> GuestManager::Control(const std::string& name, v1::VmAction action) {
   absl::Status status;
   switch (action) {
     case v1::VM_ACTION_START:
-      status = Start(name, false);
+      status = Start(name, false, "");
       break;
     case v1::VM_ACTION_STOP:
       status = PressPowerButton(name);
@@ -370,7 +420,7 @@ absl::StatusOr<v1::Vm> GuestManager::Control(const std::string& name, v1::VmActi
       if (status.ok()) {
         MutexLock lock(&mutex_);
         const auto found = guests_.find(name);
-        if (found != guests_.end() && found->second->console != nullptr) found->second->console->End();
+        if (found != guests_.end() && found->second->channels != nullptr) found->second->channels->End();
       }
       break;
     case v1::VM_ACTION_RESET:
@@ -390,25 +440,64 @@ absl::StatusOr<v1::Vm> GuestManager::Control(const std::string& name, v1::VmActi
   return Get(name);
 }
 
-absl::StatusOr<std::shared_ptr<const ConsoleLog>> GuestManager::Console(const std::string& name) const {
+absl::StatusOr<std::shared_ptr<const GuestChannels>> GuestManager::Channels(const std::string& name) const {
   MutexLock lock(&mutex_);
   const auto found = guests_.find(name);
   if (found == guests_.end()) return NotFound(name);
-  if (found->second->console == nullptr)
+  if (found->second->channels == nullptr) {
     return absl::FailedPreconditionError(
         fmt::format("vm '{}' has not run since this daemon started; hkctl vm start {}", name, name));
-  return std::shared_ptr<const ConsoleLog>(found->second->console);
+  }
+  return std::shared_ptr<const GuestChannels>(found->second->channels);
 }
 
-absl::Status GuestManager::ConsoleInput(const std::string& name, std::string_view bytes) {
-  MutexLock lock(&mutex_);
+absl::StatusOr<Machine*> GuestManager::FindRunning(const std::string& name, uint64_t generation) {
   const auto found = guests_.find(name);
   if (found == guests_.end()) return NotFound(name);
-  if (found->second->machine == nullptr || found->second->busy) {
-    return absl::FailedPreconditionError(fmt::format("vm '{}' is {}", name, NameOf(found->second->state)));
+  const Guest& guest = *found->second;
+  const bool same = generation == 0 || guest.record.generation() == generation;
+  if (guest.busy && same) return nullptr;
+  if (guest.machine == nullptr || !same) {
+    return absl::FailedPreconditionError(
+        fmt::format("vm '{}' is {}, not running", name, same ? NameOf(guest.state) : "another run already"));
   }
-  found->second->machine->Input(Channel::kSerial, bytes);
-  return absl::OkStatus();
+  return guest.machine.get();
+}
+
+absl::StatusOr<size_t> GuestManager::ConsoleInput(const std::string& name, Channel channel, std::string_view bytes) {
+  MutexLock lock(&mutex_);
+  HK_ASSIGN_OR_RETURN(Machine* const machine, FindRunning(name, 0));
+  return machine == nullptr ? 0 : machine->Input(channel, bytes);
+}
+
+void GuestManager::ResizeConsole(const std::string& name, uint16_t columns, uint16_t rows) {
+  MutexLock lock(&mutex_);
+  const absl::StatusOr<Machine*> machine = FindRunning(name, 0);
+  if (machine.ok() && *machine != nullptr) (*machine)->ResizeConsole(columns, rows);
+}
+
+absl::StatusOr<GuestCommandResult> GuestManager::Exec(const std::string& name, const GuestCommand& command,
+                                                      Monotonic::duration timeout,
+                                                      const std::function<bool()>& cancelled) {
+  std::shared_ptr<GuestChannels> channels;
+  uint64_t generation = 0;
+  {
+    MutexLock lock(&mutex_);
+    HK_ASSIGN_OR_RETURN(const Guest* guest, FindIdle(name));
+    if (guest->state != v1::VM_STATE_RUNNING && guest->state != v1::VM_STATE_STOPPING) {
+      const bool paused = guest->state == v1::VM_STATE_PAUSED;
+      return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running; hkctl vm {} {}", name,
+                                                       NameOf(guest->state), paused ? "unpause" : "start", name));
+    }
+    channels = guest->channels;
+    generation = guest->record.generation();
+  }
+  const AgentSender send = [this, &name, generation](std::string_view bytes) -> absl::StatusOr<size_t> {
+    MutexLock lock(&mutex_);
+    HK_ASSIGN_OR_RETURN(Machine* const machine, FindRunning(name, generation));
+    return machine == nullptr ? 0 : machine->Input(Channel::kAgent, bytes);
+  };
+  return RunGuestCommand(command, &channels->agent(), send, timeout, cancelled, clock_);
 }
 
 void GuestManager::Report(Ended ended) {
@@ -420,12 +509,23 @@ void GuestManager::Report(Ended ended) {
   changed_.SignalAll();
 }
 
+void GuestManager::SampleRates() {
+  for (const auto& [name, guest] : guests_) {
+    if (guest->machine != nullptr && !guest->busy) guest->exit_rate.Sample(guest->machine->exits(), clock_.Now());
+  }
+}
+
 void GuestManager::Run() {
   while (true) {
     Ended ended;
     {
       MutexLock lock(&mutex_);
-      while (!stopping_ && ended_.empty()) changed_.WaitUntil(&mutex_, std::chrono::steady_clock::now() + kIdleWait);
+      auto next_sample = std::chrono::steady_clock::now() + kSampleInterval;
+      while (!stopping_ && ended_.empty()) {
+        if (changed_.WaitUntil(&mutex_, next_sample)) continue;
+        SampleRates();
+        next_sample = std::chrono::steady_clock::now() + kSampleInterval;
+      }
       if (stopping_) return;
       ended = std::move(ended_.front());
       ended_.pop_front();
@@ -437,25 +537,35 @@ void GuestManager::Run() {
 }
 
 bool GuestManager::HandleEnd(const Ended& ended) {
+  v1::VmState state = ended.end == MachineEnd::kCrash ? v1::VM_STATE_CRASHED : v1::VM_STATE_STOPPED;
+  std::string reason = ended.end == MachineEnd::kCrash   ? ended.reason
+                       : ended.end == MachineEnd::kReset ? "reset by the guest"
+                                                         : "powered off by the guest";
   bool restart = ended.end == MachineEnd::kReset;
   {
     MutexLock lock(&mutex_);
-    const absl::StatusOr<Guest*> guest = FindIdle(ended.name);
-    if (absl::IsFailedPrecondition(guest.status())) return false;
-    if (!guest.ok() || (*guest)->machine == nullptr || (*guest)->record.generation() != ended.generation) return true;
-    restart = restart || (ended.end == MachineEnd::kCrash && (*guest)->record.spec().on_crash() == v1::ON_CRASH_RESET);
+    const absl::StatusOr<Guest*> found = FindIdle(ended.name);
+    if (absl::IsFailedPrecondition(found.status())) return false;
+    if (!found.ok() || (*found)->machine == nullptr || (*found)->record.generation() != ended.generation) return true;
+    Guest* const guest = *found;
+    if (ended.end == MachineEnd::kCrash) guest->crashes++;
+    if (ended.end == MachineEnd::kCrash && guest->record.spec().on_crash() == v1::ON_CRASH_RESET) {
+      restart = guest->crash_guard.Allow(clock_.Now());
+      if (!restart) reason += fmt::format("; not reset any more: {} crashes within 5 minutes", kMaxCrashes);
+    } else if (restart && !guest->reset_guard.Allow(clock_.Now())) {
+      restart = false;
+      state = v1::VM_STATE_CRASHED;
+      reason = fmt::format("resets itself again and again: {} times within a minute", kMaxOwnResets);
+    }
   }
-  const v1::VmState state = ended.end == MachineEnd::kCrash ? v1::VM_STATE_CRASHED : v1::VM_STATE_STOPPED;
-  const std::string reason = ended.end == MachineEnd::kCrash   ? ended.reason
-                             : ended.end == MachineEnd::kReset ? "reset by the guest"
-                                                               : "powered off by the guest";
   absl::Status status = ForceStop(ended.name, state, reason);
-  if (status.ok() && restart) status = Start(ended.name, true);
+  const bool crashed = ended.end == MachineEnd::kCrash;
+  if (status.ok() && restart) status = Start(ended.name, true, crashed ? "reset after a crash: " + reason : reason);
   if (!status.ok()) log::Error("guest", "end of a guest", {{"guest", ended.name}, {"error", MessageOf(status)}});
   MutexLock lock(&mutex_);
   const auto found = guests_.find(ended.name);
-  if (found != guests_.end() && found->second->machine == nullptr && !found->second->busy)
-    found->second->console->End();
+  if (found == guests_.end() || found->second->machine != nullptr || found->second->busy) return true;
+  if (found->second->channels != nullptr) found->second->channels->End();
   return true;
 }
 

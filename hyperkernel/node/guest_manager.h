@@ -5,6 +5,10 @@
 //  2. One operation per machine at a time; a second one is refused, never queued.
 //  3. A guest's end is handled on the manager's own thread: no vCPU thread takes its own machine apart.
 //  4. An event of an earlier generation changes nothing.
+//  5. A guest that crashes (on_crash: reset) or resets itself is started again only so often: kMaxCrashes,
+//  kMaxOwnResets
+//     within their windows. Then it stays crashed, until an operator starts it.
+//  6. A machine whose daemon was killed is stopped, with that as the reason.
 //
 // | state              | start   | stop     | force stop | reset   | pause  | unpause | renew   | delete |
 // |--------------------|---------|----------|------------|---------|--------|---------|---------|--------|
@@ -24,7 +28,7 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
-#include "hyperkernel/node/console_log.h"
+#include "hyperkernel/node/guest_channels.h"
 #include "hyperkernel/node/machine.h"
 #include "hyperkernel/node/state_store.h"
 #include "proto/admin.pb.h"
@@ -34,6 +38,13 @@ namespace hk {
 // All machines of one node.
 class GuestManager {
  public:
+  // A kernel that panics while it boots does so within half a minute: five times is a pattern.
+  static constexpr size_t kMaxCrashes = 5;
+  static constexpr std::chrono::minutes kCrashWindow{5};
+  // No Linux boots in 2 s; what resets itself faster is not running, and each time costs the node a machine.
+  static constexpr size_t kMaxOwnResets = 30;
+  static constexpr std::chrono::minutes kOwnResetWindow{1};
+
   // Reads what is defined. `store` and `clock` outlive the manager.
   static absl::StatusOr<std::unique_ptr<GuestManager>> Open(StateStore* store, std::string node, MachineChecker check,
                                                             MachineFactory make, const Clock& clock);
@@ -48,10 +59,18 @@ class GuestManager {
   absl::StatusOr<v1::Vm> Get(const std::string& name) const;
   absl::Status Delete(const std::string& name);
   absl::StatusOr<v1::Vm> Control(const std::string& name, v1::VmAction action);
-  // The console of a machine's present or last run. Errors: kNotFound, kFailedPrecondition if it never ran.
-  absl::StatusOr<std::shared_ptr<const ConsoleLog>> Console(const std::string& name) const;
-  // Types on a running machine's console. Errors: kNotFound, kFailedPrecondition.
-  absl::Status ConsoleInput(const std::string& name, std::string_view bytes);
+  // The channels of a machine's present or last run. Errors: kNotFound, kFailedPrecondition if it has not run since the
+  // daemon started.
+  absl::StatusOr<std::shared_ptr<const GuestChannels>> Channels(const std::string& name) const;
+  // Types on a running machine's console; returns how many bytes were taken, which is none while an operation is under
+  // way. Errors: kNotFound, kFailedPrecondition.
+  absl::StatusOr<size_t> ConsoleInput(const std::string& name, Channel channel, std::string_view bytes);
+  // Tells a running machine the size of the terminal on its virtio console; nothing if it does not run.
+  void ResizeConsole(const std::string& name, uint16_t columns, uint16_t rows);
+  // Runs a command inside a running machine by its agent. Errors: kNotFound, kFailedPrecondition, and
+  // RunGuestCommand's.
+  absl::StatusOr<GuestCommandResult> Exec(const std::string& name, const GuestCommand& command,
+                                          Monotonic::duration timeout, const std::function<bool()>& cancelled);
 
  private:
   struct Guest;
@@ -65,17 +84,25 @@ class GuestManager {
 
   GuestManager(StateStore* store, std::string node, MachineChecker check, MachineFactory make, const Clock& clock);
   absl::StatusOr<Guest*> FindIdle(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status Start(const std::string& name, bool keep_console);
+  // `reason` is shown beside the state "running"; a `restart` goes on with the channels there are.
+  absl::Status Start(const std::string& name, bool restart, const std::string& reason);
   absl::Status ForceStop(const std::string& name, v1::VmState state, const std::string& reason);
   absl::Status PauseOrUnpause(const std::string& name, bool pause);
   absl::Status Renew(const std::string& name);
   absl::Status PressPowerButton(const std::string& name);
   absl::Status Reset(const std::string& name);
   void SetState(Guest* guest, v1::VmState state, std::string reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // REQUIRES: nobody else uses the guest (the lock is held, or the manager is being destroyed).
+  void RecordStopped(Guest* guest);
   v1::Vm View(const Guest& guest) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Report(Ended ended);
   // False: an operation is under way; to be tried again.
   bool HandleEnd(const Ended& ended);
+  // The machine's bytes, if it runs still (with this generation, unless that is 0); null while an operation is under
+  // way.
+  absl::StatusOr<Machine*> FindRunning(const std::string& name, uint64_t generation)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SampleRates() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Run();
 
   StateStore* const store_;

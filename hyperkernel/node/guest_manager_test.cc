@@ -9,39 +9,13 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/node/machine_testing.h"
+#include "proto/state.pb.h"
 
 namespace hk {
 namespace {
 
 using testing::HasSubstr;
-
-// A machine that does what it is told and remembers it.
-class FakeMachine final : public Machine {
- public:
-  FakeMachine(MachineEvents* events, std::atomic<int>* alive) : events_(events), alive_(alive) { alive_->fetch_add(1); }
-  ~FakeMachine() override { alive_->fetch_sub(1); }
-  size_t Input(Channel channel, std::string_view bytes) override {
-    events_->OnOutput(channel, "echo " + std::string(bytes));
-    return bytes.size();
-  }
-  void ResizeConsole(uint16_t, uint16_t) override {}
-  void PressPowerButton() override { events_->OnEnd(MachineEnd::kPowerOff, ""); }
-  absl::Status Pause() override { return pause_status; }
-  absl::Status Unpause() override { return absl::OkStatus(); }
-  absl::Status Renew(Monotonic) override {
-    ++renewals;
-    return renew_status;
-  }
-  uint64_t frame_bytes() const override { return 4096; }
-  uint64_t exits() const override { return 7; }
-  MachineEvents* events() { return events_; }
-  absl::Status pause_status, renew_status;
-  int renewals = 0;
-
- private:
-  MachineEvents* const events_;
-  std::atomic<int>* const alive_;
-};
 
 class GuestManagerTest : public testing::Test {
  protected:
@@ -65,19 +39,26 @@ class GuestManagerTest : public testing::Test {
                MachineEvents* events) -> absl::StatusOr<std::unique_ptr<Machine>> {
           if (!fail_.ok()) return fail_;
           generation_ = generation;
-          auto machine = std::make_unique<FakeMachine>(events, &alive_);
+          auto machine = std::make_unique<FakeMachine>(events, &alive_, &agent_);
           machine_ = machine.get();
           return machine;
         },
         RealClock());
   }
-  void Create(v1::OnCrash on_crash = v1::ON_CRASH_STOP) {
+  void Create(v1::OnCrash on_crash = v1::ON_CRASH_STOP, bool autostart = false) {
     v1::VmSpec spec;
     spec.set_name("g");
     spec.set_memory_mib(64);
     spec.set_kernel("/k");
     spec.set_on_crash(on_crash);
+    spec.set_autostart(autostart);
     ASSERT_TRUE(manager_->Create(spec, false).ok());
+  }
+  std::string Shown(Channel channel) {
+    return (*manager_->Channels("g"))->console(channel).Read(0, 100, std::chrono::steady_clock::now()).bytes;
+  }
+  absl::StatusOr<GuestCommandResult> Exec() {
+    return manager_->Exec("g", {.words = {"true"}, .input = ""}, std::chrono::seconds(60), [] { return false; });
   }
   absl::Status Do(v1::VmAction action) { return manager_->Control("g", action).status(); }
   v1::Vm Get() { return *manager_->Get("g"); }
@@ -96,6 +77,7 @@ class GuestManagerTest : public testing::Test {
   std::atomic<int> alive_{0};
   std::atomic<uint64_t> generation_{0};
   FakeMachine* machine_ = nullptr;
+  FakeAgent agent_;
   absl::Status fail_;
 };
 
@@ -109,6 +91,7 @@ TEST_F(GuestManagerTest, TheTableOfStatesHolds) {
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
   EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
   EXPECT_EQ(Get().exits(), 7u);
+  EXPECT_EQ(Get().exits_by_kind().at("port"), 7u);
   EXPECT_FALSE(Do(v1::VM_ACTION_START).ok());
   EXPECT_FALSE(Do(v1::VM_ACTION_UNPAUSE).ok());
   EXPECT_FALSE(manager_->Delete("g").ok());
@@ -139,7 +122,11 @@ TEST_F(GuestManagerTest, AGuestsOwnEndIsAStateWithAReason) {
   machine_->events()->OnEnd(MachineEnd::kCrash, "triple fault");
   AwaitState(v1::VM_STATE_CRASHED);
   EXPECT_EQ(Get().reason(), "triple fault");
-  EXPECT_TRUE((*manager_->Console("g"))->Read(0, 10, std::chrono::steady_clock::now()).ended);
+  const auto ended = [&] {
+    return (*manager_->Channels("g"))->console(Channel::kSerial).Read(0, 10, std::chrono::steady_clock::now()).ended;
+  };
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!ended()) ASSERT_LT(std::chrono::steady_clock::now(), deadline);
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
   machine_->events()->OnEnd(MachineEnd::kReset, "");
   AwaitState(v1::VM_STATE_RUNNING, 4);
@@ -178,17 +165,149 @@ TEST_F(GuestManagerTest, DefinitionsAndGenerationsOutliveTheDaemon) {
   store_.reset();
   Open();
   EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED);
+  EXPECT_EQ(Get().reason(), "") << "it was stopped in good order";
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
   EXPECT_EQ(generation_, 2u);
 }
 
-TEST_F(GuestManagerTest, TheConsoleEchoesAndNeedsARun) {
+TEST_F(GuestManagerTest, AGuestWhoseDaemonWasKilledIsStoppedWithThatReason) {
   Create();
-  EXPECT_EQ(manager_->Console("g").status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_FALSE(manager_->ConsoleInput("g", "x").ok());
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
-  ASSERT_TRUE(manager_->ConsoleInput("g", "x").ok());
-  EXPECT_EQ((*manager_->Console("g"))->Read(0, 100, std::chrono::steady_clock::now()).bytes, "echo x");
+  const auto entries = store_->List("vm/");
+  ASSERT_TRUE(entries.ok() && entries->size() == 1) << entries.status();
+  v1::VmRecord as_killed;
+  ASSERT_TRUE(as_killed.ParseFromString(entries->front().second));
+  EXPECT_TRUE(as_killed.running());
+  manager_.reset();
+  ASSERT_TRUE(store_->Put("vm/g", as_killed).ok());
+  store_.reset();
+  Open();
+  EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED);
+  EXPECT_THAT(Get().reason(), HasSubstr("its daemon ended without stopping it"));
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  EXPECT_EQ(Get().reason(), "");
+}
+
+TEST_F(GuestManagerTest, ConsolesEchoEachForItselfAndNeedARun) {
+  Create();
+  EXPECT_EQ(manager_->Channels("g").status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(manager_->Channels("h").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_FALSE(manager_->ConsoleInput("g", Channel::kSerial, "x").ok());
+  manager_->ResizeConsole("g", 1, 1);
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  EXPECT_EQ(*manager_->ConsoleInput("g", Channel::kSerial, "x"), 1u);
+  EXPECT_EQ(*manager_->ConsoleInput("g", Channel::kVirtioConsole, "yy"), 2u);
+  EXPECT_EQ(Shown(Channel::kSerial), "echo x");
+  EXPECT_EQ(Shown(Channel::kVirtioConsole), "echo yy");
+  manager_->ResizeConsole("g", 132, 50);
+  EXPECT_EQ(machine_->size, std::make_pair(132, 50));
+  const v1::Vm vm = Get();
+  ASSERT_EQ(vm.channels_size(), 3);
+  EXPECT_EQ(vm.channels(0).output_bytes(), 6u);
+  EXPECT_EQ(vm.channels(1).output_bytes(), 7u);
+}
+
+TEST_F(GuestManagerTest, ConsolesGoOnOverAResetAndBeginAnewAtAStart) {
+  Create();
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  ASSERT_TRUE(manager_->ConsoleInput("g", Channel::kSerial, "1").ok());
+  ASSERT_TRUE(Do(v1::VM_ACTION_RESET).ok());
+  ASSERT_TRUE(manager_->ConsoleInput("g", Channel::kSerial, "2").ok());
+  EXPECT_EQ(Shown(Channel::kSerial), "echo 1echo 2");
+  ASSERT_TRUE(Do(v1::VM_ACTION_FORCE_STOP).ok());
+  EXPECT_EQ(Shown(Channel::kSerial), "echo 1echo 2") << "the last run's words are kept";
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  EXPECT_EQ(Shown(Channel::kSerial), "");
+}
+
+TEST_F(GuestManagerTest, CommandsRunInRunningGuestsOnly) {
+  Create();
+  EXPECT_THAT(MessageOf(Exec().status()), HasSubstr("vm 'g' is stopped, not running; hkctl vm start g"));
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  agent_.statuses = {FakeAgent::Exited(3, "out")};
+  const auto result = Exec();
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->number, 3);
+  EXPECT_EQ(result->output, "out");
+  EXPECT_GT(Get().channels(2).output_bytes(), 0u);
+  ASSERT_TRUE(Do(v1::VM_ACTION_PAUSE).ok());
+  EXPECT_THAT(MessageOf(Exec().status()), HasSubstr("hkctl vm unpause g"));
+  EXPECT_EQ(manager_->Exec("h", {.words = {"true"}, .input = ""}, {}, [] { return false; }).status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+TEST_F(GuestManagerTest, AStopEndsACommand) {
+  Create();
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  agent_.statuses = {R"({"return": {"exited": false}})"};
+  std::atomic<bool> runs{false};
+  std::thread stopper([&] {
+    while (!runs) std::this_thread::yield();
+    EXPECT_TRUE(Do(v1::VM_ACTION_FORCE_STOP).ok());
+  });
+  const auto result = manager_->Exec("g", {.words = {"sleep"}, .input = ""}, std::chrono::seconds(60), [&] {
+    runs = true;
+    return false;
+  });
+  stopper.join();
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kFailedPrecondition) << result.status();
+}
+
+TEST_F(GuestManagerTest, AGuestThatCrashesAgainAndAgainStaysCrashed) {
+  Create(v1::ON_CRASH_RESET);
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  for (uint64_t crash = 1; crash < GuestManager::kMaxCrashes; crash++) {
+    machine_->events()->OnEnd(MachineEnd::kCrash, "triple fault");
+    AwaitState(v1::VM_STATE_RUNNING, crash + 1);
+    EXPECT_EQ(Get().reason(), "reset after a crash: triple fault");
+    EXPECT_EQ(Get().crashes(), crash);
+  }
+  machine_->events()->OnEnd(MachineEnd::kCrash, "triple fault");
+  AwaitState(v1::VM_STATE_CRASHED);
+  EXPECT_EQ(Get().reason(), "triple fault; not reset any more: 5 crashes within 5 minutes");
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  EXPECT_EQ(Get().crashes(), 0u) << "an operator has looked at it";
+  machine_->events()->OnEnd(MachineEnd::kCrash, "triple fault");
+  AwaitState(v1::VM_STATE_RUNNING, GuestManager::kMaxCrashes + 2);
+}
+
+TEST_F(GuestManagerTest, AGuestThatOnlyResetsItselfIsStopped) {
+  Create();
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  for (uint64_t reset = 1; reset < GuestManager::kMaxOwnResets; reset++) {
+    machine_->events()->OnEnd(MachineEnd::kReset, "");
+    AwaitState(v1::VM_STATE_RUNNING, reset + 1);
+  }
+  machine_->events()->OnEnd(MachineEnd::kReset, "");
+  AwaitState(v1::VM_STATE_CRASHED);
+  EXPECT_THAT(Get().reason(), HasSubstr("resets itself again and again"));
+}
+
+TEST_F(GuestManagerTest, AutostartStartsWhatAskedForIt) {
+  Create(v1::ON_CRASH_STOP, true);
+  EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED) << "creating starts nothing";
+  manager_.reset();
+  store_.reset();
+  Open();
+  manager_->Autostart();
+  EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
+  manager_.reset();
+  store_.reset();
+  Open();
+  fail_ = absl::ResourceExhaustedError("no room");
+  manager_->Autostart();
+  EXPECT_EQ(Get().reason(), "start failed: no room");
+}
+
+TEST_F(GuestManagerTest, AMachineTellsWhenItWasMadeAndStarted) {
+  Create();
+  EXPECT_TRUE(Get().has_created());
+  EXPECT_FALSE(Get().has_started());
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  EXPECT_TRUE(Get().has_started());
+  EXPECT_EQ(Get().generation(), 1u);
+  ASSERT_TRUE(Do(v1::VM_ACTION_FORCE_STOP).ok());
+  EXPECT_FALSE(Get().has_started());
 }
 
 TEST_F(GuestManagerTest, NamesAreUniqueAndDryRunsDefineNothing) {

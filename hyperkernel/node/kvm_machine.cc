@@ -3,6 +3,8 @@
 #include <x86intrin.h>
 
 #include <atomic>
+#include <map>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -70,7 +72,7 @@ class MemoryWriter final : public GuestWriter {
 class KvmMachine final : public Machine, public ExitHandler {
  public:
   KvmMachine(const v1::VmSpec& spec, const Clock& clock, MachineEvents* events)
-      : spec_(spec), clock_(clock), events_(events), vcpus_(spec.vcpus()) {}
+      : spec_(spec), clock_(clock), events_(events), vcpus_(std::make_unique<VcpuGroup>(spec.vcpus())) {}
   ~KvmMachine() override;
 
   absl::Status Build(uint64_t generation, const FrameStore& frames, MachineBackends backends);
@@ -81,11 +83,12 @@ class KvmMachine final : public Machine, public ExitHandler {
   }
   void ResizeConsole(uint16_t columns, uint16_t rows) override { virtio_->ResizeConsole(columns, rows); }
   void PressPowerButton() override { devices_->PressPowerButton(); }
-  absl::Status Pause() override { return vcpus_.Pause(clock_.Now() + kPauseDeadline); }
-  absl::Status Unpause() override { return vcpus_.Resume(); }
+  absl::Status Pause() override { return vcpus_->Pause(clock_.Now() + kPauseDeadline); }
+  absl::Status Unpause() override { return vcpus_->Resume(); }
   absl::Status Renew(Monotonic deadline) override;
   uint64_t frame_bytes() const override { return memory_->frame_bytes(); }
-  uint64_t exits() const override { return vcpus_.exits(); }
+  uint64_t exits() const override { return vcpus_->exits(); }
+  std::map<std::string, uint64_t> exits_by_kind() const override;
   std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }
 
  private:
@@ -114,8 +117,8 @@ class KvmMachine final : public Machine, public ExitHandler {
   bool pm_timer_ = false;  // only for guests that have no clock of ours: see boot/README.md
   std::unique_ptr<GuestMemory> memory_;
   std::unique_ptr<PvClock> pv_clock_;
-  VcpuGroup vcpus_;  // the VM too; emptied by the destructor: until the end it is woken by what follows
-  ApicTimerThread timers_;
+  std::unique_ptr<VcpuGroup> vcpus_;  // the VM too; emptied first, and there as long as what follows may wake someone
+  std::unique_ptr<ApicTimerThread> timers_ = std::make_unique<ApicTimerThread>();
   std::unique_ptr<InterruptController> interrupts_;
   std::unique_ptr<MachineDevices> devices_;
   std::unique_ptr<MachineVirtio> virtio_;
@@ -124,12 +127,12 @@ class KvmMachine final : public Machine, public ExitHandler {
 KvmMachine::~KvmMachine() {
   // Whatever the guest still says is not news any more.
   ended_.store(true);
-  if (const absl::Status status = vcpus_.Stop(clock_.Now() + kStopDeadline); !status.ok()) {
+  if (const absl::Status status = vcpus_->Stop(clock_.Now() + kStopDeadline); !status.ok()) {
     log::Error("guest", "a vCPU does not stop", {{"guest", spec_.name()}, {"error", MessageOf(status)}});
   }
+  timers_->Stop();
   EndDevices();
-  vcpus_.Clear();
-  timers_.Stop();
+  if (vcpus_ != nullptr) vcpus_->Clear();
 }
 
 // vCPUs are stopped, but still there to be woken by an interrupt. If I/O does not end, what it reads and writes is kept
@@ -142,14 +145,16 @@ void KvmMachine::EndDevices() {
              {{"guest", spec_.name()}, {"error", MessageOf(status)}});
   struct Remains {
     std::unique_ptr<GuestMemory> memory;
+    std::unique_ptr<VcpuGroup> vcpus;
+    std::unique_ptr<ApicTimerThread> timers;
     std::unique_ptr<InterruptController> interrupts;
     std::unique_ptr<MachineDevices> devices;
     std::unique_ptr<MachineVirtio> virtio;
   };
   virtio_->MoveDoorbellsTo(nullptr);
-  vcpus_.Clear();  // and the VM, before the memory it maps
-  auto remains = std::make_unique<Remains>(
-      Remains{std::move(memory_), std::move(interrupts_), std::move(devices_), std::move(virtio_)});
+  vcpus_->Clear();  // and the VM, before the memory it maps
+  auto remains = std::make_unique<Remains>(Remains{std::move(memory_), std::move(vcpus_), std::move(timers_),
+                                                   std::move(interrupts_), std::move(devices_), std::move(virtio_)});
   std::thread([remains = std::move(remains), name = spec_.name()]() mutable {
     remains.reset();
     log::Info("guest", "the I/O has ended", {{"guest", name}});
@@ -215,7 +220,7 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
   for (uint32_t i = 0; i < spec_.vcpus(); i++) {
     configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset});
   }
-  return vcpus_.Create(std::move(vm), configs, [this](VcpuId id) {
+  return vcpus_->Create(std::move(vm), configs, [this](VcpuId id) {
     return VcpuEnvironment{.devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get()};
   });
 }
@@ -226,7 +231,8 @@ absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames, Ma
   HK_RETURN_IF_ERROR(BuildMemory(generation, frames, vm.get()));
   HK_ASSIGN_OR_RETURN(const CpuModel model, CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec_)));
   interrupts_ = std::make_unique<InterruptController>(
-      InterruptControllerOptions{.vcpus = spec_.vcpus(), .x2apic = model.has_x2apic()}, &clock_, &vcpus_, &timers_);
+      InterruptControllerOptions{.vcpus = spec_.vcpus(), .x2apic = model.has_x2apic()}, &clock_, vcpus_.get(),
+      timers_.get());
   HK_RETURN_IF_ERROR(BuildDevices(std::move(backends), vm.get()));
   return BuildVcpus(std::move(vm), model);
 }
@@ -252,19 +258,29 @@ absl::StatusOr<BootState> KvmMachine::LoadKernel() {
 
 absl::Status KvmMachine::Run() {
   HK_ASSIGN_OR_RETURN(const BootState boot, LoadKernel());
-  timers_.Start(interrupts_.get());
-  return vcpus_.Start(ToInitialCpuState(boot), clock_.Now() + kPauseDeadline);
+  timers_->Start(interrupts_.get());
+  return vcpus_->Start(ToInitialCpuState(boot), clock_.Now() + kPauseDeadline);
 }
 
 // Guest memory, devices and the timers' thread stay: of the VM they know nothing but who takes doorbells.
 absl::Status KvmMachine::Renew(Monotonic deadline) {
-  return vcpus_.Renew(
+  return vcpus_->Renew(
       [this](Vm* vm) -> absl::Status {
         HK_RETURN_IF_ERROR(interrupts_->Renew());
         virtio_->MoveDoorbellsTo(vm);
         return absl::OkStatus();
       },
       deadline);
+}
+
+std::map<std::string, uint64_t> KvmMachine::exits_by_kind() const {
+  const VcpuCounters sum = vcpus_->counters();
+  std::map<std::string, uint64_t> kinds;
+  for (size_t i = 0; i < kVcpuExits; i++) {
+    if (sum.exits[i] != 0) kinds[std::string(NameOf(static_cast<VcpuExit>(i)))] = sum.exits[i];
+  }
+  if (sum.interrupts != 0) kinds["injected"] = sum.interrupts;
+  return kinds;
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -56,6 +57,8 @@ class Machine {
   virtual uint64_t frame_bytes() const = 0;
   // vCPU exits since the start.
   virtual uint64_t exits() const = 0;
+  // The same by kind, and "injected": the interrupts given to vCPUs. Kinds that did not occur are left out.
+  virtual std::map<std::string, uint64_t> exits_by_kind() const = 0;
   // Devices whose driver broke the protocol and has not reset them since.
   virtual std::vector<std::string> broken_devices() const { return {}; }
 };

@@ -70,7 +70,8 @@ TEST_F(MachineBackendsTest, RefusalsNameFieldAndObject) {
   } cases[] = {
       {"disks { path: 'none' }", "disks[0].path: " + Path("none") + ": No such file or directory (ENOENT)"},
       {"disks { path: 'fifo' }", "disks[0].path: " + Path("fifo") + ": neither a regular file nor a block device"},
-      {"disks { path: 'odd' }", "disks[0].path: " + Path("odd") + ": 513 bytes is not a disk of whole 512-byte sectors"},
+      {"disks { path: 'odd' }",
+       "disks[0].path: " + Path("odd") + ": 513 bytes is not a disk of whole 512-byte sectors"},
       {"disks { path: 'empty' }", "disks[0].path: " + Path("empty") + ": 0 bytes"},
       {"nets { tap: 'lo' }", "nets[0].tap: lo: "},
       {"nets { bridge: 'lo' }", "nets[0].bridge: lo: not a bridge"},

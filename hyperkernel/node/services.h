@@ -2,6 +2,9 @@
 // cluster, counts. Thread-safe.
 #pragma once
 
+#include <atomic>
+#include <functional>
+
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/guest_manager.h"
 #include "hyperkernel/node/metrics.h"
@@ -36,8 +39,21 @@ class AdminService final : public v1::Admin::Service {
                          v1::ControlVmResponse* response) override;
   grpc::Status Console(grpc::ServerContext* context,
                        grpc::ServerReaderWriter<v1::ConsoleResponse, v1::ConsoleRequest>* stream) override;
+  grpc::Status ReadLog(grpc::ServerContext* context, const v1::ReadLogRequest* request,
+                       grpc::ServerWriter<v1::ReadLogResponse>* writer) override;
+  grpc::Status Exec(grpc::ServerContext* context, const v1::ExecRequest* request,
+                    grpc::ServerWriter<v1::ExecResponse>* writer) override;
 
  private:
+  // Calls that last as long as their client wants hold a thread each. There are 96 (daemon.cc), and hellos of 63 peers
+  // must always find one.
+  static constexpr int kMaxLongCalls = 24;
+
+  // Runs `body` as one of kMaxLongCalls.
+  grpc::Status ServeLong(const char* method, const grpc::ServerContext& context,
+                         const std::function<grpc::Status()>& body);
+
+  std::atomic<int> long_calls_{0};
   Cluster* const cluster_;
   GuestManager* const guests_;
   Metrics* const metrics_;

@@ -1,0 +1,88 @@
+#include "hyperkernel/cli/vm_output.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace hk::cli {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+constexpr std::chrono::system_clock::time_point kNow{std::chrono::seconds(100000)};
+
+v1::Vm Running() {
+  v1::Vm vm;
+  vm.mutable_spec()->set_name("web");
+  vm.mutable_spec()->set_memory_mib(1024);
+  vm.mutable_spec()->set_vcpus(2);
+  vm.mutable_spec()->mutable_cpu()->set_profile("host");
+  vm.set_state(v1::VM_STATE_RUNNING);
+  vm.mutable_since()->set_seconds(99990);
+  vm.mutable_started()->set_seconds(99400);
+  vm.mutable_created()->set_seconds(100000 - 7200);
+  vm.set_node("a");
+  vm.set_frame_bytes(512 << 20);
+  vm.set_exits(1000);
+  vm.set_exits_per_second(42);
+  vm.mutable_exits_by_kind()->insert({{"hlt", 300}, {"port", 700}, {"injected", 12}});
+  vm.set_generation(3);
+  for (const char* name : {"serial", "virtio", "agent"}) vm.add_channels()->set_name(name);
+  vm.mutable_channels(0)->set_output_bytes(2048);
+  return vm;
+}
+
+TEST(VmOutput, ShowTellsWhatIsKnown) {
+  const std::string text = VmText(Running(), kNow);
+  for (const char* line :
+       {"State:             running since 1970-01-02 03:46:30Z (10s)\n", "Uptime:            10m0s\n",
+        "vCPUs:             2, profile host\n", "Memory:            1 GiB, 512 MiB in frames\n",
+        "Exits:             1000, 42 per second now: 700 port, 300 hlt\n",
+        "Channels:          serial (2 KiB written), virtio (nothing written), agent (nothing written)\n",
+        "On crash:          stop\n", "Autostart:         no\n", "Created:           1970-01-02 01:46:40Z (2h0m)\n",
+        "Starts:            3\n"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+  EXPECT_THAT(text, Not(HasSubstr("Reason:")));
+}
+
+TEST(VmOutput, DevicesAreShownAsTheyWereAskedFor) {
+  v1::Vm vm = Running();
+  v1::DiskSpec* disk = vm.mutable_spec()->add_disks();
+  disk->set_path("/d");
+  disk->set_readonly(true);
+  disk->set_serial("s1");
+  disk->set_queues(2);
+  disk->set_bps_limit(1 << 20);
+  vm.mutable_spec()->add_nets()->set_bridge("br0");
+  vm.mutable_spec()->mutable_nets(0)->set_mac("02:00:00:00:00:01");
+  vm.add_broken_devices("disk0");
+  const std::string text = VmText(vm, kNow);
+  EXPECT_THAT(text, HasSubstr("Disk:              /d, read-only, serial s1, 2 queues, 1 MiB per second at most\n"));
+  EXPECT_THAT(text, HasSubstr("Network:           bridge br0, 02:00:00:00:00:01\n"));
+  EXPECT_THAT(text, HasSubstr("Broken:            disk0: "));
+}
+
+TEST(VmOutput, AStoppedMachineHasNoUptimeAndACrashItsReason) {
+  v1::Vm vm = Running();
+  vm.set_state(v1::VM_STATE_CRASHED);
+  vm.clear_started();
+  vm.set_reason("triple\x1b fault");
+  vm.set_crashes(5);
+  vm.mutable_spec()->set_on_crash(v1::ON_CRASH_RESET);
+  const std::string text = VmText(vm, kNow);
+  EXPECT_THAT(text, Not(HasSubstr("Uptime:")));
+  EXPECT_THAT(text, Not(HasSubstr("Exits:")));
+  EXPECT_THAT(text, HasSubstr("Reason:            triple? fault\n"));
+  EXPECT_THAT(text, HasSubstr("On crash:          reset (5 crashes since it was started)\n"));
+  EXPECT_THAT(VmTable({vm}, kNow), HasSubstr("web: triple? fault\n"));
+}
+
+TEST(VmOutput, ListHasAnAge) {
+  EXPECT_EQ(VmTable({Running()}, kNow),
+            "NAME  STATE    FOR  VCPUS  MEMORY  FRAMES   NODE  AGE\n"
+            "web   running  10s  2      1 GiB   512 MiB  a     2h0m\n");
+}
+
+}  // namespace
+}  // namespace hk::cli

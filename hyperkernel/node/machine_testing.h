@@ -1,0 +1,48 @@
+// A machine for tests. Not for production code.
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "hyperkernel/node/agent_testing.h"
+#include "hyperkernel/node/machine.h"
+
+namespace hk {
+
+// A machine that does what it is told and remembers it.
+class FakeMachine final : public Machine {
+ public:
+  FakeMachine(MachineEvents* events, std::atomic<int>* alive, FakeAgent* agent)
+      : events_(events), alive_(alive), agent_(agent) {
+    alive_->fetch_add(1);
+  }
+  ~FakeMachine() override { alive_->fetch_sub(1); }
+  size_t Input(Channel channel, std::string_view bytes) override {
+    events_->OnOutput(channel, channel == Channel::kAgent ? agent_->Answer(bytes) : "echo " + std::string(bytes));
+    return bytes.size();
+  }
+  void ResizeConsole(uint16_t columns, uint16_t rows) override { size = {columns, rows}; }
+  void PressPowerButton() override { events_->OnEnd(MachineEnd::kPowerOff, ""); }
+  absl::Status Pause() override { return pause_status; }
+  absl::Status Unpause() override { return absl::OkStatus(); }
+  absl::Status Renew(Monotonic) override {
+    ++renewals;
+    return renew_status;
+  }
+  uint64_t frame_bytes() const override { return 4096; }
+  uint64_t exits() const override { return 7; }
+  std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
+  MachineEvents* events() { return events_; }
+  absl::Status pause_status, renew_status;
+  int renewals = 0;
+  std::pair<int, int> size;
+
+ private:
+  MachineEvents* const events_;
+  std::atomic<int>* const alive_;
+  FakeAgent* const agent_;
+};
+
+}  // namespace hk
