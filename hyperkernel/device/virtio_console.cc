@@ -242,7 +242,7 @@ size_t VirtioConsole::NextControl(std::span<std::byte> message) {
         break;
       case kSize: {
         control.event = VIRTIO_CONSOLE_RESIZE;
-        // 5.3.6.2. Linux read rows first until its commit 5326ab737a47 (6.15, also in Debian 12's 6.1); a guest cannot be
+        // 5.3.6.2. Linux read rows first until its commit 5326ab737a47 (6.15, and Debian 12 now); a guest cannot be
         // asked which it does.
         const uint16_t size[2] = {columns_, rows_};
         std::memcpy(message.data() + bytes, size, sizeof(size));
