@@ -7,7 +7,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <utility>
 
 #include "hyperkernel/base/log.h"
@@ -24,6 +26,8 @@ constexpr uint64_t kNeededIoctls =
     uint64_t{1} << _UFFDIO_COPY | uint64_t{1} << _UFFDIO_WRITEPROTECT | uint64_t{1} << _UFFDIO_WAKE;
 // Events taken with one read.
 constexpr size_t kBatch = 16;
+// Zeros given with one UFFDIO_COPY.
+constexpr uint64_t kMostCopyBytes = 64 << 10;
 
 }  // namespace
 
@@ -74,13 +78,31 @@ void FaultStripe::Run() {
 
 void FaultStripe::Serve(uint64_t fault_address) {
   const uint64_t offset = (fault_address - reinterpret_cast<uint64_t>(address_)) & ~(kPageSize - 1);
-  const absl::StatusOr<ViewRange> filled = handler_(offset);
+  const absl::StatusOr<ViewRange> filled = handler_(this, offset);
   if (!filled.ok()) MakeInaccessible(offset);
   const ViewRange wake = filled.ok() ? *filled : ViewRange{.start = offset, .bytes = kPageSize};
   uffdio_range range = {.start = reinterpret_cast<uint64_t>(address_) + wake.start, .len = wake.bytes};
   if (::ioctl(faults_.get(), UFFDIO_WAKE, &range) < 0) {
     log::Error("memory", "a fault cannot be woken", {{"error", MessageOf(ErrnoStatus(errno, "UFFDIO_WAKE"))}});
   }
+}
+
+absl::Status FaultStripe::FillHoles(ViewRange range) {
+  alignas(kPageSize) static constexpr std::byte kZeros[kMostCopyBytes] = {};
+  const uint64_t end = range.start + range.bytes;
+  for (uint64_t at = range.start; at < end;) {
+    uffdio_copy copy = {};
+    copy.dst = reinterpret_cast<uint64_t>(address_) + at;
+    copy.src = reinterpret_cast<uint64_t>(kZeros);
+    copy.len = std::min(kMostCopyBytes, end - at);
+    copy.mode = UFFDIO_COPY_MODE_DONTWAKE;
+    const int error = ::ioctl(faults_.get(), UFFDIO_COPY, &copy) == 0 ? 0 : errno;
+    // Also after an error: what was done before it.
+    if (copy.copy > 0) at += static_cast<uint64_t>(copy.copy);
+    if (error == EEXIST && copy.copy <= 0) at += kPageSize;
+    if (error != 0 && error != EEXIST) return ErrnoStatus(error, "UFFDIO_COPY");
+  }
+  return absl::OkStatus();
 }
 
 void FaultStripe::MakeInaccessible(uint64_t offset) {

@@ -25,13 +25,18 @@ class FaultStripe {
   // Makes the page at `offset` (of the stripe, page-aligned) readable and writable, and may do so for pages around it.
   // Returns what is to be woken, which holds the page. An error means that it cannot be: the page is then made
   // inaccessible and its vCPU's KVM_RUN returns EFAULT.
-  using Handler = std::function<absl::StatusOr<ViewRange>(uint64_t offset)>;
+  using Handler = std::function<absl::StatusOr<ViewRange>(FaultStripe* stripe, uint64_t offset)>;
 
   // Registers MISSING|WP and starts the thread. The mapping must outlive the stripe. Errors: errno, naming the call;
   // the operator's way out is in the message.
   static absl::StatusOr<std::unique_ptr<FaultStripe>> Start(uint8_t* address, uint64_t bytes, Handler handler);
   // Stops the thread. A thread blocked in a fault then goes on as if the memory were ordinary.
   ~FaultStripe();
+
+  // For the handler: gives zero pages to the holes of `range`, mapped at once, so that neither KVM nor the guest faults
+  // on them again one by one. Pages that are there stay. `range` is page-aligned. Errors: errno (ENOMEM also means that
+  // the file system is full); pages before the failing one are filled.
+  absl::Status FillHoles(ViewRange range);
 
  private:
   FaultStripe(uint8_t* address, uint64_t bytes, Handler handler)

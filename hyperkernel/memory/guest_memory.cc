@@ -93,7 +93,7 @@ class FileGuestMemory final : public GuestMemory {
   // Gives frames to all pages that [offset, offset+bytes) of the file touches.
   absl::Status Fill(uint64_t offset, uint64_t bytes);
   // A fault of the guest view at file offset `stripe` + `offset`.
-  absl::StatusOr<ViewRange> OnFault(uint64_t stripe, uint64_t stripe_bytes, uint64_t offset);
+  absl::StatusOr<ViewRange> OnFault(FaultStripe* view, uint64_t stripe, uint64_t stripe_bytes, uint64_t offset);
 
   const std::string path_;
   const OwnedFd file_;
@@ -139,7 +139,8 @@ absl::Status FileGuestMemory::Map() {
   for (uint64_t at = 0; at < bytes_; at += kStripeBytes) {
     const uint64_t size = std::min(kStripeBytes, bytes_ - at);
     absl::StatusOr<std::unique_ptr<FaultStripe>> stripe = FaultStripe::Start(
-        guest_view_.data() + at, size, [this, at, size](uint64_t offset) { return OnFault(at, size, offset); });
+        guest_view_.data() + at, size,
+        [this, at, size](FaultStripe* view, uint64_t offset) { return OnFault(view, at, size, offset); });
     if (!stripe.ok()) return stripe.status();
     stripes_.push_back(*std::move(stripe));
   }
@@ -174,9 +175,15 @@ absl::Status FileGuestMemory::Fill(uint64_t offset, uint64_t bytes) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<ViewRange> FileGuestMemory::OnFault(uint64_t stripe, uint64_t stripe_bytes, uint64_t offset) {
+absl::StatusOr<ViewRange> FileGuestMemory::OnFault(FaultStripe* view, uint64_t stripe, uint64_t stripe_bytes,
+                                                   uint64_t offset) {
   const uint64_t start = offset & ~(kFaultAroundBytes - 1);
   ViewRange around{.start = start, .bytes = std::min(kFaultAroundBytes, stripe_bytes - start)};
+  if (view->FillHoles(around).ok()) {
+    frames_.Set((stripe + around.start) / kPageSize, around.bytes / kPageSize);
+    return around;
+  }
+  // Memory or space is short: by fallocate, which says which.
   absl::Status filled = Fill(stripe + around.start, around.bytes);
   if (absl::IsResourceExhausted(filled)) {
     around = {.start = offset, .bytes = kPageSize};

@@ -5,7 +5,10 @@
 // Thread-safe unless said otherwise. Addresses are guest-physical bytes, sizes bytes.
 //
 // Invariants:
-//  1. Every way a frame comes to be goes through Fill (a fault, Populate, Write), within the guest's reservation.
+//  1. Every way a frame comes to be is counted and within the guest's reservation: UFFDIO_COPY of zeros for a fault,
+//  which also
+//     maps it, so that KVM finds it without another fault; fallocate for the daemon's own writes, and where the copy
+//     fails.
 //  2. The guest view is registered MISSING|WP on userfaultfds, in stripes, each with a reader thread that fills what is
 //  touched
 //     and some pages around it. Nothing in the daemon touches the guest view.

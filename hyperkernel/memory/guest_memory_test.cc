@@ -111,6 +111,27 @@ TEST_F(GuestMemoryTest, AGuestThatTouchesMemoryGetsIt) {
   EXPECT_TRUE(failure_.ok()) << failure_;
 }
 
+// The fill around a fault meets pages that the daemon has written, in any pattern.
+TEST_F(GuestMemoryTest, AFaultFillsAroundWhatIsThere) {
+  auto memory = Make(8 * kMib, 0);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  constexpr uint64_t kPages = 8 * kMib / kPageSize;
+  auto written = [](uint64_t page) { return page % 7 == 0 || page % 16 == 15 || page / 16 % 5 == 1; };
+  for (uint64_t page = 0; page < kPages; ++page) {
+    if (!written(page)) continue;
+    ASSERT_TRUE((*memory)->Write(Gpa(page * kPageSize), Bytes("here")).ok());
+  }
+  const std::byte* view = (*memory)->slots()[0].guest_view;
+  for (uint64_t page = 0; page < kPages; page += 3) {
+    EXPECT_EQ(std::memcmp(view + page * kPageSize, written(page) ? "here" : std::string(4, '\0').c_str(), 4), 0) << page;
+  }
+  for (uint64_t page = 0; page < kPages; ++page) {
+    ASSERT_EQ(Text(**memory, Gpa(page * kPageSize), 4), written(page) ? "here" : std::string(4, '\0')) << page;
+  }
+  EXPECT_EQ((*memory)->frame_bytes(), 8 * kMib);
+  EXPECT_TRUE(failure_.ok()) << failure_;
+}
+
 TEST_F(GuestMemoryTest, TheBudgetIsSharedAndGivenBack) {
   auto first = Make(40 * kMib, 0);
   ASSERT_TRUE(first.ok()) << first.status();
