@@ -4,6 +4,7 @@
 
 #include "absl/status/statusor.h"
 #include "fmt/format.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -135,6 +136,7 @@ void PciRoot::Map(BarWindow* window, uint64_t address) {
 
 void PciRoot::Unmap(BarWindow* window) {
   for (const Doorbell& doorbell : window->taken) {
+    if (HK_MUTANT(doorbells_stay_behind)) continue;
     doorbells_->Remove(Gpa(*window->mapped + doorbell.offset), doorbell.event);
   }
   window->taken.clear();

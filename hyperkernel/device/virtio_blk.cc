@@ -14,6 +14,7 @@
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -37,6 +38,7 @@ VirtioBlk::VirtioBlk(DiskImage image, Options options)
       queue_sizes_(options_.queues, kQueueSize),
       bounce_(static_cast<std::byte*>(std::aligned_alloc(kBounceAlign, kBounceBytes)), &std::free),
       done_(options_.queues),
+      limited_(options_.bps_limit != 0),
       bucket_(options_.bps_limit, std::max(options_.bps_limit / 10, kMinBurst), std::chrono::steady_clock::now()) {
   for (size_t i = 0; i < kRequests; ++i) {
     requests_.push_back(std::make_unique<Request>());
@@ -109,33 +111,42 @@ void VirtioBlk::Stop() {
   run_ = nullptr;
 }
 
+// What is asked for is submitted in one system call, and what the kernel has done at once (from its page cache, or on a
+// device that does not wait) goes back in the same session and with the same interrupt.
 void VirtioBlk::OnDoorbell(uint16_t index) {
   ServeQueue(run_, index, [this, index](Virtqueue& queue) -> absl::StatusOr<bool> {
-    for (;;) {
-      AddDone(index, &queue);
-      if (free_.empty()) {
-        starved_ |= uint64_t{1} << index;
-        return false;
-      }
-      if (!bucket_.MayStart(std::chrono::steady_clock::now())) {
-        starved_ |= uint64_t{1} << index;
-        SetTimer(bucket_.NextStart());
-        return false;
-      }
-      Request* const request = free_.back();
-      HK_ASSIGN_OR_RETURN(const bool popped, queue.Pop(&request->chain));
-      if (!popped) return true;
-      free_.pop_back();
-      request->queue = index;
-      if (absl::Status status = Begin(request); !status.ok()) {
-        request->chain.Release();
-        free_.push_back(request);
-        return status;
-      }
-    }
+    const absl::StatusOr<bool> all = TakeRequests(index, &queue);
+    SubmitAll();
+    Reap();
+    SubmitAll();  // what was continued
+    AddDone(index, &queue);
+    return all;
   });
-  SubmitAll();
-  OnCompletions();  // some are done at once: what the page cache has
+  PublishDone();  // of other queues
+}
+
+absl::StatusOr<bool> VirtioBlk::TakeRequests(uint16_t index, Virtqueue* queue) {
+  for (;;) {
+    if (free_.empty()) {
+      starved_ |= uint64_t{1} << index;
+      return false;
+    }
+    if (limited_ && !HK_MUTANT(disk_limit_ignored) && !bucket_.MayStart(std::chrono::steady_clock::now())) {
+      starved_ |= uint64_t{1} << index;
+      SetTimer(bucket_.NextStart());
+      return false;
+    }
+    Request* const request = free_.back();
+    HK_ASSIGN_OR_RETURN(const bool popped, queue->Pop(&request->chain));
+    if (!popped) return true;
+    free_.pop_back();
+    request->queue = index;
+    if (absl::Status status = Begin(request); !status.ok()) {
+      request->chain.Release();
+      free_.push_back(request);
+      return status;
+    }
+  }
 }
 
 // 5.2.6. Where one descriptor ends and the next begins means nothing (2.7.4.3).
@@ -294,7 +305,7 @@ void VirtioBlk::SubmitAll() {
   if (submitted < 0) SetTimer(std::chrono::steady_clock::now() + std::chrono::microseconds(kRetryUs));
 }
 
-void VirtioBlk::OnCompletions() {
+void VirtioBlk::Reap() {
   io_uring_cqe* cqe = nullptr;
   while (::io_uring_peek_cqe(&ring_, &cqe) == 0) {
     auto* const request = static_cast<Request*>(::io_uring_cqe_get_data(cqe));
@@ -303,6 +314,10 @@ void VirtioBlk::OnCompletions() {
     --in_flight_;
     OnCompletion(request, result);
   }
+}
+
+void VirtioBlk::OnCompletions() {
+  Reap();
   SubmitAll();  // what was continued
   PublishDone();
 }
@@ -379,7 +394,7 @@ void VirtioBlk::PublishDone() {
     ReturnUsed(run_, index, [&](Virtqueue& queue) { AddDone(index, &queue); });
   }
   if (starved_ == 0 || free_.empty()) return;
-  if (!bucket_.MayStart(std::chrono::steady_clock::now())) return;
+  if (limited_ && !bucket_.MayStart(std::chrono::steady_clock::now())) return;
   for (uint64_t bits = std::exchange(starved_, 0); bits != 0; bits &= bits - 1) {
     run_->transport->Ring(static_cast<uint16_t>(std::countr_zero(bits)));
   }

@@ -76,6 +76,8 @@ class VirtioBlk final : public VirtioDevice {
   };
 
   VirtioBlk(DiskImage image, Options options);
+  // Pops and starts requests. True if it took all there was. Errors: as Begin and Virtqueue::Pop.
+  absl::StatusOr<bool> TakeRequests(uint16_t index, Virtqueue* queue);
   // Starts a request that was popped. Errors: the driver broke the protocol.
   absl::Status Begin(Request* request);
   void BeginTransfer(Request* request, bool write);
@@ -87,6 +89,8 @@ class VirtioBlk final : public VirtioDevice {
   void TransferThroughBounce(Request* request, bool write);
   bool WriteZeros(uint64_t offset, uint64_t bytes);
   void OnCompletions();
+  // Handles what the kernel has finished.
+  void Reap();
   void OnCompletion(Request* request, int result);
   // Writes the status, releases the chain, frees the slot.
   void Finish(Request* request, uint8_t status);
@@ -106,6 +110,7 @@ class VirtioBlk final : public VirtioDevice {
   std::vector<std::vector<Done>> done_;  // per queue
   size_t in_flight_ = 0;                 // in the kernel
   uint64_t starved_ = 0;                 // queues that wait for a free slot, one bit each
+  const bool limited_;
   TokenBucket bucket_;
   VirtioRun* run_ = nullptr;
 };

@@ -1,6 +1,7 @@
 #include "hyperkernel/irq/interrupt_controller.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/irq/msi.h"
@@ -76,23 +77,20 @@ bool InterruptController::Route(const InterruptMessage& message, VcpuId source, 
   return accepted;
 }
 
-InterruptController::PinMessages InterruptController::Collect(IoApic::Pins pins) {
-  PinMessages collected;
-  for (uint8_t pin = 0; pin < kIoApicPins && pins >> pin != 0; ++pin) {
-    if ((pins >> pin & 1) != 0) {
-      collected.messages[collected.count++] = io_apic_.MessageOf(pin);
-    }
+void InterruptController::Collect(IoApic::Pins pins, PinMessages* messages) {
+  messages->count = 0;
+  for (; pins != 0; pins &= pins - 1) {
+    messages->messages[messages->count++] = io_apic_.MessageOf(static_cast<uint8_t>(std::countr_zero(pins)));
   }
-  return collected;
 }
 
-void InterruptController::RoutePins(PinMessages pins, VcpuSet& wake) {
-  bool again = true;
+void InterruptController::RoutePins(PinMessages* pins, VcpuSet& wake) {
+  bool again = pins->count != 0;
   while (again) {
     again = false;
     const uint64_t changes = routing_changes_.load();
-    for (uint8_t i = 0; i < pins.count; ++i) {
-      const InterruptMessage& message = pins.messages[i];
+    for (uint8_t i = 0; i < pins->count; ++i) {
+      const InterruptMessage& message = pins->messages[i];
       if (!Route(message, kDevice, wake) && message.level) {
         MutexLock lock(&io_apic_mutex_);
         io_apic_.Rejected({.pin = message.pin, .generation = message.generation});
@@ -102,7 +100,7 @@ void InterruptController::RoutePins(PinMessages pins, VcpuSet& wake) {
     }
     if (again) {
       MutexLock lock(&io_apic_mutex_);
-      pins = Collect(io_apic_.RetryAsserted());
+      Collect(io_apic_.RetryAsserted(), pins);
     }
   }
 }
@@ -116,26 +114,31 @@ void InterruptController::SetAddressing(VcpuId vcpu, const ApicAddressing& addre
   PinMessages pins;
   {
     MutexLock lock(&io_apic_mutex_);
-    pins = Collect(io_apic_.RetryAsserted());
+    Collect(io_apic_.RetryAsserted(), &pins);
   }
-  RoutePins(pins, wake);
+  RoutePins(&pins, wake);
 }
 
 void InterruptController::Follow(VcpuId source, const PortOutcome& outcome) {
+  const ApicEffects& effects = outcome.effects;
+  if (!effects.routing_changed && !effects.ipi && effects.eoi_pins == 0 && !outcome.new_deadline) {
+    return;
+  }
   VcpuSet wake;
-  if (outcome.effects.routing_changed) {
+  if (effects.routing_changed) {
     SetAddressing(source, outcome.addressing, wake);
   }
-  if (outcome.effects.ipi) {
-    Route(*outcome.effects.ipi, source, wake);
+  if (effects.ipi) {
+    Route(*effects.ipi, source, wake);
   }
-  for (uint8_t i = 0; i < outcome.eoi_count; ++i) {
+  for (uint32_t rest = effects.eoi_pins; rest != 0; rest &= rest - 1) {
+    const auto pin = static_cast<uint8_t>(std::countr_zero(rest));
     PinMessages pins;
     {
       MutexLock lock(&io_apic_mutex_);
-      pins = Collect(io_apic_.OnEoi(outcome.eois[i]));
+      Collect(io_apic_.OnEoi({pin, outcome.eoi_generations[pin]}), &pins);
     }
-    RoutePins(pins, wake);
+    RoutePins(&pins, wake);
   }
   if (outcome.new_deadline && timer_ != nullptr) {
     timer_->Arm(*outcome.new_deadline);
@@ -148,10 +151,10 @@ void InterruptController::SetLine(uint8_t pin, bool asserted) {
   PinMessages pins;
   {
     MutexLock lock(&io_apic_mutex_);
-    pins = Collect(io_apic_.SetLine(pin, asserted));
+    Collect(io_apic_.SetLine(pin, asserted), &pins);
   }
   VcpuSet wake;
-  RoutePins(pins, wake);
+  RoutePins(&pins, wake);
   WakeAll(wake);
 }
 
@@ -182,10 +185,10 @@ void InterruptController::IoApicWrite(uint32_t offset, uint32_t value) {
   PinMessages pins;
   {
     MutexLock lock(&io_apic_mutex_);
-    pins = Collect(io_apic_.Write(offset, value));
+    Collect(io_apic_.Write(offset, value), &pins);
   }
   VcpuSet wake;
-  RoutePins(pins, wake);
+  RoutePins(&pins, wake);
   WakeAll(wake);
 }
 

@@ -97,19 +97,23 @@ class InterruptController {
  private:
   friend class VcpuPort;
 
-  // Messages of the I/O APIC, taken out of its lock.
+  // Messages of the I/O APIC, taken out of its lock: the first `count` of them. Most calls have none: nothing else is
+  // set.
   struct PinMessages {
-    std::array<InterruptMessage, kIoApicPins> messages;
+    PinMessages() {}
     uint8_t count = 0;
+    union {
+      InterruptMessage messages[kIoApicPins];
+    };
   };
 
   Monotonic Now() const { return clock_->Now(); }
-  PinMessages Collect(IoApic::Pins pins) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_apic_mutex_);
+  void Collect(IoApic::Pins pins, PinMessages* messages) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_apic_mutex_);
 
   // The delivery path. Each adds to `wake` whom to wake once it is over.
   bool Deliver(const InterruptMessage& message, VcpuId target, VcpuSet& wake);
   bool Route(const InterruptMessage& message, VcpuId source, VcpuSet& wake);
-  void RoutePins(PinMessages pins, VcpuSet& wake);
+  void RoutePins(PinMessages* pins, VcpuSet& wake);
   void WakeAll(const VcpuSet& wake);
 
   // What a vCPU's own register access, INIT or restore asks of the rest. Called with no lock held.

@@ -32,6 +32,7 @@ void LocalApic::ResetRegisters() {
   lvt_.fill(kLvtMasked);
   timer_ = ApicTimer();
   level_sources_.fill(LevelSource());
+  level_pins_ = 0;
 }
 
 LocalApic::Mode LocalApic::mode() const {
@@ -80,6 +81,7 @@ void LocalApic::NoteLevelSource(const InterruptMessage& message) {
   const bool newer = !source.valid || static_cast<int32_t>(message.generation - source.generation) > 0;
   if (newer) {
     source = {.generation = message.generation, .vector = message.vector, .valid = 1};
+    level_pins_ |= uint32_t{1} << message.pin;
   }
 }
 

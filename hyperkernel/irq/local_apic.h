@@ -135,6 +135,7 @@ class LocalApic final {
   std::array<uint32_t, kLocalSources> lvt_{};
   ApicTimer timer_;
   std::array<LevelSource, kIoApicPins> level_sources_{};
+  uint32_t level_pins_ = 0;  // those of level_sources_ that are valid: most EOIs have none to look at
   ApicEventQueue events_;
   bool waiting_for_sipi_;
 };

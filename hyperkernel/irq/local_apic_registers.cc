@@ -1,4 +1,6 @@
 // The register half of LocalApic: what reads and writes do.
+#include <bit>
+
 #include "hyperkernel/irq/local_apic.h"
 
 namespace hk {
@@ -294,13 +296,14 @@ void LocalApic::WriteEoi(ApicEffects& effects) {
     return;
   }
   isr_.Clear(*vector);
-  for (uint8_t pin = 0; pin < kIoApicPins; ++pin) {
-    LevelSource& source = level_sources_[pin];
-    if (source.valid && source.vector == *vector) {
+  for (uint32_t rest = level_pins_; rest != 0; rest &= rest - 1) {
+    LevelSource& source = level_sources_[static_cast<size_t>(std::countr_zero(rest))];
+    if (source.vector == *vector) {
       source.valid = 0;
-      effects.eoi_pins |= uint32_t{1} << pin;
+      effects.eoi_pins |= rest & ~(rest - 1);
     }
   }
+  level_pins_ &= ~effects.eoi_pins;
   if ((svr_ & kSpuriousNoEoiBroadcast) != 0) {
     effects.eoi_pins = 0;  // software will write the I/O APIC's EOI register (SDM 3A 11.8.5)
   }

@@ -144,6 +144,10 @@ absl::Status LocalApic::Restore(const LocalApicState& state, Monotonic now) {
   tmr_ = VectorSet(state.tmr);
   lvt_ = state.lvt;
   level_sources_ = state.level_sources;
+  level_pins_ = 0;
+  for (size_t pin = 0; pin < kIoApicPins; ++pin) {
+    level_pins_ |= uint32_t{level_sources_[pin].valid} << pin;
+  }
   const bool periodic = (Lvt(LocalSource::kTimer) & kLvtPeriodic) != 0;
   std::optional<std::chrono::nanoseconds> remaining;
   if (state.timer_running != 0 && !HK_MUTANT(apic_restore_stops_timer)) {

@@ -1,5 +1,7 @@
 #include "hyperkernel/irq/vcpu_port.h"
 
+#include <bit>
+
 #include "hyperkernel/irq/interrupt_controller.h"
 
 namespace hk {
@@ -22,8 +24,11 @@ VcpuPort::VcpuPort(InterruptController* controller, VcpuId id, bool x2apic)
 
 void VcpuPort::Publish() {
   priority_.store(apic_.AcceptsFixed() ? apic_.ProcessorPriority() : kAcceptsNothing, std::memory_order_relaxed);
-  // Sequentially consistent: ApicTimerThread orders it against its own "asleep until".
-  deadline_.store(apic_.NextTimerDeadline().value_or(kNever).time_since_epoch().count());
+  // Sequentially consistent: ApicTimerThread orders it against its own "asleep until". Mostly it is what it was.
+  const Monotonic::rep deadline = apic_.NextTimerDeadline().value_or(kNever).time_since_epoch().count();
+  if (deadline != deadline_.load(std::memory_order_relaxed)) {
+    deadline_.store(deadline);
+  }
 }
 
 std::optional<uint8_t> VcpuPort::Priority() const {
@@ -36,22 +41,19 @@ std::optional<Monotonic> VcpuPort::Deadline() const {
   return deadline == kNever ? std::nullopt : std::optional(deadline);
 }
 
-PortOutcome VcpuPort::Conclude(const ApicEffects& effects) {
+void VcpuPort::Conclude(const ApicEffects& effects, PortOutcome* outcome) {
   const auto before = Deadline();
   Publish();
-  PortOutcome outcome;
-  outcome.effects = effects;
-  outcome.addressing = apic_.addressing();
+  outcome->effects = effects;
+  outcome->addressing = apic_.addressing();
   const auto after = Deadline();
   if (after != before) {
-    outcome.new_deadline = after;
+    outcome->new_deadline = after;
   }
-  for (uint8_t pin = 0; pin < kIoApicPins && effects.eoi_pins >> pin != 0; ++pin) {
-    if ((effects.eoi_pins >> pin & 1) != 0) {
-      outcome.eois[outcome.eoi_count++] = apic_.EoiOf(pin);
-    }
+  for (uint32_t rest = effects.eoi_pins; rest != 0; rest &= rest - 1) {
+    const auto pin = static_cast<uint8_t>(std::countr_zero(rest));
+    outcome->eoi_generations[pin] = apic_.EoiOf(pin).generation;
   }
-  return outcome;
 }
 
 std::optional<uint64_t> VcpuPort::ReadMsr(uint32_t msr) {
@@ -65,7 +67,7 @@ bool VcpuPort::WriteMsr(uint32_t msr, uint64_t value) {
   PortOutcome outcome;
   {
     MutexLock lock(&mutex_);
-    outcome = Conclude(apic_.WriteMsr(msr, value, now));
+    Conclude(apic_.WriteMsr(msr, value, now), &outcome);
   }
   controller_->Follow(id_, outcome);
   return !outcome.effects.fault;
@@ -82,7 +84,7 @@ void VcpuPort::WriteMmio(uint32_t offset, uint32_t value) {
   PortOutcome outcome;
   {
     MutexLock lock(&mutex_);
-    outcome = Conclude(apic_.WriteMmio(offset, value, now));
+    Conclude(apic_.WriteMmio(offset, value, now), &outcome);
   }
   controller_->Follow(id_, outcome);
 }
@@ -98,7 +100,7 @@ void VcpuPort::Take(VcpuWork work) {
     MutexLock lock(&mutex_);
     ApicEffects effects;
     effects.routing_changed = apic_.Take(work);
-    outcome = Conclude(effects);
+    Conclude(effects, &outcome);
   }
   controller_->Follow(id_, outcome);
 }
@@ -143,7 +145,7 @@ absl::Status VcpuPort::Restore(const LocalApicState& state, Monotonic now, PortO
   if (auto status = apic_.Restore(state, now); !status.ok()) {
     return status;
   }
-  outcome = Conclude({});
+  Conclude({}, &outcome);
   return absl::OkStatus();
 }
 

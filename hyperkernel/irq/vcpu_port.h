@@ -22,10 +22,10 @@ class InterruptController;
 // What is to be done after the lock of a port was released.
 struct PortOutcome {
   ApicEffects effects;
-  ApicAddressing addressing;
+  ApicAddressing addressing;  // if effects.routing_changed, or after a restore
   std::optional<Monotonic> new_deadline;
-  std::array<LevelEoi, kIoApicPins> eois;
-  uint8_t eoi_count = 0;
+  uint32_t
+      eoi_generations[kIoApicPins];  // of the pins in effects.eoi_pins; others are not set: most outcomes have none
 };
 
 // One vCPU's port.
@@ -59,12 +59,13 @@ class VcpuPort final : public VcpuInterrupts {
 
  private:
   void Publish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  PortOutcome Conclude(const ApicEffects& effects) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Conclude(const ApicEffects& effects, PortOutcome* outcome) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   InterruptController* const controller_;
   const VcpuId id_;
   Mutex mutex_;
   LocalApic apic_ ABSL_GUARDED_BY(mutex_);
+  // Written under mutex_ only.
   std::atomic<uint32_t> priority_{0};
   std::atomic<Monotonic::rep> deadline_;
 };

@@ -14,25 +14,37 @@ class VectorSet {
   using Words = std::array<uint32_t, 8>;
 
   VectorSet() = default;
-  explicit VectorSet(const Words& words) : words_(words) {}
+  explicit VectorSet(const Words& words) : words_(words) {
+    for (uint32_t i = 0; i < words.size(); ++i) {
+      used_ |= words[i] != 0 ? 1u << i : 0u;
+    }
+  }
 
-  void Set(uint8_t vector) { words_[vector / 32] |= Bit(vector); }
-  void Clear(uint8_t vector) { words_[vector / 32] &= ~Bit(vector); }
+  void Set(uint8_t vector) {
+    words_[vector / 32] |= Bit(vector);
+    used_ |= 1u << vector / 32;
+  }
+  void Clear(uint8_t vector) {
+    words_[vector / 32] &= ~Bit(vector);
+    if (words_[vector / 32] == 0) {
+      used_ &= ~(1u << vector / 32);
+    }
+  }
   void Assign(uint8_t vector, bool value) { value ? Set(vector) : Clear(vector); }
   bool Test(uint8_t vector) const { return (words_[vector / 32] & Bit(vector)) != 0; }
   std::optional<uint8_t> Highest() const {
-    for (uint32_t i = 8; i-- > 0;) {
-      if (words_[i] != 0) {
-        return static_cast<uint8_t>(i * 32 + static_cast<uint32_t>(std::bit_width(words_[i])) - 1);
-      }
+    if (used_ == 0) {
+      return std::nullopt;
     }
-    return std::nullopt;
+    const auto word = static_cast<uint32_t>(std::bit_width(used_)) - 1;
+    return static_cast<uint8_t>(word * 32 + static_cast<uint32_t>(std::bit_width(words_[word])) - 1);
   }
   const Words& words() const { return words_; }
 
  private:
   static uint32_t Bit(uint8_t vector) { return uint32_t{1} << (vector % 32); }
   Words words_{};
+  uint32_t used_ = 0;  // words that are not zero, one bit each
 };
 
 }  // namespace hk

@@ -31,8 +31,11 @@ std::string Beginning(const std::string& text) {
   return text.substr(0, end) + "...";
 }
 
+// To a tenth.
 std::string Seconds(Monotonic::duration duration) {
-  return fmt::format("{} s", std::chrono::duration_cast<std::chrono::milliseconds>(duration).count() / 1000.0);
+  return fmt::format(
+      "{} s",
+      static_cast<double>(std::chrono::round<std::chrono::duration<int64_t, std::deci>>(duration).count()) / 10);
 }
 
 absl::StatusOr<std::string> ExecRequest(const GuestCommand& command) {
@@ -122,15 +125,15 @@ void GuestAgentExec::OnTime(Monotonic now) {
     return Fail(absl::FailedPreconditionError(
         fmt::format("the guest agent did not answer within {}; is the guest up, and qemu-guest-agent installed and "
                     "running in it (systemctl status qemu-guest-agent)?",
-                    Seconds(now - began_))));
+                    Seconds(sync_deadline_ - began_))));
   }
   if (now >= deadline_) {
     return Fail(absl::AbortedError(
         phase_ == Phase::kRunning
             ? fmt::format("the command still runs after {} (--timeout), and goes on: process {} of the guest",
-                          Seconds(now - began_), pid_)
+                          Seconds(deadline_ - began_), pid_)
             : fmt::format("no answer to guest-exec within {} (--timeout); the command may run or not",
-                          Seconds(now - began_))));
+                          Seconds(deadline_ - began_))));
   }
   if ((phase_ == Phase::kStarting || asked_) && now >= answer_deadline_) {
     return Fail(absl::FailedPreconditionError(fmt::format(

@@ -30,8 +30,8 @@ namespace {
 // time-out.
 constexpr std::chrono::seconds kPauseDeadline(5);
 constexpr std::chrono::seconds kStopDeadline(10);
-// A disk answers or fails within seconds, unless it is a network's.
-constexpr std::chrono::seconds kIoDeadline(10);
+// A disk answers or fails within this, unless it is a network's; hkctl waits for its answer longer.
+constexpr std::chrono::seconds kIoDeadline(5);
 
 LinuxBootSpec BootSpecOf(const v1::VmSpec& spec) {
   return {.kernel_path = spec.kernel(),

@@ -12,7 +12,7 @@
 namespace hk {
 
 // A machine that does what it is told and remembers it.
-class FakeMachine final : public Machine {
+class FakeMachine : public Machine {
  public:
   FakeMachine(MachineEvents* events, std::atomic<int>* alive, FakeAgent* agent)
       : events_(events), alive_(alive), agent_(agent) {
@@ -39,8 +39,10 @@ class FakeMachine final : public Machine {
   int renewals = 0;
   std::pair<int, int> size;
 
- private:
+ protected:
   MachineEvents* const events_;
+
+ private:
   std::atomic<int>* const alive_;
   FakeAgent* const agent_;
 };

@@ -8,7 +8,9 @@ import time
 
 import hktest
 
-COMMANDS = [(), ('node',), ('node', 'list'), ('node', 'show'), ('node', 'probe'), ('version',), ('completion',), ('completion', 'bash')]
+VM = ('create', 'list', 'show', 'delete', 'start', 'stop', 'reset', 'pause', 'unpause', 'renew', 'wait', 'console', 'log', 'exec')
+COMMANDS = [(), ('node',), ('node', 'list'), ('node', 'show'), ('node', 'probe'), ('version',), ('completion',), ('completion', 'bash'),
+            ('vm',), *(('vm', command) for command in VM)]
 HERE = 'unix:/nonexistent/admin.sock'
 
 
@@ -123,7 +125,7 @@ class Cli(hktest.TestCase):
                 for line in result.out.split('Examples:\n')[1].splitlines():
                     if not line.startswith('  hkctl'):
                         continue
-                    words = shlex.split(line.split('|')[0].split('>')[0])[1:]
+                    words = shlex.split(line.split(' -- ')[0].split('|')[0].split('>')[0])[1:]
                     self.assert_exit(hktest.hkctl(None, *words, '--help'), 0)
 
     def complete(self, *words):
@@ -141,7 +143,13 @@ class Cli(hktest.TestCase):
         self.assertEqual(self.complete('node', 'l'), ['list'])
         self.assertEqual(self.complete('--endpoint', 'unix:/x', 'node', 'sh'), ['show'])
         self.assertEqual(self.complete('--timeout', '5s', '-o', 'json', 'ver'), ['version'])
-        self.assertEqual(self.complete('node', 'list', '-o', ''), ['table', 'json'])
+        self.assertEqual(self.complete('node', 'list', '-o', ''), ['table', 'json', 'textproto'])
+        self.assertLessEqual(set(VM), set(self.complete('vm', '')))
+        self.assertEqual(self.complete('vm', 'log', 'g', '--channel', ''), ['serial', 'virtio'])
+        self.assertEqual(self.complete('vm', 'log', '-f', 'g', '--ta'), ['--tail'])
+        self.assertEqual(self.complete('vm', 'wait', '--for', 'cra'), ['crashed'])
+        self.assertEqual(self.complete('vm', 'wait', 'g', '--for', 'running', '--ti'), ['--timeout'])
+        self.assertEqual(self.complete('vm', 'exec', 'g', '--', ''), [])
         self.assertEqual(self.complete('--output', 'j'), ['json'])
         self.assertEqual(self.complete('node', 'list', '--endp'), ['--endpoint'])
         self.assertEqual(self.complete('version', '--cl'), ['--client'])
@@ -150,6 +158,8 @@ class Cli(hktest.TestCase):
         with open(file, 'w', encoding='utf-8'):
             pass
         self.assertEqual(self.complete('--tls-ca', file[:-3]), [file])
+        self.assertEqual(self.complete('vm', 'create', '-f', file[:-3]), [file])
+        self.assertEqual(self.complete('vm', 'create', '--file', file, '--dry'), ['--dry-run'])
         # Bash's own registration.
         result = hktest.run(['bash', '--norc', '-c', 'source <("$HKCTL" completion bash); complete -p hkctl'],
                             env=hktest.clean_environment(HKCTL=hktest.program('hkctl')))

@@ -16,6 +16,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'host'))
 import hktest  # noqa: E402
 
 BOOT_S = 90
+# What shells send for terminals: carriage returns, colours, bracketed paste.
+ESCAPES = re.compile(r'\r|\x1b\[[0-9;?]*[A-Za-z]')
 # The lab's TCG does not intercept XSETBV, so QEMU's guest must not be shown what needs it (README.md, limits).
 QEMU_CPU = 'host,-xsave,-pku,-la57'
 
@@ -66,10 +68,12 @@ class Console:
         self._reader.start()
 
     def _read(self):
+        rest = b''  # the beginning of an escape sequence
         while piece := os.read(self.process.stdout.fileno(), 65536):
             now = time.monotonic()
+            piece, rest = re.fullmatch(rb'(.*?)((?:\x1b(?:\[[0-9;?]*)?)?)', rest + piece, re.DOTALL).groups()
             with self._changed:
-                self._text += piece.decode(errors='replace').replace('\r', '')
+                self._text += ESCAPES.sub('', piece.decode(errors='replace'))
                 self._times.append((len(self._text), now))
                 self._changed.notify_all()
         with self._changed:

@@ -145,6 +145,32 @@ class DevicesTest(hktest.TestCase):
         self.assert_exit(self.node.hkctl('vm', 'stop', 'g', '--force'), 0)
         self.assert_exit(self.create('i', f'disks {{ path: "{raw}" cache: DISK_CACHE_BUFFERED }} disks {{ path: "{HOST_DISK}" }}'), 0)
 
+    def test_io_that_does_not_end(self):
+        """A file system that is frozen holds a guest's write for as long as it likes. Nothing else may wait for it."""
+        backing, mounted = self.image('backing', 64 * MIB), os.path.join(self.node.directory, 'mounted')
+        os.mkdir(mounted)
+        subprocess.run(['mkfs.ext4', '-q', backing], check=True)
+        subprocess.run(['mount', '-o', 'loop', backing, mounted], check=True)
+        self.addCleanup(subprocess.run, ['umount', '-l', mounted], check=True)
+        image = os.path.join(mounted, 'image')
+        pathlib.Path(image).write_bytes(os.urandom(16 * MIB))
+        vm = self.start('g', f'disks {{ path: "{image}" }}')
+        subprocess.run(['fsfreeze', '-f', mounted], check=True)
+        thaw = ['fsfreeze', '-u', mounted]
+        self.addCleanup(subprocess.run, thaw, check=False, stderr=subprocess.DEVNULL)
+        self.do(vm, '(dd if=/dev/zero of=/dev/vda bs=64k count=1 conv=fsync 2>/dev/null) & sleep 1')
+        hktest.wait_for(lambda: self.do(vm, 'cat /sys/block/vda/inflight').split()[1] != '0', 'a write in flight')
+        self.assert_exit(self.node.hkctl('vm', 'stop', 'g', '--force'), 0)
+        self.assertEqual(self.show('g')['state'], 'VM_STATE_STOPPED')
+        self.assertIn('does not end', self.node.log_text())
+        refused = self.node.hkctl('vm', 'start', 'g')
+        self.assert_exit(refused, 1)
+        self.assertIn('in use by', refused.error)
+        self.start('h', '')  # others are not concerned
+        subprocess.run(thaw, check=True)
+        hktest.wait_for(lambda: 'the I/O has ended' in self.node.log_text(), 'the end of the I/O')
+        self.assert_exit(self.node.hkctl('vm', 'start', 'g'), 0)
+
     def serve(self, address, respond):
         """One connection; the thread's result is in the list that comes back."""
         listener = socket.create_server((address, 0))
