@@ -366,13 +366,17 @@ absl::Status GuestManager::Renew(const std::string& name) {
     guest->busy = true;
     machine = guest->machine.get();
   }
-  const absl::Status status = machine->Renew(clock_.Now() + kRenewLimit);
+  const Monotonic start = clock_.Now();
+  const absl::Status status = machine->Renew(start + kRenewLimit);
+  const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(clock_.Now() - start);
   MutexLock lock(&mutex_);
   guest->busy = false;
   changed_.SignalAll();
-  log::Write(status.ok() ? log::Level::kInfo : log::Level::kError, "guest",
-             status.ok() ? "renewed" : "not renewed, goes on as it was",
-             {{"guest", name}, {"error", MessageOf(status)}});
+  if (status.ok()) {
+    log::Info("guest", "renewed", {{"guest", name}, {"took_ms", fmt::to_string(took.count())}});
+  } else {
+    log::Error("guest", "not renewed, goes on as it was", {{"guest", name}, {"error", MessageOf(status)}});
+  }
   return status;
 }
 

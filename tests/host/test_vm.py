@@ -104,7 +104,7 @@ class Vm(hktest.TestCase):
         return self.show(name)
 
     def test_machines_that_are_not_there(self):
-        for command in (('show',), ('start',), ('stop',), ('stop', '--force'), ('reset',), ('pause',), ('unpause',), ('delete',), ('log',),
+        for command in (('show',), ('start',), ('stop',), ('stop', '--force'), ('reset',), ('pause',), ('unpause',), ('renew',), ('delete',), ('log',),
                         ('log', '-f'), ('console',), ('wait', '--for', 'running')):
             with self.subTest(command=command):
                 self.assert_fails(self.node.hkctl('vm', command[0], 'nobody', *command[1:]), 1, "no vm 'nobody'", 'hkctl vm list')
@@ -203,6 +203,25 @@ class Vm(hktest.TestCase):
         refused = self.terminal('vm', 'console', 'nobody')
         self.assertEqual(refused.wait(), 1)
         self.assertNotIn('connected', refused.text)
+
+    @needs_kvm
+    def test_a_machine_is_renewed_under_its_console(self):
+        self.start()
+        terminal = self.terminal('vm', 'console', 'g')
+        terminal.expect('connected to')
+        descriptors = self.node.fd_count()
+        for word in (b'first', b'second', b'third'):
+            self.assert_exit(self.node.hkctl('vm', 'renew', 'g'), 0)
+            terminal.type(word)
+            terminal.expect(word.decode())
+        self.assertLessEqual(self.node.fd_count(), descriptors + 2, 'VMs and vCPUs are given back')
+        self.assert_exit(self.node.hkctl('vm', 'pause', 'g'), 0)
+        self.assertIn('is paused', self.node.hkctl('vm', 'renew', 'g').out)
+        terminal.type(b'fourth')
+        self.assert_exit(self.node.hkctl('vm', 'unpause', 'g'), 0)
+        terminal.expect('fourth')
+        self.assert_exit(self.node.hkctl('vm', 'stop', 'g', '--force'), 0)
+        self.assert_fails(self.node.hkctl('vm', 'renew', 'g'), 1, "vm 'g' is stopped, neither running nor paused")
 
     @needs_kvm
     def test_the_daemon_goes_away_under_a_console(self):
