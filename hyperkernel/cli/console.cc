@@ -21,6 +21,8 @@ namespace {
 // Ctrl-], as telnet and virsh have it: no shell or editor uses it.
 constexpr char kDetachKey = 0x1d;
 constexpr size_t kInputBytes = 1024;
+// How long the last keys may take to the guest; a daemon gives up on a guest that does not read after 2 s.
+constexpr int kLeaveMs = 3000;
 
 // The terminal in raw mode (Ctrl-C is a key like any other), as it was when destroyed.
 class RawTerminal {
@@ -129,6 +131,12 @@ void ShowOutput(Stream* stream, int ended) {
   [[maybe_unused]] const ssize_t written = ::write(ended, &one, sizeof one);
 }
 
+// Ends the call: by closing our half, which the daemon answers when it has typed all keys; by force if it does not.
+void Leave(Stream* stream, grpc::ClientContext* context, int ended) {
+  pollfd waiting = {.fd = ended, .events = POLLIN, .revents = 0};
+  if (!stream->WritesDone() || ::poll(&waiting, 1, kLeaveMs) != 1) context->TryCancel();
+}
+
 // One connected console; true if it was we who left.
 bool Attach(Stream* stream, grpc::ClientContext* context, const std::string& name, Signals* signals) {
   const int ended = ::eventfd(0, EFD_CLOEXEC);
@@ -137,7 +145,7 @@ bool Attach(Stream* stream, grpc::ClientContext* context, const std::string& nam
   std::thread output([&] { ShowOutput(stream, ended); });
   const bool left = PassInput(stream, ended, signals, terminal.active());
   const bool unwritable = std::ferror(stdout) != 0;
-  if (left || unwritable) context->TryCancel();
+  if (left || unwritable) Leave(stream, context, ended);
   output.join();
   ::close(ended);
   if (terminal.active())

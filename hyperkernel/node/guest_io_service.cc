@@ -179,11 +179,13 @@ grpc::Status AdminService::Console(grpc::ServerContext* context, ConsoleStream* 
     const auto channels = guests_->Channels(name);
     if (!channels.ok()) return ToGrpc(channels.status());
     if (!stream->Write(v1::ConsoleResponse())) return grpc::Status::OK;
-    // Ends when the client closes its half, goes away, or the call is cancelled below.
+    // Ends when the client closes its half, goes away, or the call is cancelled below. A client that closes its half
+    // leaves, and learns by the call's end that all it typed was typed.
     std::thread input([&] {
       HandleConsoleRequest(guests_, name, *channel, first, *context);
       v1::ConsoleRequest request;
       while (stream->Read(&request)) HandleConsoleRequest(guests_, name, *channel, request, *context);
+      context->TryCancel();
     });
     const ConsoleLog& log = (*channels)->console(*channel);
     Follow(log, log.oldest(), *context, [&](ConsoleLog::Piece* piece) {
