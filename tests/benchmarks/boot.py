@@ -18,8 +18,8 @@ import lab_run
 ROUNDS = int(os.environ.get('HK_BENCH_ROUNDS', '3'))
 MEMORY_MIB = 256
 CMDLINE = 'console=ttyS0 quiet panic=-1'
-# microvm with two vCPUs stops for good early in the guest's kernel inside the lab, and the lab's host with it; with one it was slower
-# than q35.
+# microvm with two vCPUs did not get past the beginning of the guest's kernel in the lab, and nothing more came from the lab until its
+# time limit; with one vCPU it was slower than q35.
 BOARDS = {1: ('q35', 'microvm'), 2: ('q35',)}
 LIMIT_RATIO, LIMIT_OVERHEAD_MIB = 0.9, 64
 
