@@ -242,8 +242,9 @@ size_t VirtioConsole::NextControl(std::span<std::byte> message) {
         break;
       case kSize: {
         control.event = VIRTIO_CONSOLE_RESIZE;
-        // Linux reads rows first (drivers/char/virtio_console.c, handle_control_message), whatever 5.3.6.2 says.
-        const uint16_t size[2] = {rows_, columns_};
+        // 5.3.6.2. Linux read rows first until its commit 5326ab737a47 (6.15, and Debian 12 now); a guest cannot be
+        // asked which it does.
+        const uint16_t size[2] = {columns_, rows_};
         std::memcpy(message.data() + bytes, size, sizeof(size));
         bytes += sizeof(size);
         break;

@@ -101,7 +101,7 @@ TEST_F(VirtioConsoleTest, ReadyPortsLearnTheirRoles) {
   console_.Resize(100, 40);
   SendControl(0, VIRTIO_CONSOLE_PORT_READY, 1);
   EXPECT_EQ(NextControl(), "0 4 1 ");
-  EXPECT_EQ(NextControl(), std::string("0 5 0 \x28\0\x64\0", 10)) << "rows, columns";
+  EXPECT_EQ(NextControl(), std::string("0 5 0 \x64\0\x28\0", 10)) << "columns, rows";
   EXPECT_EQ(NextControl(), "0 6 1 ");
   SendControl(1, VIRTIO_CONSOLE_PORT_READY, 1);
   EXPECT_EQ(NextControl(), "1 7 1 org.qemu.guest_agent.0");

@@ -123,7 +123,8 @@ TEST_F(GuestMemoryTest, AFaultFillsAroundWhatIsThere) {
   }
   const std::byte* view = (*memory)->slots()[0].guest_view;
   for (uint64_t page = 0; page < kPages; page += 3) {
-    EXPECT_EQ(std::memcmp(view + page * kPageSize, written(page) ? "here" : std::string(4, '\0').c_str(), 4), 0) << page;
+    EXPECT_EQ(std::memcmp(view + page * kPageSize, written(page) ? "here" : std::string(4, '\0').c_str(), 4), 0)
+        << page;
   }
   for (uint64_t page = 0; page < kPages; ++page) {
     ASSERT_EQ(Text(**memory, Gpa(page * kPageSize), 4), written(page) ? "here" : std::string(4, '\0')) << page;

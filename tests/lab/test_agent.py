@@ -75,7 +75,7 @@ class AgentTest(hktest.TestCase):
         self.assertIn('run has ended', error)
 
     def test_a_terminal_on_the_virtio_console(self):
-        self.console.type('while true; do setsid -c sh -c "exec sh </dev/hvc0 >/dev/hvc0 2>&1"; done &')
+        self.console.type('while true; do setsid sh -c "exec sh </dev/hvc0 >/dev/hvc0 2>&1"; done &')
         terminal = test_vm.Terminal(self.node, 'vm', 'console', 'g', '--channel', 'virtio', columns=91, rows=31)
         self.addCleanup(terminal.close)
         terminal.expect('connected to g')

@@ -19,8 +19,9 @@ CMDLINE = 'console=ttyS0 quiet panic=-1'
 # For what needs a guest's memory in use, but no user space.
 EARLY_CMDLINE = 'console=ttyS0 earlyprintk=ttyS0'
 INIT = r'^guest: init reached, {} CPUs'
-# Warnings that come of the lab's slowness alone.
-SLOW_LAB = re.compile(r'hrtimer: interrupt took|interrupt took too long')
+# Warnings that come of the lab's slowness alone, and what Linux says before it has found ECAM where mechanism 1 is left out (it then
+# finds it, by ACPI).
+EXPECTED = re.compile(r'hrtimer: interrupt took|interrupt took too long|PCI: Fatal: No config space access function found')
 CYCLES = 20 if hktest.SOAK else 5
 # What may come and go in a daemon without being a leak: gRPC's threads and connections.
 SLACK = 2
@@ -64,7 +65,7 @@ class Guest(unittest.TestCase):
         if vcpus > 1:
             self.assertTrue(all(n > 0 for n in counts['CAL']), f'function calls between CPUs: {counts["CAL"]}')
         warnings = console.run("dmesg -r | grep -E '^<[0-4]>' || true").splitlines()
-        self.assertEqual([line for line in warnings if line and not SLOW_LAB.search(line)], [])
+        self.assertEqual([line for line in warnings if line and not EXPECTED.search(line)], [])
 
     def order(self, *argv):
         return self.vmm._do('vm', *argv)  # pylint: disable=protected-access
