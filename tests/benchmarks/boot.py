@@ -2,7 +2,7 @@
 """Time from start to the guest's init, and what the daemon holds beyond the guest's memory. Runs itself in the lab.
 
 Floor: QEMU 7.2 with KVM, same kernel, initramfs, command line, vCPUs and memory, in the same lab run and alternating; the faster of
-its boards q35 and microvm. Ours is timed from before `hkctl vm start` runs until `hkctl vm console` shows init's line, so it holds
+its boards (q35, microvm). Ours is timed from before `hkctl vm start` runs until `hkctl vm console` shows init's line, so it holds
 two starts of hkctl; QEMU's from before its process starts until the line is on its standard output. Medians.
 """
 import os
@@ -18,7 +18,9 @@ import lab_run
 ROUNDS = int(os.environ.get('HK_BENCH_ROUNDS', '3'))
 MEMORY_MIB = 256
 CMDLINE = 'console=ttyS0 quiet panic=-1'
-BOARDS = ('q35', 'microvm')
+# microvm with two vCPUs did not get past the beginning of the guest's kernel in the lab, and nothing more came from the lab until its
+# time limit; with one vCPU it was slower than q35.
+BOARDS = {1: ('q35', 'microvm'), 2: ('q35',)}
 LIMIT_RATIO, LIMIT_OVERHEAD_MIB = 0.9, 64
 
 
@@ -49,14 +51,15 @@ def measure(machine, ours, boards, overheads):
 def main():
     import guests  # needs the lab
     print('boot: starting the daemon', file=sys.stderr, flush=True)
-    ours, boards = guests.Hyperkernel(), [guests.Qemu(board) for board in BOARDS]
+    ours = guests.Hyperkernel()
     overheads = []
     try:
         idle = anonymous_mib(ours.node.process.pid)
         with tempfile.TemporaryDirectory() as directory:
             initrd = os.path.join(directory, 'initrd')
             subprocess.run([os.path.join(lab_run.ROOT, 'deploy', 'make-initramfs'), initrd], check=True)
-            for vcpus in (1, 2):
+            for vcpus, names in BOARDS.items():
+                boards = [guests.Qemu(board) for board in names]
                 machine = guests.Machine(os.environ['HK_KERNEL'], initrd, CMDLINE, vcpus, MEMORY_MIB)
                 medians = measure(machine, ours, boards, overheads)
                 fastest = min(boards, key=lambda board: medians[board.name])

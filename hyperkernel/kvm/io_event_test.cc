@@ -1,0 +1,51 @@
+#include "hyperkernel/kvm/io_event.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "gtest/gtest.h"
+#include "hyperkernel/base/fd.h"
+#include "hyperkernel/kvm/guest_harness.h"
+
+namespace hk {
+namespace {
+
+constexpr Gpa kDoorbell(0xd0000004);
+
+class IoEventTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (::access("/dev/kvm", R_OK | W_OK) != 0) GTEST_SKIP() << "no /dev/kvm";
+    event_ = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    ASSERT_TRUE(event_.valid());
+  }
+  uint64_t Signals() {
+    eventfd_t value = 0;
+    return ::eventfd_read(event_.get(), &value) == 0 ? value : 0;
+  }
+  OwnedFd event_;
+};
+
+TEST_F(IoEventTest, WritesOfAnyWidthSignalAndDoNotExit) {
+  TestGuest guest("doorbell");
+  ASSERT_TRUE(AddIoEvent(*guest.vm, kDoorbell, event_.get()).ok());
+  guest.Start();
+  EXPECT_EQ(guest.devices.WaitForEnd(std::chrono::seconds(30)), FakeDevices::End::kPassed)
+      << "step " << guest.devices.step() << " " << guest.devices.reason();
+  EXPECT_EQ(Signals(), 3u);
+}
+
+TEST_F(IoEventTest, OneThatWasTakenBackExits) {
+  TestGuest guest("doorbell");
+  ASSERT_TRUE(AddIoEvent(*guest.vm, kDoorbell, event_.get()).ok());
+  EXPECT_EQ(AddIoEvent(*guest.vm, kDoorbell, event_.get()).code(), absl::StatusCode::kAlreadyExists);
+  ASSERT_TRUE(RemoveIoEvent(*guest.vm, kDoorbell, event_.get()).ok());
+  EXPECT_EQ(RemoveIoEvent(*guest.vm, kDoorbell, event_.get()).code(), absl::StatusCode::kNotFound);
+  guest.Start();
+  EXPECT_EQ(guest.devices.WaitForEnd(std::chrono::seconds(30)), FakeDevices::End::kFailed);
+  EXPECT_EQ(guest.devices.step(), 1u);
+  EXPECT_EQ(Signals(), 0u);
+}
+
+}  // namespace
+}  // namespace hk
