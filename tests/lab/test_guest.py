@@ -120,7 +120,7 @@ class Guest(unittest.TestCase):
             self.order_and_expect_init(console, 2, lambda: self.order('reset', 'g'), 'hkctl vm reset')
             self.order_and_expect_init(console, 2, self.type(console, 'reboot -f'), 'reboot')
             # One input event (24 bytes) of the button, as acpid would take it.
-            console.run('(dd if=/dev/input/event0 of=/dev/null bs=24 count=1 2>/dev/null && poweroff -f) &')
+            console.run('(dd if=/dev/input/event0 of=/dev/null bs=24 count=1 2>/dev/null && poweroff -f) & :')
             self.order('stop', 'g')
             self.await_power_off()
 
