@@ -125,8 +125,8 @@ absl::Status WorkLoop::Start() {
   stop_.store(false);
   thread_ = std::thread([this] {
     ::pthread_setname_np(::pthread_self(), name_.substr(0, 15).c_str());
-    // A doorbell must not take the CPU from the vCPU that rings it: it is about to ring again, and what comes in one look
-    // at the ring costs one interrupt. Where a CPU is idle nothing changes. Failure costs speed only.
+    // A doorbell must not take the CPU from the vCPU that rings it: it is about to ring again, and what comes in one
+    // look at the ring costs one interrupt. Where a CPU is idle nothing changes. Failure costs speed only.
     const sched_param param = {};
     ::pthread_setschedparam(::pthread_self(), SCHED_BATCH, &param);
     while (!stop_.load()) Run(kIdleMs);
