@@ -2,10 +2,12 @@
 // /dev/kvm, also one that only interprets.
 #pragma once
 
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include <atomic>
 #include <bitset>
+#include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
@@ -22,12 +24,22 @@
 
 #include "gtest/gtest.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/mapping.h"
 #include "hyperkernel/kvm/cpu_model.h"
 #include "hyperkernel/kvm/vcpu.h"
 #include "hyperkernel/kvm/vm.h"
 
 namespace hk {
+
+// Tests that need a /dev/kvm, of whatever speed. Skipped where there is none: lab.one_host runs them on the lab's.
+class KvmTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const OwnedFd kvm(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
+    if (!kvm.valid()) GTEST_SKIP() << "no usable /dev/kvm: " << std::strerror(errno);
+  }
+};
 
 inline constexpr uint64_t kGuestCode = 0x8000;
 inline constexpr uint64_t kGuestBytes = 4 << 20;

@@ -1,7 +1,6 @@
 #include "hyperkernel/kvm/io_event.h"
 
 #include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "gtest/gtest.h"
 #include "hyperkernel/base/fd.h"
@@ -12,10 +11,11 @@ namespace {
 
 constexpr Gpa kDoorbell(0xd0000004);
 
-class IoEventTest : public testing::Test {
+class IoEventTest : public KvmTest {
  protected:
   void SetUp() override {
-    if (::access("/dev/kvm", R_OK | W_OK) != 0) GTEST_SKIP() << "no /dev/kvm";
+    KvmTest::SetUp();
+    if (IsSkipped()) return;
     event_ = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     ASSERT_TRUE(event_.valid());
   }

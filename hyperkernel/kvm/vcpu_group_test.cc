@@ -1,7 +1,5 @@
 #include "hyperkernel/kvm/vcpu_group.h"
 
-#include <fcntl.h>
-
 #include <atomic>
 #include <chrono>
 #include <iostream>
@@ -10,9 +8,9 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/probe_testing.h"
 #include "hyperkernel/kvm/controller_guest.h"
+#include "hyperkernel/kvm/guest_harness.h"
 
 namespace hk {
 namespace {
@@ -24,13 +22,7 @@ constexpr milliseconds kProgramLimit{20'000};
 constexpr int kRenewals = 50;
 
 // Needs a KVM that runs at least plain integer code.
-class VcpuGroupTest : public testing::Test {
- protected:
-  void SetUp() override {
-    OwnedFd kvm(open("/dev/kvm", O_RDWR | O_CLOEXEC));
-    if (!kvm.valid()) GTEST_SKIP() << "no usable /dev/kvm: " << std::strerror(errno);
-  }
-};
+class VcpuGroupTest : public KvmTest {};
 
 // Programs of tests/guest that need no fake: our own controllers in the loop.
 struct Program {

@@ -1,7 +1,5 @@
 #include "hyperkernel/kvm/vcpu.h"
 
-#include <fcntl.h>
-
 #include <chrono>
 #include <iostream>
 #include <string>
@@ -9,7 +7,6 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/probe_testing.h"
 #include "hyperkernel/kvm/guest_harness.h"
 
@@ -23,13 +20,7 @@ using std::chrono::steady_clock;
 constexpr milliseconds kProgramLimit{20'000};
 
 // Needs a KVM that runs at least plain integer code.
-class VcpuTest : public testing::Test {
- protected:
-  void SetUp() override {
-    OwnedFd kvm(open("/dev/kvm", O_RDWR | O_CLOEXEC));
-    if (!kvm.valid()) GTEST_SKIP() << "no usable /dev/kvm: " << std::strerror(errno);
-  }
-};
+class VcpuTest : public KvmTest {};
 
 // Every program of tests/guest that ends by itself.
 struct Program {

@@ -173,11 +173,8 @@ high:
     served 3
     must_read APIC_PPR, HIGH & 0xf0
     leave_handler
-general_protection:             # counts, and skips the two-byte RDMSR or WRMSR
-    inc r14d
-    add qword ptr [rsp + 8], 2
-    add rsp, 8                  # error code
-    iretq
+general_protection:
+    skip_msr_access r14d
 common_code
     .balign 16
 gates:

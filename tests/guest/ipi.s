@@ -59,15 +59,7 @@ answered:
     pop rax
     iretq
 common_code
-    .balign 16
-gates:
-    .rept VECTOR
-    no_gate
-    .endr
-    gate answered
-gates_end:
-idt: .word gates_end - gates - 1
-    .quad gates
+    idt_with VECTOR, answered
 
     .org 0x1000                 # 0x9000: where SIPI with vector 9 starts
     .code16

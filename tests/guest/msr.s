@@ -79,18 +79,7 @@ start:
     cmp r15d, 5
     must_equal
     pass
-general_protection:             # counts, and skips the two-byte RDMSR or WRMSR
-    inc r15d
-    add qword ptr [rsp + 8], 2
-    add rsp, 8                  # error code
-    iretq
+general_protection:
+    skip_msr_access r15d
 common_code
-    .balign 16
-gates:
-    .rept 13
-    no_gate
-    .endr
-    gate general_protection
-gates_end:
-idt: .word gates_end - gates - 1
-    .quad gates
+    idt_with 13, general_protection

@@ -58,12 +58,4 @@ page_fault:
     add rsp, 8                  # error code
     iretq
 common_code
-    .balign 16
-gates:
-    .rept 14
-    no_gate
-    .endr
-    gate page_fault
-gates_end:
-idt: .word gates_end - gates - 1
-    .quad gates
+    idt_with 14, page_fault

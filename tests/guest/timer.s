@@ -69,12 +69,4 @@ timer:
     pop rax
     iretq
 common_code
-    .balign 16
-gates:
-    .rept VECTOR
-    no_gate
-    .endr
-    gate timer
-gates_end:
-idt: .word gates_end - gates - 1
-    .quad gates
+    idt_with VECTOR, timer

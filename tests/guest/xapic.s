@@ -88,11 +88,8 @@ served:
     pop rcx
     pop rax
     iretq
-general_protection:             # counts, and skips the two-byte RDMSR or WRMSR
-    inc r14d
-    add qword ptr [rsp + 8], 2
-    add rsp, 8                  # error code
-    iretq
+general_protection:
+    skip_msr_access r14d
 common_code
     .balign 16
 gates:
