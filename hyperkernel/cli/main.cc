@@ -1,9 +1,7 @@
 // hkctl: the operator's command line. Exit codes: 0 done, 1 the cluster said no, 2 usage, 3 cannot reach.
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <grpc/support/log.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -80,19 +78,6 @@ std::vector<std::string> TakeGuestCommand(std::vector<std::string>* words) {
   words->erase(separator, words->end());
   return command;
 }
-
-// A program started with standard streams closed would give their numbers to what it opens next, and read that as
-// input. gRPC opens descriptors in its library's constructors: only a pre-initialisation function of the program itself
-// (System V ABI, .preinit_array) is early enough.
-void FillStandardStreams(int, char**, char**) {
-  int fd = 0;
-  do {
-    fd = ::open("/dev/null", O_RDWR);
-  } while (fd >= 0 && fd <= STDERR_FILENO);
-  if (fd > STDERR_FILENO) ::close(fd);
-}
-[[gnu::section(".preinit_array"), gnu::used]] void (*const fill_standard_streams)(int, char**,
-                                                                                  char**) = &FillStandardStreams;
 
 }  // namespace
 

@@ -3,12 +3,10 @@
 // Exit codes: 0 stopped by a signal, or a probe or check that went well; 1 could not start or serve; 2 wrong usage or
 // configuration.
 
-#include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <systemd/sd-daemon.h>
-#include <unistd.h>
 
 #include <cstdio>
 #include <string>
@@ -62,19 +60,6 @@ void RaiseFileLimit() {
   limit.rlim_cur = limit.rlim_max;
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
-
-// A daemon started with standard streams closed would open its files as 0 to 2, and log into them. gRPC opens
-// descriptors in its library's constructors: only a pre-initialisation function of the program itself (System V ABI,
-// .preinit_array) is early enough.
-void FillStandardStreams(int, char**, char**) {
-  int fd = 0;
-  do {
-    fd = ::open("/dev/null", O_RDWR);
-  } while (fd >= 0 && fd <= STDERR_FILENO);
-  if (fd > STDERR_FILENO) ::close(fd);
-}
-[[gnu::section(".preinit_array"), gnu::used]] void (*const fill_standard_streams)(int, char**,
-                                                                                  char**) = &FillStandardStreams;
 
 // Serves until SIGTERM or SIGINT.
 int Serve(const hk::NodeSettings& settings) {

@@ -286,7 +286,8 @@ TEST_F(GuestIo, AClientThatGoesAwayFreesTheAgent) {
 }
 
 TEST_F(GuestIo, QemusOwnAgentIsUnderstood) {
-  if (::access(kAgentProgram, X_OK) != 0) GTEST_SKIP() << "no " << kAgentProgram << " (package qemu-guest-agent)";
+  if (::access(kAgentProgram, X_OK) != 0)
+    GTEST_SKIP() << "no " << kAgentProgram << " (package qemu-guest-agent); lab.agent covers it";
   real_agent_ = true;
   StartGuest();
   Ended ended = Hkctl("vm exec g -- sh -c 'cat; echo to err >&2; exit 3' < /proc/self/comm");
