@@ -3,7 +3,9 @@
 
 #include <asm/bootparam.h>
 #include <elf.h>
+#include <lzma.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -15,6 +17,7 @@
 
 #include "absl/status/status.h"
 #include "fmt/format.h"
+#include "hyperkernel/base/check.h"
 #include "hyperkernel/boot/address_map.h"
 #include "hyperkernel/boot/byte_source.h"
 #include "hyperkernel/boot/guest_writer.h"
@@ -58,6 +61,12 @@ class RecordingWriter final : public GuestWriter {
     T value;
     std::memcpy(&value, Read(from, sizeof(T)).data(), sizeof(T));
     return value;
+  }
+  // Whether any byte of [from, from + count) was written.
+  bool wrote(uint64_t from, uint64_t count) const {
+    return std::ranges::any_of(pieces_, [from, count](const auto& piece) {
+      return piece.first < from + count && piece.first + piece.second.size() > from;
+    });
   }
   bool overlap() const { return overlap_; }
   size_t largest() const { return largest_; }
@@ -179,5 +188,73 @@ struct TestElf {
     return file;
   }
 };
+
+// The inside of a bzImage: a TestElf whose second segment ends in zeros, and lists of relocations behind it. The places
+// that are listed hold their own address as linked.
+struct TestVmlinux {
+  static constexpr uint64_t kLinked = 0xffffffff80000000;  // where physical address 0 is, as linked
+  // Physical addresses.
+  std::vector<uint32_t> add64 = {0x1000100, 0x1200008};
+  std::vector<uint32_t> subtract32 = {0x1000200};
+  std::vector<uint32_t> add32 = {0x1000300, 0x1001ffc};
+  bool with_subtractions = true;
+  TestElf elf;
+
+  TestVmlinux() {
+    elf.header.e_entry = 0x1000040;
+    elf.segments[1].p_filesz = 0x4000;
+    elf.file_bytes = 0x7000;
+  }
+  // Where a physical address is in the file.
+  static uint64_t OffsetOf(uint64_t physical) {
+    return physical < 0x1200000 ? TestElf::kText + physical - 0x1000000
+                                : TestElf::kText + 0x2000 + physical - 0x1200000;
+  }
+  // The lists, each behind a zero.
+  FileBytes Lists() const {
+    FileBytes lists;
+    for (const auto* list : {&add64, &subtract32, &add32}) {
+      if (list == &subtract32 && !with_subtractions) continue;
+      Put(lists, lists.size(), uint32_t{0});
+      for (const uint32_t place : *list) Put(lists, lists.size(), static_cast<uint32_t>(kLinked + place));
+    }
+    return lists;
+  }
+  FileBytes Bytes() const {
+    FileBytes file = elf.Bytes();
+    // The last of the second segment's four pages but one.
+    if (file.size() >= 0x6000) std::fill(file.begin() + 0x5000, file.begin() + 0x6000, std::byte{0});
+    for (const uint32_t place : add64) Put(file, OffsetOf(place), kLinked + place);
+    for (const auto* list : {&subtract32, &add32}) {
+      for (const uint32_t place : *list) Put(file, OffsetOf(place), static_cast<uint32_t>(kLinked + place));
+    }
+    const FileBytes lists = Lists();
+    file.insert(file.end(), lists.begin(), lists.end());
+    return file;
+  }
+};
+
+// As `xz --check=crc32`, with the size appended, as Linux' build does.
+inline FileBytes PackXz(const FileBytes& bytes) {
+  FileBytes packed(lzma_stream_buffer_bound(bytes.size()));
+  size_t end = 0;
+  HK_CHECK(lzma_easy_buffer_encode(6, LZMA_CHECK_CRC32, nullptr, reinterpret_cast<const uint8_t*>(bytes.data()),
+                                   bytes.size(), reinterpret_cast<uint8_t*>(packed.data()), &end,
+                                   packed.size()) == LZMA_OK);
+  packed.resize(end);
+  Put(packed, packed.size(), static_cast<uint32_t>(bytes.size()));
+  return packed;
+}
+
+// A bzImage with `payload` inside.
+inline FileBytes BzImageWith(TestBzImage image, const FileBytes& payload) {
+  HK_CHECK(payload.size() <= image.code_bytes - 0x1000);
+  image.header.payload_offset = 0x1000;
+  image.header.payload_length = static_cast<uint32_t>(payload.size());
+  FileBytes file = image.Bytes();
+  std::copy(payload.begin(), payload.end(),
+            file.begin() + static_cast<ptrdiff_t>((image.setup_sectors + 1) * 512 + 0x1000));
+  return file;
+}
 
 }  // namespace hk

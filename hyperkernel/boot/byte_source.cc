@@ -4,8 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "fmt/format.h"
@@ -35,18 +35,19 @@ class FileSource final : public ByteSource {
   OwnedFd fd_;
 };
 
+// Of a std::vector<std::byte> or a Mapping.
+template <typename Bytes>
 class MemorySource final : public ByteSource {
  public:
-  MemorySource(std::string name, std::vector<std::byte> bytes)
-      : ByteSource(std::move(name), bytes.size()), bytes_(std::move(bytes)) {}
+  MemorySource(std::string name, Bytes bytes) : ByteSource(std::move(name), bytes.size()), bytes_(std::move(bytes)) {}
 
  private:
   absl::Status ReadWithin(uint64_t offset, std::span<std::byte> to) const override {
-    std::copy_n(bytes_.begin() + static_cast<ptrdiff_t>(offset), to.size(), to.begin());
+    if (!to.empty()) std::memcpy(to.data(), bytes_.data() + offset, to.size());
     return absl::OkStatus();
   }
 
-  std::vector<std::byte> bytes_;
+  Bytes bytes_;
 };
 
 }  // namespace
@@ -70,7 +71,11 @@ absl::StatusOr<std::unique_ptr<ByteSource>> OpenFileSource(const std::string& pa
 }
 
 std::unique_ptr<ByteSource> MakeMemorySource(std::string name, std::vector<std::byte> bytes) {
-  return std::make_unique<MemorySource>(std::move(name), std::move(bytes));
+  return std::make_unique<MemorySource<std::vector<std::byte>>>(std::move(name), std::move(bytes));
+}
+
+std::unique_ptr<ByteSource> MakeMappingSource(std::string name, Mapping bytes) {
+  return std::make_unique<MemorySource<Mapping>>(std::move(name), std::move(bytes));
 }
 
 }  // namespace hk

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "hyperkernel/base/mapping.h"
 
 namespace hk {
 
@@ -43,6 +44,7 @@ class ByteSource {
 absl::StatusOr<std::unique_ptr<ByteSource>> OpenFileSource(const std::string& path);
 
 // Bytes in memory.
+std::unique_ptr<ByteSource> MakeMappingSource(std::string name, Mapping bytes);
 std::unique_ptr<ByteSource> MakeMemorySource(std::string name, std::vector<std::byte> bytes);
 
 }  // namespace hk

@@ -98,6 +98,9 @@ absl::StatusOr<KernelImage> ReadBzImage(const ByteSource& file) {
   image.memory_end = Gpa(std::max(runtime_end, loaded_end));
   image.initrd_end_limit = Gpa(uint64_t{header.initrd_addr_max} + 1);
   image.command_line_limit = header.cmdline_size;
+  image.payload = {.file_offset = setup_bytes + header.payload_offset, .bytes = header.payload_length};
+  image.preferred_address = Gpa(header.pref_address);
+  image.alignment = header.kernel_alignment;
   image.setup_header.resize(header_end - kSetupHeaderStart);
   HK_RETURN_IF_ERROR(file.Read(kSetupHeaderStart, image.setup_header));
   return image;

@@ -42,6 +42,15 @@ struct KernelImage {
   uint64_t command_line_limit = 0;
   // bzImage: the file's setup header, from byte 0x1f1 to its end. At most kSetupHeaderLimit bytes.
   std::vector<std::byte> setup_header;
+  // bzImage: the packed vmlinux inside it, within the file. `bytes` 0: none.
+  struct Payload {
+    uint64_t file_offset = 0;
+    uint64_t bytes = 0;
+  };
+  Payload payload;
+  // bzImage: where the vmlinux was linked to run, and what a move of it must be a multiple of.
+  Gpa preferred_address;
+  uint64_t alignment = 0;
 };
 
 // The setup header may grow up to the next field of struct boot_params (edd_mbr_sig_buffer, 0x290).

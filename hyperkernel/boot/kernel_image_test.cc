@@ -12,6 +12,8 @@
 #include "gtest/gtest.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/boot/boot_testing.h"
+#include "hyperkernel/boot/kernel_payload.h"
+#include "hyperkernel/boot/vmlinux.h"
 
 namespace hk {
 namespace {
@@ -225,6 +227,15 @@ TEST(KernelImage, DebianKernels) {
     ASSERT_TRUE(image.ok()) << image.status();
     EXPECT_LE(image->memory_end, Gpa(256 << 20));
     ++found;
+    if (image->payload.bytes == 0) continue;
+    std::vector<std::byte> packed(image->payload.bytes);
+    ASSERT_TRUE((*source)->Read(image->payload.file_offset, packed).ok());
+    const absl::StatusOr<UnpackedKernel> kernel = UnpackKernel(packed);
+    ASSERT_TRUE(kernel.ok()) << kernel.status();
+    const absl::StatusOr<Vmlinux> vmlinux = ReadVmlinux(kernel->span());
+    ASSERT_TRUE(vmlinux.ok()) << vmlinux.status();
+    EXPECT_TRUE(vmlinux->movable());
+    EXPECT_EQ(vmlinux->segments.front().start, image->preferred_address);
   }
   if (found == 0) GTEST_SKIP() << "no vmlinuz-* or vmlinux under " << lab << " (the lab has not been set up)";
   std::cout << found << " kernel(s) read\n";

@@ -3,6 +3,10 @@
 #include <asm/bootparam.h>
 
 #include <cstddef>
+#include <cstdlib>
+#include <filesystem>
+#include <optional>
+#include <set>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -22,7 +26,8 @@ constexpr Gpa kRsdp{0xe0000};
 absl::StatusOr<LinuxBoot> Plan(FileBytes kernel, size_t initrd_bytes, const std::string& line, uint64_t ram_bytes) {
   std::unique_ptr<ByteSource> initrd;
   if (initrd_bytes > 0) initrd = MakeMemorySource("/initrd", FileBytes(initrd_bytes, std::byte{0x5a}));
-  return LinuxBoot::Plan(MakeMemorySource("/kernel", std::move(kernel)), std::move(initrd), line, ram_bytes);
+  return LinuxBoot::Plan(MakeMemorySource("/kernel", std::move(kernel)), std::move(initrd),
+                         {.command_line = line, .ram_bytes = ram_bytes});
 }
 
 // A source that has a size and no bytes: for placing what would not fit in the test's memory.
@@ -35,8 +40,8 @@ class HugeSource final : public ByteSource {
 };
 
 absl::StatusOr<LinuxBoot> PlanHuge(FileBytes kernel, uint64_t initrd_bytes, uint64_t ram_bytes) {
-  return LinuxBoot::Plan(MakeMemorySource("/kernel", std::move(kernel)), std::make_unique<HugeSource>(initrd_bytes), "",
-                         ram_bytes);
+  return LinuxBoot::Plan(MakeMemorySource("/kernel", std::move(kernel)), std::make_unique<HugeSource>(initrd_bytes),
+                         {.command_line = "", .ram_bytes = ram_bytes});
 }
 
 TEST(LinuxBoot, BzImageIsLaidOut) {
@@ -228,6 +233,100 @@ TEST(LinuxBoot, InitrdTooLarge) {
   EXPECT_EQ(PlanHuge(low.Bytes(), 1, 8 * kGiB)->initrd_start(), Gpa(3 * kGiB - kPageSize)) << "below the hole";
   EXPECT_EQ(PlanHuge(low.Bytes(), 1, kGiB)->initrd_start(), Gpa(kGiB - kPageSize)) << "in RAM";
   EXPECT_FALSE(PlanHuge(TestElf().Bytes(), 3 * kGiB, 8 * kGiB).ok());
+}
+
+// A bzImage whose vmlinux is unpacked before the guest starts.
+class UnpackedBoot : public testing::Test {
+ protected:
+  void SetUp() override {
+    char pattern[] = "/tmp/hk_linux_loader_test.XXXXXX";
+    ASSERT_NE(::mkdtemp(pattern), nullptr);
+    directory_ = pattern;
+    cache_.emplace(directory_ + "/kernels");
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+
+  absl::StatusOr<LinuxBoot> Plan(const FileBytes& payload, const std::string& line = "", uint64_t ram = 256 * kMiB) {
+    return LinuxBoot::Plan(MakeMemorySource("/kernel", BzImageWith(TestBzImage(), payload)), nullptr,
+                           {.command_line = line, .ram_bytes = ram, .unpacked = &*cache_});
+  }
+
+  std::string directory_;
+  std::optional<KernelCache> cache_;
+};
+
+TEST_F(UnpackedBoot, IsEnteredWhereItWasLinkedAndMovedInVirtualSpace) {
+  const TestVmlinux test;
+  const FileBytes file = test.Bytes();
+  std::set<uint64_t> offsets;
+  for (int i = 0; i < 40; i++) {
+    const absl::StatusOr<LinuxBoot> boot = Plan(PackXz(file));
+    ASSERT_TRUE(boot.ok()) << boot.status();
+    EXPECT_TRUE(boot->unpacked());
+    RecordingWriter writer(256 * kMiB);
+    const absl::StatusOr<BootState> state = boot->Load(writer, kRsdp);
+    ASSERT_TRUE(state.ok()) << state.status();
+    EXPECT_FALSE(writer.overlap());
+    EXPECT_EQ(state->rip, 0x1000040u);
+    EXPECT_EQ(state->rsi, kZeroPageAddress.value());
+    EXPECT_EQ(writer.Read(0x1000000, 0x100), FileBytes(file.begin() + 0x1000, file.begin() + 0x1100));
+    EXPECT_EQ(writer.Read(0x1203000, 0x1000), FileBytes(file.begin() + 0x6000, file.begin() + 0x7000));
+    EXPECT_EQ(writer.Read(kKernelLoadAddress.value(), 0x1000), FileBytes(0x1000)) << "the packed form is not needed";
+    EXPECT_FALSE(writer.wrote(0x1202000, 0x1000)) << "a page of zeros takes a frame";
+    const uint64_t offset = boot->kaslr_offset();
+    EXPECT_EQ(offset % 0x200000, 0u);
+    EXPECT_LE(0x2000000 + offset, uint64_t{1} << 30) << "what the kernel takes ends within its space";
+    EXPECT_EQ(writer.ReadStruct<uint64_t>(0x1000100), TestVmlinux::kLinked + 0x1000100 + offset);
+    const auto params = writer.ReadStruct<boot_params>(kZeroPageAddress.value());
+    EXPECT_TRUE((params.hdr.loadflags & KASLR_FLAG) != 0);
+    offsets.insert(offset);
+  }
+  EXPECT_GT(offsets.size(), 20u) << "40 starts, 497 places";
+}
+
+TEST_F(UnpackedBoot, NokaslrLeavesItWhereItIs) {
+  const FileBytes packed = PackXz(TestVmlinux().Bytes());
+  for (const std::string line : {"nokaslr", "quiet nokaslr", "nokaslr quiet", "a nokaslr b"}) {
+    const absl::StatusOr<LinuxBoot> boot = Plan(packed, line);
+    ASSERT_TRUE(boot.ok());
+    EXPECT_EQ(boot->kaslr_offset(), 0u);
+    RecordingWriter writer(256 * kMiB);
+    ASSERT_TRUE(boot->Load(writer, kRsdp).ok());
+    EXPECT_EQ(writer.ReadStruct<uint64_t>(0x1000100), TestVmlinux::kLinked + 0x1000100);
+    EXPECT_EQ(writer.ReadStruct<boot_params>(kZeroPageAddress.value()).hdr.loadflags & KASLR_FLAG, 0);
+  }
+  RecordingWriter writer(256 * kMiB);
+  ASSERT_TRUE(Plan(packed, "xnokaslr nokaslrx")->Load(writer, kRsdp).ok());
+  EXPECT_NE(writer.ReadStruct<boot_params>(kZeroPageAddress.value()).hdr.loadflags & KASLR_FLAG, 0) << "other words";
+}
+
+// Where the insides are not understood the guest gets the file as it is.
+TEST_F(UnpackedBoot, OtherwiseTheGuestUnpacksItself) {
+  TestVmlinux elsewhere;
+  elsewhere.elf.segments[0].p_paddr = 0x1100000;
+  elsewhere.elf.header.e_entry = 0x1100040;
+  TestVmlinux larger;
+  larger.elf.segments[1].p_memsz = 0x1000000;
+  TestVmlinux in_zeros;
+  in_zeros.add32.push_back(0x1202000);
+  FileBytes zeroed = in_zeros.Bytes();
+  std::fill(zeroed.begin() + 0x5000, zeroed.begin() + 0x6000, std::byte{0});
+  for (const FileBytes& payload : {FileBytes(5000, std::byte{0x77}), PackXz(FileBytes(5000, std::byte{1})),
+                                   PackXz(elsewhere.Bytes()), PackXz(larger.Bytes()), PackXz(zeroed)}) {
+    const absl::StatusOr<LinuxBoot> boot = Plan(payload);
+    ASSERT_TRUE(boot.ok()) << boot.status();
+    EXPECT_FALSE(boot->unpacked());
+    EXPECT_EQ(boot->kernel().entry, Gpa(kKernelLoadAddress.value() + 0x200));
+  }
+  EXPECT_FALSE(Plan(PackXz(TestVmlinux().Bytes()), "", uint64_t{1} << 47)->unpacked()) << "5-level paging";
+}
+
+TEST_F(UnpackedBoot, ACorruptPayloadIsRefusedBeforeTheGuestStarts) {
+  FileBytes packed = PackXz(TestVmlinux().Bytes());
+  packed[packed.size() / 2] ^= std::byte{1};
+  const absl::Status status = Plan(packed).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(MessageOf(status), HasSubstr("/kernel: corrupt kernel (xz: "));
 }
 
 TEST(LinuxBoot, FilesAreNamed) {

@@ -90,6 +90,7 @@ class FileGuestMemory final : public GuestMemory {
   absl::Status MapServiceView();
   // Offset in the file of [start, start+bytes), which must lie in one range.
   absl::StatusOr<uint64_t> OffsetOf(Gpa start, uint64_t bytes) const;
+  absl::Status WriteToFile(Gpa to, std::span<const std::byte> from);
   // Gives frames to all pages that [offset, offset+bytes) of the file touches.
   absl::Status Fill(uint64_t offset, uint64_t bytes);
   // A fault of the guest view at file offset `stripe` + `offset`.
@@ -208,8 +209,26 @@ absl::Status FileGuestMemory::Read(Gpa from, std::span<std::byte> to) const {
 }
 
 absl::Status FileGuestMemory::Write(Gpa to, std::span<const std::byte> from) {
+  if (from.size() >= kPageSize) return WriteToFile(to, from);
   HK_ASSIGN_OR_RETURN(std::byte* const at, Populate(to, from.size()));
   if (!from.empty()) std::memcpy(at, from.data(), from.size());
+  return absl::OkStatus();
+}
+
+// Much at once: a page that is new is filled where it is made, neither zeroed before nor faulted in by the copy.
+absl::Status FileGuestMemory::WriteToFile(Gpa to, std::span<const std::byte> from) {
+  HK_ASSIGN_OR_RETURN(const uint64_t offset, OffsetOf(to, from.size()));
+  size_t done = 0;
+  while (done < from.size()) {
+    const ssize_t n = ::pwrite(file_.get(), from.data() + done, from.size() - done, static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == ENOSPC)
+      return absl::ResourceExhaustedError(fmt::format("{}: the frame store is full", path_));
+    if (n <= 0) return ErrnoStatus(n < 0 ? errno : EIO, fmt::format("write {}", path_));
+    const uint64_t first = (offset + done) / kPageSize;
+    done += static_cast<size_t>(n);
+    frames_.Set(first, (offset + done - 1) / kPageSize - first + 1);
+  }
   return absl::OkStatus();
 }
 

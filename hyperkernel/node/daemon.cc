@@ -102,6 +102,7 @@ struct Daemon::Parts {
   std::optional<DirectoryLock> data_lock;
   std::optional<DirectoryLock> frame_lock;
   std::optional<FrameStore> frames;
+  std::optional<KernelCache> kernels;
   OwnedFd data_address;
   Metrics metrics;
   std::optional<Cluster> cluster;
@@ -202,14 +203,16 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
     HK_RETURN_IF_ERROR(WithContext(parts->metrics.Serve(*settings.metrics_listen), "listen.metrics"));
   }
   const FrameStore& frames = *parts->frames;
-  HK_ASSIGN_OR_RETURN(parts->guests,
-                      GuestManager::Open(
-                          parts->state.get(), settings.name,
-                          [&frames](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames); },
-                          [&frames, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
-                            return MakeKvmMachine(spec, generation, frames, clock, events);
-                          },
-                          clock));
+  const KernelCache& kernels = parts->kernels.emplace(settings.data_directory + "/kernels");
+  HK_ASSIGN_OR_RETURN(
+      parts->guests,
+      GuestManager::Open(
+          parts->state.get(), settings.name,
+          [&frames, &kernels](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames, kernels); },
+          [&frames, &kernels, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
+            return MakeKvmMachine(spec, generation, frames, kernels, clock, events);
+          },
+          clock));
   parts->admin.emplace(&*parts->cluster, parts->guests.get(), &parts->metrics);
   parts->peers.emplace(&*parts->cluster, &parts->metrics);
   auto daemon = std::unique_ptr<Daemon>(new Daemon(std::move(parts)));

@@ -33,11 +33,12 @@ constexpr std::chrono::seconds kStopDeadline(10);
 // A disk answers or fails within this, unless it is a network's; hkctl waits for its answer longer.
 constexpr std::chrono::seconds kIoDeadline(5);
 
-LinuxBootSpec BootSpecOf(const v1::VmSpec& spec) {
+LinuxBootSpec BootSpecOf(const v1::VmSpec& spec, const KernelCache& kernels) {
   return {.kernel_path = spec.kernel(),
           .initrd_path = spec.initrd(),
           .command_line = spec.cmdline(),
-          .ram_bytes = spec.memory_mib() << 20};
+          .ram_bytes = spec.memory_mib() << 20,
+          .unpacked = spec.kernel_as_is() ? nullptr : &kernels};
 }
 
 CpuModelSpec CpuSpecOf(const v1::VmSpec& spec) {
@@ -71,8 +72,12 @@ class MemoryWriter final : public GuestWriter {
 // One running guest. Members are in the order they depend on one another; the destructor stops the vCPUs first.
 class KvmMachine final : public Machine, public ExitHandler {
  public:
-  KvmMachine(const v1::VmSpec& spec, const Clock& clock, MachineEvents* events)
-      : spec_(spec), clock_(clock), events_(events), vcpus_(std::make_unique<VcpuGroup>(spec.vcpus())) {}
+  KvmMachine(const v1::VmSpec& spec, const KernelCache& kernels, const Clock& clock, MachineEvents* events)
+      : spec_(spec),
+        kernels_(kernels),
+        clock_(clock),
+        events_(events),
+        vcpus_(std::make_unique<VcpuGroup>(spec.vcpus())) {}
   ~KvmMachine() override;
 
   absl::Status Build(uint64_t generation, const FrameStore& frames, MachineBackends backends);
@@ -111,6 +116,7 @@ class KvmMachine final : public Machine, public ExitHandler {
   }
 
   const v1::VmSpec spec_;
+  const KernelCache& kernels_;
   const Clock& clock_;
   MachineEvents* const events_;
   std::atomic<bool> ended_{false};
@@ -238,7 +244,7 @@ absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames, Ma
 }
 
 absl::StatusOr<BootState> KvmMachine::LoadKernel() {
-  HK_ASSIGN_OR_RETURN(const LinuxBoot boot, LinuxBoot::Plan(BootSpecOf(spec_)));
+  HK_ASSIGN_OR_RETURN(const LinuxBoot boot, LinuxBoot::Plan(BootSpecOf(spec_, kernels_)));
   AcpiInput input;
   input.ram_bytes = spec_.memory_mib() << 20;
   for (uint32_t i = 0; i < spec_.vcpus(); i++) input.apic_ids.push_back(i);
@@ -285,8 +291,8 @@ std::map<std::string, uint64_t> KvmMachine::exits_by_kind() const {
 
 }  // namespace
 
-absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames) {
-  HK_RETURN_IF_ERROR(LinuxBoot::Plan(BootSpecOf(spec)).status());
+absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, const KernelCache& kernels) {
+  HK_RETURN_IF_ERROR(LinuxBoot::Plan(BootSpecOf(spec, kernels)).status());
   if ((spec.memory_mib() << 20) > frames.budget_bytes()) {
     return absl::ResourceExhaustedError(fmt::format("memory_mib: {} is more than this node's frame_store.budget_mib {}",
                                                     spec.memory_mib(), frames.budget_bytes() >> 20));
@@ -297,10 +303,10 @@ absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames) {
 }
 
 absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, uint64_t generation,
-                                                        const FrameStore& frames, const Clock& clock,
-                                                        MachineEvents* events) {
+                                                        const FrameStore& frames, const KernelCache& kernels,
+                                                        const Clock& clock, MachineEvents* events) {
   HK_ASSIGN_OR_RETURN(MachineBackends backends, MachineBackends::Open(spec));
-  auto machine = std::make_unique<KvmMachine>(spec, clock, events);
+  auto machine = std::make_unique<KvmMachine>(spec, kernels, clock, events);
   HK_RETURN_IF_ERROR(machine->Build(generation, frames, std::move(backends)));
   HK_RETURN_IF_ERROR(machine->Run());
   return std::unique_ptr<Machine>(std::move(machine));
