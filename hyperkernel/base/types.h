@@ -31,6 +31,12 @@ using Gpa = StrongNumber<struct GpaTag, uint64_t>;
 using Gfn = StrongNumber<struct GfnTag, uint64_t>;
 // Index of a vCPU within its guest, from 0.
 using VcpuId = StrongNumber<struct VcpuIdTag, uint32_t>;
+// A node's number in its cluster, below kMaxNodes, the same on every node.
+using NodeId = StrongNumber<struct NodeIdTag, uint16_t>;
+// Most nodes of a cluster: a set of nodes is one machine word.
+inline constexpr uint16_t kMaxNodes = 64;
+// A guest's number in its cluster, the same on every node; 0 is no guest.
+using GuestId = StrongNumber<struct GuestIdTag, uint64_t>;
 // A guest's epoch: raised at every change of who takes part.
 using Epoch = StrongNumber<struct EpochTag, uint64_t>;
 
