@@ -5,105 +5,41 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
-#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/membership.h"
-#include "hyperkernel/node/rate_meter.h"
-#include "hyperkernel/node/restart_guard.h"
 #include "hyperkernel/node/vm_spec.h"
-#include "proto/state.pb.h"
 
 namespace hk {
 namespace {
 
-constexpr char kKeyPrefix[] = "vm/";
 // More machines than this on one node is a script gone wrong.
 constexpr size_t kMaxGuests = 1024;
 // The manager's thread looks up this often, to see how fast guests exit; events wake it earlier.
 constexpr std::chrono::seconds kSampleInterval(1);
 // An operator who orders something while the guest's own end is being handled waits this long for it.
 constexpr std::chrono::seconds kBusyWait(5);
-// A machine that is not renewed by then goes on as it was. In the lab it takes 10 ms and more for each vCPU.
-constexpr std::chrono::seconds kRenewLimit(10);
 
 absl::Status NotFound(const std::string& name) {
   return absl::NotFoundError(fmt::format("no vm '{}' on this node; see hkctl vm list", name));
 }
 
-const char* NameOf(v1::VmState state) {
-  switch (state) {
-    case v1::VM_STATE_STOPPED:
-      return "stopped";
-    case v1::VM_STATE_STARTING:
-      return "starting";
-    case v1::VM_STATE_RUNNING:
-      return "running";
-    case v1::VM_STATE_PAUSED:
-      return "paused";
-    case v1::VM_STATE_STOPPING:
-      return "stopping";
-    case v1::VM_STATE_CRASHED:
-      return "crashed";
-    default:
-      return "unknown";
-  }
-}
-
-bool IsLive(v1::VmState state) {
-  return state == v1::VM_STATE_RUNNING || state == v1::VM_STATE_PAUSED || state == v1::VM_STATE_STOPPING;
-}
-
 }  // namespace
-
-// Hands a machine's events on; one per run, so that an event knows its generation.
-class GuestManager::Events final : public MachineEvents {
- public:
-  Events(GuestManager* manager, std::string name, uint64_t generation, std::shared_ptr<GuestChannels> channels)
-      : manager_(manager), name_(std::move(name)), generation_(generation), channels_(std::move(channels)) {}
-  void OnOutput(Channel channel, std::string_view bytes) override { channels_->Output(channel, bytes); }
-  void OnEnd(MachineEnd end, const std::string& reason) override {
-    manager_->Report({name_, generation_, end, reason});
-  }
-
- private:
-  GuestManager* const manager_;
-  const std::string name_;
-  const uint64_t generation_;
-  const std::shared_ptr<GuestChannels> channels_;
-};
-
-struct GuestManager::Guest {
-  v1::VmRecord record;
-  v1::VmState state = v1::VM_STATE_STOPPED;
-  std::string reason;
-  WallTime since;
-  bool busy = false;  // an operation is under way without the lock: its owner alone touches events and machine
-  WallTime started;   // the present run, if `machine` is there
-  uint32_t crashes = 0;
-  RestartGuard crash_guard{kMaxCrashes, kCrashWindow};
-  RestartGuard reset_guard{kMaxOwnResets, kOwnResetWindow};
-  RateMeter exit_rate;
-  std::shared_ptr<GuestChannels> channels;
-  std::unique_ptr<Events> events;
-  std::unique_ptr<Machine> machine;  // after events: it uses them
-};
 
 GuestManager::GuestManager(StateStore* store, std::string node, MachineChecker check, MachineFactory make,
                            const Clock& clock)
-    : store_(store), node_(std::move(node)), check_(std::move(check)), make_(std::move(make)), clock_(clock) {}
+    : records_(store), node_(std::move(node)), check_(std::move(check)), make_(std::move(make)), clock_(clock) {}
 
 absl::StatusOr<std::unique_ptr<GuestManager>> GuestManager::Open(StateStore* store, std::string node,
                                                                  MachineChecker check, MachineFactory make,
                                                                  const Clock& clock) {
   std::unique_ptr<GuestManager> manager(
       new GuestManager(store, std::move(node), std::move(check), std::move(make), clock));
-  HK_ASSIGN_OR_RETURN(const auto entries, store->List(kKeyPrefix));
+  HK_ASSIGN_OR_RETURN(std::vector<v1::VmRecord> records, manager->records_.List());
   {
     MutexLock lock(&manager->mutex_);
-    for (const auto& [key, value] : entries) {
+    for (v1::VmRecord& record : records) {
       auto guest = std::make_unique<Guest>();
-      if (!guest->record.ParseFromString(value))
-        return absl::DataLossError(fmt::format("state store: {} is damaged", key));
+      guest->record = std::move(record);
       guest->since = clock.Wall();
       if (guest->record.running())
         guest->reason = "its daemon ended without stopping it (killed, or the host went down)";
@@ -166,7 +102,7 @@ absl::StatusOr<v1::Vm> GuestManager::Create(const v1::VmSpec& spec, bool dry_run
     return absl::ResourceExhaustedError(fmt::format("{} machines are defined, which is the most", kMaxGuests));
   for (const auto& [name, other] : guests_) HK_RETURN_IF_ERROR(CheckBeside(complete, other->record.spec()));
   if (dry_run) return View(*guest);
-  HK_RETURN_IF_ERROR(store_->Put(kKeyPrefix + complete.name(), guest->record));
+  HK_RETURN_IF_ERROR(records_.Put(guest->record));
   const v1::Vm view = View(*guest);
   guests_[complete.name()] = std::move(guest);
   log::Info("guest", "created", {{"guest", complete.name()}});
@@ -196,7 +132,7 @@ v1::Vm GuestManager::View(const Guest& guest) const {
   vm.set_node(node_);
   *vm.mutable_created() = guest.record.created();
   vm.set_generation(guest.record.generation());
-  vm.set_crashes(guest.crashes);
+  vm.set_crashes(guest.end_rule.crashes());
   if (IsLive(guest.state)) *vm.mutable_started() = ToTimestamp(guest.started);
   if (guest.machine != nullptr && !guest.busy) {
     vm.set_frame_bytes(guest.machine->frame_bytes());
@@ -234,13 +170,13 @@ void GuestManager::SetState(Guest* guest, v1::VmState state, std::string reason)
 // A record that goes on saying "running" is only a wrong reason after the next start of the daemon.
 void GuestManager::RecordStopped(Guest* guest) {
   guest->record.set_running(false);
-  const std::string& name = guest->record.spec().name();
-  if (const absl::Status status = store_->Put(kKeyPrefix + name, guest->record); !status.ok()) {
-    log::Error("guest", "the end cannot be recorded", {{"guest", name}, {"error", MessageOf(status)}});
+  if (const absl::Status status = records_.Put(guest->record); !status.ok()) {
+    log::Error("guest", "the end cannot be recorded",
+               {{"guest", guest->record.spec().name()}, {"error", MessageOf(status)}});
   }
 }
 
-absl::StatusOr<GuestManager::Guest*> GuestManager::FindIdle(const std::string& name) {
+absl::StatusOr<Guest*> GuestManager::FindIdle(const std::string& name) {
   const auto deadline = std::chrono::steady_clock::now() + kBusyWait;
   while (true) {
     const auto found = guests_.find(name);
@@ -259,190 +195,10 @@ absl::Status GuestManager::Delete(const std::string& name) {
     return absl::FailedPreconditionError(
         fmt::format("vm '{}' is {}; stop it first (hkctl vm stop {} --force)", name, NameOf(guest->state), name));
   }
-  HK_RETURN_IF_ERROR(store_->Delete(kKeyPrefix + name));
+  HK_RETURN_IF_ERROR(records_.Delete(name));
   guests_.erase(name);
   log::Info("guest", "deleted", {{"guest", name}});
   return absl::OkStatus();
-}
-
-absl::Status GuestManager::Start(const std::string& name, bool restart, const std::string& reason) {
-  v1::VmSpec spec;
-  uint64_t generation = 0;
-  Guest* guest = nullptr;
-  {
-    MutexLock lock(&mutex_);
-    HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
-    if (guest->machine != nullptr)
-      return absl::FailedPreconditionError(fmt::format("vm '{}' is {} already", name, NameOf(guest->state)));
-    guest->record.set_generation(guest->record.generation() + 1);
-    guest->record.set_running(true);
-    HK_RETURN_IF_ERROR(store_->Put(kKeyPrefix + name, guest->record));
-    spec = guest->record.spec();
-    generation = guest->record.generation();
-    if (!restart || guest->channels == nullptr) {
-      guest->channels = std::make_shared<GuestChannels>();
-      guest->crashes = 0;
-      guest->crash_guard.Clear();
-      guest->reset_guard.Clear();
-    }
-    guest->channels->BeginRun();
-    guest->events = std::make_unique<Events>(this, name, generation, guest->channels);
-    guest->busy = true;
-    SetState(guest, v1::VM_STATE_STARTING, "");
-  }
-  absl::StatusOr<std::unique_ptr<Machine>> machine = make_(spec, generation, guest->events.get());
-  MutexLock lock(&mutex_);
-  guest->busy = false;
-  changed_.SignalAll();
-  if (!machine.ok()) {
-    RecordStopped(guest);
-    guest->channels->End();
-    SetState(guest, v1::VM_STATE_STOPPED, fmt::format("start failed: {}", MessageOf(machine.status())));
-    return machine.status();
-  }
-  guest->machine = *std::move(machine);
-  guest->started = clock_.Wall();
-  guest->exit_rate.Begin(clock_.Now());
-  SetState(guest, v1::VM_STATE_RUNNING, reason);
-  return absl::OkStatus();
-}
-
-absl::Status GuestManager::ForceStop(const std::string& name, v1::VmState state, const std::string& reason) {
-  std::unique_ptr<Machine> machine;
-  std::unique_ptr<Events> events;
-  Guest* guest = nullptr;
-  {
-    MutexLock lock(&mutex_);
-    HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
-    if (guest->machine == nullptr)
-      return absl::FailedPreconditionError(fmt::format("vm '{}' is {}", name, NameOf(guest->state)));
-    guest->busy = true;
-    machine = std::move(guest->machine);
-    events = std::move(guest->events);
-    guest->channels->EndRun();
-    SetState(guest, v1::VM_STATE_STOPPING, reason);
-  }
-  machine.reset();
-  MutexLock lock(&mutex_);
-  guest->busy = false;
-  changed_.SignalAll();
-  RecordStopped(guest);
-  SetState(guest, state, reason);
-  return absl::OkStatus();
-}
-
-absl::Status GuestManager::PauseOrUnpause(const std::string& name, bool pause) {
-  Guest* guest = nullptr;
-  Machine* machine = nullptr;
-  {
-    MutexLock lock(&mutex_);
-    HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
-    const v1::VmState from = pause ? v1::VM_STATE_RUNNING : v1::VM_STATE_PAUSED;
-    if (guest->state != from) {
-      return absl::FailedPreconditionError(
-          fmt::format("vm '{}' is {}, not {}", name, NameOf(guest->state), NameOf(from)));
-    }
-    guest->busy = true;
-    machine = guest->machine.get();
-  }
-  const absl::Status status = pause ? machine->Pause() : machine->Unpause();
-  MutexLock lock(&mutex_);
-  guest->busy = false;
-  changed_.SignalAll();
-  if (status.ok()) SetState(guest, pause ? v1::VM_STATE_PAUSED : v1::VM_STATE_RUNNING, "");
-  return status;
-}
-
-absl::Status GuestManager::Renew(const std::string& name) {
-  Guest* guest = nullptr;
-  Machine* machine = nullptr;
-  {
-    MutexLock lock(&mutex_);
-    HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
-    if (guest->state != v1::VM_STATE_RUNNING && guest->state != v1::VM_STATE_PAUSED) {
-      return absl::FailedPreconditionError(
-          fmt::format("vm '{}' is {}, neither running nor paused", name, NameOf(guest->state)));
-    }
-    guest->busy = true;
-    machine = guest->machine.get();
-  }
-  const Monotonic start = clock_.Now();
-  const absl::Status status = machine->Renew(start + kRenewLimit);
-  const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(clock_.Now() - start);
-  MutexLock lock(&mutex_);
-  guest->busy = false;
-  changed_.SignalAll();
-  if (status.ok()) {
-    log::Info("guest", "renewed", {{"guest", name}, {"took_ms", fmt::to_string(took.count())}});
-  } else {
-    log::Error("guest", "not renewed, goes on as it was", {{"guest", name}, {"error", MessageOf(status)}});
-  }
-  return status;
-}
-
-absl::Status GuestManager::PressPowerButton(const std::string& name) {
-  Guest* guest = nullptr;
-  Machine* machine = nullptr;
-  {
-    MutexLock lock(&mutex_);
-    HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
-    if (guest->state != v1::VM_STATE_RUNNING && guest->state != v1::VM_STATE_STOPPING) {
-      return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running", name, NameOf(guest->state)));
-    }
-    guest->busy = true;
-    machine = guest->machine.get();
-    SetState(guest, v1::VM_STATE_STOPPING, "power button pressed");
-  }
-  machine->PressPowerButton();  // without the lock: a machine may tell of its end at once
-  MutexLock lock(&mutex_);
-  guest->busy = false;
-  changed_.SignalAll();
-  return absl::OkStatus();
-}
-
-absl::Status GuestManager::Reset(const std::string& name) {
-  {
-    MutexLock lock(&mutex_);
-    HK_ASSIGN_OR_RETURN(const Guest* guest, FindIdle(name));
-    if (!IsLive(guest->state))
-      return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running", name, NameOf(guest->state)));
-  }
-  HK_RETURN_IF_ERROR(ForceStop(name, v1::VM_STATE_STOPPED, "reset"));
-  return Start(name, true, "reset by an operator");
-}
-
-absl::StatusOr<v1::Vm> GuestManager::Control(const std::string& name, v1::VmAction action) {
-  absl::Status status;
-  switch (action) {
-    case v1::VM_ACTION_START:
-      status = Start(name, false, "");
-      break;
-    case v1::VM_ACTION_STOP:
-      status = PressPowerButton(name);
-      break;
-    case v1::VM_ACTION_FORCE_STOP:
-      status = ForceStop(name, v1::VM_STATE_STOPPED, "");
-      if (status.ok()) {
-        MutexLock lock(&mutex_);
-        const auto found = guests_.find(name);
-        if (found != guests_.end() && found->second->channels != nullptr) found->second->channels->End();
-      }
-      break;
-    case v1::VM_ACTION_RESET:
-      status = Reset(name);
-      break;
-    case v1::VM_ACTION_PAUSE:
-    case v1::VM_ACTION_UNPAUSE:
-      status = PauseOrUnpause(name, action == v1::VM_ACTION_PAUSE);
-      break;
-    case v1::VM_ACTION_RENEW:
-      status = Renew(name);
-      break;
-    default:
-      status = absl::InvalidArgumentError("action: not one this daemon knows");
-  }
-  if (!status.ok()) return status;
-  return Get(name);
 }
 
 absl::StatusOr<std::shared_ptr<const GuestChannels>> GuestManager::Channels(const std::string& name) const {
@@ -542,30 +298,17 @@ void GuestManager::Run() {
 }
 
 bool GuestManager::HandleEnd(const Ended& ended) {
-  v1::VmState state = ended.end == MachineEnd::kCrash ? v1::VM_STATE_CRASHED : v1::VM_STATE_STOPPED;
-  std::string reason = ended.end == MachineEnd::kCrash   ? ended.reason
-                       : ended.end == MachineEnd::kReset ? "reset by the guest"
-                                                         : "powered off by the guest";
-  bool restart = ended.end == MachineEnd::kReset;
+  AfterEnd after;
   {
     MutexLock lock(&mutex_);
     const absl::StatusOr<Guest*> found = FindIdle(ended.name);
     if (absl::IsFailedPrecondition(found.status())) return false;
     if (!found.ok() || (*found)->machine == nullptr || (*found)->record.generation() != ended.generation) return true;
     Guest* const guest = *found;
-    if (ended.end == MachineEnd::kCrash) guest->crashes++;
-    if (ended.end == MachineEnd::kCrash && guest->record.spec().on_crash() == v1::ON_CRASH_RESET) {
-      restart = guest->crash_guard.Allow(clock_.Now()) || HK_MUTANT(crash_loop_unbounded);
-      if (!restart) reason += fmt::format("; not reset any more: {} crashes within 5 minutes", kMaxCrashes);
-    } else if (restart && !guest->reset_guard.Allow(clock_.Now())) {
-      restart = false;
-      state = v1::VM_STATE_CRASHED;
-      reason = fmt::format("resets itself again and again: {} times within a minute", kMaxOwnResets);
-    }
+    after = guest->end_rule.Decide(ended.end, ended.reason, guest->record.spec().on_crash(), clock_.Now());
   }
-  absl::Status status = ForceStop(ended.name, state, reason);
-  const bool crashed = ended.end == MachineEnd::kCrash;
-  if (status.ok() && restart) status = Start(ended.name, true, crashed ? "reset after a crash: " + reason : reason);
+  absl::Status status = ForceStop(ended.name, after.state, after.reason);
+  if (status.ok() && after.restart) status = Start(ended.name, true, *after.restart);
   if (!status.ok()) log::Error("guest", "end of a guest", {{"guest", ended.name}, {"error", MessageOf(status)}});
   MutexLock lock(&mutex_);
   const auto found = guests_.find(ended.name);

@@ -3,12 +3,10 @@
 // Invariants:
 //  1. A machine's record is on disk before it is answered for, and before a new generation's frames exist.
 //  2. One operation per machine at a time; a second one is refused, never queued.
-//  3. A guest's end is handled on the manager's own thread: no vCPU thread takes its own machine apart.
+//  3. A guest's end is handled on the manager's own thread: no vCPU thread takes its own machine apart. What follows is
+//     for guest_end.h to say.
 //  4. An event of an earlier generation changes nothing.
-//  5. A guest that crashes (on_crash: reset) or resets itself is started again only so often: kMaxCrashes,
-//  kMaxOwnResets
-//     within their windows. Then it stays crashed, until an operator starts it.
-//  6. A machine whose daemon was killed is stopped, with that as the reason.
+//  5. A machine whose daemon was killed is stopped, with that as the reason.
 //
 // | state              | start   | stop     | force stop | reset   | pause  | unpause | renew   | delete |
 // |--------------------|---------|----------|------------|---------|--------|---------|---------|--------|
@@ -19,16 +17,21 @@
 #pragma once
 
 #include <deque>
+#include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
+#include "hyperkernel/node/guest.h"
 #include "hyperkernel/node/guest_channels.h"
+#include "hyperkernel/node/guest_records.h"
 #include "hyperkernel/node/machine.h"
 #include "hyperkernel/node/state_store.h"
 #include "proto/admin.pb.h"
@@ -38,13 +41,6 @@ namespace hk {
 // All machines of one node.
 class GuestManager {
  public:
-  // A kernel that panics while it boots does so within half a minute: five times is a pattern.
-  static constexpr size_t kMaxCrashes = 5;
-  static constexpr std::chrono::minutes kCrashWindow{5};
-  // No Linux boots in 2 s; what resets itself faster is not running, and each time costs the node a machine.
-  static constexpr size_t kMaxOwnResets = 30;
-  static constexpr std::chrono::minutes kOwnResetWindow{1};
-
   // Reads what is defined. `store` and `clock` outlive the manager.
   static absl::StatusOr<std::unique_ptr<GuestManager>> Open(StateStore* store, std::string node, MachineChecker check,
                                                             MachineFactory make, const Clock& clock);
@@ -73,8 +69,7 @@ class GuestManager {
                                           Monotonic::duration timeout, const std::function<bool()>& cancelled);
 
  private:
-  struct Guest;
-  class Events;
+  // A guest's end, to be handled.
   struct Ended {
     std::string name;
     uint64_t generation;
@@ -83,7 +78,13 @@ class GuestManager {
   };
 
   GuestManager(StateStore* store, std::string node, MachineChecker check, MachineFactory make, const Clock& clock);
+  // Waits for an operation under way. Errors: kNotFound, kFailedPrecondition.
   absl::StatusOr<Guest*> FindIdle(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // FindIdle, and takes the guest for an operation without the lock if it is in one of the states; else the error says
+  // that it is not `expected`.
+  absl::StatusOr<Guest*> Take(const std::string& name, std::initializer_list<v1::VmState> from,
+                              std::string_view expected) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void GiveBack(Guest* guest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `reason` is shown beside the state "running"; a `restart` goes on with the channels there are.
   absl::Status Start(const std::string& name, bool restart, const std::string& reason);
   absl::Status ForceStop(const std::string& name, v1::VmState state, const std::string& reason);
@@ -95,17 +96,16 @@ class GuestManager {
   // REQUIRES: nobody else uses the guest (the lock is held, or the manager is being destroyed).
   void RecordStopped(Guest* guest);
   v1::Vm View(const Guest& guest) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Report(Ended ended);
+  void Report(Ended ended) ABSL_LOCKS_EXCLUDED(mutex_);
   // False: an operation is under way; to be tried again.
   bool HandleEnd(const Ended& ended);
-  // The machine's bytes, if it runs still (with this generation, unless that is 0); null while an operation is under
-  // way.
+  // The machine, if it runs still (with this generation, unless that is 0); null while an operation is under way.
   absl::StatusOr<Machine*> FindRunning(const std::string& name, uint64_t generation)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SampleRates() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Run();
 
-  StateStore* const store_;
+  GuestRecords records_;
   const std::string node_;
   const MachineChecker check_;
   const MachineFactory make_;

@@ -256,7 +256,7 @@ TEST_F(GuestManagerTest, AStopEndsACommand) {
 TEST_F(GuestManagerTest, AGuestThatCrashesAgainAndAgainStaysCrashed) {
   Create(v1::ON_CRASH_RESET);
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
-  for (uint64_t crash = 1; crash < GuestManager::kMaxCrashes; crash++) {
+  for (uint64_t crash = 1; crash < GuestEndRule::kMaxCrashes; crash++) {
     machine_->events()->OnEnd(MachineEnd::kCrash, "triple fault");
     AwaitState(v1::VM_STATE_RUNNING, crash + 1);
     EXPECT_EQ(Get().reason(), "reset after a crash: triple fault");
@@ -268,13 +268,13 @@ TEST_F(GuestManagerTest, AGuestThatCrashesAgainAndAgainStaysCrashed) {
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
   EXPECT_EQ(Get().crashes(), 0u) << "an operator has looked at it";
   machine_->events()->OnEnd(MachineEnd::kCrash, "triple fault");
-  AwaitState(v1::VM_STATE_RUNNING, GuestManager::kMaxCrashes + 2);
+  AwaitState(v1::VM_STATE_RUNNING, GuestEndRule::kMaxCrashes + 2);
 }
 
 TEST_F(GuestManagerTest, AGuestThatOnlyResetsItselfIsStopped) {
   Create();
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
-  for (uint64_t reset = 1; reset < GuestManager::kMaxOwnResets; reset++) {
+  for (uint64_t reset = 1; reset < GuestEndRule::kMaxOwnResets; reset++) {
     machine_->events()->OnEnd(MachineEnd::kReset, "");
     AwaitState(v1::VM_STATE_RUNNING, reset + 1);
   }

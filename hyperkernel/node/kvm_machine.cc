@@ -2,8 +2,8 @@
 
 #include <x86intrin.h>
 
-#include <atomic>
 #include <map>
+#include <memory>
 #include <string>
 #include <thread>
 #include <utility>
@@ -22,6 +22,7 @@
 #include "hyperkernel/node/machine_backends.h"
 #include "hyperkernel/node/machine_devices.h"
 #include "hyperkernel/node/machine_virtio.h"
+#include "hyperkernel/node/machine_voice.h"
 
 namespace hk {
 namespace {
@@ -76,7 +77,7 @@ class KvmMachine final : public Machine, public ExitHandler {
       : spec_(spec),
         kernels_(kernels),
         clock_(clock),
-        events_(events),
+        voice_(std::make_shared<MachineVoice>(events)),
         vcpus_(std::make_unique<VcpuGroup>(spec.vcpus())) {}
   ~KvmMachine() override;
 
@@ -102,7 +103,6 @@ class KvmMachine final : public Machine, public ExitHandler {
   void EndDevices();
   absl::Status BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model);
   absl::StatusOr<BootState> LoadKernel();
-  void End(MachineEnd end, const std::string& reason);
 
   // ExitHandler
   void PortRead(uint16_t port, std::span<std::byte> data) override { devices_->ports().Read(port, data); }
@@ -112,14 +112,13 @@ class KvmMachine final : public Machine, public ExitHandler {
     devices_->mmio().Write(address.value(), data);
   }
   void OnGuestFailure(VcpuId vcpu, const std::string& reason) override {
-    End(MachineEnd::kCrash, fmt::format("vCPU {}: {}", vcpu.value(), reason));
+    voice_->End(MachineEnd::kCrash, fmt::format("vCPU {}: {}", vcpu.value(), reason));
   }
 
   const v1::VmSpec spec_;
   const KernelCache& kernels_;
   const Clock& clock_;
-  MachineEvents* const events_;
-  std::atomic<bool> ended_{false};
+  const std::shared_ptr<MachineVoice> voice_;
   bool pm_timer_ = false;  // only for guests that have no clock of ours: see boot/README.md
   std::unique_ptr<GuestMemory> memory_;
   std::unique_ptr<PvClock> pv_clock_;
@@ -131,13 +130,13 @@ class KvmMachine final : public Machine, public ExitHandler {
 };
 
 KvmMachine::~KvmMachine() {
-  // Whatever the guest still says is not news any more.
-  ended_.store(true);
+  voice_->ForgetEnd();
   if (const absl::Status status = vcpus_->Stop(clock_.Now() + kStopDeadline); !status.ok()) {
     log::Error("guest", "a vCPU does not stop", {{"guest", spec_.name()}, {"error", MessageOf(status)}});
   }
   timers_->Stop();
   EndDevices();
+  voice_->Silence();
   if (vcpus_ != nullptr) vcpus_->Clear();
 }
 
@@ -167,16 +166,12 @@ void KvmMachine::EndDevices() {
   }).detach();
 }
 
-void KvmMachine::End(MachineEnd end, const std::string& reason) {
-  if (!ended_.exchange(true)) events_->OnEnd(end, reason);
-}
-
 absl::Status KvmMachine::BuildMemory(uint64_t generation, const FrameStore& frames, Vm* vm) {
   std::vector<RamRange> ranges;
   for (const RamPiece& piece : RamLayout(spec_.memory_mib() << 20)) ranges.push_back({piece.start, piece.bytes});
-  absl::StatusOr<std::unique_ptr<GuestMemory>> memory =
-      GuestMemory::Create(frames, spec_.name(), generation, std::move(ranges), [this](const absl::Status& reason) {
-        End(MachineEnd::kCrash, fmt::format("guest memory: {}", MessageOf(reason)));
+  absl::StatusOr<std::unique_ptr<GuestMemory>> memory = GuestMemory::Create(
+      frames, spec_.name(), generation, std::move(ranges), [voice = voice_](const absl::Status& reason) {
+        voice->End(MachineEnd::kCrash, fmt::format("guest memory: {}", MessageOf(reason)));
       });
   if (!memory.ok()) return WithContext(memory.status(), "memory_mib");
   memory_ = *std::move(memory);
@@ -187,28 +182,27 @@ absl::Status KvmMachine::BuildMemory(uint64_t generation, const FrameStore& fram
 }
 
 absl::Status KvmMachine::BuildDevices(MachineBackends backends, Vm* vm) {
+  // Nothing here may hold the machine itself: devices may outlive it.
+  const auto output = [voice = voice_](Channel channel, std::string_view bytes) { voice->Output(channel, bytes); };
+  const auto request = [voice = voice_, name = spec_.name()](GuestRequest wish) {
+    switch (wish) {
+      case GuestRequest::kReset:
+        return voice->End(MachineEnd::kReset, "");
+      case GuestRequest::kPowerOff:
+        return voice->End(MachineEnd::kPowerOff, "");
+      case GuestRequest::kPanicked:
+        return voice->End(MachineEnd::kCrash, "the guest's kernel panicked (pvpanic)");
+      case GuestRequest::kCrashLoaded:
+        return log::Warning("guest", "the guest's kernel panicked and runs its crash kernel", {{"guest", name}});
+    }
+  };
   HK_ASSIGN_OR_RETURN(
-      devices_, MachineDevices::Create(
-                    interrupts_.get(), clock_, pm_timer_,
-                    {.console_output = [this](std::string_view bytes) { events_->OnOutput(Channel::kSerial, bytes); },
-                     .request =
-                         [this](GuestRequest request) {
-                           switch (request) {
-                             case GuestRequest::kReset:
-                               return End(MachineEnd::kReset, "");
-                             case GuestRequest::kPowerOff:
-                               return End(MachineEnd::kPowerOff, "");
-                             case GuestRequest::kPanicked:
-                               return End(MachineEnd::kCrash, "the guest's kernel panicked (pvpanic)");
-                             case GuestRequest::kCrashLoaded:
-                               return log::Warning("guest", "the guest's kernel panicked and runs its crash kernel",
-                                                   {{"guest", spec_.name()}});
-                           }
-                         }}));
-  HK_ASSIGN_OR_RETURN(
-      virtio_,
-      MachineVirtio::Create(spec_, std::move(backends), memory_.get(), &devices_->pci(), &devices_->interrupts(),
-                            [this](Channel channel, std::string_view bytes) { events_->OnOutput(channel, bytes); }));
+      devices_,
+      MachineDevices::Create(interrupts_.get(), clock_, pm_timer_,
+                             {.console_output = [output](std::string_view bytes) { output(Channel::kSerial, bytes); },
+                              .request = request}));
+  HK_ASSIGN_OR_RETURN(virtio_, MachineVirtio::Create(spec_, std::move(backends), memory_.get(), &devices_->pci(),
+                                                     &devices_->interrupts(), output));
   HK_RETURN_IF_ERROR(virtio_->AttachTo(vm));
   return virtio_->Start();
 }

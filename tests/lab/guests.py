@@ -33,13 +33,14 @@ class Machine:
     disks: tuple = ()
     taps: tuple = ()
     readonly: int = 0
+    extra: str = ''  # more of hyperkerneld's specification
 
     def spec(self, name):
         lines = [f'name: "{name}" memory_mib: {self.memory_mib} vcpus: {self.vcpus}',
                  f'kernel: "{self.kernel}" initrd: "{self.initrd}" cmdline: "{self.cmdline}"']
         lines += [f'disks {{ path: "{path}" readonly: {str(index < self.readonly).lower()} }}' for index, path in enumerate(self.disks)]
         lines += [f'nets {{ tap: "{tap}" mac: "52:54:00:77:00:{index:02x}" }}' for index, tap in enumerate(self.taps)]
-        return '\n'.join(lines) + '\n'
+        return '\n'.join([*lines, self.extra]) + '\n'
 
     def qemu(self, board, vhost):
         bus = 'device' if board.startswith('microvm') else 'pci'

@@ -18,6 +18,18 @@ VIRTIO = ('virtio_pci', 'virtio_blk', 'virtio_net', 'virtio_console', 'virtio_rn
 HOST_DISK = '/dev/vda'  # the lab's own: see run_devices
 MIB = 1 << 20
 TRANSFER = 8 * MIB
+# A driver in the guest's shell that breaks the protocol, with virtio's registers by hand (virtio 1.2: 4.1.4.3): break_ring SLOT
+# AVAILABLE takes the device from Linux, starts it with one queue whose available ring is at that address, and rings its doorbell.
+# Descriptors and used ring are in memory that the guest's kernel leaves alone: behind the ACPI tables.
+BREAK_RING = r"""break_ring() {
+d=/sys/bus/pci/devices/0000:00:$1.0; echo 0000:00:$1.0 > $d/driver/unbind; echo 1 > $d/enable
+printf '\006' | dd of=$d/config bs=1 seek=4 conv=notrunc 2>/dev/null
+bar=$(head -n 1 $d/resource | cut -d ' ' -f 1)
+r() { devmem $((bar + $1)) $2 $3; }
+r 20 8 0; until [ $(r 20 8) = 0x00 ]; do :; done
+r 20 8 3; r 8 32 1; r 12 32 1; r 20 8 11; r 22 16 0; r 24 16 8; r 32 64 0xf8000; r 40 64 $2; r 48 64 0xf9000; r 28 16 1; r 20 8 15
+r 0x3000 16 0; }""".replace('\n', '; ').replace('{;', '{')
+NO_MEMORY, ACPI_TABLES = '0xd0000000', '0xe0000'
 BOOT_S = 120  # modules are loaded, and two guests share a CPU
 
 
@@ -171,6 +183,43 @@ class DevicesTest(hktest.TestCase):
         subprocess.run(thaw, check=True)
         hktest.wait_for(lambda: 'the I/O has ended' in self.node.log_text(), 'the end of the I/O')
         self.assert_exit(self.node.hkctl('vm', 'start', 'g'), 0)
+
+    def test_a_ring_broken_on_purpose(self):
+        """The device waits for its reset. Nothing else notices: not the guest, not its other devices, not other guests."""
+        disks = [self.image(name, MIB, os.urandom(MIB)) for name in 'abc']
+        buffered = 'disks {{ path: "{}" cache: DISK_CACHE_BUFFERED }}'
+        a = self.start('a', buffered.format(disks[0]) + buffered.format(disks[1]))
+        b = self.start('b', buffered.format(disks[2]))
+
+        def reads(console, disk, image):
+            hashed = self.do(console, f'echo 3 > /proc/sys/vm/drop_caches; sha256sum /dev/{disk}').split()[0]
+            self.assertEqual(hashed, sha(read(image, 0, MIB)))
+
+        self.do(a, BREAK_RING)
+        self.do(a, f'break_ring 02 {NO_MEMORY}')
+        hktest.wait_for(lambda: self.show('a').get('broken_devices') == ['rng'], 'the entropy device is broken')
+        self.assertRegex(self.do(a, 'r 20 8'), '(?i)^0x4f$')  # DEVICE_NEEDS_RESET, and what the driver had set
+        # The available index is what the tables' signature reads as: "RSD PTR ".
+        self.do(a, f'break_ring 0c {ACPI_TABLES}')
+        hktest.wait_for(lambda: sorted(self.show('a').get('broken_devices', [])) == ['disk1', 'rng'], 'the second disk is broken')
+
+        self.do(a, 'dd if=/dev/urandom of=/dev/vda bs=4k count=1 conv=fsync 2>/dev/null')
+        reads(a, 'vda', disks[0])
+        self.do(b, 'dd if=/dev/hwrng of=/dev/vda bs=64 count=4 conv=fsync 2>/dev/null')
+        reads(b, 'vda', disks[2])
+        self.assertEqual([vm['state'] for vm in self.node.hkctl('vm', 'list', '-o', 'json').json()['vms']], ['VM_STATE_RUNNING'] * 2)
+        self.assertEqual(self.show('b').get('broken_devices', []), [])
+        shown = self.node.hkctl('vm', 'show', 'a').out
+        self.assertRegex(shown, r'Broken: +disk1: its driver broke the protocol')
+        for device, reason in (('a/rng', NO_MEMORY), ('a/disk1', 'available index 8260 is 8260 past 0, queue size 8')):
+            self.assertRegex(self.node.log_text(), f'a driver broke the virtio protocol.*{device}.*{reason}')
+
+        # A driver that resets them has them back.
+        for slot in ('02', '0c'):
+            self.do(a, f'echo 0000:00:{slot}.0 > /sys/bus/pci/drivers/virtio-pci/bind')
+        self.do(a, 'dd if=/dev/hwrng of=/dev/vdb bs=64 count=4 conv=fsync 2>/dev/null')
+        reads(a, 'vdb', disks[1])
+        self.assertEqual(self.show('a').get('broken_devices', []), [])
 
     def serve(self, address, respond):
         """One connection; the thread's result is in the list that comes back."""

@@ -98,6 +98,7 @@ class Guest(unittest.TestCase):
             self.check_healthy(console, 1)
             kinds = {kind: int(count) for kind, count in self.vmm.vm()['exits_by_kind'].items()}
             print(f'exits: {kinds}', flush=True)
+            self.assertNotIn('apic_mmio', kinds)
             self.assertGreater(kinds['port'], 0)
             self.assertGreater(kinds['injected'], 0)
             self.order_and_expect_init(console, 1, self.type(console, 'reboot -f'), 'reboot')
@@ -126,6 +127,23 @@ class Guest(unittest.TestCase):
 
     def test_cloud_2_vcpus(self):
         self.boots_resets_and_powers_off('cloud', 2)
+
+    def test_cloud_2_vcpus_without_x2apic(self):
+        """On the xAPIC's page: every access is an exit, and IPIs go by 8-bit ids."""
+        machine = self.machine('cloud', 2)
+        machine.extra = 'cpu { disable: "x2apic" }'
+        with self.vmm.boot(machine) as (console, started):
+            self.expect_init(console, 2, started, 'cloud without x2APIC')
+            self.check_healthy(console, 2)
+            self.assertEqual(console.run('(cat /proc/cpuinfo; dmesg) | grep -i x2apic || true'), '')
+            kinds = self.vmm.vm()['exits_by_kind']
+            print(f'exits: {kinds}', flush=True)
+            self.assertGreater(int(kinds['apic_mmio']), 100)
+            self.order('renew', 'g')
+            self.check_healthy(console, 2)
+            self.order_and_expect_init(console, 2, self.type(console, 'reboot -f'), 'reboot')
+            console.type('poweroff -f')
+            self.await_power_off()
 
     def uptime(self, console, mark):
         """The guest's own time in seconds, and the host's before and after it was read."""

@@ -5,6 +5,7 @@ powers off, and its file system is whole afterwards. The image is the lab's /dev
 systemd takes minutes on a busy lab, so the quick test has a shell for its init; the soak boots all of it."""
 import contextlib
 import os
+import pathlib
 import re
 import subprocess
 import unittest
@@ -55,7 +56,17 @@ class Image(hktest.TestCase):
             finally:
                 server.kill()
 
+    def check_specification(self):
+        """The machine that make-image writes down is one, with the card it proposes: the lab has a br0, and the disk elsewhere."""
+        text = pathlib.Path(f'{IMAGE}/vm.textproto').read_text(encoding='utf-8')
+        path = pathlib.Path(self.vmm.node.directory) / 'proposed.textproto'
+        path.write_text(text.replace(f'{IMAGE}/disk.raw', ROOT_DISK).replace('# nets', 'nets'), encoding='utf-8')
+        shown = self.vmm.node.hkctl('vm', 'create', '-f', str(path), '--dry-run', '-o', 'json')
+        self.assert_exit(shown, 0)
+        self.assertIn('"bridge": "br0"', shown.out)
+
     def test_a_shell_for_init(self):
+        self.check_specification()
         with self.boot('init=/bin/sh', r'^# ?$') as console:
             console.run('mount -t sysfs s /sys && mount -t tmpfs t /run && mount -t tmpfs t /tmp && modprobe virtio_net && cd /run')
             console.run('until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done')

@@ -1,0 +1,190 @@
+// What operators order, and starts and stops of the manager's own: one at a time for each machine.
+
+#include <algorithm>
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/node/guest_manager.h"
+
+namespace hk {
+namespace {
+
+// A machine that is not renewed by then goes on as it was. In the lab it takes 10 ms and more for each vCPU.
+constexpr std::chrono::seconds kRenewLimit(10);
+
+}  // namespace
+
+absl::StatusOr<Guest*> GuestManager::Take(const std::string& name, std::initializer_list<v1::VmState> from,
+                                          std::string_view expected) {
+  HK_ASSIGN_OR_RETURN(Guest* const guest, FindIdle(name));
+  if (std::find(from.begin(), from.end(), guest->state) == from.end()) {
+    return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, {}", name, NameOf(guest->state), expected));
+  }
+  guest->busy = true;
+  return guest;
+}
+
+void GuestManager::GiveBack(Guest* guest) {
+  guest->busy = false;
+  changed_.SignalAll();
+}
+
+absl::Status GuestManager::Start(const std::string& name, bool restart, const std::string& reason) {
+  v1::VmSpec spec;
+  uint64_t generation = 0;
+  Guest* guest = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
+    if (guest->machine != nullptr)
+      return absl::FailedPreconditionError(fmt::format("vm '{}' is {} already", name, NameOf(guest->state)));
+    guest->record.set_generation(guest->record.generation() + 1);
+    guest->record.set_running(true);
+    HK_RETURN_IF_ERROR(records_.Put(guest->record));
+    spec = guest->record.spec();
+    generation = guest->record.generation();
+    if (!restart || guest->channels == nullptr) {
+      guest->channels = std::make_shared<GuestChannels>();
+      guest->end_rule.Forget();
+    }
+    guest->channels->BeginRun();
+    guest->events = std::make_unique<GuestEvents>(guest->channels,
+                                                  [this, name, generation](MachineEnd end, const std::string& why) {
+                                                    Report({name, generation, end, why});
+                                                  });
+    guest->busy = true;
+    SetState(guest, v1::VM_STATE_STARTING, "");
+  }
+  absl::StatusOr<std::unique_ptr<Machine>> machine = make_(spec, generation, guest->events.get());
+  MutexLock lock(&mutex_);
+  GiveBack(guest);
+  if (!machine.ok()) {
+    RecordStopped(guest);
+    guest->channels->End();
+    SetState(guest, v1::VM_STATE_STOPPED, fmt::format("start failed: {}", MessageOf(machine.status())));
+    return machine.status();
+  }
+  guest->machine = *std::move(machine);
+  guest->started = clock_.Wall();
+  guest->exit_rate.Begin(clock_.Now());
+  SetState(guest, v1::VM_STATE_RUNNING, reason);
+  return absl::OkStatus();
+}
+
+absl::Status GuestManager::ForceStop(const std::string& name, v1::VmState state, const std::string& reason) {
+  std::unique_ptr<Machine> machine;
+  std::unique_ptr<GuestEvents> events;
+  Guest* guest = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
+    if (guest->machine == nullptr)
+      return absl::FailedPreconditionError(fmt::format("vm '{}' is {}", name, NameOf(guest->state)));
+    guest->busy = true;
+    machine = std::move(guest->machine);
+    events = std::move(guest->events);
+    guest->channels->EndRun();
+    SetState(guest, v1::VM_STATE_STOPPING, reason);
+  }
+  machine.reset();
+  MutexLock lock(&mutex_);
+  GiveBack(guest);
+  RecordStopped(guest);
+  SetState(guest, state, reason);
+  return absl::OkStatus();
+}
+
+absl::Status GuestManager::PauseOrUnpause(const std::string& name, bool pause) {
+  const v1::VmState from = pause ? v1::VM_STATE_RUNNING : v1::VM_STATE_PAUSED;
+  Guest* guest = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    HK_ASSIGN_OR_RETURN(guest, Take(name, {from}, fmt::format("not {}", NameOf(from))));
+  }
+  const absl::Status status = pause ? guest->machine->Pause() : guest->machine->Unpause();
+  MutexLock lock(&mutex_);
+  GiveBack(guest);
+  if (status.ok()) SetState(guest, pause ? v1::VM_STATE_PAUSED : v1::VM_STATE_RUNNING, "");
+  return status;
+}
+
+absl::Status GuestManager::Renew(const std::string& name) {
+  Guest* guest = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    HK_ASSIGN_OR_RETURN(guest, Take(name, {v1::VM_STATE_RUNNING, v1::VM_STATE_PAUSED}, "neither running nor paused"));
+  }
+  const Monotonic start = clock_.Now();
+  const absl::Status status = guest->machine->Renew(start + kRenewLimit);
+  const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(clock_.Now() - start);
+  MutexLock lock(&mutex_);
+  GiveBack(guest);
+  if (status.ok()) {
+    log::Info("guest", "renewed", {{"guest", name}, {"took_ms", fmt::to_string(took.count())}});
+  } else {
+    log::Error("guest", "not renewed, goes on as it was", {{"guest", name}, {"error", MessageOf(status)}});
+  }
+  return status;
+}
+
+absl::Status GuestManager::PressPowerButton(const std::string& name) {
+  Guest* guest = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    HK_ASSIGN_OR_RETURN(guest, Take(name, {v1::VM_STATE_RUNNING, v1::VM_STATE_STOPPING}, "not running"));
+    SetState(guest, v1::VM_STATE_STOPPING, "power button pressed");
+  }
+  guest->machine->PressPowerButton();  // without the lock: a machine may tell of its end at once
+  MutexLock lock(&mutex_);
+  GiveBack(guest);
+  return absl::OkStatus();
+}
+
+absl::Status GuestManager::Reset(const std::string& name) {
+  {
+    MutexLock lock(&mutex_);
+    HK_ASSIGN_OR_RETURN(const Guest* guest, FindIdle(name));
+    if (!IsLive(guest->state))
+      return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running", name, NameOf(guest->state)));
+  }
+  HK_RETURN_IF_ERROR(ForceStop(name, v1::VM_STATE_STOPPED, "reset"));
+  return Start(name, true, "reset by an operator");
+}
+
+absl::StatusOr<v1::Vm> GuestManager::Control(const std::string& name, v1::VmAction action) {
+  absl::Status status;
+  switch (action) {
+    case v1::VM_ACTION_START:
+      status = Start(name, false, "");
+      break;
+    case v1::VM_ACTION_STOP:
+      status = PressPowerButton(name);
+      break;
+    case v1::VM_ACTION_FORCE_STOP:
+      status = ForceStop(name, v1::VM_STATE_STOPPED, "");
+      if (status.ok()) {
+        MutexLock lock(&mutex_);
+        const auto found = guests_.find(name);
+        if (found != guests_.end() && found->second->channels != nullptr) found->second->channels->End();
+      }
+      break;
+    case v1::VM_ACTION_RESET:
+      status = Reset(name);
+      break;
+    case v1::VM_ACTION_PAUSE:
+    case v1::VM_ACTION_UNPAUSE:
+      status = PauseOrUnpause(name, action == v1::VM_ACTION_PAUSE);
+      break;
+    case v1::VM_ACTION_RENEW:
+      status = Renew(name);
+      break;
+    default:
+      status = absl::InvalidArgumentError("action: not one this daemon knows");
+  }
+  if (!status.ok()) return status;
+  return Get(name);
+}
+
+}  // namespace hk
