@@ -16,12 +16,11 @@ constexpr VcpuId kDevice{0};
 }  // namespace
 
 InterruptController::InterruptController(const InterruptControllerOptions& options, const Clock* clock,
-                                         VcpuWaker* waker, TimerService* timer)
+                                         VcpuWaker* waker)
     : extended_destination_(options.extended_destination),
       x2apic_(options.x2apic),
       clock_(clock),
       waker_(waker),
-      timer_(timer),
       io_apic_(options.extended_destination),
       table_(options.vcpus) {
   HK_CHECK(options.vcpus >= 1 && options.vcpus <= kMaxVcpus);
@@ -121,7 +120,7 @@ void InterruptController::SetAddressing(VcpuId vcpu, const ApicAddressing& addre
 
 void InterruptController::Follow(VcpuId source, const PortOutcome& outcome) {
   const ApicEffects& effects = outcome.effects;
-  if (!effects.routing_changed && !effects.ipi && effects.eoi_pins == 0 && !outcome.new_deadline) {
+  if (!effects.routing_changed && !effects.ipi && effects.eoi_pins == 0) {
     return;
   }
   VcpuSet wake;
@@ -139,9 +138,6 @@ void InterruptController::Follow(VcpuId source, const PortOutcome& outcome) {
       Collect(io_apic_.OnEoi({pin, outcome.eoi_generations[pin]}), &pins);
     }
     RoutePins(&pins, wake);
-  }
-  if (outcome.new_deadline && timer_ != nullptr) {
-    timer_->Arm(*outcome.new_deadline);
   }
   wake.Remove(source);  // it is not in the guest, and looks before it enters it
   WakeAll(wake);
@@ -192,28 +188,6 @@ void InterruptController::IoApicWrite(uint32_t offset, uint32_t value) {
   WakeAll(wake);
 }
 
-std::optional<Monotonic> InterruptController::NextDeadline() const {
-  std::optional<Monotonic> next;
-  for (const auto& port : ports_) {
-    const auto deadline = port->Deadline();
-    if (deadline && (!next || *deadline < *next)) {
-      next = deadline;
-    }
-  }
-  return next;
-}
-
-void InterruptController::OnTime(Monotonic now) {
-  VcpuSet wake;
-  for (uint32_t i = 0; i < ports_.size(); ++i) {
-    const auto deadline = ports_[i]->Deadline();
-    if (deadline && *deadline <= now && ports_[i]->OnTime(now)) {
-      wake.Add(VcpuId(i));
-    }
-  }
-  WakeAll(wake);
-}
-
 LocalApicState InterruptController::SaveVcpu(VcpuId vcpu) {
   HK_CHECK(vcpu.value() < ports_.size());
   return ports_[vcpu.value()]->Save(Now());
@@ -228,9 +202,6 @@ absl::Status InterruptController::RestoreVcpu(VcpuId vcpu, const LocalApicState&
   {
     MutexLock lock(&router_mutex_);
     table_.Update(vcpu, outcome.addressing);
-  }
-  if (outcome.new_deadline && timer_ != nullptr) {
-    timer_->Arm(*outcome.new_deadline);
   }
   waker_->Wake(vcpu);
   return absl::OkStatus();

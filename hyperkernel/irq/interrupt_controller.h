@@ -5,7 +5,7 @@
 // Locks: one per local APIC (VcpuPort::mutex_), one for the I/O APIC, one for the destination table. NO LOCK IS TAKEN
 // WHILE ANOTHER IS HELD: a message is built under its source's lock, carried by value, and delivered under each
 // target's. So a vCPU's accesses to its own registers meet only those who send to it, and a physical IPI takes the
-// target's lock and no other. Wake-ups and timer calls are made with no lock held.
+// target's lock and no other. Wake-ups are made with no lock held.
 //
 // What one source sends to one target arrives in order. Between a pin's decision to send and the arrival, the pin may
 // be reprogrammed and deliver again; generations (LevelEoi) put that right.
@@ -39,14 +39,6 @@ class VcpuWaker {
   virtual void Wake(VcpuId vcpu) = 0;
 };
 
-// Told that a timer will expire at `deadline`, which may be earlier than anything NextDeadline() has said before.
-// Called from any thread with no lock held. Must not block.
-class TimerService {
- public:
-  virtual ~TimerService() = default;
-  virtual void Arm(Monotonic deadline) = 0;
-};
-
 // How a guest's interrupt controllers are made. Plain value.
 struct InterruptControllerOptions {
   uint32_t vcpus = 1;                 // 1 to kMaxVcpus; vCPU 0 is the bootstrap processor
@@ -57,9 +49,8 @@ struct InterruptControllerOptions {
 // One guest's controllers.
 class InterruptController {
  public:
-  // `clock`, `waker` and `timer` outlive this; `timer` may be null where the owner polls NextDeadline().
-  InterruptController(const InterruptControllerOptions& options, const Clock* clock, VcpuWaker* waker,
-                      TimerService* timer);
+  // `clock` and `waker` outlive this.
+  InterruptController(const InterruptControllerOptions& options, const Clock* clock, VcpuWaker* waker);
   ~InterruptController();
   InterruptController(const InterruptController&) = delete;
   InterruptController& operator=(const InterruptController&) = delete;
@@ -77,18 +68,14 @@ class InterruptController {
   uint32_t IoApicRead(uint32_t offset);
   void IoApicWrite(uint32_t offset, uint32_t value);
 
-  // Timers: OnTime must be called at NextDeadline() (nullopt: none runs). See ApicTimerThread.
-  std::optional<Monotonic> NextDeadline() const;
-  void OnTime(Monotonic now);
-
   // State. REQUIRES of all four and of Reset: the vCPUs concerned are stopped. A failed restore changes nothing. A
   // restore sends nothing: what had to be sent was, before the state was saved. It wakes the vCPU.
   LocalApicState SaveVcpu(VcpuId vcpu);
   absl::Status RestoreVcpu(VcpuId vcpu, const LocalApicState& state);
   IoApicState SaveIoApic();
   absl::Status RestoreIoApic(const IoApicState& state);
-  // Each local APIC and the I/O APIC is replaced by a new one made of its saved state, under its lock: devices and
-  // timers go on meanwhile, and nothing they send is lost. Errors: a state that its own Restore refuses, which is a
+  // Each local APIC and the I/O APIC is replaced by a new one made of its saved state, under its lock: devices
+  // go on meanwhile, and nothing they send is lost. Errors: a state that its own Restore refuses, which is a
   // mistake of ours; that one and those after it stay as they are.
   absl::Status Renew();
   // Everything as after power-up; device lines stay.
@@ -124,7 +111,6 @@ class InterruptController {
   const bool x2apic_;
   const Clock* const clock_;
   VcpuWaker* const waker_;
-  TimerService* const timer_;
   std::vector<std::unique_ptr<VcpuPort>> ports_;
   std::atomic<uint64_t> routing_changes_{0};
 

@@ -1,12 +1,12 @@
 // The controller under threads: as many as a small guest has, all at once. ThreadSanitizer runs this too.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <random>
 #include <thread>
 #include <vector>
 
-#include "hyperkernel/irq/apic_timer_thread.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 
 namespace hk {
@@ -22,7 +22,7 @@ constexpr uint8_t kTimerVector = 0xec;
 constexpr uint8_t kPin = 9;
 constexpr auto kLimit = std::chrono::seconds(60);
 
-// A vCPU thread's halt: sleeps until it is woken.
+// A vCPU thread's halt: sleeps until it is woken, or its timer is due.
 class Bell {
  public:
   void Ring() {
@@ -32,9 +32,9 @@ class Bell {
     }
     changed_.Signal();
   }
-  void Wait() {
+  void Wait(Monotonic timer) {
     MutexLock lock(&mutex_);
-    const Monotonic end = RealClock().Now() + std::chrono::milliseconds(200);
+    const Monotonic end = std::min(timer, RealClock().Now() + std::chrono::milliseconds(200));
     while (!rung_ && changed_.WaitUntil(&mutex_, end)) {
     }
     rung_ = false;
@@ -55,11 +55,7 @@ class Bells final : public VcpuWaker {
 // Four vCPU threads that serve what comes, and senders of every kind.
 class Machine {
  public:
-  Machine() { timers_.Start(&controller_); }
-  ~Machine() {
-    Finish();
-    timers_.Stop();
-  }
+  ~Machine() { Finish(); }
 
   void Start() {
     for (uint32_t i = 0; i < kVcpus; ++i) {
@@ -107,6 +103,7 @@ class Machine {
         ++ipis_sent;
       }
       vcpu.SetCr8(static_cast<uint8_t>(random() % 4));
+      if (vcpu.TimerDeadline() != Monotonic::max()) vcpu.RunTimer(RealClock().Now());
       const VcpuWork work = vcpu.Peek();
       if (work.kind == Kind::kInterrupt) {
         if (const auto vector = vcpu.Acknowledge()) {
@@ -120,14 +117,13 @@ class Machine {
       } else if (work.kind != Kind::kNone) {
         vcpu.Take(work);
       } else if (ipis_sent >= ipis_each.load()) {
-        bells_.bells[id].Wait();
+        bells_.bells[id].Wait(vcpu.TimerDeadline());
       }
     }
   }
 
-  ApicTimerThread timers_;
   Bells bells_;
-  InterruptController controller_{{.vcpus = kVcpus}, &RealClock(), &bells_, &timers_};
+  InterruptController controller_{{.vcpus = kVcpus}, &RealClock(), &bells_};
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> threads_;
 };
@@ -143,7 +139,6 @@ void ExpectNothingLost(bool renewed) {
     for (uint32_t i = 0; i < 3000; ++i) {
       machine.controller().SendMsi(0xfee00000 | (i % kVcpus) << 12, kMsiVector);
       machine.controller().InjectNmi(VcpuId(i % kVcpus));
-      machine.controller().NextDeadline();
     }
   });
   std::atomic<bool> done = false;
@@ -183,45 +178,6 @@ TEST(InterruptControllerStress, NothingIsLost) {
 
 TEST(InterruptControllerStress, NothingIsLostWhileTheControllerIsRenewed) {
   ExpectNothingLost(true);
-}
-
-TEST(ApicTimerThread, AnEarlierDeadlineWakesIt) {
-  Machine machine;
-  VcpuInterrupts& vcpu = machine.controller().vcpu(VcpuId(0));
-  vcpu.WriteMsr(0x80f, 0x1ff);
-  vcpu.WriteMsr(0x83e, 0xb);
-  vcpu.WriteMsr(0x832, kTimerVector);
-  const Monotonic start = RealClock().Now();
-  for (int i = 0; i < 50; ++i) {
-    vcpu.WriteMsr(0x838, 3000000000);  // 3 s: the thread sleeps on that
-    vcpu.WriteMsr(0x838, 200000);      // 0.2 ms
-    while (vcpu.Peek().kind != Kind::kInterrupt && RealClock().Now() < start + kLimit) {
-      std::this_thread::yield();
-    }
-    ASSERT_EQ(vcpu.Acknowledge(), kTimerVector);
-    vcpu.WriteMsr(0x80b, 0);
-  }
-  EXPECT_LT(RealClock().Now() - start, std::chrono::seconds(3) * 10);
-}
-
-TEST(ApicTimerThread, StopsAndStartsAgain) {
-  ApicTimerThread timers;
-  Bells bells;
-  InterruptController controller({.vcpus = 1}, &RealClock(), &bells, &timers);
-  timers.Stop();
-  timers.Start(&controller);
-  timers.Stop();
-  VcpuInterrupts& vcpu = controller.vcpu(VcpuId(0));
-  vcpu.WriteMsr(0x80f, 0x1ff);
-  vcpu.WriteMsr(0x832, kTimerVector);
-  vcpu.WriteMsr(0x838, 1000);
-  timers.Start(&controller);
-  const Monotonic end = RealClock().Now() + kLimit;
-  while (vcpu.Peek().kind != Kind::kInterrupt && RealClock().Now() < end) {
-    std::this_thread::yield();
-  }
-  EXPECT_EQ(vcpu.Acknowledge(), kTimerVector);
-  timers.Stop();
 }
 
 }  // namespace

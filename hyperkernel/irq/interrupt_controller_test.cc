@@ -14,13 +14,6 @@ using testing::IsEmpty;
 
 constexpr uint32_t kIcr = 0x830;
 
-// Remembers the deadlines it was told.
-class RecordingTimer final : public TimerService {
- public:
-  void Arm(Monotonic deadline) override { armed.push_back(deadline); }
-  std::vector<Monotonic> armed;
-};
-
 class InterruptControllerTest : public testing::Test {
  protected:
   InterruptControllerTest() {
@@ -50,8 +43,7 @@ class InterruptControllerTest : public testing::Test {
 
   ManualClock clock_;
   RecordingWaker waker_;
-  RecordingTimer timer_;
-  InterruptController controller_{{.vcpus = 4}, &clock_, &waker_, &timer_};
+  InterruptController controller_{{.vcpus = 4}, &clock_, &waker_};
 };
 
 TEST_F(InterruptControllerTest, AnIpiReachesItsTargetAndWakesIt) {
@@ -159,22 +151,24 @@ TEST_F(InterruptControllerTest, AnOperatorsNmi) {
   EXPECT_FALSE(controller_.InjectNmi(VcpuId(4)));
 }
 
-TEST_F(InterruptControllerTest, TimersArmAndExpire) {
-  EXPECT_EQ(controller_.NextDeadline(), std::nullopt);
+TEST_F(InterruptControllerTest, TimersAreRunByTheirVcpus) {
+  EXPECT_EQ(Vcpu(1).TimerDeadline(), Monotonic::max());
   const Monotonic start = clock_.Now();
   for (uint32_t i : {1, 2}) {
     Vcpu(i).WriteMsr(0x83e, 0xb);
     Vcpu(i).WriteMsr(0x832, 0xec);
     Vcpu(i).WriteMsr(0x838, 3000 / i);
   }
-  EXPECT_THAT(timer_.armed,
-              ElementsAre(start + std::chrono::nanoseconds(3000), start + std::chrono::nanoseconds(1500)));
-  EXPECT_EQ(controller_.NextDeadline(), start + std::chrono::nanoseconds(1500));
+  EXPECT_EQ(Vcpu(1).TimerDeadline(), start + std::chrono::nanoseconds(3000));
+  EXPECT_EQ(Vcpu(2).TimerDeadline(), start + std::chrono::nanoseconds(1500));
   clock_.Advance(std::chrono::nanoseconds(1500));
-  controller_.OnTime(clock_.Now());
-  EXPECT_THAT(Woken(), ElementsAre(2));
+  for (uint32_t i : {1, 2}) Vcpu(i).RunTimer(clock_.Now());
+  EXPECT_THAT(Woken(), IsEmpty()) << "it is the vCPU itself that looks";
+  EXPECT_EQ(Vcpu(1).Peek().kind, Kind::kNone);
   EXPECT_EQ(Vcpu(2).Acknowledge(), 0xec);
-  EXPECT_EQ(controller_.NextDeadline(), start + std::chrono::nanoseconds(3000));
+  EXPECT_EQ(Vcpu(2).TimerDeadline(), Monotonic::max());
+  Vcpu(1).WriteMsr(0x838, 0);
+  EXPECT_EQ(Vcpu(1).TimerDeadline(), Monotonic::max());
 }
 
 TEST_F(InterruptControllerTest, ADisabledApicHearsNothing) {
@@ -185,7 +179,7 @@ TEST_F(InterruptControllerTest, ADisabledApicHearsNothing) {
 }
 
 TEST_F(InterruptControllerTest, InitOfAnXApicTakesItsLogicalIdAway) {
-  InterruptController xapic({.vcpus = 2, .x2apic = false}, &clock_, &waker_, nullptr);
+  InterruptController xapic({.vcpus = 2, .x2apic = false}, &clock_, &waker_);
   xapic.vcpu(VcpuId(0)).WriteMmio(0xd0, 1u << 24);
   xapic.vcpu(VcpuId(0)).WriteMmio(0xf0, 0x1ff);
   xapic.SendMsi(0xfee01004, 0x400);  // NMI to logical 1
@@ -200,7 +194,7 @@ TEST_F(InterruptControllerTest, ResetIsPowerUp) {
   Program(9, 0x8059, 0x03000000);
   controller_.SetLine(9, true);
   controller_.Reset();
-  InterruptController fresh({.vcpus = 4}, &clock_, &waker_, nullptr);
+  InterruptController fresh({.vcpus = 4}, &clock_, &waker_);
   for (uint32_t i = 0; i < 4; ++i) {
     EXPECT_EQ(controller_.SaveVcpu(VcpuId(i)), fresh.SaveVcpu(VcpuId(i)));
   }
@@ -221,7 +215,7 @@ TEST_F(InterruptControllerTest, ARestoredVcpuIsWokenAndRefusedOnesAreNot) {
 TEST(InterruptController, TwoHundredAndFiftyFiveVcpus) {
   ManualClock clock;
   RecordingWaker waker;
-  InterruptController controller({.vcpus = kMaxVcpus}, &clock, &waker, nullptr);
+  InterruptController controller({.vcpus = kMaxVcpus}, &clock, &waker);
   controller.vcpu(VcpuId(0)).WriteMsr(kIcr, 0xc4500);
   EXPECT_EQ(waker.woken.size(), 254u);
   for (uint32_t i = 1; i < kMaxVcpus; ++i) {

@@ -42,7 +42,7 @@ class IrqMachine {
 
   // Without `lowest_priority`, programs cannot ask for it: the arbiter's turn is not part of the saved state.
   IrqMachine(bool x2apic, bool lowest_priority)
-      : lowest_priority_(lowest_priority), controller_({.vcpus = kVcpus, .x2apic = x2apic}, &clock, &waker_, nullptr) {}
+      : lowest_priority_(lowest_priority), controller_({.vcpus = kVcpus, .x2apic = x2apic}, &clock, &waker_) {}
 
   void Run(std::span<const uint8_t> program) {
     input_ = program;
@@ -177,9 +177,11 @@ class IrqMachine {
         break;
       case 12: {
         clock.Advance(std::chrono::nanoseconds(Word()));
-        const auto next = controller_.NextDeadline();
-        seen.push_back(next ? static_cast<uint64_t>(next->time_since_epoch().count()) : 0);
-        controller_.OnTime(clock.Now());
+        for (uint32_t i = 0; i < kVcpus; ++i) {
+          VcpuInterrupts& each = controller_.vcpu(VcpuId(i));
+          seen.push_back(static_cast<uint64_t>(each.TimerDeadline().time_since_epoch().count()));
+          each.RunTimer(clock.Now());
+        }
         break;
       }
       case 13:

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "hyperkernel/base/clock.h"
+
 namespace hk {
 
 // What a vCPU must do next on behalf of its local APIC, in the order the events arrived (INIT, SIPI and NMI are an
@@ -46,6 +48,12 @@ class VcpuInterrupts {
   // CR8 (task priority, 0 to 15) as the guest has it, told after each run; and what it must be set to before the next.
   virtual void SetCr8(uint8_t cr8) = 0;
   virtual uint8_t Cr8() = 0;
+
+  // The APIC's timer. It has no thread: whoever runs the vCPU calls RunTimer at the deadline or after it, by
+  // RealClock(), and then looks for what there is to do. Monotonic::max(): the timer does not run. Only the vCPU's own
+  // register accesses, and a restore, change the deadline.
+  virtual Monotonic TimerDeadline() const = 0;
+  virtual void RunTimer(Monotonic now) = 0;
 };
 
 }  // namespace hk

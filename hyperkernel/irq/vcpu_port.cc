@@ -24,11 +24,7 @@ VcpuPort::VcpuPort(InterruptController* controller, VcpuId id, bool x2apic)
 
 void VcpuPort::Publish() {
   priority_.store(apic_.AcceptsFixed() ? apic_.ProcessorPriority() : kAcceptsNothing, std::memory_order_relaxed);
-  // Sequentially consistent: ApicTimerThread orders it against its own "asleep until". Mostly it is what it was.
-  const Monotonic::rep deadline = apic_.NextTimerDeadline().value_or(kNever).time_since_epoch().count();
-  if (deadline != deadline_.load(std::memory_order_relaxed)) {
-    deadline_.store(deadline);
-  }
+  deadline_.store(apic_.NextTimerDeadline().value_or(kNever).time_since_epoch().count(), std::memory_order_relaxed);
 }
 
 std::optional<uint8_t> VcpuPort::Priority() const {
@@ -36,20 +32,14 @@ std::optional<uint8_t> VcpuPort::Priority() const {
   return priority == kAcceptsNothing ? std::nullopt : std::optional(static_cast<uint8_t>(priority));
 }
 
-std::optional<Monotonic> VcpuPort::Deadline() const {
-  const Monotonic deadline{Monotonic::duration(deadline_.load())};
-  return deadline == kNever ? std::nullopt : std::optional(deadline);
+Monotonic VcpuPort::TimerDeadline() const {
+  return Monotonic(Monotonic::duration(deadline_.load(std::memory_order_relaxed)));
 }
 
 void VcpuPort::Conclude(const ApicEffects& effects, PortOutcome* outcome) {
-  const auto before = Deadline();
   Publish();
   outcome->effects = effects;
   outcome->addressing = apic_.addressing();
-  const auto after = Deadline();
-  if (after != before) {
-    outcome->new_deadline = after;
-  }
   for (uint32_t rest = effects.eoi_pins; rest != 0; rest &= rest - 1) {
     const auto pin = static_cast<uint8_t>(std::countr_zero(rest));
     outcome->eoi_generations[pin] = apic_.EoiOf(pin).generation;

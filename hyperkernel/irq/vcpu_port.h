@@ -23,7 +23,6 @@ class InterruptController;
 struct PortOutcome {
   ApicEffects effects;
   ApicAddressing addressing;  // if effects.routing_changed, or after a restore
-  std::optional<Monotonic> new_deadline;
   uint32_t
       eoi_generations[kIoApicPins];  // of the pins in effects.eoi_pins; others are not set: most outcomes have none
 };
@@ -42,6 +41,8 @@ class VcpuPort final : public VcpuInterrupts {
   std::optional<uint8_t> Acknowledge() override ABSL_LOCKS_EXCLUDED(mutex_);
   void SetCr8(uint8_t cr8) override ABSL_LOCKS_EXCLUDED(mutex_);
   uint8_t Cr8() override ABSL_LOCKS_EXCLUDED(mutex_);
+  Monotonic TimerDeadline() const override;
+  void RunTimer(Monotonic now) override ABSL_LOCKS_EXCLUDED(mutex_) { static_cast<void>(OnTime(now)); }
 
   Acceptance Accept(const InterruptMessage& message) ABSL_LOCKS_EXCLUDED(mutex_);
   // True: the vCPU must look.
@@ -55,7 +56,6 @@ class VcpuPort final : public VcpuInterrupts {
   // Without the lock, as last published: a decision on them may be a moment late, as in hardware.
   // nullopt: accepts no fixed interrupts.
   std::optional<uint8_t> Priority() const;
-  std::optional<Monotonic> Deadline() const;
 
  private:
   void Publish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

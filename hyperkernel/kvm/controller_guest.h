@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "hyperkernel/irq/apic_timer_thread.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 #include "hyperkernel/kvm/guest_harness.h"
 #include "hyperkernel/kvm/vcpu_group.h"
@@ -54,9 +53,8 @@ class ControllerGuest {
  public:
   // `x2apic`: from the beginning.
   explicit ControllerGuest(const std::string& program, uint32_t count = 1, bool x2apic = true)
-      : ram(program), vcpus(count), controller({.vcpus = count, .x2apic = x2apic}, &RealClock(), &vcpus, &timers_) {
+      : ram(program), vcpus(count), controller({.vcpus = count, .x2apic = x2apic}, &RealClock(), &vcpus) {
     devices.interrupts = &controller;
-    timers_.Start(&controller);
     auto vm = Vm::Create(count);
     Check(vm.status());
     Check((*vm)->AddMemory({.start = Gpa(0), .bytes = kGuestBytes, .host = ram.data()}).status());
@@ -79,7 +77,6 @@ class ControllerGuest {
   ~ControllerGuest() {
     EXPECT_TRUE(vcpus.Stop(After(std::chrono::seconds(30))).ok());
     vcpus.Clear();
-    timers_.Stop();
   }
 
   void Start() { Check(vcpus.Start(GuestRam::Entry(), After(std::chrono::seconds(10)))); }
@@ -98,7 +95,6 @@ class ControllerGuest {
     HK_CHECK(status.ok());
   }
 
-  ApicTimerThread timers_;
   std::unique_ptr<PvClock> clock_;
 
  public:

@@ -54,11 +54,6 @@ class FakeApic final : public VcpuInterrupts {
   static constexpr std::chrono::milliseconds kTimerDelay{2};
 
   explicit FakeApic(uint32_t id) : id_(id) {}
-  ~FakeApic() override { JoinTimer(); }
-  // REQUIRES: the vCPU does not run.
-  void JoinTimer() {
-    if (timer_.joinable()) timer_.join();
-  }
   // Set before the vCPU runs: who else there is, and what to call when this APIC has news.
   std::vector<FakeApic*> all;
   std::function<void()> wake = [] {};
@@ -116,7 +111,7 @@ class FakeApic final : public VcpuInterrupts {
         return true;
       }
       case 0x838:
-        ArmTimer();
+        timer_ = After(kTimerDelay);
         return true;
       case 0x83f:
         Post({.kind = VcpuWork::Kind::kInterrupt, .vector = static_cast<uint8_t>(value)});
@@ -159,6 +154,13 @@ class FakeApic final : public VcpuInterrupts {
     std::lock_guard lock(mutex_);
     return tpr_ >> 4;
   }
+  Monotonic TimerDeadline() const override { return timer_; }
+  void RunTimer(Monotonic now) override {
+    if (now < timer_.load()) return;
+    timer_ = Monotonic::max();
+    std::lock_guard lock(mutex_);
+    irr_[timer_vector_] = true;
+  }
 
  private:
   // Highest pending vector above the processor's priority, or -1.
@@ -181,14 +183,6 @@ class FakeApic final : public VcpuInterrupts {
     return true;
   }
 
-  void ArmTimer() {
-    if (timer_.joinable()) timer_.join();
-    timer_ = std::thread([this] {
-      std::this_thread::sleep_for(kTimerDelay);
-      Post({.kind = VcpuWork::Kind::kInterrupt, .vector = timer_vector_});
-    });
-  }
-
   const uint32_t id_;
   std::mutex mutex_;
   std::bitset<256> irr_;
@@ -196,7 +190,7 @@ class FakeApic final : public VcpuInterrupts {
   std::deque<VcpuWork> queue_;
   std::atomic<uint8_t> tpr_ = 0;
   std::atomic<uint8_t> timer_vector_ = 0;
-  std::thread timer_;
+  std::atomic<Monotonic> timer_ = Monotonic::max();
 };
 
 // What guests/guest.inc and the programs expect, and what they said.
@@ -350,11 +344,10 @@ class TestGuest {
     }
   }
 
-  // Whoever wakes a vCPU must be gone before it: all vCPUs stop first, then the timers.
+  // Whoever wakes a vCPU must be gone before it: all stop first.
   ~TestGuest() {
     for (auto& each : vcpu) each->RequestStop();
     for (auto& each : vcpu) EXPECT_TRUE(each->Stop(After(std::chrono::seconds(30))).ok());
-    for (auto& apic : apics) apic->JoinTimer();
   }
 
   // A further VM over the same memory.

@@ -24,17 +24,11 @@ constexpr milliseconds kFirstKickInterval{1};
 constexpr milliseconds kLastKickInterval{50};
 constexpr milliseconds kCreateLimit{10'000};
 
-// Interrupts KVM_RUN. It need not do anything: immediate_exit is set first, so a signal that comes just before KVM_RUN
-// is no loss.
-int KickSignal() {
-  return SIGRTMIN + 6;
-}
-
 void InstallKickHandler() {
   static const bool installed = [] {
     struct sigaction action = {};
-    action.sa_handler = [](int) {};
-    action.sa_flags = SA_RESTART;  // a device's own system calls go on; KVM_RUN returns EINTR all the same
+    action.sa_sigaction = VcpuTimer::OnSignal;
+    action.sa_flags = SA_SIGINFO | SA_RESTART;  // a device's own system calls go on; KVM_RUN returns EINTR all the same
     HK_CHECK(sigaction(KickSignal(), &action, nullptr) == 0);
     return true;
   }();

@@ -37,6 +37,7 @@
 #include "hyperkernel/kvm/pv_clock.h"
 #include "hyperkernel/kvm/vcpu_exits.h"
 #include "hyperkernel/kvm/vcpu_state.h"
+#include "hyperkernel/kvm/vcpu_timer.h"
 #include "hyperkernel/kvm/vm.h"
 
 namespace hk {
@@ -138,6 +139,7 @@ class Vcpu {
   void ThreadMain() ABSL_LOCKS_EXCLUDED(mutex_);
   bool Idle() ABSL_LOCKS_EXCLUDED(mutex_);
   bool RunGuest();
+  void RunTimer();
   bool PrepareEntry();
   bool DeliverInterrupt();
   bool Enter();
@@ -146,6 +148,7 @@ class Vcpu {
   void Sleep() ABSL_LOCKS_EXCLUDED(mutex_);
   bool FailWith(const absl::Status& status);
   absl::Status SetUp();
+  absl::Status MakeTimer();
   absl::Status SetRegisters(const InitialCpuState& state);
   absl::Status ApplyInit();
   absl::Status ApplySipi(uint8_t vector);
@@ -163,6 +166,7 @@ class Vcpu {
   bool if_flag_ = false;          // RFLAGS.IF, as of the last KVM_RUN
   bool ready_ = false;            // KVM takes an interrupt now
   std::string why_failed_;
+  std::unique_ptr<VcpuTimer> timer_;
   VcpuExits exits_;
 
   // Where the thread is and whether it must look up. Sequentially consistent, see invariant 3.

@@ -1,6 +1,8 @@
 // The inside of a vCPU: what its thread does.
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <utility>
@@ -25,6 +27,8 @@ constexpr int kMostEvents = 16;
 // at the latest); none needs this many.
 constexpr int kMostDrainRounds = 1 << 14;
 constexpr std::chrono::hours kLongTime{1};
+// The kernel's default lets a wake-up be 50 us late, which all timers of a halted guest would be.
+constexpr unsigned long kTimerSlackNs = 1000;
 
 void SetImmediateExit(const VcpuFd& fd, uint8_t value) {
   std::atomic_ref<uint8_t>(fd.run()->immediate_exit).store(value);
@@ -55,6 +59,7 @@ bool TakesInterrupt(const VcpuState& state) {
 }  // namespace
 
 void Vcpu::ThreadMain() {
+  ::prctl(PR_SET_TIMERSLACK, kTimerSlackNs, 0, 0, 0);
   while (Idle()) {
     const bool going = RunGuest();
     {
@@ -65,6 +70,7 @@ void Vcpu::ThreadMain() {
     }
     if (!going) environment_.devices->OnGuestFailure(id_, why_failed_);
   }
+  timer_.reset();
 }
 
 // Executes commands until the guest is to run: true. False: the thread is to end.
@@ -112,6 +118,7 @@ bool Vcpu::RunGuest() {
       case Wanted::kRunning:
         break;
     }
+    RunTimer();
     if (!PrepareEntry()) return false;
     if (activity_ != VcpuActivity::kRunning) {
       Sleep();
@@ -119,6 +126,13 @@ bool Vcpu::RunGuest() {
       return false;
     }
   }
+}
+
+void Vcpu::RunTimer() {
+  const Monotonic deadline = interrupts_.TimerDeadline();
+  if (deadline == Monotonic::max()) return;
+  const Monotonic now = RealClock().Now();
+  if (deadline <= now) interrupts_.RunTimer(now);
 }
 
 // Acts on what the local APIC has for this vCPU.
@@ -183,6 +197,7 @@ bool Vcpu::Enter() {
   kvm_run* run = fd_.run();
   const uint8_t cr8 = interrupts_.Cr8();
   run->cr8 = cr8;
+  timer_->ArmFor(interrupts_.TimerDeadline());
   in_kvm_ = true;
   if (attention_) {
     in_kvm_ = false;
@@ -247,11 +262,13 @@ bool Vcpu::Drain() {
   return true;
 }
 
-// Halted or waiting for SIPI: until someone wakes us.
+// Halted or waiting for SIPI: until someone wakes us, or the timer is due.
 void Vcpu::Sleep() {
+  const Monotonic end = std::min(interrupts_.TimerDeadline(), std::chrono::steady_clock::now() + kLongTime);
   MutexLock lock(&mutex_);
   asleep_ = true;
-  while (!attention_) news_.WaitUntil(&mutex_, std::chrono::steady_clock::now() + kLongTime);
+  while (!attention_ && news_.WaitUntil(&mutex_, end)) {
+  }
   asleep_ = false;
 }
 
@@ -260,7 +277,14 @@ bool Vcpu::FailWith(const absl::Status& status) {
   return false;
 }
 
+absl::Status Vcpu::MakeTimer() {
+  if (timer_ != nullptr) return absl::OkStatus();
+  HK_ASSIGN_OR_RETURN(timer_, VcpuTimer::Create(KickSignal()));
+  return absl::OkStatus();
+}
+
 absl::Status Vcpu::SetUp() {
+  HK_RETURN_IF_ERROR(MakeTimer());
   absl::StatusOr<VcpuFd> fd = vm_->TakeVcpu(id_);
   if (!fd.ok()) return fd.status();
   HK_RETURN_IF_ERROR(WriteCpuid(*fd, config_.cpuid));
@@ -270,6 +294,7 @@ absl::Status Vcpu::SetUp() {
     MutexLock lock(&kick_mutex_);
     fd_ = *std::move(fd);
   }
+  timer_->SetRunPage(fd_.run());
   kvm_sregs sregs = {};
   HK_RETURN_IF_ERROR(Call(fd_, KVM_GET_SREGS, &sregs, "KVM_GET_SREGS"));
   sregs.apic_base =
@@ -318,6 +343,7 @@ absl::Status Vcpu::ApplySipi(uint8_t vector) {
 }
 
 absl::Status Vcpu::Replace(Vm* vm, const VcpuState& state) {
+  HK_RETURN_IF_ERROR(MakeTimer());
   absl::StatusOr<VcpuFd> fresh = vm->TakeVcpu(id_);
   if (!fresh.ok()) return fresh.status();
   if (absl::Status status = WriteVcpuState(*fresh, vm->facts(), state); !status.ok()) {
@@ -329,6 +355,7 @@ absl::Status Vcpu::Replace(Vm* vm, const VcpuState& state) {
     MutexLock lock(&kick_mutex_);
     old = std::exchange(fd_, *std::move(fresh));
   }
+  timer_->SetRunPage(fd_.run());
   if (old.valid()) vm_->ParkVcpu(id_, std::move(old));
   vm_ = vm;
   activity_ = HK_MUTANT(restore_forgets_halt) ? VcpuActivity::kRunning : state.activity;

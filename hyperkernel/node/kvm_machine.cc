@@ -14,7 +14,6 @@
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/boot/acpi_tables.h"
 #include "hyperkernel/boot/linux_loader.h"
-#include "hyperkernel/irq/apic_timer_thread.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 #include "hyperkernel/kvm/cpu_model.h"
 #include "hyperkernel/kvm/vcpu_group.h"
@@ -123,7 +122,6 @@ class KvmMachine final : public Machine, public ExitHandler {
   std::unique_ptr<GuestMemory> memory_;
   std::unique_ptr<PvClock> pv_clock_;
   std::unique_ptr<VcpuGroup> vcpus_;  // the VM too; emptied first, and there as long as what follows may wake someone
-  std::unique_ptr<ApicTimerThread> timers_ = std::make_unique<ApicTimerThread>();
   std::unique_ptr<InterruptController> interrupts_;
   std::unique_ptr<MachineDevices> devices_;
   std::unique_ptr<MachineVirtio> virtio_;
@@ -134,7 +132,6 @@ KvmMachine::~KvmMachine() {
   if (const absl::Status status = vcpus_->Stop(clock_.Now() + kStopDeadline); !status.ok()) {
     log::Error("guest", "a vCPU does not stop", {{"guest", spec_.name()}, {"error", MessageOf(status)}});
   }
-  timers_->Stop();
   EndDevices();
   voice_->Silence();
   if (vcpus_ != nullptr) vcpus_->Clear();
@@ -151,15 +148,14 @@ void KvmMachine::EndDevices() {
   struct Remains {
     std::unique_ptr<GuestMemory> memory;
     std::unique_ptr<VcpuGroup> vcpus;
-    std::unique_ptr<ApicTimerThread> timers;
     std::unique_ptr<InterruptController> interrupts;
     std::unique_ptr<MachineDevices> devices;
     std::unique_ptr<MachineVirtio> virtio;
   };
   virtio_->MoveDoorbellsTo(nullptr);
   vcpus_->Clear();  // and the VM, before the memory it maps
-  auto remains = std::make_unique<Remains>(Remains{std::move(memory_), std::move(vcpus_), std::move(timers_),
-                                                   std::move(interrupts_), std::move(devices_), std::move(virtio_)});
+  auto remains = std::make_unique<Remains>(
+      Remains{std::move(memory_), std::move(vcpus_), std::move(interrupts_), std::move(devices_), std::move(virtio_)});
   std::thread([remains = std::move(remains), name = spec_.name()]() mutable {
     remains.reset();
     log::Info("guest", "the I/O has ended", {{"guest", name}});
@@ -231,8 +227,7 @@ absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames, Ma
   HK_RETURN_IF_ERROR(BuildMemory(generation, frames, vm.get()));
   HK_ASSIGN_OR_RETURN(const CpuModel model, CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec_)));
   interrupts_ = std::make_unique<InterruptController>(
-      InterruptControllerOptions{.vcpus = spec_.vcpus(), .x2apic = model.has_x2apic()}, &clock_, vcpus_.get(),
-      timers_.get());
+      InterruptControllerOptions{.vcpus = spec_.vcpus(), .x2apic = model.has_x2apic()}, &clock_, vcpus_.get());
   HK_RETURN_IF_ERROR(BuildDevices(std::move(backends), vm.get()));
   return BuildVcpus(std::move(vm), model);
 }
@@ -258,11 +253,10 @@ absl::StatusOr<BootState> KvmMachine::LoadKernel() {
 
 absl::Status KvmMachine::Run() {
   HK_ASSIGN_OR_RETURN(const BootState boot, LoadKernel());
-  timers_->Start(interrupts_.get());
   return vcpus_->Start(ToInitialCpuState(boot), clock_.Now() + kPauseDeadline);
 }
 
-// Guest memory, devices and the timers' thread stay: of the VM they know nothing but who takes doorbells.
+// Guest memory and devices stay: of the VM they know nothing but who takes doorbells.
 absl::Status KvmMachine::Renew(Monotonic deadline) {
   return vcpus_->Renew(
       [this](Vm* vm) -> absl::Status {
