@@ -57,6 +57,7 @@ GuestManager::~GuestManager() {
     stopping_ = true;
   }
   changed_.SignalAll();
+  if (starter_.joinable()) starter_.join();
   if (thread_.joinable()) thread_.join();
   std::map<std::string, std::unique_ptr<Guest>> doomed;
   {
@@ -68,21 +69,6 @@ GuestManager::~GuestManager() {
     guest->machine.reset();  // its last events take the lock
     if (ran) RecordStopped(guest.get());
     if (guest->channels != nullptr) guest->channels->End();
-  }
-}
-
-void GuestManager::Autostart() {
-  std::vector<std::string> names;
-  {
-    MutexLock lock(&mutex_);
-    for (const auto& [name, guest] : guests_) {
-      if (guest->record.spec().autostart()) names.push_back(name);
-    }
-  }
-  for (const std::string& name : names) {
-    if (const absl::Status status = Start(name, false, ""); !status.ok()) {
-      log::Error("guest", "autostart failed", {{"guest", name}, {"error", MessageOf(status)}});
-    }
   }
 }
 

@@ -47,7 +47,9 @@ class GuestManager {
   // Stops all machines at once.
   ~GuestManager();
 
-  // Starts what has autostart set; failures are logged and shown as reasons.
+  // Starts what has autostart set, on a thread of its own and returns: one machine after another, by name, so that it
+  // does not depend on chance who gets the memory. What waits, and what failed, is shown as the machine's reason. Once
+  // only.
   void Autostart();
 
   absl::StatusOr<v1::Vm> Create(const v1::VmSpec& spec, bool dry_run);
@@ -85,6 +87,7 @@ class GuestManager {
   absl::StatusOr<Guest*> Take(const std::string& name, std::initializer_list<v1::VmState> from,
                               std::string_view expected) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GiveBack(Guest* guest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StartAllDue();
   // `reason` is shown beside the state "running"; a `restart` goes on with the channels there are.
   absl::Status Start(const std::string& name, bool restart, const std::string& reason);
   absl::Status ForceStop(const std::string& name, v1::VmState state, const std::string& reason);
@@ -116,6 +119,7 @@ class GuestManager {
   std::deque<Ended> ended_ ABSL_GUARDED_BY(mutex_);  // at most one per machine and generation
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;
+  std::thread starter_;  // see Autostart
 };
 
 }  // namespace hk

@@ -35,8 +35,9 @@ class GuestManagerTest : public testing::Test {
     store_ = *StateStore::Open(directory_ + "/state");
     manager_ = *GuestManager::Open(
         store_.get(), "n", [](const v1::VmSpec&) { return absl::OkStatus(); },
-        [this](const v1::VmSpec&, uint64_t generation,
+        [this](const v1::VmSpec& spec, uint64_t generation,
                MachineEvents* events) -> absl::StatusOr<std::unique_ptr<Machine>> {
+          while (spec.name() == held_.load()) std::this_thread::yield();
           if (!fail_.ok()) return fail_;
           generation_ = generation;
           auto machine = std::make_unique<FakeMachine>(events, &alive_, &agent_);
@@ -45,9 +46,14 @@ class GuestManagerTest : public testing::Test {
         },
         RealClock());
   }
-  void Create(v1::OnCrash on_crash = v1::ON_CRASH_STOP, bool autostart = false) {
+  void Reopen() {
+    manager_.reset();
+    store_.reset();
+    Open();
+  }
+  void Create(v1::OnCrash on_crash = v1::ON_CRASH_STOP, bool autostart = false, const std::string& name = "g") {
     v1::VmSpec spec;
-    spec.set_name("g");
+    spec.set_name(name);
     spec.set_memory_mib(64);
     spec.set_kernel("/k");
     spec.set_on_crash(on_crash);
@@ -61,14 +67,17 @@ class GuestManagerTest : public testing::Test {
     return manager_->Exec("g", {.words = {"true"}, .input = ""}, std::chrono::seconds(60), [] { return false; });
   }
   absl::Status Do(v1::VmAction action) { return manager_->Control("g", action).status(); }
-  v1::Vm Get() { return *manager_->Get("g"); }
-  // The end of a guest is handled on the manager's thread.
-  void AwaitState(v1::VmState state, uint64_t generation = 0) {
+  v1::Vm Get(const std::string& name = "g") { return *manager_->Get(name); }
+  void Await(const std::function<bool()>& condition) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    while (Get().state() != state || (generation != 0 && generation_ != generation)) {
+    while (!condition()) {
       ASSERT_LT(std::chrono::steady_clock::now(), deadline) << Get().ShortDebugString();
       std::this_thread::yield();
     }
+  }
+  // Ends and autostarts are handled on threads of the manager's.
+  void AwaitState(v1::VmState state, uint64_t generation = 0) {
+    Await([&] { return Get().state() == state && (generation == 0 || generation_ == generation); });
   }
 
   std::string directory_;
@@ -76,6 +85,7 @@ class GuestManagerTest : public testing::Test {
   std::unique_ptr<GuestManager> manager_;
   std::atomic<int> alive_{0};
   std::atomic<uint64_t> generation_{0};
+  std::atomic<const char*> held_{""};  // the machine whose making takes until this is another
   FakeMachine* machine_ = nullptr;
   FakeAgent agent_;
   absl::Status fail_;
@@ -285,18 +295,52 @@ TEST_F(GuestManagerTest, AGuestThatOnlyResetsItselfIsStopped) {
 
 TEST_F(GuestManagerTest, AutostartStartsWhatAskedForIt) {
   Create(v1::ON_CRASH_STOP, true);
+  Create(v1::ON_CRASH_STOP, false, "by-hand");
   EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED) << "creating starts nothing";
-  manager_.reset();
-  store_.reset();
-  Open();
+  Reopen();
   manager_->Autostart();
-  EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
-  manager_.reset();
-  store_.reset();
-  Open();
+  AwaitState(v1::VM_STATE_RUNNING);
+  EXPECT_EQ(Get("by-hand").generation(), 0u);
+  Reopen();
   fail_ = absl::ResourceExhaustedError("no room");
   manager_->Autostart();
-  EXPECT_EQ(Get().reason(), "start failed: no room");
+  Await([&] { return Get().reason() == "start failed: no room"; });
+}
+
+TEST_F(GuestManagerTest, WhatWaitsForItsAutostartIsShownAndMayBeOrderedAbout) {
+  for (const char* name : {"a", "b", "c", "g"}) Create(v1::ON_CRASH_STOP, true, name);
+  Reopen();
+  held_ = "a";
+  manager_->Autostart();
+  Await([&] { return Get("a").state() == v1::VM_STATE_STARTING; });
+  for (const char* name : {"b", "c", "g"}) {
+    EXPECT_EQ(Get(name).state(), v1::VM_STATE_STOPPED);
+    EXPECT_EQ(Get(name).reason(), "autostart: waits for its turn");
+  }
+  ASSERT_TRUE(manager_->Control("b", v1::VM_ACTION_START).ok());
+  ASSERT_TRUE(manager_->Control("b", v1::VM_ACTION_FORCE_STOP).ok());
+  ASSERT_TRUE(manager_->Delete("c").ok());
+  held_ = "";
+  AwaitState(v1::VM_STATE_RUNNING);
+  EXPECT_EQ(Get("a").state(), v1::VM_STATE_RUNNING);
+  EXPECT_EQ(Get("b").state(), v1::VM_STATE_STOPPED) << "an operator has decided since";
+  EXPECT_EQ(Get("b").generation(), 1u);
+}
+
+TEST_F(GuestManagerTest, ADaemonMayEndWhileItsAutostartIsUnderWay) {
+  Create(v1::ON_CRASH_STOP, true, "a");
+  Create(v1::ON_CRASH_STOP, true);
+  Reopen();
+  held_ = "a";
+  manager_->Autostart();
+  Await([&] { return Get("a").state() == v1::VM_STATE_STARTING; });
+  std::thread end([this] { manager_.reset(); });
+  held_ = "";
+  end.join();
+  store_.reset();
+  Open();
+  EXPECT_EQ(Get("a").generation(), 1u);
+  EXPECT_EQ(Get("a").reason(), "") << "it was stopped in good order";
 }
 
 TEST_F(GuestManagerTest, AMachineTellsWhenItWasMadeAndStarted) {

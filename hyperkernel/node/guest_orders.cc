@@ -13,6 +13,8 @@ namespace {
 
 // A machine that is not renewed by then goes on as it was. In the lab it takes 10 ms and more for each vCPU.
 constexpr std::chrono::seconds kRenewLimit(10);
+// The reason beside "stopped" until its turn comes.
+constexpr char kWaitsForAutostart[] = "autostart: waits for its turn";
 
 }  // namespace
 
@@ -31,6 +33,39 @@ void GuestManager::GiveBack(Guest* guest) {
   changed_.SignalAll();
 }
 
+void GuestManager::Autostart() {
+  {
+    MutexLock lock(&mutex_);
+    for (auto& [name, guest] : guests_) {
+      if (!guest->record.spec().autostart() || guest->machine != nullptr || guest->busy) continue;
+      guest->start_due = true;
+      guest->reason = kWaitsForAutostart;
+    }
+  }
+  starter_ = std::thread(&GuestManager::StartAllDue, this);
+}
+
+void GuestManager::StartAllDue() {
+  while (true) {
+    std::string name;
+    {
+      MutexLock lock(&mutex_);
+      const auto due =
+          std::find_if(guests_.begin(), guests_.end(), [](const auto& entry) { return entry.second->start_due; });
+      if (stopping_ || due == guests_.end()) return;
+      name = due->first;
+      due->second->start_due = false;
+    }
+    const absl::Status status = Start(name, false, "");
+    if (status.ok()) continue;
+    log::Error("guest", "autostart failed", {{"guest", name}, {"error", MessageOf(status)}});
+    MutexLock lock(&mutex_);
+    const auto found = guests_.find(name);
+    if (found == guests_.end() || found->second->reason != kWaitsForAutostart) continue;
+    found->second->reason = fmt::format("autostart failed: {}", MessageOf(status));
+  }
+}
+
 absl::Status GuestManager::Start(const std::string& name, bool restart, const std::string& reason) {
   v1::VmSpec spec;
   uint64_t generation = 0;
@@ -40,9 +75,12 @@ absl::Status GuestManager::Start(const std::string& name, bool restart, const st
     HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
     if (guest->machine != nullptr)
       return absl::FailedPreconditionError(fmt::format("vm '{}' is {} already", name, NameOf(guest->state)));
-    guest->record.set_generation(guest->record.generation() + 1);
-    guest->record.set_running(true);
-    HK_RETURN_IF_ERROR(records_.Put(guest->record));
+    v1::VmRecord record = guest->record;
+    record.set_generation(record.generation() + 1);
+    record.set_running(true);
+    HK_RETURN_IF_ERROR(records_.Put(record));
+    guest->record = std::move(record);
+    guest->start_due = false;
     spec = guest->record.spec();
     generation = guest->record.generation();
     if (!restart || guest->channels == nullptr) {

@@ -287,7 +287,7 @@ class Vm(hktest.TestCase):
         self.assertGreater(int(self.show()['exits_per_second']), 0, 'it polls its serial line')
         self.assertEqual(self.node.stop(), 0)
         self.node.start()
-        self.assertEqual(self.show()['state'], 'VM_STATE_RUNNING')
+        self.assert_exit(self.node.hkctl('vm', 'wait', 'g', '--for', 'running', '--timeout', '60s'), 0)
         self.assertEqual(self.show()['generation'], '2')
 
 
