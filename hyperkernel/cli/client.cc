@@ -68,14 +68,18 @@ bool IsUnusableIdentity(const Options& options, const grpc::Status& status) {
 }  // namespace
 
 int Client::Call(const std::string& what, const Body& body) {
-  return Run(what, true, body);
+  return Run(what, options_.timeout_ms, body);
+}
+
+int Client::Work(const std::string& what, const Body& body) {
+  return Run(what, options_.timeout_given ? options_.timeout_ms : kWorkTimeoutMs, body);
 }
 
 int Client::Stream(const std::string& what, const Body& body) {
-  return Run(what, false, body);
+  return Run(what, std::nullopt, body);
 }
 
-int Client::Run(const std::string& what, bool with_deadline, const Body& body) {
+int Client::Run(const std::string& what, std::optional<uint64_t> timeout_ms, const Body& body) {
   const std::shared_ptr<grpc::ChannelCredentials> credentials = CredentialsFor(options_);
   if (credentials == nullptr) return kExitUsage;
   grpc::ChannelArguments arguments;
@@ -83,18 +87,24 @@ int Client::Run(const std::string& what, bool with_deadline, const Body& body) {
   arguments.SetSslTargetNameOverride(kAnyNodeDnsName);
   const auto channel = grpc::CreateCustomChannel(options_.endpoint, credentials, arguments);
   const auto stub = v1::Admin::NewStub(channel);
-  const auto deadline = std::chrono::system_clock::now() + std::chrono::milliseconds(options_.timeout_ms);
-  grpc::ClientContext context;
-  if (with_deadline) context.set_deadline(deadline);
+  auto waited = std::chrono::milliseconds(options_.timeout_ms);
+  const auto after = [](std::chrono::milliseconds time) { return std::chrono::system_clock::now() + time; };
   grpc::Status status;
-  if (!with_deadline) {
-    // A call without a deadline would wait as long as the network does: first one that has.
+  if (timeout_ms != options_.timeout_ms) {
+    // Whether there is a daemon must not take as long to find out as its work takes: first a call that waits less.
     grpc::ClientContext first;
-    first.set_deadline(deadline);
+    first.set_deadline(after(waited));
     v1::GetVersionResponse version;
     status = stub->GetVersion(&first, v1::GetVersionRequest(), &version);
   }
-  if (status.ok()) status = body(stub.get(), &context);
+  if (status.ok()) {
+    grpc::ClientContext context;
+    if (timeout_ms.has_value()) {
+      waited = std::chrono::milliseconds(*timeout_ms);
+      context.set_deadline(after(waited));
+    }
+    status = body(stub.get(), &context);
+  }
   switch (status.error_code()) {
     case grpc::StatusCode::OK:
       return kExitOk;
@@ -108,9 +118,7 @@ int Client::Run(const std::string& what, bool with_deadline, const Body& body) {
       return CannotReach(options_, what, status.error_message());
     case grpc::StatusCode::DEADLINE_EXCEEDED:
       if (status.error_message().rfind("node '", 0) == 0) break;
-      return CannotReach(
-          options_, what,
-          fmt::format("no answer within {}", HumanDuration(std::chrono::milliseconds(options_.timeout_ms))));
+      return CannotReach(options_, what, fmt::format("no answer within {}", HumanDuration(waited)));
     default:
       break;
   }

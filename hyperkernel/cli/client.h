@@ -8,6 +8,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,11 +24,15 @@ inline constexpr int kExitCannotReach = 3;
 
 inline constexpr char kDefaultEndpoint[] = "unix:/run/hyperkernel/admin.sock";
 
+// Longest wait for work on the daemon's side.
+inline constexpr uint64_t kWorkTimeoutMs = 60000;
+
 // The global options.
 struct Options {
   std::string endpoint = kDefaultEndpoint;
   std::string output = "table";
   uint64_t timeout_ms = 10000;
+  bool timeout_given = false;                    // by the operator: then it is meant for everything
   std::string tls_ca, tls_certificate, tls_key;  // paths; all or none
   std::vector<std::string> guest_command;        // of vm exec: the words after --
 
@@ -44,12 +49,16 @@ class Client {
   // do. `what` names the command: "node list".
   using Body = std::function<grpc::Status(v1::Admin::Stub*, grpc::ClientContext*)>;
   int Call(const std::string& what, const Body& body);
+  // The same for work on the daemon's side, a kernel to be unpacked or a machine to be made, which a slow host may need
+  // longer for than for an answer: connecting has the usual deadline, the work kWorkTimeoutMs unless the operator said.
+  int Work(const std::string& what, const Body& body);
   // The same for a call that lasts as long as the operator wants: no deadline once it is connected; connecting has the
   // usual one.
   int Stream(const std::string& what, const Body& body);
 
  private:
-  int Run(const std::string& what, bool with_deadline, const Body& body);
+  // `timeout_ms`: of the call; nothing: none. One that differs from the usual is preceded by a call with that.
+  int Run(const std::string& what, std::optional<uint64_t> timeout_ms, const Body& body);
 
   const Options& options_;
 };

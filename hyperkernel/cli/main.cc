@@ -44,10 +44,12 @@ void AddGlobalOptions(CLI::App* app, hk::cli::Options* options) {
       ->check(CLI::IsMember({"table", "json", "textproto"}))
       ->capture_default_str();
   const std::map<std::string, uint64_t> units{{"ms", 1}, {"s", 1000}, {"m", 60000}};
-  app->add_option("--timeout", options->timeout_ms,
-                  "Longest wait for an answer, with a unit: 500ms, 10s, 2m (default 10s)")
+  app->add_option(
+         "--timeout", options->timeout_ms,
+         "Longest wait for an answer, with a unit: 500ms, 10s, 2m (default 10s; 60s for vm create, start, reset)")
       ->transform(CLI::AsNumberWithUnit(units, CLI::AsNumberWithUnit::UNIT_REQUIRED, "DURATION"))
-      ->check(CLI::Range(uint64_t{1}, kMaxTimeoutMs));
+      ->check(CLI::Range(uint64_t{1}, kMaxTimeoutMs))
+      ->each([options](const std::string&) { options->timeout_given = true; });
   app->add_option("--tls-ca", options->tls_ca, "Cluster's certificate authority, PEM")->envname("HKCTL_TLS_CA");
   app->add_option("--tls-cert", options->tls_certificate, "Own certificate, PEM")->envname("HKCTL_TLS_CERT");
   app->add_option("--tls-key", options->tls_key, "Own private key, PEM")->envname("HKCTL_TLS_KEY");

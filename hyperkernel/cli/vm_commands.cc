@@ -75,7 +75,7 @@ int Create(const Options& options, const std::string& path, bool dry_run) {
   if (!ReadSpec(path, request.mutable_spec())) return kExitUsage;
   request.set_dry_run(dry_run);
   v1::CreateVmResponse response;
-  const int code = Client(options).Call("vm create", [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
+  const int code = Client(options).Work("vm create", [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
     return stub->CreateVm(context, request, &response);
   });
   if (code != kExitOk) return code;
@@ -150,7 +150,7 @@ int Control(const Options& options, const std::string& what, const std::string& 
   request.set_name(name);
   request.set_action(action);
   v1::ControlVmResponse response;
-  const int code = Client(options).Call(fmt::format("vm {} {}", what, name),
+  const int code = Client(options).Work(fmt::format("vm {} {}", what, name),
                                         [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
                                           return stub->ControlVm(context, request, &response);
                                         });

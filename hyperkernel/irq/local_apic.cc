@@ -1,6 +1,7 @@
 #include "hyperkernel/irq/local_apic.h"
 
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mutant.h"
 
 namespace hk {
 
@@ -69,6 +70,8 @@ bool LocalApic::Request(uint8_t vector, bool level) {
   const bool is_new = !irr_.Test(vector);
   irr_.Set(vector);
   tmr_.Assign(vector, level);
+  // With an EOI offered, the guest may have ended the interrupt in service without our knowledge.
+  if (is_new && eoi_offered_ && !HK_MUTANT(eoi_offer_hides_requests)) return true;
   return is_new && Deliverable() == vector && !waiting_for_sipi_;
 }
 
@@ -219,6 +222,26 @@ std::optional<uint8_t> LocalApic::Acknowledge() {
     isr_.Set(*vector);
   }
   return vector;
+}
+
+bool LocalApic::OfferEoi() {
+  const auto vector = isr_.Highest();
+  if (!vector || tmr_.Test(*vector) || level_pins_ != 0 || irr_.Highest()) {
+    return false;
+  }
+  VectorSet others = isr_;
+  others.Clear(*vector);
+  eoi_offered_ = !others.Highest();
+  return eoi_offered_;
+}
+
+ApicEffects LocalApic::EndEoiOffer(bool ended) {
+  ApicEffects effects;
+  eoi_offered_ = false;
+  if (ended) {
+    WriteEoi(effects);
+  }
+  return effects;
 }
 
 void LocalApic::SetCr8(uint8_t cr8) {

@@ -82,6 +82,8 @@ class LocalApic final {
   VcpuWork Peek() const;
   bool Take(VcpuWork work);
   std::optional<uint8_t> Acknowledge();
+  bool OfferEoi();
+  ApicEffects EndEoiOffer(bool ended);
   void SetCr8(uint8_t cr8);
   uint8_t Cr8() const { return static_cast<uint8_t>(tpr_ >> 4); }
 
@@ -138,6 +140,7 @@ class LocalApic final {
   uint32_t level_pins_ = 0;  // those of level_sources_ that are valid: most EOIs have none to look at
   ApicEventQueue events_;
   bool waiting_for_sipi_;
+  bool eoi_offered_ = false;  // only while the vCPU is in the guest: not part of a saved state
 };
 
 }  // namespace hk

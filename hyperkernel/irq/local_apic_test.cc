@@ -67,6 +67,49 @@ TEST_F(LocalApicTest, OnlyAHigherClassInterruptsAService) {
   EXPECT_EQ(apic_.Acknowledge(), 0x4f);
 }
 
+// The guest may end an interrupt without an access only if that changes nothing but the interrupt in service.
+TEST_F(LocalApicTest, AnEoiIsOfferedOnlyIfNothingElseHangsOnIt) {
+  EXPECT_FALSE(apic_.OfferEoi()) << "nothing in service";
+  Fixed(0x45);
+  ASSERT_EQ(apic_.Acknowledge(), 0x45);
+  EXPECT_TRUE(apic_.OfferEoi());
+  EXPECT_EQ(apic_.EndEoiOffer(true).eoi_pins, 0u);
+  EXPECT_EQ(Read(ApicRegister::kProcessorPriority), 0u);
+  Fixed(0x45);
+  Fixed(0x31);
+  ASSERT_EQ(apic_.Acknowledge(), 0x45);
+  EXPECT_FALSE(apic_.OfferEoi()) << "another waits";
+  Fixed(0x80);
+  ASSERT_EQ(apic_.Acknowledge(), 0x80);
+  Eoi();
+  Eoi();
+  ASSERT_EQ(apic_.Acknowledge(), 0x31);
+  Fixed(0x80);
+  ASSERT_EQ(apic_.Acknowledge(), 0x80);
+  EXPECT_FALSE(apic_.OfferEoi()) << "nested";
+  Eoi();
+  Eoi();
+  Level(0x50, 3, 7);
+  ASSERT_EQ(apic_.Acknowledge(), 0x50);
+  EXPECT_FALSE(apic_.OfferEoi()) << "level-triggered";
+  EXPECT_EQ(Eoi(), 1u << 3);
+}
+
+TEST_F(LocalApicTest, WhileAnEoiIsOfferedEveryRequestWakes) {
+  Fixed(0x45);
+  ASSERT_EQ(apic_.Acknowledge(), 0x45);
+  EXPECT_FALSE(Fixed(0x46).wake) << "not offered: the EOI will be seen";
+  Eoi();
+  ASSERT_EQ(apic_.Acknowledge(), 0x46);
+  ASSERT_TRUE(apic_.OfferEoi());
+  EXPECT_TRUE(Fixed(0x31).wake) << "the guest may have ended 0x46 without a word";
+  EXPECT_EQ(apic_.EndEoiOffer(false).eoi_pins, 0u);
+  EXPECT_EQ(apic_.Peek().kind, Kind::kNone) << "0x46 is still in service";
+  EXPECT_FALSE(Fixed(0x32).wake);
+  Eoi();
+  EXPECT_EQ(apic_.Acknowledge(), 0x32);
+}
+
 TEST_F(LocalApicTest, EoiWithNothingInServiceDoesNothing) {
   Fixed(0x30);
   EXPECT_EQ(Eoi(), 0u);

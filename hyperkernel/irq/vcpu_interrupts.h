@@ -45,6 +45,12 @@ class VcpuInterrupts {
   // The vCPU takes the pending interrupt: moves it from IRR to ISR. The vector to inject, or nullopt if there is none
   // any more.
   virtual std::optional<uint8_t> Acknowledge() = 0;
+  // Whether the vCPU may end the interrupt that it has just taken without an access to the EOI register: nothing else
+  // is in service or pending, and no I/O APIC pin waits for the end. True: the offer stands until EndEoiOffer, and
+  // whatever arrives meanwhile wakes the vCPU. `ended`: the guest has ended the interrupt; else it will write the
+  // register.
+  virtual bool OfferEoi() = 0;
+  virtual void EndEoiOffer(bool ended) = 0;
   // CR8 (task priority, 0 to 15) as the guest has it, told after each run; and what it must be set to before the next.
   virtual void SetCr8(uint8_t cr8) = 0;
   virtual uint8_t Cr8() = 0;

@@ -102,6 +102,20 @@ std::optional<uint8_t> VcpuPort::Acknowledge() {
   return vector;
 }
 
+bool VcpuPort::OfferEoi() {
+  MutexLock lock(&mutex_);
+  return apic_.OfferEoi();
+}
+
+void VcpuPort::EndEoiOffer(bool ended) {
+  PortOutcome outcome;
+  {
+    MutexLock lock(&mutex_);
+    Conclude(apic_.EndEoiOffer(ended), &outcome);
+  }
+  controller_->Follow(id_, outcome);
+}
+
 void VcpuPort::SetCr8(uint8_t cr8) {
   MutexLock lock(&mutex_);
   apic_.SetCr8(cr8);

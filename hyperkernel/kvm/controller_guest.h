@@ -71,7 +71,13 @@ class ControllerGuest {
     std::vector<VcpuConfig> configs;
     for (uint32_t i = 0; i < count; ++i) configs.push_back({.id = VcpuId(i), .cpuid = model->Cpuid(i, count)});
     Check(vcpus.Create(*std::move(vm), configs, [this](VcpuId id) {
-      return VcpuEnvironment{.devices = &devices, .interrupts = &controller.vcpu(id), .clock = clock_.get()};
+      return VcpuEnvironment{.devices = &devices,
+                             .interrupts = &controller.vcpu(id),
+                             .clock = clock_.get(),
+                             .guest_word = [this](Gpa at) -> absl::StatusOr<std::byte*> {
+                               if (at.value() + 4 > kGuestBytes) return absl::OutOfRangeError("not RAM");
+                               return reinterpret_cast<std::byte*>(ram.data() + at.value());
+                             }};
     }));
   }
   ~ControllerGuest() {

@@ -32,8 +32,8 @@ constexpr std::string_view kNever[] = {
 constexpr uint32_t kDroppedLeaves[] = {5,    0xa,        0x12,       0x14,       0x1c,       0x1d,
                                        0x1e, 0x8000000a, 0x8000001b, 0x8000001f, 0x80000020, 0x80000022};
 constexpr uint32_t kHypervisorFirst = 0x40000000, kHypervisorLast = 0x4fffffff;
-// Linux, arch/x86/include/uapi/asm/kvm_para.h: NOP_IO_DELAY, CLOCKSOURCE2, CLOCKSOURCE_STABLE_BIT.
-constexpr uint32_t kKvmFeatures = 1u << 1 | 1u << 3 | 1u << 24;
+// Linux, arch/x86/include/uapi/asm/kvm_para.h: NOP_IO_DELAY, CLOCKSOURCE2, PV_EOI, CLOCKSOURCE_STABLE_BIT.
+constexpr uint32_t kKvmFeatures = 1u << 1 | 1u << 3 | 1u << 6 | 1u << 24;
 constexpr char kKvmSignature[13] = "KVMKVMKVM\0\0\0";
 
 // XCR0 components (SDM vol. 1, 13.1) and the feature that each belongs to. Components that are not here are hidden.

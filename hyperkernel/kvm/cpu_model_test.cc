@@ -122,7 +122,7 @@ TEST(CpuModelTest, KvmSignatureAndFeatures) {
   std::memcpy(text + 8, &signature.edx, 4);
   EXPECT_STREQ(text, "KVMKVMKVM");
   EXPECT_EQ(signature.eax, 0x40000001u);
-  EXPECT_EQ(Get(entries, 0x40000001).eax, 0x0100000au);
+  EXPECT_EQ(Get(entries, 0x40000001).eax, 0x0100004au);
   EXPECT_EQ(Get(entries, 0x40000001).edx, 0u);
 }
 

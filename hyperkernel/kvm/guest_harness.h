@@ -49,7 +49,7 @@ inline Monotonic After(std::chrono::milliseconds time) {
 }
 
 // Enough of an x2APIC for the programs: ids, TPR, EOI, ICR, self-IPI, a one-shot timer that takes kTimerDelay.
-class FakeApic final : public VcpuInterrupts {
+class FakeApic : public VcpuInterrupts {
  public:
   static constexpr std::chrono::milliseconds kTimerDelay{2};
 
@@ -154,6 +154,8 @@ class FakeApic final : public VcpuInterrupts {
     std::lock_guard lock(mutex_);
     return tpr_ >> 4;
   }
+  bool OfferEoi() override { return false; }
+  void EndEoiOffer(bool) override {}
   Monotonic TimerDeadline() const override { return timer_; }
   void RunTimer(Monotonic now) override {
     if (now < timer_.load()) return;

@@ -42,8 +42,9 @@ Vcpu::Vcpu(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment)
       config_(std::move(config)),
       environment_(environment),
       interrupts_(*environment.interrupts),
+      eoi_(environment.guest_word),
       vm_(vm),
-      exits_(id_, environment.devices, environment.interrupts, environment.clock) {}
+      exits_(id_, environment.devices, environment.interrupts, environment.clock, &eoi_) {}
 
 absl::StatusOr<std::unique_ptr<Vcpu>> Vcpu::Spawn(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment) {
   HK_CHECK(vm != nullptr && environment.devices != nullptr && environment.interrupts != nullptr);
@@ -136,6 +137,7 @@ absl::StatusOr<VcpuState> Vcpu::SaveState(Monotonic deadline) {
   auto save = [this, state] {
     state->activity = activity_;
     if (environment_.clock != nullptr) state->clock = environment_.clock->Save(id_);
+    state->pv_eoi_msr = eoi_.msr();
     return ReadVcpuState(fd_, vm_->facts(), state.get());
   };
   HK_RETURN_IF_ERROR(Execute(save, deadline));

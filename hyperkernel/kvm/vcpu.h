@@ -35,6 +35,7 @@
 #include "hyperkernel/kvm/exit_handler.h"
 #include "hyperkernel/kvm/kvm_api.h"
 #include "hyperkernel/kvm/pv_clock.h"
+#include "hyperkernel/kvm/pv_eoi.h"
 #include "hyperkernel/kvm/vcpu_exits.h"
 #include "hyperkernel/kvm/vcpu_state.h"
 #include "hyperkernel/kvm/vcpu_timer.h"
@@ -54,7 +55,8 @@ struct VcpuConfig {
 struct VcpuEnvironment {
   ExitHandler* devices = nullptr;
   VcpuInterrupts* interrupts = nullptr;
-  PvClock* clock = nullptr;  // may be null: no kvmclock
+  PvClock* clock = nullptr;            // may be null: no kvmclock
+  PvEoi::WordAt guest_word = nullptr;  // may be null: no paravirtual EOI, and a guest that uses its MSR faults
 };
 
 // One vCPU. Thread-safe. Who may call Wake() must be gone before the object: of a guest's vCPUs, stop all, then destroy
@@ -160,6 +162,7 @@ class Vcpu {
   VcpuInterrupts& interrupts_;
 
   // Of the vCPU's thread.
+  PvEoi eoi_;
   Vm* vm_;
   VcpuActivity activity_ = VcpuActivity::kWaitForSipi;
   bool unfinished_exit_ = false;  // the exit is completed by the next KVM_RUN

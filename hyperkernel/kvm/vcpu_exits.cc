@@ -172,6 +172,10 @@ VcpuExits::Next VcpuExits::ReadMsr(kvm_run* run) {
     msr.data = read.value_or(0);
     return Next::kRun;
   }
+  if (msr.index == kMsrKvmEoi) {
+    msr.data = eoi_.msr();
+    return Next::kRun;
+  }
   if (clock_ != nullptr && clock_->ReadMsr(id_, msr.index, &value)) {
     msr.data = value;
     return Next::kRun;
@@ -192,6 +196,10 @@ VcpuExits::Next VcpuExits::WriteMsr(const VcpuFd& vcpu) {
   }
   if (IsApicMsr(msr.index)) {
     msr.error = interrupts_.WriteMsr(msr.index, msr.data) ? 0 : 1;
+    return Next::kRun;
+  }
+  if (msr.index == kMsrKvmEoi) {
+    msr.error = eoi_.WriteMsr(msr.data) ? 0 : 1;
     return Next::kRun;
   }
   if (clock_ != nullptr && clock_->WriteMsr(id_, msr.index, msr.data)) return Next::kRun;

@@ -16,6 +16,7 @@
 #include "hyperkernel/irq/vcpu_interrupts.h"
 #include "hyperkernel/kvm/exit_handler.h"
 #include "hyperkernel/kvm/pv_clock.h"
+#include "hyperkernel/kvm/pv_eoi.h"
 #include "hyperkernel/kvm/vm.h"
 
 namespace hk {
@@ -52,8 +53,8 @@ class VcpuExits {
   enum class Next { kRun, kHalt, kFail };
 
   // All outlive this object. `clock` may be null: the guest has no kvmclock.
-  VcpuExits(VcpuId vcpu, ExitHandler* devices, VcpuInterrupts* interrupts, PvClock* clock)
-      : id_(vcpu), devices_(*devices), interrupts_(*interrupts), clock_(clock) {}
+  VcpuExits(VcpuId vcpu, ExitHandler* devices, VcpuInterrupts* interrupts, PvClock* clock, PvEoi* eoi)
+      : id_(vcpu), devices_(*devices), interrupts_(*interrupts), clock_(clock), eoi_(*eoi) {}
 
   // Handles the exit in vcpu's run page. After kFail, failure() says why.
   Next Handle(const VcpuFd& vcpu);
@@ -95,6 +96,7 @@ class VcpuExits {
   ExitHandler& devices_;
   VcpuInterrupts& interrupts_;
   PvClock* const clock_;
+  PvEoi& eoi_;
   std::string failure_;
   uint32_t logged_msrs_ = 0;
 

@@ -31,8 +31,9 @@ class VcpuExitsTest : public testing::Test {
 
   FakeDevices devices_;
   FakeApic apic_{0};
+  PvEoi eoi_{nullptr};
   VcpuFd vcpu_;
-  VcpuExits exits_{VcpuId(2), &devices_, &apic_, nullptr};
+  VcpuExits exits_{VcpuId(2), &devices_, &apic_, nullptr, &eoi_};
 };
 
 TEST_F(VcpuExitsTest, EveryEndHasAReason) {

@@ -190,6 +190,7 @@ bool Vcpu::DeliverInterrupt() {
   }
   exits_.CountInterrupt();
   ready_ = false;  // a second one would overwrite it
+  eoi_.Offer(&interrupts_);
   return true;
 }
 
@@ -201,12 +202,14 @@ bool Vcpu::Enter() {
   in_kvm_ = true;
   if (attention_) {
     in_kvm_ = false;
+    eoi_.Settle(&interrupts_);
     return true;
   }
   const int result = ioctl(fd_.get(), KVM_RUN, 0);
   const int error = errno;
   ++entries_;
   in_kvm_ = false;
+  eoi_.Settle(&interrupts_);
   if (wanted_.load(std::memory_order_relaxed) == Wanted::kFinished) return true;
   unfinished_exit_ = false;
   if (run->cr8 != cr8) interrupts_.SetCr8(static_cast<uint8_t>(run->cr8));
@@ -315,6 +318,7 @@ absl::Status Vcpu::SetRegisters(const InitialCpuState& state) {
 }
 
 absl::Status Vcpu::ApplyInit() {
+  eoi_.Settle(&interrupts_);  // an interrupt given just before
   kvm_sregs sregs = {};
   kvm_regs regs = {};
   kvm_debugregs debug = {};
@@ -327,6 +331,7 @@ absl::Status Vcpu::ApplyInit() {
   HK_RETURN_IF_ERROR(Call(fd_, KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS"));
   activity_ = VcpuActivity::kWaitForSipi;
   if_flag_ = ready_ = false;
+  static_cast<void>(eoi_.WriteMsr(0));
   return absl::OkStatus();
 }
 
@@ -362,6 +367,7 @@ absl::Status Vcpu::Replace(Vm* vm, const VcpuState& state) {
   if_flag_ = (state.regs.rflags & kRflagsIf) != 0;
   ready_ = TakesInterrupt(state);
   if (environment_.clock != nullptr) environment_.clock->Restore(id_, state.clock);
+  static_cast<void>(eoi_.WriteMsr(state.pv_eoi_msr));  // refused: the guest writes the register, as it always may
   return absl::OkStatus();
 }
 

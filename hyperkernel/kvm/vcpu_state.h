@@ -37,10 +37,11 @@ struct VcpuState {
   std::vector<kvm_msr_entry> msrs;
   kvm_vcpu_events events = {};
   PvClockVcpuState clock;
+  uint64_t pv_eoi_msr = 0;
 };
 
-// Reads all that KVM has (not activity and clock). REQUIRES: the calling thread is the vCPU's; no exit is unfinished.
-// Errors: the ioctl that failed, with errno.
+// Reads all that KVM has (not activity, clock and pv_eoi_msr). REQUIRES: the calling thread is the vCPU's; no exit is
+// unfinished. Errors: the ioctl that failed, with errno.
 absl::Status ReadVcpuState(const VcpuFd& vcpu, const KvmFacts& facts, VcpuState* state);
 
 // Sets it, in the order that README.md explains. The vCPU may be fresh or one that has run with the same CPUID. On
@@ -58,7 +59,7 @@ absl::Status WriteCpuid(const VcpuFd& vcpu, std::span<const kvm_cpuid_entry2> en
 // Bounds of the byte form, and of the arrays above.
 inline constexpr size_t kMostVcpuStateBytes = 128 << 10;
 
-// The byte form (README.md, "Saved state"): version 1, little-endian. Every state has one form.
+// The byte form (README.md, "Saved state"): version 2, little-endian. Every state has one form.
 std::vector<std::byte> EncodeVcpuState(const VcpuState& state);
 // Errors: kInvalidArgument with what is wrong: bytes are input from a peer or a file.
 absl::StatusOr<VcpuState> DecodeVcpuState(std::span<const std::byte> bytes);

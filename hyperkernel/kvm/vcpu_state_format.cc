@@ -12,7 +12,7 @@ namespace hk {
 namespace {
 
 constexpr uint32_t kMagic = 0x43564b48;  // "HKVC"
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;
 
 class Writer {
  public:
@@ -120,7 +120,7 @@ void Fields(Archive& a, Maybe<Archive, kvm_vcpu_events>& e) {
 template <typename Archive>
 void Fields(Archive& a, Maybe<Archive, VcpuState>& state) {
   a.Activity(state.activity);
-  Numbers(a, state.tsc_khz, state.tsc_offset, state.clock.system_time_msr, state.clock.version);
+  Numbers(a, state.tsc_khz, state.tsc_offset, state.clock.system_time_msr, state.clock.version, state.pv_eoi_msr);
   a.Count(state.cpuid, kMostCpuidEntries);
   for (auto& e : state.cpuid) Numbers(a, e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx);
   Numbers(a, state.xcrs.nr_xcrs, state.xcrs.flags);

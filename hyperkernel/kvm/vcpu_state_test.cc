@@ -43,6 +43,7 @@ VcpuState Filled() {
   state.events.nmi.pad = 0;
   std::memset(state.events.reserved, 0, sizeof(state.events.reserved));
   state.clock = {.system_time_msr = 0x1001, .version = 6};
+  state.pv_eoi_msr = 0x2001;
   return state;
 }
 
@@ -55,6 +56,7 @@ TEST(VcpuStateFormatTest, RoundTripKeepsEveryField) {
   EXPECT_EQ(decoded->tsc_offset, state.tsc_offset);
   EXPECT_EQ(decoded->xsave, state.xsave);
   EXPECT_EQ(decoded->clock, state.clock);
+  EXPECT_EQ(decoded->pv_eoi_msr, state.pv_eoi_msr);
   ASSERT_EQ(decoded->cpuid.size(), state.cpuid.size());
   EXPECT_EQ(std::memcmp(decoded->cpuid.data(), state.cpuid.data(), 3 * sizeof(kvm_cpuid_entry2)), 0);
   ASSERT_EQ(decoded->msrs.size(), state.msrs.size());
@@ -79,8 +81,8 @@ TEST(VcpuStateFormatTest, EveryTruncationIsRefused) {
 
 TEST(VcpuStateFormatTest, OtherVersionsAndNonsenseAreRefused) {
   std::vector<std::byte> bytes = EncodeVcpuState(Filled());
-  bytes[4] = std::byte{2};
-  EXPECT_THAT(std::string(DecodeVcpuState(bytes).status().message()), testing::HasSubstr("version 2, expected 1"));
+  bytes[4] = std::byte{1};
+  EXPECT_THAT(std::string(DecodeVcpuState(bytes).status().message()), testing::HasSubstr("version 1, expected 2"));
   bytes = EncodeVcpuState(Filled());
   bytes[6] = std::byte{3};
   EXPECT_THAT(std::string(DecodeVcpuState(bytes).status().message()), testing::HasSubstr("activity"));

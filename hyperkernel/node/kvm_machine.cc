@@ -217,7 +217,10 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
     configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset});
   }
   return vcpus_->Create(std::move(vm), configs, [this](VcpuId id) {
-    return VcpuEnvironment{.devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get()};
+    return VcpuEnvironment{
+        .devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get(), .guest_word = [this](Gpa at) {
+          return memory_->Populate(at, sizeof(uint32_t));
+        }};
   });
 }
 
