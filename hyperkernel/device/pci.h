@@ -66,6 +66,7 @@ class PciDevice {
 class PciRoot {
  public:
   static constexpr uint8_t kSlots = 32;
+  static constexpr uint64_t kConfigPorts = 8;
 
   // A range of ECAM that no function answers, now and as long as the guest lives (devices are not hot-plugged).
   struct EmptyRange {
@@ -85,9 +86,8 @@ class PciRoot {
   // not run, and memory decoding is off.
   void SetDoorbellRegistrar(DoorbellRegistrar* doorbells) { doorbells_ = doorbells; }
 
-  // The 8 ports from kPortPciConfig on. One-byte accesses at offset 1 belong to `reset_port` (0xcf9), which may be
-  // nullptr. Optional: a guest that finds no mechanism 1 uses ECAM, which costs half the exits, and none where
-  // EmptySlotPages are mapped.
+  // Mechanism 1: kConfigPorts ports from kPortPciConfig on. One-byte accesses at offset 1 belong to `reset_port`
+  // (0xcf9), which may be nullptr. For guests that know no ECAM, or not yet: see README.md.
   IoHandler* ConfigPorts(IoHandler* reset_port);
 
   // Configuration space of every function of bus 0 that is not there. All of it reads as all ones and ignores writes,

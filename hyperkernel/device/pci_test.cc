@@ -100,7 +100,7 @@ TEST_F(PciTest, MechanismOneReachesTheSameRegisters) {
   } reset;
   reset.log = &resets;
   Bus ports;
-  ASSERT_TRUE(ports.Add(kPortPciConfig, 8, root_->ConfigPorts(&reset)).ok());
+  ASSERT_TRUE(ports.Add(kPortPciConfig, PciRoot::kConfigPorts, root_->ConfigPorts(&reset)).ok());
   auto out = [&](uint16_t port, uint32_t value, size_t bytes) {
     std::array<std::byte, 4> data{};
     StoreLe(data, value);

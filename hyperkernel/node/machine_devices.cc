@@ -92,9 +92,7 @@ absl::Status StandardDevices::Wire() {
   HK_RETURN_IF_ERROR(ports_.Add(kPortPowerManagement, PowerPorts::kPorts, &power_));
   HK_RETURN_IF_ERROR(ports_.Add(kPortPvpanic, kOnePort, &pvpanic_));
   if (pm_timer_declared_) HK_RETURN_IF_ERROR(ports_.Add(kPortPmTimer, PmTimer::kPorts, &pm_timer_));
-  // Not PciRoot::ConfigPorts: with mechanism 1 there, Linux would use it, at two exits per access, where ECAM costs one
-  // and for an empty slot none.
-  return ports_.Add(kPortReset, kOnePort, &reset_);
+  return ports_.Add(kPortPciConfig, PciRoot::kConfigPorts, pci_->ConfigPorts(&reset_));
 }
 
 }  // namespace

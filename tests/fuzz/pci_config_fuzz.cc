@@ -90,7 +90,7 @@ void Step(Machine* machine, std::span<const uint8_t> step) {
 void Run(std::span<const uint8_t> input) {
   Machine machine;
   HK_CHECK(machine.root->Add(1, &machine.rng_pci).ok() && machine.root->Add(2, &machine.console_pci).ok());
-  HK_CHECK(machine.ports.Add(kPortPciConfig, 8, machine.root->ConfigPorts(nullptr)).ok());
+  HK_CHECK(machine.ports.Add(kPortPciConfig, PciRoot::kConfigPorts, machine.root->ConfigPorts(nullptr)).ok());
   for (; input.size() >= kStepBytes; input = input.subspan(kStepBytes)) Step(&machine, input.first(kStepBytes));
   // Whatever was done, a reset ends.
   machine.rng_loop->RunOnce(0);

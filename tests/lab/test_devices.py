@@ -153,7 +153,7 @@ class DevicesTest(hktest.TestCase):
         # Devices come back after a reset, and let go at the end.
         self.do(vm, 'echo marked | dd of=/dev/vda bs=512 seek=100 conv=fsync 2>/dev/null')
         self.assert_exit(self.node.hkctl('vm', 'reset', 'g'), 0)
-        vm.expect(r'^guest: init reached', BOOT_S)
+        vm.expect(r'guest: init reached', BOOT_S)
         self.assertEqual(self.do(vm, 'dd if=/dev/vda bs=512 skip=100 count=1 2>/dev/null | head -c 7'), 'marked\n')
         self.assert_exit(self.node.hkctl('vm', 'stop', 'g', '--force'), 0)
         self.assert_exit(self.create('i', f'disks {{ path: "{raw}" cache: DISK_CACHE_BUFFERED }} disks {{ path: "{HOST_DISK}" }}'), 0)
