@@ -53,8 +53,8 @@ void Engine::EndLane(Lane* lane, PeerFailure why, uint64_t next_session) {
   lane->broken_since.reset();
   lane->owed_barriers.clear();
   lane->received.Clear();
+  lane->statistics.dropped[static_cast<size_t>(DropReason::kPeerFailed)] += lane->window.size();
   lane->window.Clear([&](const Outgoing& outgoing) {
-    ++lane->statistics.dropped[static_cast<size_t>(DropReason::kPeerFailed)];
     if (outgoing.payload != SlotId()) payloads.push_back(outgoing.payload);
   });
   MutexLock tables_lock(&tables_);
