@@ -82,6 +82,8 @@ class Engine final : public Transport {
   void OnDialFailed(NodeId peer, MessageClass message_class, uint64_t attempt, const std::string& detail);
   // The connection can carry messages: the engine sends its Setup. False: it was overtaken by events; close it.
   bool Attach(const LinkTicket& ticket, std::shared_ptr<Link> link);
+  // What is said to a hello of a version that we do not read.
+  Hello RefuseVersion() const { return hk::RefuseVersion(Identity()); }
   // Something was wrong before a connection was anybody's: counted, and logged once per interval. `who`: an address.
   void CountStranger(Stranger reason, const std::string& who, const std::string& detail);
 
