@@ -40,7 +40,7 @@ absl::StatusOr<std::unique_ptr<TcpHandshake>> TcpHandshake::Dialled(OwnedFd fd, 
   return made;
 }
 
-TcpHandshake::Result TcpHandshake::Fail(Stranger reason, std::string detail) {
+TcpHandshake::Result TcpHandshake::Fail(StrangerEnd reason, std::string detail) {
   failure_ = reason;
   detail_ = std::move(detail);
   return Result::kFailed;
@@ -60,24 +60,24 @@ TcpHandshake::Result TcpHandshake::Progress() {
     pollfd connecting{.fd = fd(), .events = POLLOUT, .revents = 0};
     if (::poll(&connecting, 1, 0) == 0) return Result::kWait;
     if (const absl::Status connected = ConnectResult(fd(), who_); !connected.ok()) {
-      return Fail(Stranger::kGone, MessageOf(connected));
+      return Fail(StrangerEnd::kGone, MessageOf(connected));
     }
     phase_ = Phase::kTls;
   }
   if (phase_ == Phase::kTls) {
     if (tls_ != nullptr) {
       const absl::StatusOr<bool> done = tls_->Handshake();
-      if (!done.ok()) return Fail(Stranger::kTls, fmt::format("TLS: {}", MessageOf(done.status())));
+      if (!done.ok()) return Fail(StrangerEnd::kTls, fmt::format("TLS: {}", MessageOf(done.status())));
       if (!*done) return Result::kWait;
       if (target_ && (target_->name.empty() || tls_->PeerName() != target_->name) && !HK_MUTANT(tls_any_name)) {
-        return Fail(Stranger::kTls,
+        return Fail(StrangerEnd::kTls,
                     fmt::format("the certificate is node '{}', not '{}'", tls_->PeerName(), target_->name));
       }
     }
     phase_ = target_ ? Phase::kSay : Phase::kHear;
   }
   if (phase_ == Phase::kSay) {
-    if (!Reply(target_->hello)) return Fail(Stranger::kGone, "the hello could not be sent");
+    if (!Reply(target_->hello)) return Fail(StrangerEnd::kGone, "the hello could not be sent");
     phase_ = Phase::kHear;
   }
   return Hear();
@@ -95,14 +95,14 @@ TcpHandshake::Result TcpHandshake::Hear() {
     const iovec part{.iov_base = in_.data() + in_bytes_, .iov_len = in_.size() - in_bytes_};
     const ssize_t read = stream_->Read({&part, 1});
     if (read == -EAGAIN) return Result::kWait;
-    if (read == 0) return Fail(Stranger::kGone, fmt::format("closed after {} bytes", in_bytes_));
-    if (read < 0) return Fail(Stranger::kGone, std::strerror(static_cast<int>(-read)));
+    if (read == 0) return Fail(StrangerEnd::kGone, fmt::format("closed after {} bytes", in_bytes_));
+    if (read < 0) return Fail(StrangerEnd::kGone, std::strerror(static_cast<int>(-read)));
     in_bytes_ += static_cast<size_t>(read);
   }
   const WireError error = DecodeHello(in_, &hello_);
   if (error == WireError::kNone) return Result::kHello;
   // The version is in the same place in every version.
-  const Stranger reason = error == WireError::kVersion ? Stranger::kRefused : Stranger::kMalformed;
+  const StrangerEnd reason = error == WireError::kVersion ? StrangerEnd::kRefused : StrangerEnd::kMalformed;
   return Fail(reason, fmt::format("hello: {}", WireErrorName(error)));
 }
 

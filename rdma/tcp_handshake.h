@@ -59,7 +59,7 @@ class TcpHandshake {
   const std::string& who() const { return who_; }
   Monotonic deadline() const { return deadline_; }
   const std::optional<DialTarget>& target() const { return target_; }
-  Stranger failure() const { return failure_; }
+  StrangerEnd failure() const { return failure_; }
   const std::string& detail() const { return detail_; }
 
  private:
@@ -68,7 +68,7 @@ class TcpHandshake {
   TcpHandshake(std::unique_ptr<ByteStream> stream, TlsStream* tls, std::string who, Monotonic deadline);
   static absl::StatusOr<std::unique_ptr<TcpHandshake>> Make(OwnedFd fd, std::string who, const TlsContext* tls,
                                                             Monotonic deadline, bool accepting);
-  Result Fail(Stranger reason, std::string detail);
+  Result Fail(StrangerEnd reason, std::string detail);
   Result Hear();
 
   std::unique_ptr<ByteStream> stream_;
@@ -80,7 +80,7 @@ class TcpHandshake {
   std::array<std::byte, kHelloBytes> in_{};
   size_t in_bytes_ = 0;
   Hello hello_;
-  Stranger failure_ = Stranger::kGone;
+  StrangerEnd failure_ = StrangerEnd::kGone;
   std::string detail_;
 };
 

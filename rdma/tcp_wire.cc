@@ -196,12 +196,12 @@ Monotonic TcpWire::NextDeadline() const {
 void TcpWire::CloseLate() {
   const Monotonic now = std::chrono::steady_clock::now();
   while (!handshakes_.empty() && handshakes_.begin()->second->deadline() <= now && !HK_MUTANT(silent_strangers_stay)) {
-    End(handshakes_.begin()->first, Stranger::kSilent,
+    End(handshakes_.begin()->first, StrangerEnd::kSilent,
         fmt::format("no whole handshake in {} ms", settings_.handshake_ms));
   }
 }
 
-void TcpWire::End(uint64_t id, Stranger reason, const std::string& detail) {
+void TcpWire::End(uint64_t id, StrangerEnd reason, const std::string& detail) {
   const auto found = handshakes_.find(id);
   HK_CHECK(found != handshakes_.end());
   const std::unique_ptr<TcpHandshake> handshake = std::move(found->second);
@@ -214,7 +214,7 @@ void TcpWire::End(uint64_t id, Stranger reason, const std::string& detail) {
   engine_->CountStranger(reason, handshake->who(), detail);
 }
 
-bool TcpWire::CloseOldest(Stranger reason) {
+bool TcpWire::CloseOldest(StrangerEnd reason) {
   const auto oldest = std::find_if(handshakes_.begin(), handshakes_.end(),
                                    [](const auto& entry) { return !entry.second->target().has_value(); });
   if (oldest == handshakes_.end()) return false;
@@ -237,8 +237,8 @@ bool TcpWire::AcceptOne() {
       ::accept4(listener_.get(), reinterpret_cast<sockaddr*>(&from.storage), &from.size, SOCK_NONBLOCK | SOCK_CLOEXEC));
   if (!fd.valid()) {
     if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-      if (CloseOldest(Stranger::kNoFiles)) return true;
-      engine_->CountStranger(Stranger::kNoFiles, "listener", "no file descriptors or memory; the listener rests");
+      if (CloseOldest(StrangerEnd::kNoFiles)) return true;
+      engine_->CountStranger(StrangerEnd::kNoFiles, "listener", "no file descriptors or memory; the listener rests");
       ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener_.get(), nullptr);
       listening_ = false;
       accept_after_ = std::chrono::steady_clock::now() + kAcceptRest;
@@ -250,10 +250,10 @@ bool TcpWire::AcceptOne() {
   auto handshake = TcpHandshake::Accepted(std::move(fd), from.ToString(), tls_.get(),
                                           std::chrono::steady_clock::now() + milliseconds(settings_.handshake_ms));
   if (!handshake.ok()) {
-    engine_->CountStranger(Stranger::kNoFiles, from.ToString(), MessageOf(handshake.status()));
+    engine_->CountStranger(StrangerEnd::kNoFiles, from.ToString(), MessageOf(handshake.status()));
     return true;
   }
-  if (strangers_ >= settings_.strangers && !HK_MUTANT(strangers_unbounded)) CloseOldest(Stranger::kCrowded);
+  if (strangers_ >= settings_.strangers && !HK_MUTANT(strangers_unbounded)) CloseOldest(StrangerEnd::kCrowded);
   ++strangers_;
   Progress(Add(*std::move(handshake)));  // most often its first bytes are there
   return true;
@@ -265,7 +265,7 @@ uint64_t TcpWire::Add(std::unique_ptr<TcpHandshake> handshake) {
   const int fd = handshake->fd();
   handshakes_.emplace(id, std::move(handshake));
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
-    End(id, Stranger::kNoFiles, MessageOf(ErrnoStatus(errno, "epoll_ctl")));
+    End(id, StrangerEnd::kNoFiles, MessageOf(ErrnoStatus(errno, "epoll_ctl")));
   }
   return id;
 }
@@ -281,7 +281,7 @@ void TcpWire::Progress(uint64_t id) {
       return;
     }
     case TcpHandshake::Result::kFailed:
-      if (handshake->failure() == Stranger::kRefused && !handshake->target()) {
+      if (handshake->failure() == StrangerEnd::kRefused && !handshake->target()) {
         handshake->Reply(engine_->RefuseVersion());
       }
       End(id, handshake->failure(), handshake->detail());
@@ -307,7 +307,7 @@ void TcpWire::OnHello(TcpHandshake* handshake) {
     const std::string wanted = name_of_(hello.from);
     if ((wanted.empty() || *name != wanted) && !HK_MUTANT(tls_any_name)) {
       engine_->CountStranger(
-          Stranger::kTls, handshake->who(),
+          StrangerEnd::kTls, handshake->who(),
           fmt::format("the certificate is node '{}', the hello of node {}", *name, hello.from.value()));
       return;
     }

@@ -91,8 +91,8 @@ class TcpWire final : public Wire {
   void Finish(const LinkTicket& ticket, TcpHandshake* handshake);
   void CloseLate();
   // Closes the stranger that waits longest. False: there is none.
-  bool CloseOldest(Stranger reason);
-  void End(uint64_t id, Stranger reason, const std::string& detail);
+  bool CloseOldest(StrangerEnd reason);
+  void End(uint64_t id, StrangerEnd reason, const std::string& detail);
 
   const TransportSettings settings_;
   const std::string listen_;
