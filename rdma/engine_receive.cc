@@ -52,6 +52,8 @@ Engine::Fate Engine::Deliver(const LinkTicket& ticket, const Header& header, std
     if (verdict == Verdict::kHold) return Fate::kHold;
     if (verdict == Verdict::kDeliver) {
       ++lane.handlers;
+      ++lane.statistics.received_messages;
+      lane.statistics.received_bytes += kHeaderBytes + header.body_bytes + header.payload_bytes;
     } else {
       NoteAck(&lane, arrived.now);
     }
@@ -153,8 +155,6 @@ Engine::Verdict Engine::TakeNumbered(Lane* lane, Arrived* arrived) {
     PostFreeSlots();
     return Verdict::kDone;
   }
-  ++lane->statistics.received_messages;
-  lane->statistics.received_bytes += kHeaderBytes + header.body_bytes + header.payload_bytes;
   MutexLock lock(&tables_);
   const bool old = floors_.IsOld(message);
   if (message.answer) return TakeAnswer(lane, old, arrived);

@@ -68,6 +68,7 @@ struct Lane {
   std::set<GuestId> owed_barriers ABSL_GUARDED_BY(mutex);
   uint32_t handlers ABSL_GUARDED_BY(mutex) = 0;       // calls of the handler that are under way
   ClassStatistics statistics ABSL_GUARDED_BY(mutex);  // but for what others count
+  uint64_t resent_before ABSL_GUARDED_BY(mutex) = 0;  // messages resent before AddPeer
   std::atomic<uint64_t> expired_requests{0};
 };
 

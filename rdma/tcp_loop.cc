@@ -25,9 +25,11 @@ constexpr int kEvents = 64;
 
 constexpr std::array<const char*, kMessageClasses> kThreadNames = {"hk-tcp-fault", "hk-tcp-inval", "hk-tcp-bulk"};
 
+// Monotonic::min(): does not wait. Monotonic::max(): without end.
 int WaitUntil(int epoll, epoll_event* events, Monotonic due) {
+  if (due == Monotonic::min()) return ::epoll_wait(epoll, events, kEvents, 0);
   if (due == Monotonic::max()) return ::epoll_wait(epoll, events, kEvents, -1);
-  const auto left =
+  const std::chrono::nanoseconds left =
       std::max<std::chrono::nanoseconds>(due - std::chrono::steady_clock::now(), std::chrono::nanoseconds(0));
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(left);
   const timespec timeout{.tv_sec = seconds.count(), .tv_nsec = (left - seconds).count()};
@@ -207,8 +209,7 @@ bool TcpLoop::ReadLink(TcpLink* link) {
 bool TcpLoop::Poll(Monotonic due) {
   std::array<epoll_event, kEvents> events;
   const std::vector<TcpLink*> more = std::exchange(more_, {});
-  bool sleeps = more.empty() && due > std::chrono::steady_clock::now();
-  if (sleeps && !wake_.Sleep()) sleeps = false;
+  const bool sleeps = more.empty() && due != Monotonic::min() && wake_.Sleep();
   const int count = WaitUntil(epoll_.get(), events.data(), sleeps ? due : Monotonic::min());
   if (sleeps) wake_.Awake();
   bool progress = false;
