@@ -57,7 +57,8 @@ bool WakeFlag::Sleep() {
 }
 
 void WakeFlag::Awake() {
-  sleeping_.store(false);
+  // Who still sees it asleep writes to the fd in vain.
+  sleeping_.store(false, std::memory_order_release);
 }
 
 TcpLoop::TcpLoop(MessageClass message_class, WaitMode wait, std::chrono::microseconds spin, SpinPermits* permits)
@@ -94,7 +95,11 @@ void TcpLoop::Stop() {
 }
 
 void TcpLoop::UpdateWatch(Watch* watch) {
-  const uint32_t wanted = (watch->paused ? 0U : uint32_t{EPOLLIN}) | (watch->link->blocked() ? uint32_t{EPOLLOUT} : 0U);
+  uint32_t wanted = 0;
+  if (!watch->paused) wanted |= uint32_t{EPOLLIN} | uint32_t{EPOLLRDHUP};
+  if (watch->link->blocked()) wanted |= uint32_t{EPOLLOUT};
+  // Edges: what was read until there was no more is not looked at again. A change of the mask tells of what is there.
+  if (wanted != 0) wanted |= uint32_t{EPOLLET};
   if (wanted == watch->events) return;
   // Not watched at all while nothing is wanted: a hang-up would be reported without end.
   const int operation = watch->events == 0 ? EPOLL_CTL_ADD : wanted == 0 ? EPOLL_CTL_DEL : EPOLL_CTL_MOD;
@@ -225,6 +230,7 @@ bool TcpLoop::Poll(Monotonic due) {
       engine_->OnSendable(link->ticket());
       WantWrite(link);
     }
+    if ((event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) link->SetEnded();
     if ((event.events & ~uint32_t{EPOLLOUT}) != 0) progress |= ReadLink(link);
   }
   for (TcpLink* link : more) {
