@@ -1,0 +1,41 @@
+#include "rdma/thread_wake.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+
+#include "hyperkernel/base/check.h"
+#include "hyperkernel/base/status.h"
+
+namespace hk {
+
+absl::Status WakeFlag::Open() {
+  fd_ = OwnedFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  return fd_.valid() ? absl::OkStatus() : ErrnoStatus(errno, "eventfd");
+}
+
+void WakeFlag::Wake() {
+  if (woken_.exchange(true) || !sleeping_.load()) return;
+  const uint64_t one = 1;
+  HK_CHECK(::write(fd_.get(), &one, sizeof one) == sizeof one);
+}
+
+bool WakeFlag::Sleep() {
+  sleeping_.store(true);
+  if (!woken_.load()) return true;
+  sleeping_.store(false);
+  return false;
+}
+
+void WakeFlag::Awake() {
+  sleeping_.store(false);
+}
+
+void WakeFlag::Drain() {
+  uint64_t times = 0;
+  static_cast<void>(::read(fd_.get(), &times, sizeof times));
+}
+
+}  // namespace hk
