@@ -158,14 +158,14 @@ TransportStatistics Engine::Statistics() const {
           .slots_in_flight = slots_.Count(SlotTable::State::kInFlight),
           .slots_sending = slots_.Count(SlotTable::State::kSending),
           .slots_quarantined = slots_.Count(SlotTable::State::kQuarantined),
-          .handshakes_refused = strangers_.count(Stranger::kRefused),
-          .strangers_closed = strangers_.count(Stranger::kSilent) + strangers_.count(Stranger::kCrowded) +
-                              strangers_.count(Stranger::kGone) + strangers_.count(Stranger::kTls) +
-                              strangers_.count(Stranger::kNoFiles),
-          .malformed = malformed_ + strangers_.count(Stranger::kMalformed)};
+          .handshakes_refused = strangers_.count(StrangerEnd::kRefused),
+          .strangers_closed = strangers_.count(StrangerEnd::kSilent) + strangers_.count(StrangerEnd::kCrowded) +
+                              strangers_.count(StrangerEnd::kGone) + strangers_.count(StrangerEnd::kTls) +
+                              strangers_.count(StrangerEnd::kNoFiles),
+          .malformed = malformed_ + strangers_.count(StrangerEnd::kMalformed)};
 }
 
-void Engine::CountStranger(Stranger reason, const std::string& who, const std::string& detail) {
+void Engine::CountStranger(StrangerEnd reason, const std::string& who, const std::string& detail) {
   strangers_.Count(reason, who, detail, clock_.Now());
 }
 

@@ -82,8 +82,10 @@ class Engine final : public Transport {
   void OnDialFailed(NodeId peer, MessageClass message_class, uint64_t attempt, const std::string& detail);
   // The connection can carry messages: the engine sends its Setup. False: it was overtaken by events; close it.
   bool Attach(const LinkTicket& ticket, std::shared_ptr<Link> link);
+  // What is said to a hello of a version that we do not read.
+  Hello RefuseVersion() const { return hk::RefuseVersion(Identity()); }
   // Something was wrong before a connection was anybody's: counted, and logged once per interval. `who`: an address.
-  void CountStranger(Stranger reason, const std::string& who, const std::string& detail);
+  void CountStranger(StrangerEnd reason, const std::string& who, const std::string& detail);
 
   // --- Data: the class's thread (OnBroken: any) ---
 
@@ -170,7 +172,7 @@ class Engine final : public Transport {
   bool SendOwn(Lane* lane, OwnType type, uint8_t flags, std::span<const std::byte> body)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   // False: the link takes no more now.
-  bool Handed(Lane* lane, Link::Sent result, size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
+  bool Handed(Lane* lane, Link::Sent result) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
 
   // engine_receive.cc
   // A message on its way to the handler.

@@ -50,8 +50,6 @@ Engine::Fate Engine::Deliver(const LinkTicket& ticket, const Header& header, std
     session = lane.session;
     verdict = Take(&lane, &arrived);
     if (verdict == Verdict::kHold) return Fate::kHold;
-    ++lane.statistics.received_messages;
-    lane.statistics.received_bytes += kHeaderBytes + header.body_bytes + header.payload_bytes;
     if (verdict == Verdict::kDeliver) {
       ++lane.handlers;
     } else {
@@ -155,6 +153,8 @@ Engine::Verdict Engine::TakeNumbered(Lane* lane, Arrived* arrived) {
     PostFreeSlots();
     return Verdict::kDone;
   }
+  ++lane->statistics.received_messages;
+  lane->statistics.received_bytes += kHeaderBytes + header.body_bytes + header.payload_bytes;
   MutexLock lock(&tables_);
   const bool old = floors_.IsOld(message);
   if (message.answer) return TakeAnswer(lane, old, arrived);

@@ -64,11 +64,9 @@ absl::Status Engine::Admit(Lane* lane, const Message& message, const SendOptions
   return absl::OkStatus();
 }
 
-bool Engine::Handed(Lane* lane, Link::Sent result, size_t bytes) {
+bool Engine::Handed(Lane* lane, Link::Sent result) {
   switch (result) {
     case Link::Sent::kTaken:
-      ++lane->statistics.sent_messages;
-      lane->statistics.sent_bytes += bytes;
       lane->received.AckSent();
       lane->ack_due = false;
       return true;
@@ -90,7 +88,7 @@ bool Engine::SendOwn(Lane* lane, OwnType type, uint8_t flags, std::span<const st
   header.message.flags = flags;
   header.acknowledged = lane->received.received();
   header.body_bytes = static_cast<uint16_t>(body.size());
-  return Handed(lane, lane->link->Send(header, body, {}, false), kHeaderBytes + body.size());
+  return Handed(lane, lane->link->Send(header, body, {}, false));
 }
 
 void Engine::Pump(Lane* lane) {
@@ -108,7 +106,12 @@ void Engine::Pump(Lane* lane) {
     const size_t bytes = kHeaderBytes + next->body.size() + next->payload_bytes;
     const Link::Sent sent =
         lane->link->Send(header, std::as_bytes(std::span(next->body)), payload, lane->window.MoreAfterNext());
-    if (Handed(lane, sent, bytes)) lane->window.Sent();
+    if (!Handed(lane, sent)) continue;
+    const uint64_t resent = lane->window.resent_messages();
+    lane->window.Sent();
+    if (header.message.type < kFirstUserType || lane->window.resent_messages() != resent) continue;
+    ++lane->statistics.sent_messages;
+    lane->statistics.sent_bytes += bytes;
   }
   if (lane->link == nullptr || !lane->setup_received || lane->link_full) return;
   if (lane->heartbeat_due) {

@@ -139,7 +139,7 @@ Engine::Admission Engine::OnHello(const Hello& hello) {
   const NodeIdentity identity = Identity();
   Peer* peer = Find(hello.from);
   auto refuse = [&](const Hello& reply) {
-    CountStranger(Stranger::kRefused, NodeName(hello.from), std::string(HelloKindName(reply.kind)));
+    CountStranger(StrangerEnd::kRefused, NodeName(hello.from), std::string(HelloKindName(reply.kind)));
     return Admission{reply, std::nullopt};
   };
   if (peer == nullptr) return refuse(*RefuseStranger(identity, hello, false));

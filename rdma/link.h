@@ -63,8 +63,9 @@ class Wire {
   // Ends the threads and closes what is left; no call of the engine after it returned. Called once, also without Start.
   virtual void Stop() = 0;
 
-  // Begins a connection and says `hello` on it. Ends, within handshake_ms, in one call of Engine::OnReply or
-  // OnDialFailed with `attempt`, on the control thread and not from within this call. Called on the control thread.
+  // Begins a connection and says `hello` on it. Ends in one call of Engine::OnReply or OnDialFailed with `attempt`, on
+  // the control thread, handshake_ms after the host's address is known at the latest. Called on the control thread,
+  // with no lock held.
   virtual void Dial(NodeId peer, const std::string& address, const Hello& hello, uint64_t attempt) = 0;
   // OK if Dial will understand the address; kInvalidArgument.
   virtual absl::Status CheckAddress(const std::string& address) const = 0;

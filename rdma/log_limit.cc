@@ -13,7 +13,7 @@ constexpr std::array<std::string_view, kStrangerReasons> kNames = {"refused", "m
 
 }  // namespace
 
-void StrangerLog::Count(Stranger reason, const std::string& who, const std::string& detail, Monotonic now) {
+void StrangerLog::Count(StrangerEnd reason, const std::string& who, const std::string& detail, Monotonic now) {
   const auto index = static_cast<size_t>(reason);
   counts_[index].fetch_add(1, std::memory_order_relaxed);
   std::optional<uint64_t> more;

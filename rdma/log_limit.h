@@ -37,7 +37,7 @@ class LogLimit {
 };
 
 // Why a connection was closed before it was a peer's.
-enum class Stranger : uint8_t {
+enum class StrangerEnd : uint8_t {
   kRefused,    // its hello was read and rejected
   kMalformed,  // what it said is no hello
   kSilent,     // it did not finish the handshake in time
@@ -52,8 +52,8 @@ inline constexpr size_t kStrangerReasons = 7;
 class StrangerLog {
  public:
   // `who`: the address it came from, or the peer's number.
-  void Count(Stranger reason, const std::string& who, const std::string& detail, Monotonic now);
-  uint64_t count(Stranger reason) const { return counts_[static_cast<size_t>(reason)].load(std::memory_order_relaxed); }
+  void Count(StrangerEnd reason, const std::string& who, const std::string& detail, Monotonic now);
+  uint64_t count(StrangerEnd reason) const { return counts_[static_cast<size_t>(reason)].load(std::memory_order_relaxed); }
 
  private:
   std::array<std::atomic<uint64_t>, kStrangerReasons> counts_{};

@@ -318,12 +318,13 @@ void VerbsWire::OnRequest(Event* event) {
   Hello hello;
   const WireError error = DecodeHello(event->private_data, &hello);
   if (error != WireError::kNone) {
-    engine_->CountStranger(Stranger::kMalformed, PeerAddress(id.get()), fmt::format("hello: {}", WireErrorName(error)));
+    const auto reason = error == WireError::kVersion ? StrangerEnd::kRefused : StrangerEnd::kMalformed;
+    engine_->CountStranger(reason, PeerAddress(id.get()), fmt::format("hello: {}", WireErrorName(error)));
     if (error != WireError::kVersion) {
       rdma_reject(id.get(), nullptr, 0);
       return;
     }
-    return reject(RefuseVersion({ClusterHash(settings_.cluster), settings_.self, settings_.node_epoch}));
+    return reject(engine_->RefuseVersion());
   }
   const Engine::Admission admission = engine_->OnHello(hello);
   if (!admission.ticket) return reject(admission.reply);
@@ -358,7 +359,7 @@ void VerbsWire::BoundAccepted() {
     if (accepted++ == 0) oldest = key;
   }
   if (accepted <= settings_.strangers) return;
-  engine_->CountStranger(Stranger::kCrowded, PeerAddress(connections_.at(oldest).id.get()), "too many at once");
+  engine_->CountStranger(StrangerEnd::kCrowded, PeerAddress(connections_.at(oldest).id.get()), "too many at once");
   GiveUp(oldest, "closed for a newer one");
 }
 
@@ -435,7 +436,7 @@ Monotonic VerbsWire::EndOverdue() {
   }
   for (const uint64_t key : overdue) {
     if (connections_.at(key).phase == Phase::kAccepted) {
-      engine_->CountStranger(Stranger::kSilent, PeerAddress(connections_.at(key).id.get()),
+      engine_->CountStranger(StrangerEnd::kSilent, PeerAddress(connections_.at(key).id.get()),
                              "the handshake took too long");
     }
     GiveUp(key, fmt::format("no answer within {} ms", settings_.handshake_ms));
