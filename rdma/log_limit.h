@@ -53,7 +53,9 @@ class StrangerLog {
  public:
   // `who`: the address it came from, or the peer's number.
   void Count(StrangerEnd reason, const std::string& who, const std::string& detail, Monotonic now);
-  uint64_t count(StrangerEnd reason) const { return counts_[static_cast<size_t>(reason)].load(std::memory_order_relaxed); }
+  uint64_t count(StrangerEnd reason) const {
+    return counts_[static_cast<size_t>(reason)].load(std::memory_order_relaxed);
+  }
 
  private:
   std::array<std::atomic<uint64_t>, kStrangerReasons> counts_{};

@@ -222,9 +222,11 @@ bool TcpLoop::SpinOnce() {
 void TcpLoop::Run() {
   bool permit = false;
   Monotonic spin_until = Monotonic::min();
-  while (!stop_.load(std::memory_order_relaxed)) {
-    // In this order: what wakes us after this is seen before the next sleep.
-    if (wake_.Take()) Mail();
+  for (;;) {
+    // In this order: what wakes us after this is seen before the next sleep, Stop too.
+    const bool woken = wake_.Take();
+    if (stop_.load()) break;
+    if (woken) Mail();
     const Monotonic due = engine_->RunClass(class_);
     bool progress = false;
     if (permit) {

@@ -1,7 +1,6 @@
 #include "rdma/tcp_wire.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -30,13 +29,6 @@ constexpr int kAcceptsPerTurn = 64;
 // How long the listener rests when there are no file descriptors left: others give some back meanwhile.
 constexpr milliseconds kAcceptRest{100};
 constexpr int kEvents = 64;
-
-unsigned UsableCpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (::sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-  return static_cast<unsigned>(CPU_COUNT(&set));
-}
 
 uint32_t Interest(const TcpHandshake& handshake) {
   return handshake.WantsWrite() ? uint32_t{EPOLLOUT} : uint32_t{EPOLLIN};
@@ -86,8 +78,7 @@ TcpWire::TcpWire(const TransportSettings& settings, TcpOptions options, std::uni
       listener_(std::move(options.listener)),
       name_of_(options.tls ? std::move(options.tls->name_of) : nullptr),
       tls_(std::move(tls)),
-      // One CPU is left for those who send what is waited for.
-      permits_(cpus > 0 ? cpus - 1 : 0),
+      permits_(cpus),
       resolver_([this] { wake_.Wake(); }),
       next_id_(kFirstHandshakeId) {
   const WaitMode wait = EffectiveWaitMode(settings_.wait, 2, cpus);
@@ -153,8 +144,10 @@ absl::Status TcpWire::CheckAddress(const std::string& address) const {
 
 void TcpWire::Run() {
   std::array<epoll_event, kEvents> events;
-  while (!stop_.load(std::memory_order_relaxed)) {
+  for (;;) {
+    // In this order: Stop wakes us after it has said so.
     static_cast<void>(wake_.Take());
+    if (stop_.load()) return;
     Monotonic due = std::min(engine_->RunControl(), NextDeadline());
     const Monotonic now = std::chrono::steady_clock::now();
     if (!listening_) {

@@ -8,10 +8,13 @@
 
 namespace hk {
 
-// How many threads of a transport may spin at once. Thread-safe.
+// CPUs that this process may use.
+unsigned UsableCpus();
+
+// How many threads of a transport may spin at once: one CPU is left for those who send what is waited for. Thread-safe.
 class SpinPermits {
  public:
-  explicit SpinPermits(unsigned count) : free_(static_cast<int>(count)) {}
+  explicit SpinPermits(unsigned cpus) : free_(cpus > 0 ? static_cast<int>(cpus) - 1 : 0) {}
   bool Take() {
     if (free_.fetch_sub(1) > 0) return true;
     free_.fetch_add(1);

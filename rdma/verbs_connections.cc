@@ -14,6 +14,7 @@
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
+#include "rdma/send_rules.h"
 
 namespace hk {
 
@@ -39,21 +40,11 @@ uint8_t AckTimeout(uint32_t lease_ms) {
   return exponent;
 }
 
-// Who spins must leave a CPU to those who answer; with fewer CPUs than pollers nobody does.
-unsigned Spinners() {
-  const unsigned cpus = std::thread::hardware_concurrency();
-  return cpus < kMessageClasses ? 0 : std::min<unsigned>(cpus - 1, kMessageClasses);
-}
-
-TransportSettings WithWaitMode(TransportSettings settings, unsigned spinners) {
-  if (spinners == 0) settings.wait = WaitMode::kBlocking;
-  return settings;
-}
-
 }  // namespace
 
 VerbsWire::VerbsWire(const TransportSettings& settings, const Address& listen)
-    : settings_(WithWaitMode(settings, Spinners())), listen_(listen), spinners_(Spinners()), permits_(spinners_) {
+    : settings_(settings), listen_(listen), permits_(UsableCpus()) {
+  const WaitMode wait = EffectiveWaitMode(settings_.wait, 2, UsableCpus());
   for (size_t i = 0; i < kMessageClasses; ++i) {
     auto gone = [this](uint64_t key) {
       {
@@ -62,7 +53,8 @@ VerbsWire::VerbsWire(const TransportSettings& settings, const Address& listen)
       }
       WakeControl();
     };
-    pollers_[i] = std::make_unique<VerbsPoller>(static_cast<MessageClass>(i), settings_, &permits_, std::move(gone));
+    pollers_[i] = std::make_unique<VerbsPoller>(
+        static_cast<MessageClass>(i), wait, std::chrono::microseconds(settings_.spin_us), &permits_, std::move(gone));
   }
 }
 
@@ -127,9 +119,10 @@ void VerbsWire::Break(NodeId peer) {
 // --- The control thread ---
 
 void VerbsWire::Run() {
-  while (!stop_.load()) {
+  for (;;) {
     // In this order: what wakes us after this is seen before the next sleep.
     static_cast<void>(wake_.Take());
+    if (stop_.load()) return;
     TakeEvents();
     TakeDeviceEvents();
     DestroyGone();

@@ -104,7 +104,6 @@ class VerbsWire final : public Wire {
 
   const TransportSettings settings_;
   const Address listen_;
-  const unsigned spinners_;
   Engine* engine_ = nullptr;
   WakeFlag wake_;
   std::thread thread_;

@@ -24,12 +24,11 @@ constexpr std::array<const char*, kMessageClasses> kThreadNames = {"hk-rdma-faul
 
 }  // namespace
 
-VerbsPoller::VerbsPoller(MessageClass message_class, const TransportSettings& settings, SpinPermits* permits,
-                         std::function<void(uint64_t key)> gone)
+VerbsPoller::VerbsPoller(MessageClass message_class, WaitMode wait, std::chrono::microseconds spin,
+                         SpinPermits* permits, std::function<void(uint64_t key)> gone)
     : class_(message_class),
-      wait_(settings.wait),
-      window_(settings.wait == WaitMode::kBusy ? std::chrono::nanoseconds(kBusyWindow)
-                                               : std::chrono::microseconds(settings.spin_us)),
+      wait_(wait),
+      window_(wait == WaitMode::kBusy ? std::chrono::nanoseconds(kBusyWindow) : std::chrono::nanoseconds(spin)),
       permits_(permits),
       gone_(std::move(gone)) {}
 
@@ -274,8 +273,9 @@ void VerbsPoller::Run() {
   Monotonic spin_until = Monotonic::min();
   for (;;) {
     // In this order: what wakes us after this is seen before the next sleep.
+    const bool woken = wake_.Take();
     const bool stop = stop_.load();
-    if (wake_.Take() || stop) Mail();
+    if (woken || stop) Mail();
     if (stop && farewell_due_ == Monotonic::max()) break;
     if (farewell_due_ <= std::chrono::steady_clock::now()) farewell_due_ = Reap();
     const Monotonic due = std::min(engine_->RunClass(class_), farewell_due_);

@@ -33,7 +33,7 @@ class VerbsPoller {
   static constexpr std::chrono::milliseconds kFarewell{500};
 
   // `gone`: the poller has forgotten the link of this key; called on the thread, or in Stop. `permits` outlives it.
-  VerbsPoller(MessageClass message_class, const TransportSettings& settings, SpinPermits* permits,
+  VerbsPoller(MessageClass message_class, WaitMode wait, std::chrono::microseconds spin, SpinPermits* permits,
               std::function<void(uint64_t key)> gone);
   ~VerbsPoller();
 
