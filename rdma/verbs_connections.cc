@@ -75,15 +75,14 @@ absl::Status VerbsWire::Start(Engine* engine) {
 }
 
 void VerbsWire::Stop() {
+  // Farewells are cut short by what the control thread hears of the peers.
+  for (const std::unique_ptr<VerbsPoller>& poller : pollers_) poller->Stop();
   if (thread_.joinable()) {
     stop_ = true;
     wake_.Wake();
     thread_.join();
   }
-  for (const std::unique_ptr<VerbsPoller>& poller : pollers_) {
-    poller->Stop();
-    poller->SetChannel(nullptr);
-  }
+  for (const std::unique_ptr<VerbsPoller>& poller : pollers_) poller->SetChannel(nullptr);
   while (!connections_.empty()) Destroy(connections_.begin()->first);
   port_.reset();
   events_.reset();

@@ -97,7 +97,7 @@ void VerbsLink::OnSetup(const SetupBody& setup) {
 }
 
 bool VerbsLink::Farewell() {
-  if (!says_farewell_) return true;
+  if (!says_farewell_ || peer_closed_.load()) return true;
   for (int look = 0; look < 2; ++look) {
     if (!pair_->Reap() || pair_->all_sent()) return true;
     if (look == 0 && !pair_->ArmSends()) return true;

@@ -154,6 +154,7 @@ void VerbsPoller::Mail() {
     Watch* watch = Find(key);
     if (watch == nullptr) continue;
     watch->link->PeerClosed();
+    if (watch->link->closed()) reap_ = true;  // nobody is left to say farewell to
     Serve(key);
   }
   for (const NodeId peer : broken) {
@@ -276,8 +277,8 @@ void VerbsPoller::Run() {
     const bool woken = wake_.Take();
     const bool stop = stop_.load();
     if (woken || stop) Mail();
-    if (stop && farewell_due_ == Monotonic::max()) break;
     if (farewell_due_ <= std::chrono::steady_clock::now()) farewell_due_ = Reap();
+    if (stop && farewell_due_ == Monotonic::max()) break;
     const Monotonic due = std::min(engine_->RunClass(class_), farewell_due_);
     const bool progress = spinning_ ? SpinOnce() : Wait(due);
     if (wait_ == WaitMode::kBlocking) continue;
