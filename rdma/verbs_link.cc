@@ -3,13 +3,8 @@
 #include <arpa/inet.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
-#include "fmt/format.h"
-#include "hyperkernel/base/check.h"
-#include "hyperkernel/base/mutant.h"
-#include "rdma/slots.h"
 #include "rdma/verbs_poller.h"
 
 namespace hk {
@@ -18,9 +13,6 @@ namespace {
 
 // Messages of one link that are handled before other links get their turn.
 constexpr int kTurn = 32;
-
-// The part of a SlotId that an immediate carries: class, use and index.
-constexpr uint64_t kImmediateMask = 0xffff;
 
 }  // namespace
 
@@ -41,25 +33,15 @@ Link::Sent VerbsLink::Send(const Header& header, std::span<const std::byte> body
     room = pair_->Room();
     if (room == nullptr) return Sent::kBroken;
   }
-  const std::array<std::byte, kHeaderBytes> encoded = EncodeHeader(header);
-  const std::span<std::byte> control(room, kHeaderBytes + body.size());
   bool posted = false;
   if (payload.empty()) {
-    std::memcpy(room, encoded.data(), encoded.size());
-    if (!body.empty()) std::memcpy(room + kHeaderBytes, body.data(), body.size());
     // Nothing follows a Goodbye that would make its completion seen.
     const bool last = header.message.type == static_cast<uint16_t>(OwnType::kGoodbye);
-    posted = pair_->PostControl(control, last, more);
+    posted = pair_->PostControl(EncodeSend(header, body, room), last, more);
   } else {
-    if (!body.empty()) std::memcpy(room, body.data(), body.size());
-    std::memcpy(room + body.size(), encoded.data(), encoded.size());
-    const SlotName name = SlotName::Decode(header.message.slot);
-    const uint64_t slot = peer_setup_.slots_address + uint64_t{name.index} * peer_setup_.slot_stride;
+    const std::span<const std::byte> control = EncodeBeforePayload(header, body, room);
     posted = pair_->PostWrite(control, payload, pool_.local_key(ticket_.message_class),
-                              {.address = slot - control.size(),
-                               .key = peer_setup_.slots_key,
-                               .immediate = static_cast<uint32_t>(header.message.slot.value() & kImmediateMask)},
-                              more);
+                              WriteInto(peer_setup_, header.message.slot, control.size()), more);
   }
   return posted ? Sent::kTaken : Sent::kBroken;
 }
@@ -141,63 +123,17 @@ VerbsLink::PollResult VerbsLink::Poll(bool* progress) {
 }
 
 VerbsLink::Step VerbsLink::Handle(const ibv_wc& completion) {
-  if (!copied_) {
+  if (!read_) {
     if (completion.status != IBV_WC_SUCCESS) return Broken(ibv_wc_status_str(completion.status));
-    const Step step = completion.opcode == IBV_WC_RECV_RDMA_WITH_IMM ? CopyWrite(completion) : CopySend(completion);
-    if (step != Step::kGoOn) return step;
-    copied_ = true;
+    const std::string broken_rule = Read(completion);
+    // Before the message is acknowledged: the peer counts on the buffer.
+    if (!pair_->Repost(completion.wr_id)) return Broken("ibv_post_recv failed");
+    if (!broken_rule.empty()) return Malformed(broken_rule);
+    read_ = true;
   }
-  return HandleMessage();
-}
-
-VerbsLink::Step VerbsLink::CopySend(const ibv_wc& completion) {
-  const size_t size = std::min<size_t>(completion.byte_len, control_.size());
-  std::memcpy(control_.data(), pair_->Buffer(completion.wr_id), size);
-  // Before the message is acknowledged: the peer counts on it.
-  if (!pair_->Repost(completion.wr_id)) return Broken("ibv_post_recv failed");
-  const std::span<const std::byte> bytes = std::span<const std::byte>(control_).first(size);
-  const WireError error = DecodeHeader(bytes, ticket_.message_class, &header_);
-  if (error != WireError::kNone) return Malformed(fmt::format("header: {}", WireErrorName(error)));
-  if (header_.payload_bytes != 0 || completion.byte_len != kHeaderBytes + header_.body_bytes) {
-    return Malformed(fmt::format("a send of {} bytes that says otherwise", completion.byte_len));
-  }
-  body_ = bytes.subspan(kHeaderBytes);
-  payload_ = {};
-  return Step::kGoOn;
-}
-
-VerbsLink::Step VerbsLink::CopyWrite(const ibv_wc& completion) {
-  if (!pair_->Repost(completion.wr_id)) return Broken("ibv_post_recv failed");
-  const uint32_t immediate = ntohl(completion.imm_data);
-  const SlotName name = SlotName::Decode(SlotId(immediate & kImmediateMask));
-  const TransportSettings& settings = engine_->settings();
-  const uint32_t count =
-      ticket_.message_class == MessageClass::kFault ? settings.fault_receive_slots : settings.bulk_receive_slots;
-  if (immediate > kImmediateMask || name.message_class != ticket_.message_class || name.use != SlotUse::kReceive ||
-      name.index >= count) {
-    return Malformed(fmt::format("a write for slot {:#x}, which there is not", immediate));
-  }
-  // The peer, or another, could still write here: header first, once, into our own memory; then all goes by that copy.
-  const std::span<const std::byte> slot = engine_->memory().Bytes(SlotId(immediate & kImmediateMask));
-  std::memcpy(control_.data() + kMaxBodyBytes, slot.data() - kHeaderBytes, kHeaderBytes);
-  const std::span<const std::byte> control(control_);
-  const WireError error = DecodeHeader(control.subspan(kMaxBodyBytes), ticket_.message_class, &header_);
-  if (error != WireError::kNone) return Malformed(fmt::format("header in a slot: {}", WireErrorName(error)));
-  const bool same_slot = (header_.message.slot.value() & kImmediateMask) == immediate || HK_MUTANT(immediate_unchecked);
-  if (header_.payload_bytes == 0 || !same_slot ||
-      completion.byte_len != kHeaderBytes + header_.body_bytes + header_.payload_bytes) {
-    return Malformed("a write that is not what its header says");
-  }
-  std::memcpy(control_.data(), slot.data() - kHeaderBytes - header_.body_bytes, header_.body_bytes);
-  body_ = control.first(header_.body_bytes);
-  payload_ = slot.first(header_.payload_bytes);
-  return Step::kGoOn;
-}
-
-VerbsLink::Step VerbsLink::HandleMessage() {
-  switch (engine_->Deliver(ticket_, header_, body_, payload_)) {
+  switch (engine_->Deliver(ticket_, message_.header(), message_.body(), message_.payload())) {
     case Engine::Fate::kTaken:
-      copied_ = false;
+      read_ = false;
       return Step::kGoOn;
     case Engine::Fate::kHold:
       return Step::kPaused;
@@ -205,6 +141,18 @@ VerbsLink::Step VerbsLink::HandleMessage() {
       break;
   }
   return Step::kClosed;
+}
+
+std::string VerbsLink::Read(const ibv_wc& completion) {
+  const MessageClass message_class = ticket_.message_class;
+  if (completion.opcode != IBV_WC_RECV_RDMA_WITH_IMM) {
+    return message_.ReadSend(message_class, pair_->Buffer(completion.wr_id), completion.byte_len);
+  }
+  if (message_class == MessageClass::kInvalidate) return "a write on the invalidate class";
+  const TransportSettings& settings = engine_->settings();
+  const uint32_t slots =
+      message_class == MessageClass::kFault ? settings.fault_receive_slots : settings.bulk_receive_slots;
+  return message_.ReadWrite(message_class, engine_->memory(), slots, ntohl(completion.imm_data), completion.byte_len);
 }
 
 VerbsLink::Step VerbsLink::Malformed(const std::string& detail) {

@@ -13,6 +13,7 @@
 
 #include "rdma/engine.h"
 #include "rdma/link.h"
+#include "rdma/verbs_message.h"
 #include "rdma/verbs_pool.h"
 #include "rdma/verbs_queue_pair.h"
 
@@ -67,10 +68,8 @@ class VerbsLink final : public Link {
   // What became of one completion.
   enum class Step : uint8_t { kGoOn, kPaused, kClosed };
   Step Handle(const ibv_wc& completion);
-  Step HandleMessage();
-  // Copies header and body to where nobody can change them. kGoOn with control_bytes_ set.
-  Step CopySend(const ibv_wc& completion);
-  Step CopyWrite(const ibv_wc& completion);
+  // Empty: message_ has it; else the rule that it breaks.
+  std::string Read(const ibv_wc& completion);
   Step Malformed(const std::string& detail);
   Step Broken(const std::string& detail);
 
@@ -91,10 +90,8 @@ class VerbsLink final : public Link {
   static constexpr size_t kBatch = 16;
   std::array<ibv_wc, kBatch> batch_;
   size_t batch_next_ = 0, batch_count_ = 0;
-  bool copied_ = false;  // the message of batch_[batch_next_] is in header_, body_, payload_
-  Header header_;
-  std::array<std::byte, kMaxControlBytes> control_;  // body and header, or header and body
-  std::span<const std::byte> body_, payload_;
+  bool read_ = false;  // batch_[batch_next_] is in message_
+  VerbsMessage message_;
 };
 
 }  // namespace hk

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "fmt/format.h"
-#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "rdma/wire.h"
 
@@ -52,9 +51,8 @@ absl::StatusOr<std::unique_ptr<VerbsPool>> VerbsPool::Create(ibv_context* contex
     HK_ASSIGN_OR_RETURN(one.receive,
                         RegisterMemory(one.domain.get(), SlotsOf(memory, message_class, SlotUse::kReceive, receive),
                                        IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE, "receive slots"));
-    const int access = HK_MUTANT(send_slots_writable) ? IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE : 0;
     HK_ASSIGN_OR_RETURN(one.send, RegisterMemory(one.domain.get(), SlotsOf(memory, message_class, SlotUse::kSend, send),
-                                                 access, "send slots"));
+                                                 0, "send slots"));
     return absl::OkStatus();
   };
   HK_RETURN_IF_ERROR(fill(MessageClass::kFault, settings.fault_receive_slots, settings.fault_send_slots));

@@ -10,7 +10,6 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
-#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -22,7 +21,7 @@ namespace {
 constexpr uint8_t kMinRnrTimer = 12;
 
 uint32_t SendDepth(uint32_t window) {
-  return std::clamp(window + QueuePair::kSignalEvery, QueuePair::kMinSendDepth, QueuePair::kMaxSendDepth);
+  return std::clamp(window + SendRing::kSignalEvery, QueuePair::kMinSendDepth, QueuePair::kMaxSendDepth);
 }
 
 }  // namespace
@@ -44,9 +43,7 @@ absl::StatusOr<std::unique_ptr<QueuePair>> QueuePair::Create(rdma_cm_id* id, ibv
 }
 
 QueuePair::QueuePair(rdma_cm_id* id, uint32_t send_depth, uint32_t receive_depth)
-    : id_(id), send_depth_(send_depth), receive_depth_(receive_depth) {
-  HK_CHECK(send_depth_ >= 2 * kSignalEvery);
-}
+    : id_(id), send_depth_(send_depth), receive_depth_(receive_depth), ring_(send_depth) {}
 
 QueuePair::~QueuePair() {
   if (id_->qp != nullptr) rdma_destroy_qp(id_);
@@ -103,24 +100,20 @@ absl::Status QueuePair::Connected() {
 
 std::byte* QueuePair::Room() {
   if (!send_error_.empty()) return nullptr;
-  // Half full: by now a signalled one is on its way, mostly done.
-  if (posted_ - completed_ >= send_depth_ / 2 && !Reap()) return nullptr;
-  if (posted_ - completed_ >= send_depth_) return nullptr;
-  return reinterpret_cast<std::byte*>(buffers_.data()) + (receive_depth_ + posted_ % send_depth_) * kBufferBytes;
+  if ((ring_.IsCrowded() && !Reap()) || ring_.IsFull()) return nullptr;
+  return reinterpret_cast<std::byte*>(buffers_.data()) + size_t{receive_depth_ + ring_.Next()} * kBufferBytes;
 }
 
 ibv_send_wr& QueuePair::Next(bool signalled) {
-  HK_CHECK(pending_ < chain_.size() && posted_ - completed_ < send_depth_);
+  HK_CHECK(pending_ < chain_.size());
+  const SendRing::Send send = ring_.Add(signalled);
   ibv_send_wr& work = chain_[pending_];
   work = {};
-  work.wr_id = ++posted_;
+  work.wr_id = send.number;
+  work.send_flags = send.signalled ? unsigned{IBV_SEND_SIGNALED} : 0;
   work.sg_list = parts_[pending_].data();
   if (pending_ > 0) chain_[pending_ - 1].next = &work;
   ++pending_;
-  if (signalled || ++unsignalled_ == kSignalEvery) {
-    work.send_flags = IBV_SEND_SIGNALED;
-    unsignalled_ = 0;
-  }
   return work;
 }
 
@@ -141,7 +134,7 @@ bool QueuePair::PostControl(std::span<const std::byte> bytes, bool signalled, bo
 }
 
 bool QueuePair::PostWrite(std::span<const std::byte> control, std::span<const std::byte> payload, uint32_t payload_key,
-                          const Remote& remote, bool more) {
+                          const SlotWrite& to, bool more) {
   std::array<ibv_sge, 2>& parts = parts_[pending_];
   parts[0] = {.addr = reinterpret_cast<uintptr_t>(control.data()),
               .length = static_cast<uint32_t>(control.size()),
@@ -152,9 +145,9 @@ bool QueuePair::PostWrite(std::span<const std::byte> control, std::span<const st
   ibv_send_wr& work = Next(false);
   work.num_sge = 2;
   work.opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
-  work.imm_data = htonl(remote.immediate);
-  work.wr.rdma.remote_addr = remote.address;
-  work.wr.rdma.rkey = remote.key;
+  work.imm_data = htonl(to.immediate);
+  work.wr.rdma.remote_addr = to.address;
+  work.wr.rdma.rkey = to.key;
   return Finish(more);
 }
 
@@ -174,7 +167,7 @@ bool QueuePair::Reap() {
     count = ibv_poll_cq(sends_.get(), done.size(), done.data());
     for (int i = 0; i < count; ++i) {
       const ibv_wc& one = done[static_cast<size_t>(i)];
-      completed_ = one.wr_id;
+      ring_.Completed(one.wr_id);
       if (one.status != IBV_WC_SUCCESS && (send_error_.empty() || one.status != IBV_WC_WR_FLUSH_ERR)) {
         send_error_ = fmt::format("send: {}", ibv_wc_status_str(one.status));
       }
@@ -224,7 +217,6 @@ bool QueuePair::ForbidWrites() {
 }
 
 void QueuePair::Reset() {
-  if (HK_MUTANT(closed_pair_not_reset)) return;
   ibv_qp_attr attributes = {};
   attributes.qp_state = IBV_QPS_RESET;
   // Fails only if the device is gone: then nothing lands either.

@@ -2,8 +2,7 @@
 // messages.
 //
 // Queue relations (checked when the pair is made):
-// 1. send depth >= 2 * kSignalEvery: every kSignalEvery-th send is signalled, so a full queue always has a completion
-//    under way that makes room.
+// 1. send depth >= 2 * SendRing::kSignalEvery: a full queue always has a completion under way that makes room.
 // 2. receive depth >= window + kUnnumberedRoom: a peer that keeps to the window always finds a buffer. One that does
 // not
 //    is stopped by the device (receiver not ready, tried again without end) until there is one.
@@ -23,6 +22,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/mapping.h"
+#include "rdma/send_ring.h"
+#include "rdma/verbs_message.h"
 #include "rdma/verbs_pool.h"
 #include "rdma/wire.h"
 
@@ -32,12 +33,10 @@ namespace hk {
 // changes the pair's state may be called beside them. Created and destroyed on one thread.
 class QueuePair {
  public:
-  // Sends between two signalled ones: reaping becomes rare, and what is held back by it stays small.
-  static constexpr uint32_t kSignalEvery = 16;
   // Sends under way at most: far more than a round trip can keep busy.
   static constexpr uint32_t kMaxSendDepth = 256;
-  static constexpr uint32_t kMinSendDepth = 4 * kSignalEvery;
-  static_assert(kMinSendDepth >= 2 * kSignalEvery && kMaxSendDepth >= kMinSendDepth);
+  static constexpr uint32_t kMinSendDepth = 4 * SendRing::kSignalEvery;
+  static_assert(kMinSendDepth >= 2 * SendRing::kSignalEvery && kMaxSendDepth >= kMinSendDepth);
   // Setup, Goodbye, Acks and Heartbeats that may come before they are looked at.
   static constexpr uint32_t kUnnumberedRoom = 32;
   // A control message in memory: header and body, or body and header; a cache line's multiple.
@@ -59,22 +58,16 @@ class QueuePair {
   // Sends `bytes` of Room. `more`: it may wait for the next one. `signalled`: its completion is waited for. False: the
   // pair is broken (SendError).
   bool PostControl(std::span<const std::byte> bytes, bool signalled, bool more);
-  // Where a write goes.
-  struct Remote {
-    uint64_t address;
-    uint32_t key;
-    uint32_t immediate;
-  };
   // Writes `control`, which is in Room, and `payload` behind it.
   bool PostWrite(std::span<const std::byte> control, std::span<const std::byte> payload, uint32_t payload_key,
-                 const Remote& remote, bool more);
+                 const SlotWrite& to, bool more);
   // Puts on the wire what waited.
   bool Flush();
   // Takes the completions that are there. False: a send failed.
   bool Reap();
   // An event comes when a send that is under way now is completed.
   bool ArmSends();
-  bool all_sent() const { return posted_ == completed_ && pending_ == 0; }
+  bool all_sent() const { return ring_.IsEmpty(); }
   // Why sends fail; empty if they do not. For people.
   const std::string& send_error() const { return send_error_; }
 
@@ -111,11 +104,10 @@ class QueuePair {
   VerbsObject<ibv_cq> sends_, receives_;
 
   // Sending.
-  uint64_t posted_ = 0, completed_ = 0;  // sends, counted; the n-th uses buffer n % depth
-  uint32_t unsignalled_ = 0;             // since the last signalled
-  uint32_t pending_ = 0;                 // in chain_, counted in posted_
-  std::array<ibv_send_wr, kSignalEvery> chain_{};
-  std::array<std::array<ibv_sge, 2>, kSignalEvery> parts_{};
+  SendRing ring_;
+  uint32_t pending_ = 0;  // in chain_: counted, and not posted yet
+  std::array<ibv_send_wr, SendRing::kSignalEvery> chain_{};
+  std::array<std::array<ibv_sge, 2>, SendRing::kSignalEvery> parts_{};
   std::string send_error_;
 };
 

@@ -122,12 +122,14 @@ class Load final : public TransportHandler {
   void Report() {
     std::ranges::sort(latencies_);
     const auto at = [&](double part) {
-      return latencies_.empty() ? 0 : latencies_[static_cast<size_t>(part * static_cast<double>(latencies_.size() - 1))];
+      return latencies_.empty() ? 0
+                                : latencies_[static_cast<size_t>(part * static_cast<double>(latencies_.size() - 1))];
     };
     const double seconds = std::chrono::duration<double>(last_ - first_).count();
     const double bytes = static_cast<double>(answered_) * (mode == "bulk" ? kBulkSlotBytes : kFaultSlotBytes);
-    Say(fmt::format(R"({{"mode": "{}", "answered": {}, "wrong": {}, "p50_us": {:.2f}, "p99_us": {:.2f}, "mb_s": {:.2f}}})",
-                    mode, answered_.load(), wrong_.load(), at(0.5), at(0.99), seconds > 0 ? bytes / seconds / 1e6 : 0));
+    Say(fmt::format(
+        R"({{"mode": "{}", "answered": {}, "wrong": {}, "p50_us": {:.2f}, "p99_us": {:.2f}, "mb_s": {:.2f}}})", mode,
+        answered_.load(), wrong_.load(), at(0.5), at(0.99), seconds > 0 ? bytes / seconds / 1e6 : 0));
   }
 
  private:
