@@ -112,7 +112,10 @@ uint64_t VerbsWire::Random() {
 }
 
 void VerbsWire::Break(NodeId peer) {
-  for (const std::unique_ptr<VerbsPoller>& poller : pollers_) poller->Break(peer);
+  MutexLock lock(&mutex_);
+  for (const auto& [key, link] : live_) {
+    if (link->ticket().peer == peer) link->Break();
+  }
 }
 
 // --- The control thread ---
@@ -377,6 +380,10 @@ void VerbsWire::MakeLink(uint64_t key, Connection* connection, const LinkTicket&
   connection->phase = Phase::kLive;
   connection->link =
       std::make_shared<VerbsLink>(ticket, key, std::move(connection->pair), port_->pool(), engine_, &poller);
+  {
+    MutexLock lock(&mutex_);
+    live_[key] = connection->link.get();
+  }
   if (!engine_->Attach(ticket, connection->link)) return Destroy(key);
   poller.Add(connection->link);
 }
@@ -398,6 +405,10 @@ void VerbsWire::Destroy(uint64_t key) {
   const auto found = connections_.find(key);
   HK_CHECK(found != connections_.end());
   Connection& connection = found->second;
+  {
+    MutexLock lock(&mutex_);
+    live_.erase(key);
+  }
   connection.link.reset();
   connection.pair.reset();
   // Tells the peer at once; without effect on what was never connected.

@@ -46,7 +46,7 @@ class VerbsWire final : public Wire {
   void WakeControl() override;
   uint64_t Random() override;
 
-  // All connections of the peer break, as exhausted retries break them. For tests.
+  // All connections of the peer break, as exhausted retries break them, before this returns. For tests.
   void Break(NodeId peer);
 
  private:
@@ -111,6 +111,7 @@ class VerbsWire final : public Wire {
 
   Mutex mutex_;
   std::vector<uint64_t> gone_ ABSL_GUARDED_BY(mutex_);  // links that pollers have forgotten
+  std::map<uint64_t, VerbsLink*> live_ ABSL_GUARDED_BY(mutex_);
 
   RdmaEvents events_;
   SpinPermits permits_;

@@ -84,14 +84,6 @@ void VerbsPoller::PeerClosed(uint64_t key) {
   wake_.Wake();
 }
 
-void VerbsPoller::Break(NodeId peer) {
-  {
-    MutexLock lock(&mutex_);
-    broken_.push_back(peer);
-  }
-  wake_.Wake();
-}
-
 void VerbsPoller::Closed() {
   reap_.store(true);
   wake_.Wake();
@@ -130,13 +122,11 @@ Monotonic VerbsPoller::Reap() {
 void VerbsPoller::Mail() {
   std::vector<std::shared_ptr<VerbsLink>> added;
   std::vector<uint64_t> resumed, peer_closed;
-  std::vector<NodeId> broken;
   {
     MutexLock lock(&mutex_);
     added.swap(added_);
     resumed.swap(resumed_);
     peer_closed.swap(peer_closed_);
-    broken.swap(broken_);
   }
   for (std::shared_ptr<VerbsLink>& link : added) {
     const uint64_t key = link->key();
@@ -156,11 +146,6 @@ void VerbsPoller::Mail() {
     watch->link->PeerClosed();
     if (watch->link->closed()) reap_ = true;  // nobody is left to say farewell to
     Serve(key);
-  }
-  for (const NodeId peer : broken) {
-    for (auto& [key, watch] : watches_) {
-      if (watch.link->ticket().peer == peer && !watch.link->closed()) watch.link->Break();
-    }
   }
   if (reap_.exchange(false)) farewell_due_ = Reap();
 }
@@ -205,28 +190,27 @@ bool VerbsPoller::Serve(uint64_t key) {
   return progress;
 }
 
-bool VerbsPoller::TakeEvents(ibv_comp_channel* channel) {
-  bool progress = false;
+bool VerbsPoller::TakeEvent(ibv_comp_channel* channel) {
   ibv_cq* queue = nullptr;
   void* context = nullptr;
-  while (ibv_get_cq_event(channel, &queue, &context) == 0) {
-    const auto key = reinterpret_cast<uint64_t>(context);
-    Watch* watch = Find(key);
-    const bool receives = watch != nullptr && watch->link->IsReceiveQueue(queue);
-    // After this the queue may be gone, if its link is.
-    ibv_ack_cq_events(queue, 1);
-    if (watch == nullptr) continue;
-    if (receives) {
-      watch->armed = false;
-      progress |= Serve(key);
-    } else if (watch->link->closed()) {
-      reap_ = true;
-      wake_.Wake();
-    } else {
-      engine_->OnSendable(watch->link->ticket());
-    }
+  if (ibv_get_cq_event(channel, &queue, &context) != 0) return false;
+  const auto key = reinterpret_cast<uint64_t>(context);
+  Watch* watch = Find(key);
+  const bool receives = watch != nullptr && watch->link->IsReceiveQueue(queue);
+  // After this the queue may be gone, if its link is.
+  ibv_ack_cq_events(queue, 1);
+  if (watch == nullptr) return false;
+  if (receives) {
+    watch->armed = false;
+    return Serve(key);
   }
-  return progress;
+  if (watch->link->closed()) {
+    reap_ = true;
+    wake_.Wake();
+  } else {
+    engine_->OnSendable(watch->link->ticket());
+  }
+  return false;
 }
 
 bool VerbsPoller::Wait(Monotonic due) {
@@ -236,7 +220,8 @@ bool VerbsPoller::Wait(Monotonic due) {
     channel = channel_;
   }
   const std::vector<uint64_t> more = std::exchange(more_, {});
-  const Monotonic now = std::chrono::steady_clock::now();
+  // In the common case nothing is due, and no clock is read.
+  const Monotonic now = due == Monotonic::max() ? Monotonic() : std::chrono::steady_clock::now();
   bool sleeps = more.empty() && due > now;
   if (sleeps && !wake_.Sleep()) sleeps = false;
   const auto left = sleeps && due != Monotonic::max() ? due - now : std::chrono::nanoseconds(0);
@@ -248,7 +233,7 @@ bool VerbsPoller::Wait(Monotonic due) {
   if (sleeps) wake_.Awake();
   if ((fds[0].revents & POLLIN) != 0) wake_.Drain();
   bool progress = false;
-  if (channel != nullptr && fds[1].revents != 0) progress |= TakeEvents(channel.get());
+  if (channel != nullptr && fds[1].revents != 0) progress |= TakeEvent(channel.get());
   for (const uint64_t key : more) progress |= Serve(key);
   return progress;
 }
@@ -277,7 +262,7 @@ void VerbsPoller::Run() {
     const bool woken = wake_.Take();
     const bool stop = stop_.load();
     if (woken || stop) Mail();
-    if (farewell_due_ <= std::chrono::steady_clock::now()) farewell_due_ = Reap();
+    if (farewell_due_ != Monotonic::max() && farewell_due_ <= std::chrono::steady_clock::now()) farewell_due_ = Reap();
     if (stop && farewell_due_ == Monotonic::max()) break;
     const Monotonic due = std::min(engine_->RunClass(class_), farewell_due_);
     const bool progress = spinning_ ? SpinOnce() : Wait(due);

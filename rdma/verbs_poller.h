@@ -50,8 +50,6 @@ class VerbsPoller {
   void Resume(uint64_t key);
   void Closed();
   void PeerClosed(uint64_t key);
-  // All links of the peer break.
-  void Break(NodeId peer);
 
  private:
   // What the poller knows of a link.
@@ -66,7 +64,8 @@ class VerbsPoller {
   void Mail();
   // Waits until `due` at most; true if a message came.
   bool Wait(Monotonic due);
-  bool TakeEvents(ibv_comp_channel* channel);
+  // One at a time: looking whether there is another costs as much as polling the channel again.
+  bool TakeEvent(ibv_comp_channel* channel);
   bool SpinOnce();
   // Polls until nothing is left, or others shall have their turn; true if a message came.
   bool Serve(uint64_t key);
@@ -91,7 +90,6 @@ class VerbsPoller {
   std::vector<std::shared_ptr<VerbsLink>> added_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint64_t> resumed_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint64_t> peer_closed_ ABSL_GUARDED_BY(mutex_);
-  std::vector<NodeId> broken_ ABSL_GUARDED_BY(mutex_);
   std::atomic<bool> reap_{false};
 
   // The thread's own.

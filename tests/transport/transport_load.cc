@@ -34,6 +34,7 @@ using std::chrono::microseconds;
 constexpr uint16_t kRequest = kFirstUserType, kAnswer = kFirstUserType + 1;
 constexpr std::chrono::seconds kHangGuard(300);
 constexpr uint64_t kTransferDepth = 32;
+constexpr uint64_t kProgressPages = 200;
 
 // What stands in a page, told by its number alone.
 void FillPage(uint64_t number, std::span<std::byte> page) {
@@ -56,7 +57,7 @@ class Load final : public TransportHandler {
   std::string mode;
   NodeId peer;
   uint64_t count = 0;
-  bool check = false;
+  bool check = false, stay = false;
   TransportSettings settings;
 
   MessageClass Class() const { return mode == "bulk" ? MessageClass::kBulk : MessageClass::kFault; }
@@ -75,7 +76,8 @@ class Load final : public TransportHandler {
     }
     last_ = now;
     transport->ReleaseSlot(message.slot);
-    if (++answered_ == count) return Finish();
+    if (++answered_ == kProgressPages && mode == "transfer") Say("progress");
+    if (answered_ == count) return Finish();
     Ask();
   }
   void OnPeerUp(NodeId /*node*/) override {
@@ -89,7 +91,7 @@ class Load final : public TransportHandler {
   void OnPeerFailed(NodeId /*node*/, PeerFailure why, const std::string& detail) override {
     const auto quiet = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - last_).count();
     Say(fmt::format("failed {} after {} ms: {}", static_cast<int>(why), quiet, detail));
-    if (mode != "serve") Finish();
+    if (mode != "serve" && !stay) Finish();
   }
   void OnWritable(NodeId /*peer*/, MessageClass /*message_class*/) override {}
   void OnSlotsFree(MessageClass /*message_class*/, SlotUse /*use*/) override {}
@@ -177,13 +179,14 @@ int Main(int argc, char** argv) {
   std::string mode, listen, peer;
   uint64_t count = 1000;
   uint32_t lease_ms = 2000;
-  bool check = false;
+  bool check = false, stay = false;
   app.add_option("mode", mode)->required()->check(CLI::IsMember({"serve", "latency", "bulk", "transfer"}));
   app.add_option("--listen", listen, "IP:PORT")->required();
   app.add_option("--peer", peer, "IP:PORT of the other")->required();
   app.add_option("--count", count, "answers");
   app.add_option("--lease-ms", lease_ms);
   app.add_flag("--check", check, "serve: fill each page by its number");
+  app.add_flag("--stay", stay, "go on when the peer has failed, until standard input ends");
   CLI11_PARSE(app, argc, argv);
 
   TransportSettings settings;
@@ -195,6 +198,7 @@ int Main(int argc, char** argv) {
   load.mode = mode;
   load.settings = settings;
   load.check = check;
+  load.stay = stay;
   load.count = count;
   load.peer = NodeId(mode == "serve" ? 0 : 1);
   auto transport = MakeVerbsTransport(settings, listen, &load);
@@ -208,7 +212,7 @@ int Main(int argc, char** argv) {
     std::cerr << MessageOf(status) << "\n";
     return 1;
   }
-  if (mode == "serve") {
+  if (mode == "serve" || stay) {
     // Until whoever started us ends.
     char byte;
     while (::read(STDIN_FILENO, &byte, 1) > 0) {
