@@ -50,7 +50,7 @@ std::string VerbsMessage::ReadSend(MessageClass message_class, const std::byte* 
   if (!right && !HK_MUTANT(send_length_unchecked)) return fmt::format("a send of {} bytes that says otherwise", size);
   body_ = std::span<const std::byte>(control_).subspan(kHeaderBytes, header_.body_bytes);
   payload_ = {};
-  return {};
+  return CheckCrc();
 }
 
 std::string VerbsMessage::ReadWrite(MessageClass message_class, const SlotMemory& memory, uint32_t slots,
@@ -73,7 +73,13 @@ std::string VerbsMessage::ReadWrite(MessageClass message_class, const SlotMemory
   Copy(control_.data(), {slot.data() - kHeaderBytes - header_.body_bytes, header_.body_bytes});
   body_ = control.first(header_.body_bytes);
   payload_ = slot.first(header_.payload_bytes);
-  return {};
+  return CheckCrc();
+}
+
+// Verbs need none: the wire has its own, and a page is not read for it alone. One that is there is right.
+std::string VerbsMessage::CheckCrc() const {
+  if (!header_.has_payload_crc || CheckPayload(header_, body_, payload_) == WireError::kNone) return {};
+  return "body: payload-crc";
 }
 
 }  // namespace hk

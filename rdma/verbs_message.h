@@ -41,6 +41,8 @@ class VerbsMessage {
   std::span<const std::byte> payload() const { return payload_; }  // in its slot
 
  private:
+  std::string CheckCrc() const;
+
   Header header_;
   std::array<std::byte, kMaxControlBytes> control_;
   std::span<const std::byte> body_, payload_;

@@ -119,6 +119,17 @@ TEST_F(VerbsMessageTest, AWriteThatSaysOtherwiseIsRefused) {
   EXPECT_NE(read(immediate_, size), "") << "a flipped bit of the header";
 }
 
+TEST_F(VerbsMessageTest, ACrcThatIsThereIsChecked) {
+  const SlotId slot = Slot(MessageClass::kFault, SlotUse::kReceive, 1);
+  const auto body = Bytes(9, 3), page = Bytes(kFaultSlotBytes, 100);
+  Header header = Answer(slot, body.size(), page.size());
+  SetPayloadCrc(body, page, &header);
+  const size_t size = Write(header, body, page, slot);
+  EXPECT_EQ(message_.ReadWrite(MessageClass::kFault, memory_, kSlots, immediate_, size), "");
+  memory_.Bytes(slot)[77] ^= std::byte{1};
+  EXPECT_NE(message_.ReadWrite(MessageClass::kFault, memory_, kSlots, immediate_, size), "");
+}
+
 TEST_F(VerbsMessageTest, ASendIsReadAndChecked) {
   Header header;
   header.message.type = kFirstUserType;

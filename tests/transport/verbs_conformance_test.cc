@@ -16,6 +16,7 @@
 #include "rdma/verbs_device.h"
 #include "rdma/verbs_transport.h"
 #include "tests/transport/conformance.h"
+#include "tests/transport/verbs_stranger.h"
 
 namespace hk {
 namespace {
@@ -85,6 +86,7 @@ class VerbsBackEnd final : public ThreadedBackEnd {
     if (wires_.contains(b)) wires_.at(b)->Break(a);
     return true;
   }
+  std::unique_ptr<Stranger> Connect(NodeId to) override { return std::make_unique<VerbsStranger>(Address(to, to)); }
   void Heal(NodeId a, NodeId b) override {
     MutexLock lock(&mutex_);
     cut_.erase({a, b});
@@ -110,6 +112,11 @@ INSTANTIATE_TEST_SUITE_P(Blocking, TransportConformance, testing::Values(Maker(W
 
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
+  // What verbs have not: a connection before its hello, which is private data of the request to connect; and a message
+  // of which a part arrives, since sends have an end.
+  if (testing::GTEST_FLAG(filter) == "*") {
+    testing::GTEST_FLAG(filter) = "-*.ASilentStranger*:*.StrangersAreBounded*:*.ATruncatedMessage*";
+  }
   const auto devices = hk::ListVerbsDevices();
   if (!devices.ok() || devices->empty() || hk::DeviceAddress().empty()) {
     std::cout << "skipped: no verbs device on this host, or HK_VERBS_ADDRESS does not name its address; in the lab: "
