@@ -38,7 +38,8 @@ bool WakeFlag::Sleep() {
 }
 
 void WakeFlag::Awake() {
-  sleeping_.store(false);
+  // Who still sees it asleep writes to the fd in vain.
+  sleeping_.store(false, std::memory_order_release);
 }
 
 void WakeFlag::Drain() {
