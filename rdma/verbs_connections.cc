@@ -470,7 +470,7 @@ Monotonic VerbsWire::TendPort() {
   const milliseconds least(settings_.backoff_ms), most(settings_.backoff_max_ms);
   if (port_ != nullptr) {
     if (!connections_.empty() || port_->IsInUse()) return now + least;
-    port_.reset();
+    CloseRemovedDevice(std::move(port_));
     device_gone_ = false;
     reopen_pause_ = least;
     reopen_ = now + reopen_pause_;

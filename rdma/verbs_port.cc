@@ -3,6 +3,8 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netdb.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -10,6 +12,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/status.h"
 #include "rdma/verbs_device.h"
 
@@ -57,6 +60,23 @@ std::string PeerAddress(rdma_cm_id* id) {
   const socklen_t size = address->sa_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
   if (::getnameinfo(address, size, host.data(), host.size(), nullptr, 0, NI_NUMERICHOST) != 0) return "unknown";
   return fmt::format("{}:{}", host.data(), ntohs(rdma_get_dst_port(id)));
+}
+
+void CloseRemovedDevice(std::unique_ptr<VerbsPort> port) {
+  const std::array<int, 2> fds = {port->context()->cmd_fd, port->context()->async_fd};
+  std::array<struct stat, 2> before{};
+  for (size_t i = 0; i < fds.size(); ++i) ::fstat(fds[i], &before[i]);
+  port.reset();
+  // Makes the library compare its devices with those that there are; it forgets to when there are none.
+  ibv_context** devices = rdma_get_devices(nullptr);
+  if (devices != nullptr) return rdma_free_devices(devices);
+  const OwnedFd nowhere(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  for (size_t i = 0; i < fds.size(); ++i) {
+    struct stat now = {};
+    const bool still = ::fstat(fds[i], &now) == 0 && now.st_dev == before[i].st_dev && now.st_ino == before[i].st_ino &&
+                       now.st_rdev == before[i].st_rdev;
+    if (still && nowhere.valid()) ::dup3(nowhere.get(), fds[i], O_CLOEXEC);
+  }
 }
 
 absl::StatusOr<RdmaEvents> OpenRdmaEvents() {

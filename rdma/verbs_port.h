@@ -64,6 +64,10 @@ class VerbsPort {
   std::array<std::shared_ptr<ibv_comp_channel>, kMessageClasses> channels_;
 };
 
+// Closes a device that was removed: rdma_cm's library keeps it open until it hears of another, and the kernel's removal
+// may wait for that. When nothing is on the device any more.
+void CloseRemovedDevice(std::unique_ptr<VerbsPort> port);
+
 // The events of an event channel. Errors: what is missing on this host.
 absl::StatusOr<RdmaEvents> OpenRdmaEvents();
 
