@@ -87,19 +87,49 @@ void Node::Stop() {
   stopped_ = true;
 }
 
-std::vector<Seen> Node::Where(Seen::Kind kind, const NodeId* peer) const {
+template <typename Predicate>
+size_t Node::CountWhere(Predicate where) const {
+  MutexLock lock(&mutex_);
+  return static_cast<size_t>(std::count_if(
+      seen_.begin(), seen_.end(), [&](const Seen& seen) { return seen.message.type != kSettleType && where(seen); }));
+}
+
+template <typename Predicate>
+std::vector<Seen> Node::AllWhere(Predicate where) const {
   MutexLock lock(&mutex_);
   std::vector<Seen> found;
-  std::copy_if(seen_.begin(), seen_.end(), std::back_inserter(found), [&](const Seen& seen) {
-    return seen.kind == kind && (peer == nullptr || seen.peer == *peer) && seen.message.type != kSettleType;
-  });
+  std::copy_if(seen_.begin(), seen_.end(), std::back_inserter(found),
+               [&](const Seen& seen) { return seen.message.type != kSettleType && where(seen); });
   return found;
 }
 
+std::vector<Seen> Node::All(Seen::Kind kind) const {
+  return AllWhere([&](const Seen& seen) { return seen.kind == kind; });
+}
+
 std::vector<Seen> Node::Messages(NodeId from, MessageClass message_class) const {
-  std::vector<Seen> found = Where(Seen::Kind::kMessage, &from);
-  std::erase_if(found, [&](const Seen& seen) { return seen.message_class != message_class; });
-  return found;
+  return AllWhere([&](const Seen& seen) {
+    return seen.kind == Seen::Kind::kMessage && seen.peer == from && seen.message_class == message_class;
+  });
+}
+
+size_t Node::Count(Seen::Kind kind) const {
+  return CountWhere([&](const Seen& seen) { return seen.kind == kind; });
+}
+
+size_t Node::Count(Seen::Kind kind, NodeId peer) const {
+  return CountWhere([&](const Seen& seen) { return seen.kind == kind && seen.peer == peer; });
+}
+
+size_t Node::CountMessages(NodeId from, MessageClass message_class) const {
+  return CountWhere([&](const Seen& seen) {
+    return seen.kind == Seen::Kind::kMessage && seen.peer == from && seen.message_class == message_class;
+  });
+}
+
+size_t Node::EndedAt(uint64_t transaction) const {
+  return CountWhere(
+      [&](const Seen& seen) { return seen.kind == Seen::Kind::kMessage && seen.message.transaction == transaction; });
 }
 
 size_t Node::Settled(NodeId from, uint64_t number) const {
@@ -107,12 +137,6 @@ size_t Node::Settled(NodeId from, uint64_t number) const {
   return static_cast<size_t>(std::count_if(seen_.begin(), seen_.end(), [&](const Seen& seen) {
     return seen.message.type == kSettleType && seen.peer == from && seen.message.transaction == number;
   }));
-}
-
-size_t Node::EndedAt(uint64_t transaction) const {
-  const std::vector<Seen> messages = All(Seen::Kind::kMessage);
-  return static_cast<size_t>(std::count_if(messages.begin(), messages.end(),
-                                           [&](const Seen& seen) { return seen.message.transaction == transaction; }));
 }
 
 bool Node::IsUp(NodeId peer) const {

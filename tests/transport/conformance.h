@@ -132,10 +132,11 @@ class Node final : public TransportHandler {
   // Stop, and nothing may be seen any more.
   void Stop();
 
-  std::vector<Seen> All(Seen::Kind kind) const { return Where(kind, nullptr); }
+  std::vector<Seen> All(Seen::Kind kind) const;
   std::vector<Seen> Messages(NodeId from, MessageClass message_class) const;
-  size_t Count(Seen::Kind kind) const { return Where(kind, nullptr).size(); }
-  size_t Count(Seen::Kind kind, NodeId peer) const { return Where(kind, &peer).size(); }
+  size_t Count(Seen::Kind kind) const;
+  size_t Count(Seen::Kind kind, NodeId peer) const;
+  size_t CountMessages(NodeId from, MessageClass message_class) const;
   // Messages with this transaction.
   size_t EndedAt(uint64_t transaction) const;
   // True while the peer's last event was an up.
@@ -157,7 +158,11 @@ class Node final : public TransportHandler {
 
  private:
   void Note(Seen seen);
-  std::vector<Seen> Where(Seen::Kind kind, const NodeId* peer) const;
+  // Those that are true for `where`, Settle's apart.
+  template <typename Predicate>
+  size_t CountWhere(Predicate where) const;
+  template <typename Predicate>
+  std::vector<Seen> AllWhere(Predicate where) const;
 
   BackEnd* const back_end_;
   const TransportSettings settings_;
@@ -199,7 +204,7 @@ class TransportConformance : public ::testing::TestWithParam<BackEndMaker> {
     return Await([&] { return node.Count(kind) >= count; });
   }
   bool AwaitMessages(const Node& node, NodeId from, MessageClass message_class, size_t count) {
-    return Await([&] { return node.Messages(from, message_class).size() >= count; });
+    return Await([&] { return node.CountMessages(from, message_class) >= count; });
   }
 
   // A message that is no request.
