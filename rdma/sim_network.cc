@@ -54,12 +54,12 @@ void SimSocket::SetHandler(std::weak_ptr<SimSocketHandler> handler) {
   if (connection_ != nullptr) connection_->ends[end_].handler = std::move(handler);
 }
 
-void SimSocket::Send(std::span<const std::byte> bytes) {
-  if (connection_ != nullptr) network_->Send(connection_, end_, SlotId(), {}, bytes);
+bool SimSocket::Send(std::span<const std::byte> bytes) {
+  return connection_ != nullptr && network_->Send(connection_, end_, SlotId(), {}, bytes);
 }
 
-void SimSocket::SendWrite(SlotId slot, std::span<const std::byte> payload, std::span<const std::byte> bytes) {
-  if (connection_ != nullptr) network_->Send(connection_, end_, slot, payload, bytes);
+bool SimSocket::SendWrite(SlotId slot, std::span<const std::byte> payload, std::span<const std::byte> bytes) {
+  return connection_ != nullptr && network_->Send(connection_, end_, slot, payload, bytes);
 }
 
 void SimSocket::Close() {
@@ -130,9 +130,11 @@ void SimNetwork::Put(const std::shared_ptr<Connection>& connection, int end, Sim
   Wake(connection, end, from.last);
 }
 
-void SimNetwork::Send(const std::shared_ptr<Connection>& connection, int end, SlotId slot,
+bool SimNetwork::Send(const std::shared_ptr<Connection>& connection, int end, SlotId slot,
                       std::span<const std::byte> payload, std::span<const std::byte> bytes) {
-  if (!connection->ends[end].open || connection->ends[end].close_sent) return;
+  if (!connection->ends[end].open) return true;  // a crashed node's
+  // It broke: the sender learns it here first, or from OnClosed.
+  if (connection->ends[end].close_sent) return !simulation_->Chance(500'000);
   simulation_->Trace(connection->Name(end) + " send " + std::to_string(bytes.size()) + "+" +
                      std::to_string(payload.size()) + " " + std::to_string(Crc32c(payload, Crc32c(bytes))));
   SimPiece piece;
@@ -143,7 +145,7 @@ void SimNetwork::Send(const std::shared_ptr<Connection>& connection, int end, Sl
     piece.slot = slot;
     piece.payload.assign(payload.begin(), payload.end());
     Put(connection, end, std::move(piece));
-    return;
+    return true;
   }
   if (!settings_.direct_writes && settings_.flips_per_million != 0 &&
       simulation_->Chance(settings_.flips_per_million)) {
@@ -161,6 +163,7 @@ void SimNetwork::Send(const std::shared_ptr<Connection>& connection, int end, Sl
     piece = std::move(second);
   }
   Put(connection, end, std::move(piece));
+  return true;
 }
 
 void SimNetwork::End(const std::shared_ptr<Connection>& connection, int end, bool abort) {

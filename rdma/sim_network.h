@@ -25,12 +25,14 @@ struct SimNetworkSettings {
   Simulation::Duration most_delay = std::chrono::microseconds(50);
   uint32_t spikes_per_million = 0;  // sends that are delayed up to spike_delay, and all behind them
   Simulation::Duration spike_delay = std::chrono::milliseconds(100);
+  uint32_t stalls_per_million = 0;  // sends of a message that a link refuses (kFull) for up to stall_delay
+  Simulation::Duration stall_delay = std::chrono::milliseconds(1);
   uint32_t splits_per_million = 0;  // sends that arrive in two parts
   uint32_t flips_per_million =
       0;  // sends with one bit flipped; none with direct_writes: a fabric has checks of its own
-  // Connections that a node resumes saying less than it received (not less than it acknowledged), so that messages come
-  // twice. None with direct_writes: there, what was received must be said exactly.
-  uint32_t understatements_per_million = 0;
+  // Numbered messages behind which an earlier one of the same connection comes again. None with direct_writes: a queue
+  // pair does not repeat, and a repeated write would land in another use of its slot.
+  uint32_t repeats_per_million = 0;
   // Payloads land in the slot's memory when they arrive, before anyone looks, as RDMA writes do. Else they are part of
   // the stream, as over TCP.
   bool direct_writes = false;
@@ -57,9 +59,10 @@ class SimSocket {
   SimSocket& operator=(const SimSocket&) = delete;
 
   void SetHandler(std::weak_ptr<SimSocketHandler> handler);
-  void Send(std::span<const std::byte> bytes);
+  // False: the connection is known to have ended; OnClosed follows all the same.
+  bool Send(std::span<const std::byte> bytes);
   // direct_writes: `payload` lands in the other end's `slot`, then `bytes` arrive.
-  void SendWrite(SlotId slot, std::span<const std::byte> payload, std::span<const std::byte> bytes);
+  bool SendWrite(SlotId slot, std::span<const std::byte> payload, std::span<const std::byte> bytes);
   // Ends the connection after everything sent has arrived, or at once; nothing is received any more.
   void Close();
   void Abort();
@@ -88,8 +91,8 @@ class SimHost {
 class SimObserver {
  public:
   virtual ~SimObserver() = default;
-  // A payload was written to a receive slot's memory. `expected`: the slot's request was in flight or quarantined.
-  virtual void OnSlotWrite(NodeId node, SlotId slot, std::span<const std::byte> payload, bool expected) = 0;
+  // Bytes of a payload were written to a receive slot's memory.
+  virtual void OnSlotWrite(NodeId node, SlotId slot, std::span<const std::byte> bytes) = 0;
 };
 
 // All connections of a cluster. Outlives its sockets and transports. Not thread-safe.
@@ -135,7 +138,7 @@ class SimNetwork {
 
   Simulation::Duration Delay();
   void Put(const std::shared_ptr<Connection>& connection, int end, SimPiece piece);
-  void Send(const std::shared_ptr<Connection>& connection, int end, SlotId slot, std::span<const std::byte> payload,
+  bool Send(const std::shared_ptr<Connection>& connection, int end, SlotId slot, std::span<const std::byte> payload,
             std::span<const std::byte> bytes);
   // The end is given up by its node.
   void End(const std::shared_ptr<Connection>& connection, int end, bool abort);

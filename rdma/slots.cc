@@ -68,6 +68,7 @@ void SlotTable::Enter(const SlotName& name, Slot* slot, State state) {
   slot->state = state;
   if (state == State::kFree) {
     slot->owned = false;
+    slot->claimed.reset();
     PoolOf(name.message_class, name.use).free.push_back(name.index);
   }
 }
@@ -123,27 +124,49 @@ absl::Status SlotTable::Ask(SlotId slot, const Request& request) {
   return absl::OkStatus();
 }
 
-AnswerFate SlotTable::Answer(NodeId from, const Message& message, bool deliver, Request* request) {
+AnswerFate SlotTable::Judge(NodeId from, const Message& message, Slot** found) {
   const SlotName name = SlotName::Decode(message.slot);
   if (name.use != SlotUse::kReceive || name.message_class != message.message_class || name.counter == 0 ||
       name.counter >= next_counter_ || name.index >= PoolOf(name.message_class, name.use).slots.size()) {
     return AnswerFate::kForeign;
   }
-  Slot* found = Find(message.slot);
-  if (HK_MUTANT(slot_counter_ignored)) found = &PoolOf(name.message_class, name.use).slots[name.index];
-  if (found == nullptr || (found->state != State::kInFlight && found->state != State::kQuarantined)) {
+  Slot* slot = Find(message.slot);
+  if (HK_MUTANT(slot_counter_ignored)) slot = &PoolOf(name.message_class, name.use).slots[name.index];
+  if (slot == nullptr || (slot->state != State::kInFlight && slot->state != State::kQuarantined)) {
     return AnswerFate::kStale;
   }
-  const Request& asked = found->request;
+  const Request& asked = slot->request;
   if (!asked.writers.Contains(from) && !HK_MUTANT(slot_any_writer)) return AnswerFate::kForeign;
   if (asked.guest != message.guest || asked.generation != message.generation || asked.epoch != message.epoch) {
     return AnswerFate::kForeign;
   }
-  const AnswerFate fate = found->state == State::kInFlight ? AnswerFate::kDelivered : AnswerFate::kLate;
-  if (request != nullptr) *request = asked;
+  // Two answers to one request: the one that began to arrive is taken.
+  if (slot->claimed && *slot->claimed != from && !HK_MUTANT(slot_claim_ignored)) return AnswerFate::kStale;
+  *found = slot;
+  return slot->state == State::kInFlight ? AnswerFate::kDelivered : AnswerFate::kLate;
+}
+
+AnswerFate SlotTable::Answer(NodeId from, const Message& message, bool deliver, Request* request) {
+  Slot* found = nullptr;
+  const AnswerFate fate = Judge(from, message, &found);
+  if (found == nullptr) return fate;
+  if (request != nullptr) *request = found->request;
   found->owned = deliver;
-  Enter(name, found, deliver ? State::kLent : State::kFree);
+  found->claimed.reset();
+  Enter(SlotName::Decode(message.slot), found, deliver ? State::kLent : State::kFree);
   return fate;
+}
+
+AnswerFate SlotTable::Claim(NodeId from, const Message& message) {
+  Slot* found = nullptr;
+  const AnswerFate fate = Judge(from, message, &found);
+  if (found != nullptr) found->claimed = from;
+  return fate;
+}
+
+void SlotTable::Abandon(NodeId from, SlotId slot) {
+  Slot* found = Find(slot);
+  if (found != nullptr && found->claimed == from) found->claimed.reset();
 }
 
 absl::Status SlotTable::Cancel(SlotId slot) {

@@ -87,6 +87,11 @@ class SlotTable {
   // The message, with `answer` set, came from `from`. kDelivered and kLate make the slot Lent, and give its request if
   // `request` is not null. With `deliver` false (the answer is of an old epoch) the slot becomes Free instead.
   AnswerFate Answer(NodeId from, const Message& message, bool deliver, Request* request);
+  // The message, whose payload arrives piece by piece (TCP), came as far as its header. kDelivered, kLate: the payload
+  // may be put into the slot, and nobody else's answer ends the request until Answer or Abandon. Else nothing changed.
+  AnswerFate Claim(NodeId from, const Message& message);
+  // The claimed answer will not come whole: its connection is gone.
+  void Abandon(NodeId from, SlotId slot);
   // InFlight to Quarantined. kNotFound: not in flight.
   absl::Status Cancel(SlotId slot);
   // Requests whose deadline is at or before `now`: InFlight to Quarantined.
@@ -122,9 +127,10 @@ class SlotTable {
   // One slot; `request` means something while InFlight or Quarantined.
   struct Slot {
     State state = State::kFree;
-    bool owned = false;    // the caller has not released it
-    uint32_t sends = 0;    // messages that carry it
-    uint64_t counter = 0;  // of the present use
+    bool owned = false;             // the caller has not released it
+    std::optional<NodeId> claimed;  // whose answer is arriving in it
+    uint32_t sends = 0;             // messages that carry it
+    uint64_t counter = 0;           // of the present use
     Request request;
   };
   // The slots of one class and use.
@@ -138,6 +144,8 @@ class SlotTable {
   Slot* Find(SlotId slot);
   const Slot* Find(SlotId slot) const;
   void Enter(const SlotName& name, Slot* slot, State state);
+  // What an answer is; `found`: its slot, if it is kDelivered or kLate.
+  AnswerFate Judge(NodeId from, const Message& message, Slot** found);
   // Takes `peer` from the writers of the receive slots that `older` holds for.
   template <typename Predicate>
   std::vector<ExpiredRequest> RemoveWriter(NodeId peer, RequestFailure why, Predicate older);

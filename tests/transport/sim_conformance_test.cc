@@ -108,6 +108,7 @@ std::unique_ptr<BackEnd> MakeStream() {
   settings.splits_per_million = 300'000;
   settings.spikes_per_million = 10'000;
   settings.spike_delay = std::chrono::milliseconds(5);
+  settings.repeats_per_million = 50'000;
   return std::make_unique<SimBackEnd>(settings);
 }
 
