@@ -233,7 +233,7 @@ class Engine final : public Transport {
   mutable Mutex tables_;
   SlotTable slots_ ABSL_GUARDED_BY(tables_);
   EpochFloors floors_ ABSL_GUARDED_BY(tables_);
-  std::array<NodeSet, kMessageClasses> joined_ ABSL_GUARDED_BY(tables_);  // nodes that may answer: a Setup was sent
+  std::array<NodeSet, kMessageClasses> joined_ ABSL_GUARDED_BY(tables_);  // nodes that may answer: their session began
   Monotonic next_deadline_ ABSL_GUARDED_BY(tables_) = Monotonic::max();   // of requests; none is earlier
   StrangerLog strangers_;
 };

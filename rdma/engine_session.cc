@@ -106,6 +106,8 @@ void Engine::BeginLocked(Peer* peer) {
     MutexLock lock(&tables_);
     PostExpired(slots_.PeerReset(peer->id));
     PostFreeSlots();
+    // Slots that are given out from now on may be answered by the peer, whichever class is connected first.
+    for (NodeSet& joined : joined_) joined.Add(peer->id);
   }
   for (Lane& lane : peer->lanes) {
     MutexLock lock(&lane.mutex);
@@ -226,8 +228,6 @@ bool Engine::Attach(const LinkTicket& ticket, std::shared_ptr<Link> link) {
   {
     MutexLock tables_lock(&tables_);
     setup.first_slot_counter = slots_.FirstCounterFor(lane.peer);
-    // From its Setup on the peer may answer what others forward to it.
-    joined_[static_cast<size_t>(lane.message_class)].Add(lane.peer);
   }
   if (lane.message_class != MessageClass::kInvalidate) {
     setup.slot_count =
