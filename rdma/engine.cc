@@ -39,7 +39,7 @@ Engine::Engine(const TransportSettings& settings, TransportHandler* handler, std
       cluster_(ClusterHash(settings.cluster)),
       node_epoch_(settings.node_epoch.value()),
       next_heartbeat_(clock.Now()),
-      slots_(CountsOf(settings)) {
+      slots_(CountsOf(settings), FirstSlotCounter(clock.Wall())) {
   for (uint16_t node = 0; node < kMaxNodes; ++node) {
     if (NodeId(node) != settings_.self) peers_[node] = std::make_unique<Peer>(settings_.self, NodeId(node), settings_);
   }

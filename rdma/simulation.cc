@@ -12,6 +12,9 @@ namespace {
 // Time does not begin at 0: "no time" and "the first moment" are told apart, and times before it can be written.
 constexpr Monotonic kBegin{std::chrono::hours(1)};
 
+// What clocks on walls say then: some day, the same for every run.
+constexpr WallTime kWallBegin = std::chrono::sys_days(std::chrono::year(2026) / 1 / 1);
+
 // FNV-1a, 64 bits (draft-eastlake-fnv, section 5).
 constexpr uint64_t kHashBasis = 0xcbf29ce484222325, kHashPrime = 0x100000001b3;
 
@@ -20,7 +23,7 @@ constexpr uint64_t kHashBasis = 0xcbf29ce484222325, kHashPrime = 0x100000001b3;
 Simulation::Simulation(uint64_t seed) : seed_(seed), random_(seed), now_(kBegin), trace_hash_(kHashBasis) {}
 
 WallTime Simulation::Wall() const {
-  return WallTime(std::chrono::duration_cast<WallTime::duration>(now_.time_since_epoch()));
+  return kWallBegin + std::chrono::duration_cast<WallTime::duration>(now_ - kBegin);
 }
 
 void Simulation::At(Monotonic when, std::function<void()> event) {

@@ -10,6 +10,9 @@ namespace {
 constexpr uint64_t kBulkBit = 1U << 15;
 constexpr uint64_t kSendBit = 1U << 14;
 constexpr int kCounterShift = 16;
+constexpr uint64_t kCounterMask = (uint64_t{1} << (64 - kCounterShift)) - 1;
+constexpr int64_t kCounterStepUs = 8;
+constexpr WallTime kCounterBegin = std::chrono::sys_days(std::chrono::year(2020) / 1 / 1);
 
 bool IsOlder(const SlotTable::Request& request, GuestId guest, uint32_t generation, Epoch epoch) {
   return request.guest == guest && (request.generation < generation || request.epoch < epoch);
@@ -34,7 +37,13 @@ SlotName SlotName::Decode(SlotId slot) {
           .counter = value >> kCounterShift};
 }
 
-SlotTable::SlotTable(const SlotCounts& counts) {
+uint64_t FirstSlotCounter(WallTime now) {
+  const auto since =
+      std::chrono::duration_cast<std::chrono::microseconds>(now - kCounterBegin).count() / kCounterStepUs;
+  return since <= 0 || HK_MUTANT(slot_names_repeat) ? 1 : static_cast<uint64_t>(since) & kCounterMask;
+}
+
+SlotTable::SlotTable(const SlotCounts& counts, uint64_t first_counter) : next_counter_(first_counter) {
   first_counter_.fill(next_counter_);
   const std::array<uint32_t, 4> sizes = {counts.fault_receive, counts.fault_send, counts.bulk_receive,
                                          counts.bulk_send};

@@ -438,7 +438,8 @@ void SimCluster::TakeDown(SimFault fault) {
     network_.Crash(node, fault == SimFault::kPowerLoss);
   }
   actors_.erase(actor);
-  simulation_.After(Pick(0, 2 * kLeaseMs), [this, node] { StartNode(node); });
+  // A process does not start in less: slots' counters rely on it.
+  simulation_.After(Pick(5, 2 * kLeaseMs), [this, node] { StartNode(node); });
 }
 
 void SimCluster::RaiseEpoch() {
