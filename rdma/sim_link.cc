@@ -40,6 +40,7 @@ Link::Sent SimLink::Send(const Header& header, std::span<const std::byte> body, 
     });
     return Sent::kFull;
   }
+  if (free_until_ != 0) free_until_ = header.acknowledged + wire_->engine().settings().window_messages;
   Header complete = header;
   if (!network.direct_writes) SetPayloadCrc(body, payload, &complete);
   const auto encoded = EncodeHeader(complete);
@@ -115,6 +116,17 @@ void SimLink::Parse() {
   wire_->ClassDue(ticket_.message_class);
 }
 
+// The receive buffers of a queue pair: one for each message of the window, there again when it is acknowledged.
+void SimLink::CheckWindow(const Header& header) {
+  if (header.sequence == 0) return;
+  // The first on this connection follows what was said to be received.
+  if (free_until_ == 0) free_until_ = header.sequence - 1 + wire_->engine().settings().window_messages;
+  SimObserver* const observer = wire_->network().observer();
+  if (header.sequence > free_until_ && observer != nullptr) {
+    observer->OnOverrun(wire_->engine().settings().self, ticket_.peer, ticket_.message_class);
+  }
+}
+
 SimLink::Step SimLink::ParseOne() {
   if (in_payload_) return FillPayload();
   if (in_.size() < kHeaderBytes) return Step::kWait;
@@ -123,6 +135,7 @@ SimLink::Step SimLink::ParseOne() {
   if (error != WireError::kNone) return Malformed(fmt::format("header: {}", WireErrorName(error)));
   if (in_.size() < kHeaderBytes + header.body_bytes) return Step::kWait;
   header_ = header;
+  CheckWindow(header);
   const auto body = std::span<const std::byte>(in_).subspan(kHeaderBytes, header.body_bytes);
   body_.assign(body.begin(), body.end());
   if (wire_->network().settings().direct_writes) return ParseDirect(body_);

@@ -46,6 +46,7 @@ class SimLink final : public Link, public SimSocketHandler, public std::enable_s
   // Whether to go on.
   enum class Step : uint8_t { kGoOn, kWait, kClosed };
   Step ParseOne();
+  void CheckWindow(const Header& header);
   Step ParseDirect(std::span<const std::byte> body);
   Step FillPayload();
   Step StepOf(Engine::Fate fate);
@@ -68,6 +69,7 @@ class SimLink final : public Link, public SimSocketHandler, public std::enable_s
   std::span<std::byte> payload_;   // where it goes
   std::vector<std::byte> refuse_;  // where it goes if nobody wants it
   size_t filled_ = 0;
+  uint64_t free_until_ = 0;  // number of the last message that there is a buffer for; 0: not known yet
 };
 
 }  // namespace hk

@@ -93,6 +93,8 @@ class SimObserver {
   virtual ~SimObserver() = default;
   // Bytes of a payload were written to a receive slot's memory.
   virtual void OnSlotWrite(NodeId node, SlotId slot, std::span<const std::byte> bytes) = 0;
+  // More numbered messages are under way to the node than it has buffers for.
+  virtual void OnOverrun(NodeId node, NodeId from, MessageClass message_class) = 0;
 };
 
 // All connections of a cluster. Outlives its sockets and transports. Not thread-safe.

@@ -58,6 +58,11 @@ void ContractChecker::OnSlotWrite(NodeId node, SlotId slot, std::span<const std:
   }
 }
 
+void ContractChecker::OnOverrun(NodeId node, NodeId from, MessageClass message_class) {
+  Violation(fmt::format("node {} has sent more to node {} in class {} than its window", from.value(), node.value(),
+                        Index(message_class)));
+}
+
 void ContractChecker::CheckQuiet() {
   for (const auto& [id, node] : nodes_) node->CheckQuiet();
 }
@@ -87,6 +92,17 @@ void CheckedTransport::Trace(const std::string& what) {
   checker_->simulation_->Trace(Name() + " " + what);
 }
 
+void CheckedTransport::NoteRefused(Refusals* refusals) {
+  refusals->waits = true;
+  ++refusals->refused;
+}
+
+// A call may be late (its class is busy), so one for an earlier refusal may come after the next refusal.
+void CheckedTransport::CheckTold(Refusals* refusals, const std::string& what) {
+  refusals->waits = false;
+  if (++refusals->told > refusals->refused) Violation(what + " without a refusal");
+}
+
 bool CheckedTransport::IsUp(NodeId peer) const {
   const auto found = peers_.find(peer);
   return found != peers_.end() && found->second.up;
@@ -96,6 +112,12 @@ bool CheckedTransport::IsOld(const Message& message) const {
   const auto found = floors_.find(message.guest);
   return found != floors_.end() &&
          (message.generation < found->second.generation || message.epoch < found->second.epoch);
+}
+
+bool CheckedTransport::MayBeDropped(const Message& message) const {
+  if (IsOld(message)) return true;
+  const auto answers = checker_->answers_.find({message.slot_node, message.slot});
+  return message.answer && answers != checker_->answers_.end() && answers->second > 1;
 }
 
 absl::Status CheckedTransport::Start() {
@@ -158,7 +180,7 @@ absl::Status CheckedTransport::Send(NodeId to, const Message& message, const Sen
     if (IsOld(message)) Violation("an old message is taken: " + Describe(message));
     if (peer.sending != nullptr) NoteSent(to, message, options);
   } else if (absl::IsResourceExhausted(status)) {
-    peer.refused.insert(message.message_class);
+    NoteRefused(&peer.refusals[Index(message.message_class)]);
   } else if (absl::IsUnavailable(status)) {
     if (peer.up && !peer.reset) Trace("unavailable, although up");  // its failure will be told
   } else if (!absl::IsAborted(status)) {
@@ -184,6 +206,7 @@ void CheckedTransport::NoteSent(NodeId to, const Message& message, const SendOpt
   checker_->pairs_[{settings_.self, to}].where[{message.message_class, message.type, message.transaction}] = {
       peer.sending, messages.size()};
   messages.push_back(std::move(sent));
+  if (message.answer) ++checker_->answers_[{message.slot_node, message.slot}];
   if (!IsRequest(settings_.self, message)) return;
   Slot& slot = slots_[PlaceOf(message.slot)];
   if (slot.id != message.slot || slot.state != SlotState::kOwned) {
@@ -210,7 +233,7 @@ void CheckedTransport::CheckEnded(SlotId slot) {
 absl::StatusOr<SlotId> CheckedTransport::AcquireSlot(MessageClass message_class, SlotUse use) {
   absl::StatusOr<SlotId> slot = transport_->AcquireSlot(message_class, use);
   if (!slot.ok()) {
-    slots_refused_.insert({message_class, use});
+    NoteRefused(&slot_refusals_[{message_class, use}]);
     return slot;
   }
   const SlotName name = SlotName::Decode(*slot);
@@ -290,24 +313,24 @@ void CheckedTransport::OnPeerFailed(NodeId peer, PeerFailure why, const std::str
   Trace(fmt::format("hears {} failed: {} {}", peer.value(), static_cast<int>(why), detail));
   PeerState& state = peers_[peer];
   if (!state.up) Violation(fmt::format("{} fails, which was not up", peer.value()));
-  if (why == PeerFailure::kMalformed && !checker_->corruption_) {
+  if (why == PeerFailure::kMalformed && !checker_->malformed_) {
     Violation(fmt::format("{} is malformed, although nothing was changed on the way: {}", peer.value(), detail));
   }
   state.up = state.reset = false;
   state.sending.reset();
-  state.refused.clear();
+  state.refusals = {};
   user_->OnPeerFailed(peer, why, detail);
 }
 
 void CheckedTransport::OnWritable(NodeId peer, MessageClass message_class) {
   Trace(fmt::format("hears {} class {} is writable", peer.value(), Index(message_class)));
-  if (peers_[peer].refused.erase(message_class) == 0) Violation("OnWritable without a refusal");
+  CheckTold(&peers_[peer].refusals[Index(message_class)], "OnWritable");
   user_->OnWritable(peer, message_class);
 }
 
 void CheckedTransport::OnSlotsFree(MessageClass message_class, SlotUse use) {
   Trace(fmt::format("hears slots {} {} are free", Index(message_class), static_cast<int>(use)));
-  if (slots_refused_.erase({message_class, use}) == 0) Violation("OnSlotsFree without a refusal");
+  CheckTold(&slot_refusals_[{message_class, use}], "OnSlotsFree");
   user_->OnSlotsFree(message_class, use);
 }
 
@@ -362,7 +385,7 @@ void CheckedTransport::CheckOrder(NodeId from, const Message& message, std::span
   size_t& next = receiving.next[Index(message.message_class)];
   if (position < next) return Violation("a message that was delivered before: " + Describe(message));
   for (; next < position; ++next) {
-    if (!IsOld(sent[next].message)) Violation("a message is left out: " + Describe(sent[next].message));
+    if (!MayBeDropped(sent[next].message)) Violation("a message is left out: " + Describe(sent[next].message));
   }
   next = position + 1;
   const ContractChecker::Sent& expected = sent[position];
@@ -397,7 +420,9 @@ void CheckedTransport::CheckAnswer(NodeId from, const Message& message, std::spa
 void CheckedTransport::CheckQuiet() {
   for (const auto& [id, peer] : peers_) {
     if (!peer.up) continue;
-    if (!peer.refused.empty()) Violation(fmt::format("{} is not told writable", id.value()));
+    for (const Refusals& refusals : peer.refusals) {
+      if (refusals.waits) Violation(fmt::format("a refused Send to {} is never followed by OnWritable", id.value()));
+    }
     const auto other = checker_->nodes_.find(id);
     if (other == checker_->nodes_.end()) continue;
     CheckedTransport& receiver = *other->second;
@@ -407,7 +432,8 @@ void CheckedTransport::CheckQuiet() {
       size_t next = there.receiving.from == peer.sending ? there.receiving.next[i] : 0;
       for (; next < peer.sending->sent[i].size(); ++next) {
         const Message& message = peer.sending->sent[i][next].message;
-        if (!receiver.IsOld(message)) Violation(fmt::format("never arrived at {}: {}", id.value(), Describe(message)));
+        if (!receiver.MayBeDropped(message))
+          Violation(fmt::format("never arrived at {}: {}", id.value(), Describe(message)));
       }
     }
   }
@@ -427,6 +453,11 @@ void CheckedTransport::CheckQuiet() {
     Violation(fmt::format("slots lent {} in flight {} quarantined {} sending {}, but owned {}+{} asked {} given up {}",
                           statistics.slots_lent, statistics.slots_in_flight, statistics.slots_quarantined,
                           statistics.slots_sending, owned[0], owned[1], asked, quarantined));
+  }
+  for (const auto& [pool, refusals] : slot_refusals_) {
+    if (refusals.waits && transport_->AcquireSlot(pool.first, pool.second).ok()) {
+      Violation("a refused AcquireSlot is never followed by OnSlotsFree");
+    }
   }
 }
 

@@ -5,8 +5,8 @@
 // What it holds a cluster to:
 //   1. Within a session of a pair and class, what is delivered is a prefix of what was sent, in order and once; left
 //   out is
-//      only what is of an old epoch at the receiver. A session's messages are delivered in one session of the receiver,
-//      never in a later one.
+//      only what is of an old epoch at the receiver, and of several answers to one request all but one. A session's
+//      messages are delivered in one session of the receiver, never in a later one.
 //   2. Nothing is delivered from a peer that is not up, nor between ResetPeer and the failure it causes; ups and
 //   failures
 //      alternate; a peer that was fenced is up again only with the epoch that lets it in.
@@ -17,8 +17,8 @@
 //   5. A request ends once: answered by a writer with its own fields, expired, or cancelled; not later than its
 //   deadline.
 //      `late` is said exactly when it had ended before.
-//   6. OnWritable and OnSlotsFree follow a refusal, and once.
-//   7. No peer is ever malformed, unless bytes were changed on the way (`corruption`).
+//   6. OnWritable and OnSlotsFree follow a refusal, once each.
+//   7. No peer is ever malformed, unless AllowMalformed.
 //   8. CheckQuiet: when all is healed and has come to rest, everything that was sent has arrived, and the transport's
 //      counts of slots are the model's.
 //
@@ -50,8 +50,8 @@ class ContractChecker final : public SimObserver {
   // `slack`: how long handlers of a class may be busy, so by how much its calls may be late.
   ContractChecker(Simulation* simulation, Simulation::Duration slack) : simulation_(simulation), slack_(slack) {}
 
-  // Whether bytes may have been changed on the way.
-  void AllowCorruption() { corruption_ = true; }
+  // Bytes may have been changed on the way, or a node answers what it was not asked.
+  void AllowMalformed() { malformed_ = true; }
   // Something else was found to be wrong.
   void Report(const std::string& what) { Violation(what); }
   // What was broken, in order; empty: nothing.
@@ -63,6 +63,7 @@ class ContractChecker final : public SimObserver {
 
   // SimObserver.
   void OnSlotWrite(NodeId node, SlotId slot, std::span<const std::byte> bytes) override;
+  void OnOverrun(NodeId node, NodeId from, MessageClass message_class) override;
 
  private:
   friend class CheckedTransport;
@@ -94,10 +95,11 @@ class ContractChecker final : public SimObserver {
 
   Simulation* const simulation_;
   const Simulation::Duration slack_;
-  bool corruption_ = false;
+  bool malformed_ = false;
   std::vector<std::string> violations_;
   std::map<NodeId, CheckedTransport*> nodes_;
   std::map<std::pair<NodeId, NodeId>, Pair> pairs_;
+  std::map<std::pair<NodeId, SlotId>, uint64_t> answers_;  // that were taken by Send
   uint64_t delivered_ = 0, pages_ = 0;
 };
 
@@ -155,6 +157,12 @@ class CheckedTransport final : public Transport, public TransportHandler {
     uint32_t generation = 0;
     Epoch epoch;
   };
+  // What was refused, and what was told after.
+  struct Refusals {
+    bool waits = false;    // since the last one nothing was told
+    uint64_t refused = 0;  // in all
+    uint64_t told = 0;
+  };
   // A peer, as this life sees it.
   struct PeerState {
     bool up = false;
@@ -162,14 +170,18 @@ class CheckedTransport final : public Transport, public TransportHandler {
     Epoch admit_from;
     std::shared_ptr<ContractChecker::SendSession> sending;
     ContractChecker::ReceiveSession receiving;
-    std::set<MessageClass> refused;
+    std::array<Refusals, kMessageClasses> refusals;
   };
 
   static uint64_t PlaceOf(SlotId slot) { return slot.value() & 0xffff; }
   std::string Name() const;
   void Violation(const std::string& what);
+  static void NoteRefused(Refusals* refusals);
+  void CheckTold(Refusals* refusals, const std::string& what);
   void Trace(const std::string& what);
   bool IsOld(const Message& message) const;
+  // The message may be left out by this node.
+  bool MayBeDropped(const Message& message) const;
   void NoteSent(NodeId to, const Message& message, const SendOptions& options);
   // The message is the next of its session, or those between are old.
   void CheckOrder(NodeId from, const Message& message, std::span<const std::byte> payload);
@@ -187,7 +199,7 @@ class CheckedTransport final : public Transport, public TransportHandler {
   uint64_t last_counter_ = 0;
   std::map<uint64_t, Slot> slots_;  // by place
   std::map<SlotId, Slot> lagging_;  // given out again before the end of their request was told
-  std::set<std::pair<MessageClass, SlotUse>> slots_refused_;
+  std::map<std::pair<MessageClass, SlotUse>, Refusals> slot_refusals_;
   std::map<GuestId, Floor> floors_;
   std::map<NodeId, PeerState> peers_;
 };

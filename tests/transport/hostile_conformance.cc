@@ -242,7 +242,7 @@ TEST_P(TransportConformance, AMalformedMessageFailsThatPeerOnly) {
   header = Numbered(kFault, 1);
   header.message.answer = true;
   header.message.slot_node = NodeId(1);
-  header.message.slot = SlotId(uint64_t{1000} << 16);
+  header.message.slot = SlotId(uint64_t{1} << 63);
   bad.push_back({"answer into a slot that was never given out", Frame(header)});
   header = Numbered(kFault, 0);
   header.message.type = static_cast<uint16_t>(OwnType::kHeartbeat);

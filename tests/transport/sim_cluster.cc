@@ -24,6 +24,8 @@ constexpr milliseconds kCalm(3000);
 constexpr milliseconds kMostBusy(40);
 
 constexpr uint16_t kPlain = kFirstUserType, kRequest = kFirstUserType + 1, kAnswer = kFirstUserType + 2;
+// Answers that should not be: each has a type of its own from here on.
+constexpr uint16_t kFirstSuperfluous = 100;
 
 // How often a message that does not fit is offered again.
 constexpr int kMostTries = 20;
@@ -96,7 +98,7 @@ class SimActor final : public TransportHandler {
         SendPlain(to, message_class);
       }
     }
-    After(simulation().Between(microseconds(100), milliseconds(6)), [this] { Act(); });
+    After(simulation().Between(microseconds(100), milliseconds(4)), [this] { Act(); });
   }
 
   // The guest and epoch of a new message: as this node knows it, which may be old elsewhere.
@@ -163,10 +165,25 @@ class SimActor final : public TransportHandler {
   void Serve(Message duty, int tries) {
     if (tries == 0 || Chance(2)) return;
     const NodeSet others(duty.gfn.value());
-    if (!others.empty() && Chance(50)) return Forward(duty, tries);
+    const bool twice = tries == kMostTries && cluster_->Has(SimFault::kSecondAnswer) && Chance(15);
+    if (!others.empty() && Chance(50)) {
+      Forward(duty, tries);
+      if (!twice) return;
+      cluster_->Count(SimFault::kSecondAnswer);
+      return Answer(duty, Superfluous(), 1);
+    }
+    if (twice) {
+      After(cluster_->Pick(0, 3), [this, duty] { Answer(duty, Superfluous(), 1); });
+      cluster_->Count(SimFault::kSecondAnswer);
+    }
+    if (tries == kMostTries && cluster_->Has(SimFault::kUnasked) && Chance(1)) LetAnotherAnswer(duty);
+    Answer(duty, kAnswer, tries);
+  }
+
+  void Answer(const Message& duty, uint16_t type, int tries) {
     if (duty.slot_node == id_) return;
     Message answer = duty;
-    answer.type = kAnswer;
+    answer.type = type;
     answer.answer = true;
     SendOptions options;
     if (Chance(80)) {
@@ -187,6 +204,15 @@ class SimActor final : public TransportHandler {
       }
     }
     if (absl::IsResourceExhausted(sent)) Again(duty, tries);
+  }
+
+  uint16_t Superfluous() { return static_cast<uint16_t>(kFirstSuperfluous + cluster_->superfluous_++ % 60'000); }
+
+  void LetAnotherAnswer(const Message& duty) {
+    const auto other = cluster_->actors_.find(cluster_->PickNode());
+    if (other == cluster_->actors_.end()) return;
+    cluster_->Count(SimFault::kUnasked);
+    other->second->Answer(duty, Superfluous(), 1);
   }
 
   void Forward(const Message& duty, int tries) {
@@ -237,6 +263,7 @@ SimCluster::Duration SimCluster::Pick(int least_ms, int most_ms) {
 // What kind of run it is: each fault in half of the runs, so that each is seen with and without every other.
 void SimCluster::Draw() {
   nodes_ = static_cast<uint16_t>(2 + simulation_.Below(3));
+  most_pause_ms_ = simulation_.Chance(500'000) ? 60 : 400;
   for (size_t i = 0; i < kSimFaults; ++i) {
     if (simulation_.Chance(500'000)) kinds_.insert(static_cast<SimFault>(i));
   }
@@ -246,10 +273,13 @@ void SimCluster::Draw() {
     kinds_.erase(SimFault::kRepeats);
     kinds_.erase(SimFault::kFlips);
     kinds_.erase(SimFault::kStranger);
+    // The second page would land in another use of the slot: not to write it is the answerer's duty.
+    kinds_.erase(SimFault::kSecondAnswer);
+    kinds_.erase(SimFault::kUnasked);
   }
   // A changed bit, or a hello of somebody else, ends sessions: seldom, so that there is something between.
-  if (simulation_.Chance(500'000)) kinds_.erase(SimFault::kFlips);
-  network.most_delay = simulation_.Between(microseconds(10), milliseconds(3));
+  if (simulation_.Chance(300'000)) kinds_.erase(SimFault::kFlips);
+  network.most_delay = simulation_.Between(microseconds(10), milliseconds(2));
   if (Has(SimFault::kSpikes)) {
     network.spikes_per_million = 3'000;
     network.spike_delay = milliseconds(simulation_.Chance(300'000) ? 2 * kLeaseMs : 50);
@@ -262,7 +292,7 @@ void SimCluster::Draw() {
        {SimFault::kSpikes, SimFault::kStalls, SimFault::kSplits, SimFault::kRepeats, SimFault::kFlips}) {
     if (Has(fault)) Count(fault);
   }
-  if (Has(SimFault::kFlips)) checker_.AllowCorruption();
+  if (Has(SimFault::kFlips) || Has(SimFault::kUnasked)) checker_.AllowMalformed();
 
   settings_.cluster = "sim";
   settings_.lease_ms = kLeaseMs;
@@ -321,7 +351,7 @@ void SimCluster::Disturb() {
     std::advance(kind, simulation_.Below(kinds_.size()));
     Do(*kind);
   }
-  simulation_.After(Pick(1, 60), [this] { Disturb(); });
+  simulation_.After(Pick(1, most_pause_ms_), [this] { Disturb(); });
 }
 
 void SimCluster::Do(SimFault fault) {
@@ -376,12 +406,14 @@ void SimCluster::Do(SimFault fault) {
     case SimFault::kStranger:
       SendStranger();
       break;
+    case SimFault::kSecondAnswer:
+    case SimFault::kUnasked:
     case SimFault::kSpikes:
     case SimFault::kStalls:
     case SimFault::kSplits:
     case SimFault::kRepeats:
     case SimFault::kFlips:
-      return;  // the network's, all the time
+      return;  // the actors' and the network's, all the time
   }
   Count(fault);
 }
@@ -480,7 +512,7 @@ void SimCluster::SendStranger() {
     // A hello that is well-formed: it may end a session, since without TLS nobody can tell.
     Hello hello;
     hello.message_class = static_cast<MessageClass>(simulation_.Below(kMessageClasses));
-    hello.cluster = ClusterHash("sim");
+    hello.cluster = ClusterHash(simulation_.Chance(700'000) ? "sim" : "another");
     hello.from = PickOther(to);
     hello.to = to;
     hello.node_epoch = Epoch(simulation_.Below(4));

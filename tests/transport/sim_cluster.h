@@ -33,14 +33,16 @@ enum class SimFault : uint8_t {
   kRemovePeer,  // and AddPeer
   kBusy,        // a class's handlers take long
   kRaiseEpoch,
-  kStranger,  // garbage, silence, and hellos of nobody
-  kSpikes,    // of the network, see SimNetworkSettings
+  kSecondAnswer,  // a request is answered twice, by one node or by two
+  kUnasked,       // a node answers what it was not asked
+  kStranger,      // garbage, silence, and hellos of nobody
+  kSpikes,        // of the network, see SimNetworkSettings
   kStalls,
   kSplits,
   kRepeats,
   kFlips,
 };
-inline constexpr size_t kSimFaults = 18;
+inline constexpr size_t kSimFaults = 20;
 
 // One run of one seed. Single-threaded, as the Simulation.
 class SimCluster {
@@ -87,6 +89,7 @@ class SimCluster {
   SimNetwork network_;
   ContractChecker checker_;
   uint16_t nodes_ = 3;
+  int most_pause_ms_ = 0;  // between two faults
   TransportSettings settings_;
   std::set<SimFault> kinds_;
   bool storm_ = true;
@@ -95,6 +98,7 @@ class SimCluster {
   std::map<std::pair<NodeId, NodeId>, uint64_t> separations_;  // raised whenever the pair is healed or cut
   std::array<std::pair<uint32_t, Epoch>, 3> guests_{};         // generation, epoch; [0] is no guest
   uint64_t next_transaction_ = 1;
+  uint64_t superfluous_ = 0;  // answers
   std::vector<std::shared_ptr<void>> strangers_;
   std::array<uint64_t, kSimFaults> faults_{};
   std::array<uint64_t, 8> failures_{};
