@@ -160,6 +160,8 @@ bool SimNetwork::Send(const std::shared_ptr<Connection>& connection, int end, Sl
     second.bytes.assign(piece.bytes.begin() + at, piece.bytes.end());
     piece.bytes.erase(piece.bytes.begin() + at, piece.bytes.end());
     Put(connection, end, std::move(piece));
+    // Long enough after it for others to arrive between the two.
+    connection->ends[end].last += simulation_->Between({}, 4 * settings_.most_delay);
     piece = std::move(second);
   }
   Put(connection, end, std::move(piece));

@@ -48,11 +48,12 @@ class SimActor final : public TransportHandler {
   }
 
   // TransportHandler.
-  void OnMessage(NodeId /*from*/, const Message& message, std::span<const std::byte> /*payload*/, bool late) override {
+  void OnMessage(NodeId from, const Message& message, std::span<const std::byte> /*payload*/, bool late) override {
     cluster_->late_ += late ? 1 : 0;
     if (message.answer) {
       After(cluster_->Pick(0, 5), [this, slot = message.slot] { transport_.ReleaseSlot(slot); });
     } else if (message.type == kRequest) {
+      if (cluster_->Has(SimFault::kFence) && simulation().Chance(1000)) cluster_->Fence(id_, from);
       Message duty = message;
       duty.body = {};
       // Now and then not before its deadline.
@@ -165,7 +166,7 @@ class SimActor final : public TransportHandler {
   void Serve(Message duty, int tries) {
     if (tries == 0 || Chance(2)) return;
     const NodeSet others(duty.gfn.value());
-    const bool twice = tries == kMostTries && cluster_->Has(SimFault::kSecondAnswer) && Chance(15);
+    const bool twice = tries == kMostTries && cluster_->Has(SimFault::kSecondAnswer) && Chance(30);
     if (!others.empty() && Chance(50)) {
       Forward(duty, tries);
       if (!twice) return;
@@ -372,18 +373,8 @@ void SimCluster::Do(SimFault fault) {
     case SimFault::kPowerLoss:
     case SimFault::kRestart:
       return TakeDown(fault);
-    case SimFault::kFence: {
-      if (actor == actors_.end()) return;
-      const Epoch next(node_epochs_[b].value() + 1);
-      actor->second->transport().ResetPeer(b, next);
-      simulation_.After(Pick(0, 300), [this, b, next] {
-        node_epochs_[b] = std::max(node_epochs_[b], next);
-        if (const auto fenced = actors_.find(b); fenced != actors_.end()) {
-          fenced->second->transport().SetNodeEpoch(node_epochs_[b]);
-        }
-      });
-      break;
-    }
+    case SimFault::kFence:
+      return Fence(a, b);
     case SimFault::kRemovePeer:
       if (actor == actors_.end()) return;
       actor->second->transport().RemovePeer(b);
@@ -416,6 +407,20 @@ void SimCluster::Do(SimFault fault) {
       return;  // the actors' and the network's, all the time
   }
   Count(fault);
+}
+
+void SimCluster::Fence(NodeId by, NodeId node) {
+  const auto actor = actors_.find(by);
+  if (actor == actors_.end()) return;
+  Count(SimFault::kFence);
+  const Epoch next(node_epochs_[node].value() + 1);
+  actor->second->transport().ResetPeer(node, next);
+  simulation_.After(Pick(0, 300), [this, node, next] {
+    node_epochs_[node] = std::max(node_epochs_[node], next);
+    if (const auto fenced = actors_.find(node); fenced != actors_.end()) {
+      fenced->second->transport().SetNodeEpoch(node_epochs_[node]);
+    }
+  });
 }
 
 void SimCluster::Separate(SimFault fault) {

@@ -76,6 +76,7 @@ class SimCluster {
   void StartNode(NodeId node);
   void Disturb();
   void Do(SimFault fault);
+  void Fence(NodeId by, NodeId node);
   void Separate(SimFault fault);
   void TakeDown(SimFault fault);
   void SendStranger();
