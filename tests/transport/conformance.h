@@ -216,6 +216,13 @@ class TransportConformance : public ::testing::TestWithParam<BackEndMaker> {
   static SlotId Acquire(Node& node, MessageClass message_class, SlotUse use);
   // Sends an answer with `text` in its payload, padded to `bytes`.
   static absl::Status SendPage(Node& from, const Message& request, const std::string& text, size_t bytes);
+  // Both are up for another time. (A hello of an attempt that was given up may arrive late and end a session that has
+  // just begun; the next one follows.)
+  bool AwaitUpAgain(Node& a, Node& b) {
+    return Await([&] {
+      return a.Count(Seen::Kind::kUp) >= 2 && b.Count(Seen::Kind::kUp) >= 2 && a.IsUp(b.id()) && b.IsUp(a.id());
+    });
+  }
   // Waits until everything that `a` sent to `b` before is delivered, by one more message on each class.
   bool Settle(Node& a, Node& b);
   static PeerStatistics Of(Node& node, NodeId peer);

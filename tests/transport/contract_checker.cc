@@ -116,6 +116,7 @@ bool CheckedTransport::IsOld(const Message& message) const {
 
 bool CheckedTransport::MayBeDropped(const Message& message) const {
   if (IsOld(message)) return true;
+  if (message.answer && message.type >= checker_->first_superfluous_) return true;
   const auto answers = checker_->answers_.find({message.slot_node, message.slot});
   return message.answer && answers != checker_->answers_.end() && answers->second > 1;
 }

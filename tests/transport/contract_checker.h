@@ -52,6 +52,8 @@ class ContractChecker final : public SimObserver {
 
   // Bytes may have been changed on the way, or a node answers what it was not asked.
   void AllowMalformed() { malformed_ = true; }
+  // Answers of these types and above are sent although another answers, or without being asked: they may be dropped.
+  void ExpectSuperfluous(uint16_t first_type) { first_superfluous_ = first_type; }
   // Something else was found to be wrong.
   void Report(const std::string& what) { Violation(what); }
   // What was broken, in order; empty: nothing.
@@ -96,6 +98,7 @@ class ContractChecker final : public SimObserver {
   Simulation* const simulation_;
   const Simulation::Duration slack_;
   bool malformed_ = false;
+  uint32_t first_superfluous_ = 0x10000;
   std::vector<std::string> violations_;
   std::map<NodeId, CheckedTransport*> nodes_;
   std::map<std::pair<NodeId, NodeId>, Pair> pairs_;

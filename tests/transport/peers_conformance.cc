@@ -125,7 +125,7 @@ TEST_P(TransportConformance, NothingOfAFencedPeerIsDelivered) {
   ASSERT_TRUE(AwaitCount(b, Seen::Kind::kFailed, 1));
   const size_t before = b.Count(Seen::Kind::kMessage);  // OnPeerFailed comes after the last message
   a->SetNodeEpoch(Epoch(2));
-  ASSERT_TRUE(Await([&] { return a.Count(Seen::Kind::kUp) == 2 && b.Count(Seen::Kind::kUp) == 2; }));
+  ASSERT_TRUE(AwaitUpAgain(a, b));
   ASSERT_TRUE(Settle(a, b));
   EXPECT_EQ(b.Count(Seen::Kind::kMessage), before);
 }

@@ -245,6 +245,7 @@ SimCluster::SimCluster(uint64_t seed, bool keep_trace)
     : simulation_(seed), network_(&simulation_, {}), checker_(&simulation_, kMostBusy + milliseconds(5)) {
   if (keep_trace) simulation_.KeepTrace();
   network_.SetObserver(&checker_);
+  checker_.ExpectSuperfluous(kFirstSuperfluous);
   Draw();
 }
 

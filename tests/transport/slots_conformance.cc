@@ -370,7 +370,7 @@ TEST_P(TransportConformance, SlotsOfAnEarlierSessionAreRefusedOnBothSides) {
   ASSERT_TRUE(AwaitCount(a, Seen::Kind::kExpired, 1));
   ASSERT_TRUE(AwaitCount(b, Seen::Kind::kFailed, 1));
   b->SetNodeEpoch(Epoch(2));
-  ASSERT_TRUE(Await([&] { return a.Count(Seen::Kind::kUp) == 2 && b.Count(Seen::Kind::kUp) == 2; }));
+  ASSERT_TRUE(AwaitUpAgain(a, b));
   EXPECT_EQ(Code(b->Send(a.id(), AnswerTo(request))), absl::StatusCode::kAborted);
   EXPECT_EQ(Code(SendPage(b, request, "stale", 10)), absl::StatusCode::kAborted);
   EXPECT_EQ(b->Statistics().slots_sending + b->Statistics().slots_lent, 0u) << "nothing was taken";
