@@ -27,8 +27,11 @@ class SocketStream final : public ByteStream {
 
   ssize_t Write(std::span<const iovec> parts) override {
     for (;;) {
+      // As of recv.
       const ssize_t written =
-          Message(parts, [](int fd, msghdr* m) { return ::sendmsg(fd, m, MSG_DONTWAIT | MSG_NOSIGNAL); });
+          parts.size() == 1
+              ? ::send(fd(), parts[0].iov_base, parts[0].iov_len, MSG_DONTWAIT | MSG_NOSIGNAL)
+              : Message(parts, [](int fd, msghdr* m) { return ::sendmsg(fd, m, MSG_DONTWAIT | MSG_NOSIGNAL); });
       if (written >= 0) return written;
       if (errno != EINTR) return -errno;
     }

@@ -91,6 +91,13 @@ absl::Status Engine::AddPeer(NodeId node, const std::string& address) {
   peer->session.Restart(wire_->Random());
   peer->pause = {};
   peer->dials = {};
+  peer->sessions_up = 0;
+  for (Lane& lane : peer->lanes) {
+    MutexLock lane_lock(&lane.mutex);
+    lane.statistics = {};
+    lane.resent_before = lane.window.resent_messages();
+    lane.expired_requests = 0;
+  }
   wire_->WakeControl();
   return absl::OkStatus();
 }
@@ -146,7 +153,7 @@ absl::StatusOr<PeerStatistics> Engine::Statistics(NodeId node) const {
     Lane& lane = peer->lanes[i];
     MutexLock lane_lock(&lane.mutex);
     statistics.classes[i] = lane.statistics;
-    statistics.classes[i].resent_messages = lane.window.resent_messages();
+    statistics.classes[i].resent_messages = lane.window.resent_messages() - lane.resent_before;
     statistics.classes[i].expired_requests = lane.expired_requests.load(std::memory_order_relaxed);
   }
   return statistics;

@@ -164,7 +164,8 @@ class Engine final : public Transport {
   void LogDial(Peer* peer, const std::string& detail) ABSL_EXCLUSIVE_LOCKS_REQUIRED(peer->mutex);
 
   // engine_send.cc
-  absl::Status Admit(Lane* lane, const Message& message, const SendOptions& options)
+  // `only_peer`: the message is a request that nobody else may answer.
+  absl::Status Admit(Lane* lane, const Message& message, const SendOptions& options, bool* only_peer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   void PushBarrier(Lane* lane, GuestId guest, const EpochFloor& floor) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   void PayOwedBarriers(Lane* lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
@@ -188,15 +189,19 @@ class Engine final : public Transport {
   Verdict Take(Lane* lane, Arrived* arrived) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   Verdict TakeOwn(Lane* lane, Arrived* arrived) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   Verdict TakeNumbered(Lane* lane, Arrived* arrived) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
+  Verdict TakeMessage(Lane* lane, Arrived* arrived) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex, tables_);
   Verdict TakeAnswer(Lane* lane, bool old, Arrived* arrived) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex, tables_);
-  // False: it acknowledges what was never sent.
-  bool Acknowledged(Lane* lane, uint64_t through) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
-  // The window moved; `payloads` are delivered.
-  void Delivered(Lane* lane, const std::vector<SlotId>& payloads) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
+  // The window moves and lane->delivered grows: FreeDelivered and WindowMoved follow. False: it acknowledges what was
+  // never sent.
+  static bool Acknowledge(Lane* lane, uint64_t through) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
+  // Frees the slots of lane->delivered.
+  void FreeDelivered(Lane* lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex, tables_);
+  // What is due when the window has moved.
+  void WindowMoved(Lane* lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   // Messages were received: acknowledges them now or soon.
   void NoteAck(Lane* lane, Monotonic now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   // The lane's handler call is over.
-  void Leave(Lane* lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
+  void Leave(Lane* lane);
 
   // engine_events.cc
   void Post(MessageClass message_class, ClassEvent event);

@@ -50,6 +50,7 @@ void Engine::PostExpired(const std::vector<ExpiredRequest>& expired) {
 }
 
 void Engine::PostFreeSlots() {
+  if (!slots_.AnyRefused()) return;
   for (const MessageClass message_class : {MessageClass::kFault, MessageClass::kBulk}) {
     for (const SlotUse use : {SlotUse::kReceive, SlotUse::kSend}) {
       if (slots_.TakeSlotsFree(message_class, use)) Post(message_class, SlotsFreeEvent{use});
@@ -67,10 +68,9 @@ void Engine::RunEvent(MessageClass message_class, const ClassEvent& event) {
     {
       MutexLock lock(&lane.mutex);
       if (lane.session != writable->session || !lane.open) return;
-      ++lane.handlers;
+      lane.handlers.fetch_add(1);
     }
     handler_->OnWritable(writable->peer, message_class);
-    MutexLock lock(&lane.mutex);
     Leave(&lane);
   }
 }
@@ -114,9 +114,8 @@ bool Engine::RunPeerEvent(Peer* peer) {
     MutexLock lock(&peer->mutex);
     if (stopped_ || (!peer->failed_due && !peer->up_due)) return false;
     if (peer->failed_due) {
-      for (Lane& lane : peer->lanes) {
-        MutexLock lane_lock(&lane.mutex);
-        if (lane.handlers != 0) return false;  // Leave wakes us
+      for (const Lane& lane : peer->lanes) {
+        if (lane.handlers.load() != 0) return false;  // Leave wakes us
       }
       failed = std::exchange(peer->failed_due, std::nullopt);
     } else {
@@ -145,6 +144,7 @@ bool Engine::RunPeerEvent(Peer* peer) {
   for (Lane& lane : peer->lanes) {
     MutexLock lane_lock(&lane.mutex);
     lane.open = true;
+    lane.ended = false;
     if (lane.link != nullptr) lane.link->Resume();
   }
   return true;

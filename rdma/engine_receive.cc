@@ -51,7 +51,9 @@ Engine::Fate Engine::Deliver(const LinkTicket& ticket, const Header& header, std
     verdict = Take(&lane, &arrived);
     if (verdict == Verdict::kHold) return Fate::kHold;
     if (verdict == Verdict::kDeliver) {
-      ++lane.handlers;
+      lane.handlers.fetch_add(1);
+      ++lane.statistics.received_messages;
+      lane.statistics.received_bytes += kHeaderBytes + header.body_bytes + header.payload_bytes;
     } else {
       NoteAck(&lane, arrived.now);
     }
@@ -62,10 +64,11 @@ Engine::Fate Engine::Deliver(const LinkTicket& ticket, const Header& header, std
       Message message = header.message;
       message.body = body;
       handler_->OnMessage(ticket.peer, message, payload, arrived.late);
-      MutexLock lock(&lane.mutex);
       Leave(&lane);
+      if (!lane.owes_ack.load(std::memory_order_relaxed)) return Fate::kTaken;  // the handler's answer carried it
+      MutexLock lock(&lane.mutex);
       if (lane.session == session) NoteAck(&lane, arrived.now);
-      return lane.ticket == ticket.number ? Fate::kTaken : Fate::kClosed;
+      return Fate::kTaken;
     }
     case Verdict::kSetup:
       CheckUp(peer, session, ticket.message_class);
@@ -121,11 +124,15 @@ Engine::Verdict Engine::TakeOwn(Lane* lane, Arrived* arrived) {
     case OwnType::kBarrier:
       break;
   }
-  if (!Acknowledged(lane, header.acknowledged)) {
+  if (!Acknowledge(lane, header.acknowledged)) {
     arrived->detail = "it acknowledges what was never sent";
     return Verdict::kMalformed;
   }
-  Pump(lane);
+  if (!lane->delivered.empty()) {
+    MutexLock lock(&tables_);
+    FreeDelivered(lane);
+  }
+  WindowMoved(lane);
   return header.message.type == static_cast<uint16_t>(OwnType::kSetup) ? Verdict::kSetup : Verdict::kDone;
 }
 
@@ -136,26 +143,33 @@ Engine::Verdict Engine::TakeNumbered(Lane* lane, Arrived* arrived) {
     arrived->detail = fmt::format("message {} follows {}", header.sequence, lane->received.received());
     return Verdict::kMalformed;
   }
-  if (!Acknowledged(lane, header.acknowledged)) {
+  lane->owes_ack.store(true, std::memory_order_relaxed);
+  if (!Acknowledge(lane, header.acknowledged)) {
     arrived->detail = "it acknowledges what was never sent";
     return Verdict::kMalformed;
   }
-  Pump(lane);
-  if (arrival == Arrival::kDuplicate) {
-    ++lane->statistics.dropped[static_cast<size_t>(DropReason::kDuplicate)];
-    return Verdict::kDone;
-  }
-  const Message& message = header.message;
-  if (message.type == static_cast<uint16_t>(OwnType::kBarrier)) {
+  Verdict verdict = Verdict::kDone;
+  {
     MutexLock lock(&tables_);
+    FreeDelivered(lane);
+    if (arrival == Arrival::kDuplicate) {
+      ++lane->statistics.dropped[static_cast<size_t>(DropReason::kDuplicate)];
+    } else {
+      verdict = TakeMessage(lane, arrived);
+    }
+  }
+  WindowMoved(lane);
+  return verdict;
+}
+
+Engine::Verdict Engine::TakeMessage(Lane* lane, Arrived* arrived) {
+  const Message& message = arrived->header.message;
+  if (message.type == static_cast<uint16_t>(OwnType::kBarrier)) {
     floors_.PeerRaised(lane->peer, lane->message_class, message.guest, message.generation, message.epoch);
     PostExpired(slots_.PeerPassed(lane->peer, lane->message_class, message.guest, message.generation, message.epoch));
     PostFreeSlots();
     return Verdict::kDone;
   }
-  ++lane->statistics.received_messages;
-  lane->statistics.received_bytes += kHeaderBytes + header.body_bytes + header.payload_bytes;
-  MutexLock lock(&tables_);
   const bool old = floors_.IsOld(message);
   if (message.answer) return TakeAnswer(lane, old, arrived);
   if (!old) return Verdict::kDeliver;
@@ -226,24 +240,25 @@ Engine::Fate Engine::Destination(const LinkTicket& ticket, const Header& header,
   return Fate::kClosed;
 }
 
-bool Engine::Acknowledged(Lane* lane, uint64_t through) {
+bool Engine::Acknowledge(Lane* lane, uint64_t through) {
   if (through == lane->window.acknowledged()) return true;
-  std::vector<SlotId> payloads;
-  const bool possible = lane->window.Acknowledge(through, [&](const Outgoing& outgoing) {
-    if (outgoing.payload != SlotId()) payloads.push_back(outgoing.payload);
+  std::vector<SlotId>& delivered = lane->delivered;
+  return lane->window.Acknowledge(through, [&delivered](const Outgoing& outgoing) {
+    if (outgoing.payload != SlotId()) delivered.push_back(outgoing.payload);
   });
-  Delivered(lane, payloads);
-  return possible;
 }
 
-void Engine::Delivered(Lane* lane, const std::vector<SlotId>& payloads) {
-  if (!payloads.empty()) {
-    MutexLock lock(&tables_);
-    for (const SlotId payload : payloads) slots_.SendDone(payload);
-    PostFreeSlots();
-  }
+void Engine::FreeDelivered(Lane* lane) {
+  if (lane->delivered.empty()) return;
+  for (const SlotId payload : lane->delivered) slots_.SendDone(payload);
+  lane->delivered.clear();
+  PostFreeSlots();
+}
+
+void Engine::WindowMoved(Lane* lane) {
   PayOwedBarriers(lane);
   if (lane->window.TakeWritable()) Post(lane->message_class, WritableEvent{lane->peer, lane->session});
+  Pump(lane);
 }
 
 void Engine::NoteAck(Lane* lane, Monotonic now) {
@@ -260,9 +275,9 @@ void Engine::NoteAck(Lane* lane, Monotonic now) {
 }
 
 void Engine::Leave(Lane* lane) {
-  --lane->handlers;
+  lane->handlers.fetch_sub(1);
   // Perhaps the peer failed meanwhile, and its event waits for this.
-  if (!lane->open) wire_->WakeControl();
+  if (lane->ended.load()) wire_->WakeControl();
 }
 
 }  // namespace hk

@@ -14,7 +14,8 @@ absl::Status Engine::Send(NodeId to, const Message& message, const SendOptions& 
   HK_RETURN_IF_ERROR(CheckSend(settings_.self, to, message, options));
   Lane& lane = Find(to)->LaneOf(message.message_class);
   MutexLock lock(&lane.mutex);
-  HK_RETURN_IF_ERROR(Admit(&lane, message, options));
+  bool only_peer = false;
+  HK_RETURN_IF_ERROR(Admit(&lane, message, options, &only_peer));
   Outgoing outgoing{.message = message,
                     .body = std::string(reinterpret_cast<const char*>(message.body.data()), message.body.size()),
                     .payload = options.payload,
@@ -22,11 +23,13 @@ absl::Status Engine::Send(NodeId to, const Message& message, const SendOptions& 
   outgoing.message.body = {};
   HK_CHECK(lane.window.Push(std::move(outgoing)));
   Pump(&lane);
+  // Only what went out in this same hold of the lock: later its slot may have been freed meanwhile.
+  if (only_peer && lane.link != nullptr && lane.window.AllSent()) lane.link->Expect(message.slot);
   return absl::OkStatus();
 }
 
 // All that may refuse a message; with OK its slots are the transport's.
-absl::Status Engine::Admit(Lane* lane, const Message& message, const SendOptions& options) {
+absl::Status Engine::Admit(Lane* lane, const Message& message, const SendOptions& options, bool* only_peer) {
   if (!lane->up) return absl::UnavailableError("the peer is not up");
   if (message.answer) {
     const SlotName name = SlotName::Decode(message.slot);
@@ -57,6 +60,7 @@ absl::Status Engine::Admit(Lane* lane, const Message& message, const SendOptions
                                                  .transaction = message.transaction,
                                                  .sent = now,
                                                  .deadline = deadline}));
+    *only_peer = writers == NodeSet::Of(lane->peer);
     if (deadline < next_deadline_) next_deadline_ = deadline;
     if (deadline < control_wakes_.load(std::memory_order_relaxed)) wire_->WakeControl();
   }
@@ -69,6 +73,7 @@ bool Engine::Handed(Lane* lane, Link::Sent result) {
     case Link::Sent::kTaken:
       lane->received.AckSent();
       lane->ack_due = false;
+      lane->owes_ack.store(false, std::memory_order_relaxed);
       return true;
     case Link::Sent::kFull:
       lane->link_full = true;

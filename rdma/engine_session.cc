@@ -48,6 +48,7 @@ void Engine::EndLane(Lane* lane, PeerFailure why, uint64_t next_session) {
   if (lane->link != nullptr && !fenced) SendOwn(lane, OwnType::kGoodbye, static_cast<uint8_t>(why), {});
   Detach(lane, fenced);
   lane->session = next_session;
+  lane->ended = true;
   lane->joined = lane->up = lane->open = lane->connected_before = false;
   lane->ack_due = lane->heartbeat_due = false;
   lane->broken_since.reset();
@@ -126,11 +127,15 @@ void Engine::BeginLocked(Peer* peer) {
 bool Engine::Connect(Peer* peer, Lane* lane, uint64_t resume_from, LinkTicket* ticket) {
   MutexLock lock(&lane->mutex);
   Detach(lane, true);
-  std::vector<SlotId> payloads;
-  const bool possible = lane->window.Resume(resume_from, [&](const Outgoing& outgoing) {
-    if (outgoing.payload != SlotId()) payloads.push_back(outgoing.payload);
+  std::vector<SlotId>& delivered = lane->delivered;
+  const bool possible = lane->window.Resume(resume_from, [&delivered](const Outgoing& outgoing) {
+    if (outgoing.payload != SlotId()) delivered.push_back(outgoing.payload);
   });
-  Delivered(lane, payloads);
+  {
+    MutexLock tables_lock(&tables_);
+    FreeDelivered(lane);
+  }
+  WindowMoved(lane);
   if (!possible) return false;
   lane->ticket = next_ticket_.fetch_add(1);
   *ticket = {peer->id, lane->message_class, lane->ticket};

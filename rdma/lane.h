@@ -13,6 +13,7 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
@@ -64,10 +65,16 @@ struct Lane {
 
   SendWindow<Outgoing> window ABSL_GUARDED_BY(mutex);
   ReceiveSequence received ABSL_GUARDED_BY(mutex);
-  SlotId claimed ABSL_GUARDED_BY(mutex);  // receive slot that a payload is arriving in
+  SlotId claimed ABSL_GUARDED_BY(mutex);                 // receive slot that a payload is arriving in
+  std::vector<SlotId> delivered ABSL_GUARDED_BY(mutex);  // payloads that the peer has, until they are told to the slots
   std::set<GuestId> owed_barriers ABSL_GUARDED_BY(mutex);
-  uint32_t handlers ABSL_GUARDED_BY(mutex) = 0;       // calls of the handler that are under way
+  // Calls of the handler that are under way; who waits for their end sets `ended` first, who ends one looks at it last.
+  std::atomic<uint32_t> handlers{0};
+  std::atomic<bool> ended{true};
+  // Something was received and no acknowledgement sent since; written under the lock.
+  std::atomic<bool> owes_ack{false};
   ClassStatistics statistics ABSL_GUARDED_BY(mutex);  // but for what others count
+  uint64_t resent_before ABSL_GUARDED_BY(mutex) = 0;  // messages resent before AddPeer
   std::atomic<uint64_t> expired_requests{0};
 };
 

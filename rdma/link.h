@@ -48,6 +48,9 @@ class Link {
   virtual void Close(bool abort) = 0;
   // Deliver said kHold before: offer the message again, on the class's thread.
   virtual void Resume() = 0;
+  // A request was sent on this link just now, and nobody but this peer may answer it: until this link has delivered an
+  // answer into `slot`, or a Barrier, or is closed, the slot is nobody else's. Under the lane's lock.
+  virtual void Expect(SlotId slot) { static_cast<void>(slot); }
   // Verbs: where receive slots are, as told to the peer; and what the peer told.
   virtual void FillSetup(SetupBody* setup) const { static_cast<void>(setup); }
   virtual void OnSetup(const SetupBody& setup) { static_cast<void>(setup); }

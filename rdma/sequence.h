@@ -102,6 +102,8 @@ class SendWindow {
     resent_messages_ = resent;
   }
 
+  // Nothing waits to be sent.
+  bool AllSent() const { return sent_ - acknowledged_ == entries_.size(); }
   void SetWindow(size_t window) { window_ = window; }
   size_t size() const { return entries_.size(); }
   uint64_t sent() const { return sent_; }

@@ -26,7 +26,7 @@ absl::StatusOr<SlotMemory> SlotMemory::Create(const SlotCounts& counts, size_t r
   HK_CHECK(room % 64 == 0);
   const size_t fault = size_t{counts.fault_receive} + counts.fault_send;
   const size_t bulk = size_t{counts.bulk_receive} + counts.bulk_send;
-  const size_t size = fault * StrideOf(MessageClass::kFault, room) + bulk * StrideOf(MessageClass::kBulk, room);
+  const size_t size = fault * StrideOf(MessageClass::kFault, room) + bulk * StrideOf(MessageClass::kBulk, room) + room;
   auto mapping = Mapping::Create(std::max<size_t>(size, 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
                                  "slots of the transport");
   if (!mapping.ok()) return mapping.status();

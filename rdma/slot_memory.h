@@ -13,7 +13,8 @@
 
 namespace hk {
 
-// Pools of slots, one behind the other. Each slot has `room` bytes before its payload; payloads are 64-byte aligned.
+// Pools of slots, one behind the other. Each slot has `room` bytes before its payload, and so many behind it: the next
+// slot's, or as many at the end. Payloads are 64-byte aligned.
 class SlotMemory {
  public:
   // `room`: a multiple of 64. Errors: errno of mmap.

@@ -1,5 +1,8 @@
 #include "rdma/slots.h"
 
+#include <bit>
+#include <utility>
+
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/mutant.h"
 
@@ -7,10 +10,7 @@ namespace hk {
 
 namespace {
 
-constexpr uint64_t kBulkBit = 1U << 15;
-constexpr uint64_t kSendBit = 1U << 14;
-constexpr int kCounterShift = 16;
-constexpr uint64_t kCounterMask = (uint64_t{1} << (64 - kCounterShift)) - 1;
+constexpr uint64_t kCounterMask = (uint64_t{1} << 48) - 1;
 constexpr int64_t kCounterStepUs = 8;
 constexpr WallTime kCounterBegin = std::chrono::sys_days(std::chrono::year(2020) / 1 / 1);
 
@@ -23,19 +23,6 @@ ExpiredRequest Expired(const SlotName& name, const SlotTable::Request& request, 
 }
 
 }  // namespace
-
-SlotId SlotName::Encode() const {
-  return SlotId(counter << kCounterShift | (message_class == MessageClass::kBulk ? kBulkBit : 0) |
-                (use == SlotUse::kSend ? kSendBit : 0) | index);
-}
-
-SlotName SlotName::Decode(SlotId slot) {
-  const uint64_t value = slot.value();
-  return {.message_class = (value & kBulkBit) != 0 ? MessageClass::kBulk : MessageClass::kFault,
-          .use = (value & kSendBit) != 0 ? SlotUse::kSend : SlotUse::kReceive,
-          .index = static_cast<uint32_t>(value & (kSendBit - 1)),
-          .counter = value >> kCounterShift};
-}
 
 uint64_t FirstSlotCounter(WallTime now) {
   const auto since =
@@ -53,10 +40,6 @@ SlotTable::SlotTable(const SlotCounts& counts, uint64_t first_counter) : next_co
     for (uint32_t index = sizes[pool]; index > 0; --index) pools_[pool].free.push_back(index - 1);
     counts_[static_cast<size_t>(State::kFree)] += sizes[pool];
   }
-}
-
-SlotTable::Pool& SlotTable::PoolOf(MessageClass message_class, SlotUse use) {
-  return pools_[(message_class == MessageClass::kBulk ? 2 : 0) + (use == SlotUse::kSend ? 1 : 0)];
 }
 
 const SlotTable::Slot* SlotTable::Find(SlotId slot) const {
@@ -88,7 +71,7 @@ absl::StatusOr<SlotId> SlotTable::Acquire(MessageClass message_class, SlotUse us
   }
   Pool& pool = PoolOf(message_class, use);
   if (pool.free.empty()) {
-    pool.refused = true;
+    if (!std::exchange(pool.refused, true)) ++refused_pools_;
     return absl::ResourceExhaustedError("no free slot");
   }
   const SlotName name{message_class, use, pool.free.back(), next_counter_++};
@@ -113,6 +96,7 @@ bool SlotTable::TakeSlotsFree(MessageClass message_class, SlotUse use) {
   Pool& pool = PoolOf(message_class, use);
   if (!pool.refused || pool.free.empty()) return false;
   pool.refused = false;
+  --refused_pools_;
   return true;
 }
 
@@ -122,8 +106,8 @@ absl::Status SlotTable::Ask(SlotId slot, const Request& request) {
     return absl::FailedPreconditionError("a request names a slot that is not the caller's receive slot");
   }
   if (request.writers.empty()) return absl::InvalidArgumentError("a request that nobody may answer");
-  for (uint16_t node = 0; node < kMaxNodes; ++node) {
-    if (request.writers.Contains(NodeId(node)) && found->counter < first_counter_[node]) {
+  for (uint64_t left = request.writers.bits(); left != 0; left &= left - 1) {
+    if (found->counter < first_counter_[static_cast<size_t>(std::countr_zero(left))]) {
       return absl::AbortedError("the slot was taken before a writer's connection was reset");
     }
   }

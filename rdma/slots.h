@@ -32,8 +32,22 @@ struct SlotName {
   uint32_t index = 0;
   uint64_t counter = 0;  // 1 to 2^48 - 1
 
-  SlotId Encode() const;
-  static SlotName Decode(SlotId slot);
+  constexpr SlotId Encode() const {
+    return SlotId(counter << kCounterShift | (message_class == MessageClass::kBulk ? kBulkBit : 0) |
+                  (use == SlotUse::kSend ? kSendBit : 0) | index);
+  }
+  static constexpr SlotName Decode(SlotId slot) {
+    const uint64_t value = slot.value();
+    return {.message_class = (value & kBulkBit) != 0 ? MessageClass::kBulk : MessageClass::kFault,
+            .use = (value & kSendBit) != 0 ? SlotUse::kSend : SlotUse::kReceive,
+            .index = static_cast<uint32_t>(value & (kSendBit - 1)),
+            .counter = value >> kCounterShift};
+  }
+
+ private:
+  static constexpr uint64_t kBulkBit = 1U << 15;
+  static constexpr uint64_t kSendBit = 1U << 14;
+  static constexpr int kCounterShift = 16;
 };
 
 // Where a node's counters start, so that they are above those of its lives before: another node may still hold a
@@ -87,6 +101,8 @@ class SlotTable {
   bool Release(SlotId slot);
   // True once after a refused Acquire of these slots, when one is free.
   bool TakeSlotsFree(MessageClass message_class, SlotUse use);
+  // False: TakeSlotsFree would say no for all slots.
+  bool AnyRefused() const { return refused_pools_ != 0; }
 
   // Lent receive slot to InFlight. kFailedPrecondition: not the owner's receive slot. kInvalidArgument: no writers.
   // kAborted: a writer was reset since the slot was acquired and would refuse to answer into it; take another.
@@ -147,7 +163,9 @@ class SlotTable {
     bool refused = false;
   };
 
-  Pool& PoolOf(MessageClass message_class, SlotUse use);
+  Pool& PoolOf(MessageClass message_class, SlotUse use) {
+    return pools_[(message_class == MessageClass::kBulk ? 2 : 0) + (use == SlotUse::kSend ? 1 : 0)];
+  }
   Slot* Find(SlotId slot);
   const Slot* Find(SlotId slot) const;
   void Enter(const SlotName& name, Slot* slot, State state);
@@ -162,6 +180,7 @@ class SlotTable {
 
   std::array<Pool, 4> pools_;  // index: bulk * 2 + send
   std::array<size_t, 5> counts_{};
+  int refused_pools_ = 0;  // how many are `refused`
   uint64_t next_counter_ = 1;
   std::array<uint64_t, kMaxNodes> first_counter_;
 };

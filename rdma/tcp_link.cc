@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "fmt/format.h"
@@ -78,13 +79,16 @@ Link::Sent TcpLink::Continue() {
 }
 
 void TcpLink::Close(bool abort) {
-  closed_.store(true, std::memory_order_release);
+  closed_.store(true);
   stream_->Shutdown(abort);
-  {
-    // A read that is under way ends before this; none begins after.
-    MutexLock lock(&reading_);
-  }
+  // What began before ends soon (it does not block); nothing begins after.
+  while (in_slot_.load()) std::this_thread::yield();
   loop_->Closed();
+}
+
+void TcpLink::Expect(SlotId slot) {
+  // Of a bulk answer a second system call is a small part, and what is read to a wrong place a large one.
+  if (ticket_.message_class == MessageClass::kFault) expected_.Push(slot);
 }
 
 void TcpLink::Resume() {
@@ -93,38 +97,89 @@ void TcpLink::Resume() {
 
 // --- Reading ---
 
+bool TcpLink::EnterSlot() {
+  in_slot_.store(true);
+  if (!closed_.load()) return true;
+  LeaveSlot();
+  return false;
+}
+
 ssize_t TcpLink::Fill(bool* drained) {
-  std::array<iovec, 2> parts;
-  size_t count = 0;
-  if (in_payload_) {
-    in_begin_ = in_end_ = 0;
-    parts[count++] = PartOf(payload_.subspan(payload_filled_));
-    // The next header, if it is there, costs no system call of its own.
-    parts[count++] = PartOf(std::span(in_).first(kHeaderBytes));
-  } else {
-    if (in_begin_ != 0) {
-      std::memmove(in_.data(), in_.data() + in_begin_, in_end_ - in_begin_);
-      in_end_ -= std::exchange(in_begin_, 0);
-    }
-    const size_t needed = kHeaderBytes + (have_header_ ? header_.body_bytes : 0);
-    parts[count++] = PartOf(std::span(in_).subspan(in_end_, std::max(needed, read_ahead_) - in_end_));
-  }
-  MutexLock lock(&reading_);
-  if (closed()) return 0;
-  const ssize_t read = stream_->Read(std::span(parts).first(count));
-  if (read <= 0) return read;
-  // Fewer bytes than there is room for: what comes next, polling tells.
   size_t room = 0;
-  for (size_t i = 0; i < count; ++i) room += parts[i].iov_len;
-  *drained = static_cast<size_t>(read) < room && !stream_->HasBuffered();
-  auto bytes = static_cast<size_t>(read);
+  ssize_t read = 0;
   if (in_payload_) {
-    const size_t taken = std::min(bytes, payload_.size() - payload_filled_);
-    payload_filled_ += taken;
-    bytes -= taken;
+    read = FillPayload(&room);
+  } else if (const SlotId slot = in_begin_ == in_end_ ? expected_.First() : SlotId(); slot != SlotId()) {
+    read = FillExpected(slot, &room);
+  } else {
+    read = FillHeader(&room);
   }
-  in_end_ += bytes;
+  // Fewer bytes than there was room for: what comes next, polling tells (epoll(7)).
+  *drained = read > 0 && static_cast<size_t>(read) < room && !ended_ && !stream_->HasBuffered();
   return read;
+}
+
+ssize_t TcpLink::FillHeader(size_t* room) {
+  if (in_begin_ != 0) {
+    std::memmove(in_.data(), in_.data() + in_begin_, in_end_ - in_begin_);
+    in_end_ -= std::exchange(in_begin_, 0);
+  }
+  const size_t needed = kHeaderBytes + (have_header_ ? header_.body_bytes : 0);
+  const iovec part = PartOf(std::span(in_).subspan(in_end_, std::max(needed, read_ahead_) - in_end_));
+  *room = part.iov_len;
+  const ssize_t read = stream_->Read({&part, 1});
+  if (read > 0) in_end_ += static_cast<size_t>(read);
+  return read;
+}
+
+ssize_t TcpLink::FillPayload(size_t* room) {
+  const std::span<std::byte> rest = payload_.subspan(payload_filled_);
+  // The next header, if it is there, costs no system call of its own.
+  const std::array<iovec, 2> parts = {PartOf(rest), PartOf(std::span(in_).first(kHeaderBytes))};
+  *room = rest.size() + kHeaderBytes;
+  if (!EnterSlot()) return 0;
+  const ssize_t read = stream_->Read(parts);
+  const auto bytes = static_cast<size_t>(std::max<ssize_t>(read, 0));
+  const size_t taken = std::min(bytes, rest.size());
+  payload_filled_ += taken;
+  CheckWhole();
+  LeaveSlot();
+  in_begin_ = 0;
+  in_end_ = bytes - taken;
+  return read;
+}
+
+// The next message is most likely the answer to the oldest request: its page is read to where it belongs, with its
+// header before it, by one system call. If it is something else, what was read is parsed like everything else: the slot
+// is still nobody's.
+ssize_t TcpLink::FillExpected(SlotId slot, size_t* room) {
+  const std::span<std::byte> page = engine_->memory().Bytes(slot);
+  const std::span<std::byte> there(page.data() - kHeaderBytes, kHeaderBytes + page.size() + kBehindPage);
+  const iovec part = PartOf(there);
+  *room = there.size();
+  if (!EnterSlot()) return 0;
+  const ssize_t read = stream_->Read({&part, 1});
+  if (read > 0) TakeExpected(slot, page, there.first(static_cast<size_t>(read)));
+  LeaveSlot();
+  return read;
+}
+
+// Within EnterSlot.
+void TcpLink::TakeExpected(SlotId slot, std::span<std::byte> page, std::span<const std::byte> read) {
+  std::span<const std::byte> rest = read;
+  if (read.size() >= kHeaderBytes && DecodeHeader(read, ticket_.message_class, &header_) == WireError::kNone &&
+      header_.message.answer && header_.message.slot == slot && header_.body_bytes == 0 &&
+      header_.payload_bytes == page.size()) {
+    have_header_ = in_payload_ = true;
+    discard_ = false;
+    payload_ = page;
+    payload_filled_ = std::min(read.size() - kHeaderBytes, page.size());
+    rest = read.subspan(kHeaderBytes + payload_filled_);
+    CheckWhole();
+  }
+  std::copy(rest.begin(), rest.end(), in_.begin());
+  in_begin_ = 0;
+  in_end_ = rest.size();
 }
 
 // Handles the messages that are there as a whole.
@@ -208,35 +263,40 @@ TcpLink::Step TcpLink::ParseHeader() {
     return Step::kGoOn;
   }
   if (CheckPayload(header_, body, {}) != WireError::kNone) return Malformed("body: payload-crc");
+  if (header_.message.answer) expected_.Erase(header_.message.slot);
   const Step step = StepOf(engine_->Deliver(ticket_, header_, body, {}));
   if (step == Step::kPaused) return step;
+  // It may have freed slots.
+  if (header_.message.type == static_cast<uint16_t>(OwnType::kBarrier)) expected_.Clear();
   have_header_ = false;
   in_begin_ += kHeaderBytes + header_.body_bytes;
-  read_ahead_ = std::min(read_ahead_ * 2, kInBytes);
+  read_ahead_ = std::min(read_ahead_ * 2, kReadAhead);
   return step;
 }
 
 TcpLink::Step TcpLink::FillFromBuffer() {
   if (in_begin_ == in_end_) return Step::kNeedBytes;
   const size_t size = std::min(payload_.size() - payload_filled_, in_end_ - in_begin_);
-  MutexLock lock(&reading_);
-  if (closed()) return Step::kClosed;
+  if (!EnterSlot()) return Step::kClosed;
   std::memcpy(payload_.data() + payload_filled_, in_.data() + in_begin_, size);
   payload_filled_ += size;
   in_begin_ += size;
+  CheckWhole();
+  LeaveSlot();
   return Step::kGoOn;
+}
+
+// Within EnterSlot.
+void TcpLink::CheckWhole() {
+  if (payload_filled_ < payload_.size()) return;
+  const std::span<const std::byte> body = std::span<const std::byte>(body_).first(header_.body_bytes);
+  payload_right_ = CheckPayload(header_, body, payload_) == WireError::kNone;
 }
 
 TcpLink::Step TcpLink::FinishPayload() {
   const std::span<const std::byte> body = std::span<const std::byte>(body_).first(header_.body_bytes);
-  bool right = false;
-  {
-    // After Close the slot may be somebody else's.
-    MutexLock lock(&reading_);
-    if (closed()) return Step::kClosed;
-    right = CheckPayload(header_, body, payload_) == WireError::kNone;
-  }
-  if (!right) return Malformed("payload: payload-crc");
+  if (!payload_right_) return Malformed("payload: payload-crc");
+  expected_.Erase(header_.message.slot);
   const Step step = StepOf(engine_->Deliver(ticket_, header_, body, discard_ ? std::span<std::byte>() : payload_));
   if (step == Step::kPaused) return step;
   in_payload_ = have_header_ = false;

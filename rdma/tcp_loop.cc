@@ -25,9 +25,11 @@ constexpr int kEvents = 64;
 
 constexpr std::array<const char*, kMessageClasses> kThreadNames = {"hk-tcp-fault", "hk-tcp-inval", "hk-tcp-bulk"};
 
+// Monotonic::min(): does not wait. Monotonic::max(): without end.
 int WaitUntil(int epoll, epoll_event* events, Monotonic due) {
+  if (due == Monotonic::min()) return ::epoll_wait(epoll, events, kEvents, 0);
   if (due == Monotonic::max()) return ::epoll_wait(epoll, events, kEvents, -1);
-  const auto left =
+  const std::chrono::nanoseconds left =
       std::max<std::chrono::nanoseconds>(due - std::chrono::steady_clock::now(), std::chrono::nanoseconds(0));
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(left);
   const timespec timeout{.tv_sec = seconds.count(), .tv_nsec = (left - seconds).count()};
@@ -55,7 +57,8 @@ bool WakeFlag::Sleep() {
 }
 
 void WakeFlag::Awake() {
-  sleeping_.store(false);
+  // Who still sees it asleep writes to the fd in vain.
+  sleeping_.store(false, std::memory_order_release);
 }
 
 TcpLoop::TcpLoop(MessageClass message_class, WaitMode wait, std::chrono::microseconds spin, SpinPermits* permits)
@@ -92,7 +95,11 @@ void TcpLoop::Stop() {
 }
 
 void TcpLoop::UpdateWatch(Watch* watch) {
-  const uint32_t wanted = (watch->paused ? 0U : uint32_t{EPOLLIN}) | (watch->link->blocked() ? uint32_t{EPOLLOUT} : 0U);
+  uint32_t wanted = 0;
+  if (!watch->paused) wanted |= uint32_t{EPOLLIN} | uint32_t{EPOLLRDHUP};
+  if (watch->link->blocked()) wanted |= uint32_t{EPOLLOUT};
+  // Edges: what was read until there was no more is not looked at again. A change of the mask tells of what is there.
+  if (wanted != 0) wanted |= uint32_t{EPOLLET};
   if (wanted == watch->events) return;
   // Not watched at all while nothing is wanted: a hang-up would be reported without end.
   const int operation = watch->events == 0 ? EPOLL_CTL_ADD : wanted == 0 ? EPOLL_CTL_DEL : EPOLL_CTL_MOD;
@@ -207,8 +214,7 @@ bool TcpLoop::ReadLink(TcpLink* link) {
 bool TcpLoop::Poll(Monotonic due) {
   std::array<epoll_event, kEvents> events;
   const std::vector<TcpLink*> more = std::exchange(more_, {});
-  bool sleeps = more.empty() && due > std::chrono::steady_clock::now();
-  if (sleeps && !wake_.Sleep()) sleeps = false;
+  const bool sleeps = more.empty() && due != Monotonic::min() && wake_.Sleep();
   const int count = WaitUntil(epoll_.get(), events.data(), sleeps ? due : Monotonic::min());
   if (sleeps) wake_.Awake();
   bool progress = false;
@@ -224,6 +230,7 @@ bool TcpLoop::Poll(Monotonic due) {
       engine_->OnSendable(link->ticket());
       WantWrite(link);
     }
+    if ((event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) link->SetEnded();
     if ((event.events & ~uint32_t{EPOLLOUT}) != 0) progress |= ReadLink(link);
   }
   for (TcpLink* link : more) {

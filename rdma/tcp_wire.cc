@@ -396,7 +396,7 @@ absl::StatusOr<std::unique_ptr<Transport>> MakeTcpTransport(const TransportSetti
                         TlsContext::Create(options.tls->ca_pem, options.tls->certificate_pem, options.tls->key_pem));
   }
   auto wire = std::make_unique<TcpWire>(settings, std::move(options), std::move(tls), UsableCpus());
-  return Engine::Create(settings, handler, std::move(wire), 0);
+  return Engine::Create(settings, handler, std::move(wire), kTcpSlotRoom);
 }
 
 }  // namespace hk
