@@ -29,6 +29,11 @@ void EpochFloors::Forget(GuestId guest) {
   own_.erase(guest);
 }
 
+EpochFloor EpochFloors::Of(GuestId guest) const {
+  const auto found = own_.find(guest);
+  return found == own_.end() ? EpochFloor{} : found->second;
+}
+
 bool EpochFloors::IsOld(const Message& message) const {
   const auto found = own_.find(message.guest);
   if (found == own_.end() || HK_MUTANT(old_epochs_taken)) return false;

@@ -43,6 +43,8 @@ class EpochFloors {
   void Forget(GuestId guest);
   // The message is of an epoch or generation that is over here: do not send it, do not deliver it.
   bool IsOld(const Message& message) const;
+  // The guest's floor; 0 and 0 if it has none.
+  EpochFloor Of(GuestId guest) const;
   // What a peer that comes up must be told before anything else.
   std::vector<Entry> All() const;
 

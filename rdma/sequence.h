@@ -37,6 +37,12 @@ class SendWindow {
     entries_.push_back(std::move(entry));
     return true;
   }
+  // True if Push takes an entry. False counts as a refused Push.
+  bool HasRoom() {
+    if (entries_.size() < queue_limit_) return true;
+    refused_ = true;
+    return false;
+  }
   // True once after a refused Push (not `own`), when half of the queue is free.
   bool TakeWritable() {
     if (!refused_ || entries_.size() > queue_limit_ / 2) return false;
@@ -51,6 +57,11 @@ class SendWindow {
     if (waiting >= entries_.size() || (waiting >= window_ && !HK_MUTANT(send_window_ignored))) return nullptr;
     *sequence = sent_ + 1;
     return &entries_[waiting];
+  }
+  // True if Next would give another entry after that.
+  bool MoreAfterNext() const {
+    const uint64_t waiting = sent_ + 1 - acknowledged_;
+    return waiting < entries_.size() && waiting < window_;
   }
   // The entry of the last Next is on its way.
   void Sent() {
@@ -91,6 +102,8 @@ class SendWindow {
     resent_messages_ = resent;
   }
 
+  // Nothing waits to be sent.
+  bool AllSent() const { return sent_ - acknowledged_ == entries_.size(); }
   void SetWindow(size_t window) { window_ = window; }
   size_t size() const { return entries_.size(); }
   uint64_t sent() const { return sent_; }

@@ -1,5 +1,8 @@
 #include "rdma/slots.h"
 
+#include <bit>
+#include <utility>
+
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/mutant.h"
 
@@ -7,9 +10,9 @@ namespace hk {
 
 namespace {
 
-constexpr uint64_t kBulkBit = 1U << 15;
-constexpr uint64_t kSendBit = 1U << 14;
-constexpr int kCounterShift = 16;
+constexpr uint64_t kCounterMask = (uint64_t{1} << 48) - 1;
+constexpr int64_t kCounterStepUs = 8;
+constexpr WallTime kCounterBegin = std::chrono::sys_days(std::chrono::year(2020) / 1 / 1);
 
 bool IsOlder(const SlotTable::Request& request, GuestId guest, uint32_t generation, Epoch epoch) {
   return request.guest == guest && (request.generation < generation || request.epoch < epoch);
@@ -21,20 +24,13 @@ ExpiredRequest Expired(const SlotName& name, const SlotTable::Request& request, 
 
 }  // namespace
 
-SlotId SlotName::Encode() const {
-  return SlotId(counter << kCounterShift | (message_class == MessageClass::kBulk ? kBulkBit : 0) |
-                (use == SlotUse::kSend ? kSendBit : 0) | index);
+uint64_t FirstSlotCounter(WallTime now) {
+  const auto since =
+      std::chrono::duration_cast<std::chrono::microseconds>(now - kCounterBegin).count() / kCounterStepUs;
+  return since <= 0 || HK_MUTANT(slot_names_repeat) ? 1 : static_cast<uint64_t>(since) & kCounterMask;
 }
 
-SlotName SlotName::Decode(SlotId slot) {
-  const uint64_t value = slot.value();
-  return {.message_class = (value & kBulkBit) != 0 ? MessageClass::kBulk : MessageClass::kFault,
-          .use = (value & kSendBit) != 0 ? SlotUse::kSend : SlotUse::kReceive,
-          .index = static_cast<uint32_t>(value & (kSendBit - 1)),
-          .counter = value >> kCounterShift};
-}
-
-SlotTable::SlotTable(const SlotCounts& counts) {
+SlotTable::SlotTable(const SlotCounts& counts, uint64_t first_counter) : next_counter_(first_counter) {
   first_counter_.fill(next_counter_);
   const std::array<uint32_t, 4> sizes = {counts.fault_receive, counts.fault_send, counts.bulk_receive,
                                          counts.bulk_send};
@@ -44,10 +40,6 @@ SlotTable::SlotTable(const SlotCounts& counts) {
     for (uint32_t index = sizes[pool]; index > 0; --index) pools_[pool].free.push_back(index - 1);
     counts_[static_cast<size_t>(State::kFree)] += sizes[pool];
   }
-}
-
-SlotTable::Pool& SlotTable::PoolOf(MessageClass message_class, SlotUse use) {
-  return pools_[(message_class == MessageClass::kBulk ? 2 : 0) + (use == SlotUse::kSend ? 1 : 0)];
 }
 
 const SlotTable::Slot* SlotTable::Find(SlotId slot) const {
@@ -68,6 +60,7 @@ void SlotTable::Enter(const SlotName& name, Slot* slot, State state) {
   slot->state = state;
   if (state == State::kFree) {
     slot->owned = false;
+    slot->claimed.reset();
     PoolOf(name.message_class, name.use).free.push_back(name.index);
   }
 }
@@ -78,7 +71,7 @@ absl::StatusOr<SlotId> SlotTable::Acquire(MessageClass message_class, SlotUse us
   }
   Pool& pool = PoolOf(message_class, use);
   if (pool.free.empty()) {
-    pool.refused = true;
+    if (!std::exchange(pool.refused, true)) ++refused_pools_;
     return absl::ResourceExhaustedError("no free slot");
   }
   const SlotName name{message_class, use, pool.free.back(), next_counter_++};
@@ -103,6 +96,7 @@ bool SlotTable::TakeSlotsFree(MessageClass message_class, SlotUse use) {
   Pool& pool = PoolOf(message_class, use);
   if (!pool.refused || pool.free.empty()) return false;
   pool.refused = false;
+  --refused_pools_;
   return true;
 }
 
@@ -112,8 +106,8 @@ absl::Status SlotTable::Ask(SlotId slot, const Request& request) {
     return absl::FailedPreconditionError("a request names a slot that is not the caller's receive slot");
   }
   if (request.writers.empty()) return absl::InvalidArgumentError("a request that nobody may answer");
-  for (uint16_t node = 0; node < kMaxNodes; ++node) {
-    if (request.writers.Contains(NodeId(node)) && found->counter < first_counter_[node]) {
+  for (uint64_t left = request.writers.bits(); left != 0; left &= left - 1) {
+    if (found->counter < first_counter_[static_cast<size_t>(std::countr_zero(left))]) {
       return absl::AbortedError("the slot was taken before a writer's connection was reset");
     }
   }
@@ -123,27 +117,49 @@ absl::Status SlotTable::Ask(SlotId slot, const Request& request) {
   return absl::OkStatus();
 }
 
-AnswerFate SlotTable::Answer(NodeId from, const Message& message, bool deliver, Request* request) {
+AnswerFate SlotTable::Judge(NodeId from, const Message& message, Slot** found) {
   const SlotName name = SlotName::Decode(message.slot);
   if (name.use != SlotUse::kReceive || name.message_class != message.message_class || name.counter == 0 ||
       name.counter >= next_counter_ || name.index >= PoolOf(name.message_class, name.use).slots.size()) {
     return AnswerFate::kForeign;
   }
-  Slot* found = Find(message.slot);
-  if (HK_MUTANT(slot_counter_ignored)) found = &PoolOf(name.message_class, name.use).slots[name.index];
-  if (found == nullptr || (found->state != State::kInFlight && found->state != State::kQuarantined)) {
+  Slot* slot = Find(message.slot);
+  if (HK_MUTANT(slot_counter_ignored)) slot = &PoolOf(name.message_class, name.use).slots[name.index];
+  if (slot == nullptr || (slot->state != State::kInFlight && slot->state != State::kQuarantined)) {
     return AnswerFate::kStale;
   }
-  const Request& asked = found->request;
+  const Request& asked = slot->request;
   if (!asked.writers.Contains(from) && !HK_MUTANT(slot_any_writer)) return AnswerFate::kForeign;
   if (asked.guest != message.guest || asked.generation != message.generation || asked.epoch != message.epoch) {
     return AnswerFate::kForeign;
   }
-  const AnswerFate fate = found->state == State::kInFlight ? AnswerFate::kDelivered : AnswerFate::kLate;
-  if (request != nullptr) *request = asked;
+  // Two answers to one request: the one that began to arrive is taken.
+  if (slot->claimed && *slot->claimed != from && !HK_MUTANT(slot_claim_ignored)) return AnswerFate::kStale;
+  *found = slot;
+  return slot->state == State::kInFlight ? AnswerFate::kDelivered : AnswerFate::kLate;
+}
+
+AnswerFate SlotTable::Answer(NodeId from, const Message& message, bool deliver, Request* request) {
+  Slot* found = nullptr;
+  const AnswerFate fate = Judge(from, message, &found);
+  if (found == nullptr) return fate;
+  if (request != nullptr) *request = found->request;
   found->owned = deliver;
-  Enter(name, found, deliver ? State::kLent : State::kFree);
+  found->claimed.reset();
+  Enter(SlotName::Decode(message.slot), found, deliver ? State::kLent : State::kFree);
   return fate;
+}
+
+AnswerFate SlotTable::Claim(NodeId from, const Message& message) {
+  Slot* found = nullptr;
+  const AnswerFate fate = Judge(from, message, &found);
+  if (found != nullptr) found->claimed = from;
+  return fate;
+}
+
+void SlotTable::Abandon(NodeId from, SlotId slot) {
+  Slot* found = Find(slot);
+  if (found != nullptr && found->claimed == from) found->claimed.reset();
 }
 
 absl::Status SlotTable::Cancel(SlotId slot) {

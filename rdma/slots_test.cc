@@ -82,6 +82,20 @@ TEST_F(SlotTableTest, NamesSayWhatTheyAre) {
   EXPECT_NE(Acquire(), SlotId()) << "0 is none";
 }
 
+TEST_F(SlotTableTest, NamesOfALifeAreAboveThoseOfLivesBefore) {
+  const WallTime then = WallTime(std::chrono::sys_days(std::chrono::year(2026) / 2 / 3));
+  const uint64_t before = FirstSlotCounter(then);
+  // A hundred thousand slots a second for a minute, then a restart.
+  EXPECT_LT(before + 60 * 100'000, FirstSlotCounter(then + std::chrono::minutes(1)));
+  EXPECT_LT(FirstSlotCounter(WallTime(std::chrono::sys_days(std::chrono::year(2090) / 1 / 1))), uint64_t{1} << 48);
+  EXPECT_EQ(FirstSlotCounter(WallTime()), 1u) << "a clock that was never set";
+  SlotTable table(SlotCounts{1, 1, 1, 1}, before);
+  const auto slot = table.Acquire(kFault, kReceive);
+  ASSERT_TRUE(slot.ok());
+  EXPECT_EQ(SlotName::Decode(*slot).counter, before);
+  EXPECT_EQ(table.FirstCounterFor(kHome), before) << "what is older is refused from the first session on";
+}
+
 TEST_F(SlotTableTest, SlotsAreCountedAndNamedOnce) {
   const SlotId slot = Acquire();
   EXPECT_EQ(table_.StateOf(slot), State::kLent);

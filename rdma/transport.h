@@ -14,8 +14,9 @@
 // push that the receiver invites, are requests too.
 //
 // Threads. Every method may be called from any thread, also inside handlers, and never blocks (Start and Stop excepted:
-// not in handlers). No lock is held during handlers. They must not block or wait for a message: a handler delays its
-// own class only. Calls for one class are serial; classes run in parallel (the simulator: one thread, virtual time).
+// not in handlers). Handlers run on the transport's own threads, never inside a call of its methods, and no lock is
+// held then. They must not block or wait for a message: a handler delays its own class only. Messages of one class are
+// serial, whoever sent them; classes run in parallel (the simulator: one thread, virtual time).
 #pragma once
 
 #include <array>
@@ -63,8 +64,7 @@ struct Message {
   std::span<const std::byte> body;  // <= kMaxBodyBytes; Send copies it; received: valid during the handler's call
 };
 
-// How to send what is more than a body. A request (a message that names a slot of this node) needs writers and
-// deadline.
+// How to send what is more than a body. A request is a message that names a slot of this node.
 struct SendOptions {
   SlotId payload;                         // send slot with the payload; only with Message::answer
   uint32_t payload_bytes = 0;             // 1 to the slot's size; 0: no payload
@@ -131,7 +131,8 @@ struct TransportSettings {
   uint32_t fault_receive_slots = 1024, fault_send_slots = 1024, bulk_receive_slots = 64, bulk_send_slots = 64;
 };
 
-// Counters of one class of one peer since the transport's start. Plain value.
+// Counters of one class of one peer since AddPeer; messages are the users', each counted once: sent, when first put on
+// the wire; received, when handed to OnMessage. Plain value.
 struct ClassStatistics {
   static constexpr size_t kLatencyBuckets = 32;  // [i]: 2^i ns to 2^(i+1) ns from a request's Send to its OnMessage
   uint64_t sent_messages = 0, sent_bytes = 0, received_messages = 0, received_bytes = 0;  // bytes with headers
@@ -179,15 +180,13 @@ class Transport {
   // kUnavailable: the peer is not up. kResourceExhausted: queue full, OnWritable follows. kAborted: an old epoch; or a
   // slot (ours or the answer's) from before a session of the answering node: take another, drop the answer.
   // kInvalidArgument, kFailedPrecondition: the caller broke a rule above.
-  // On OK a request's slot is the transport's until answered or expired; a payload's slot is shared until the peer has
-  // it.
+  // On OK a request's slot is the transport's until answered or expired, a payload's is shared until the peer has it.
   virtual absl::Status Send(NodeId to, const Message& message, const SendOptions& options = {}) = 0;
   // A free slot, the caller's until released or named in a request. kResourceExhausted: none; OnSlotsFree follows.
   virtual absl::StatusOr<SlotId> AcquireSlot(MessageClass message_class, SlotUse use) = 0;
   // The slot's memory, 64-byte aligned. REQUIRES: the caller's slot. After it was sent as payload: read only.
   virtual std::span<std::byte> SlotBytes(SlotId slot) = 0;
-  // Ends the caller's use. A payload's slot may be kept and sent again, or released at once: it is reused when all is
-  // done.
+  // Ends the caller's use. A payload's slot may be kept and sent again, or released at once: reused when all is done.
   virtual void ReleaseSlot(SlotId slot) = 0;
   // Gives up a request; its slot is quarantined as after a deadline. kNotFound: it was answered or expired already.
   virtual absl::Status CancelRequest(SlotId slot) = 0;

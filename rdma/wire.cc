@@ -1,9 +1,10 @@
 #include "rdma/wire.h"
 
-#include <isa-l/crc.h>
 #include <openssl/sha.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 #include <type_traits>
 
 #include "hyperkernel/base/check.h"
@@ -44,15 +45,20 @@ constexpr size_t kReserved = 36;
 static_assert(kReserved + 4 == kSetupBytes);
 }  // namespace setup_at
 
+// The format is little-endian, and so is every host that has KVM's x86 interface: one load or store each.
+static_assert(std::endian::native == std::endian::little);
+
 template <typename T>
 void Put(std::span<std::byte> bytes, size_t at, std::type_identity_t<T> value) {
-  for (size_t i = 0; i < sizeof(T); ++i) bytes[at + i] = static_cast<std::byte>(value >> (8 * i));
+  HK_DCHECK(at + sizeof value <= bytes.size());
+  std::memcpy(bytes.data() + at, &value, sizeof value);
 }
 
 template <typename T>
 T Get(std::span<const std::byte> bytes, size_t at) {
-  T value = 0;
-  for (size_t i = 0; i < sizeof(T); ++i) value |= static_cast<T>(static_cast<T>(bytes[at + i]) << (8 * i));
+  HK_DCHECK(at + sizeof(T) <= bytes.size());
+  T value;
+  std::memcpy(&value, bytes.data() + at, sizeof value);
   return value;
 }
 
@@ -141,14 +147,6 @@ std::string_view HelloKindName(HelloKind kind) {
       return "the smaller node number connects";
   }
   return "unknown";
-}
-
-uint32_t Crc32c(std::span<const std::byte> bytes, uint32_t before) {
-  // crc32_iscsi is the bare polynomial division: both inversions are ours. Its length is an int and its pointer not
-  // const.
-  HK_CHECK(bytes.size() <= (1U << 30));
-  auto* data = const_cast<unsigned char*>(reinterpret_cast<const unsigned char*>(bytes.data()));
-  return ~crc32_iscsi(data, static_cast<int>(bytes.size()), ~before);
 }
 
 std::array<std::byte, kHeaderBytes> EncodeHeader(const Header& header) {

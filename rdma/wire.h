@@ -9,6 +9,7 @@
 #include <span>
 #include <string_view>
 
+#include "rdma/crc32c.h"
 #include "rdma/transport.h"
 
 namespace hk {
@@ -78,9 +79,6 @@ std::array<std::byte, kHeaderBytes> EncodeHeader(const Header& header);
 WireError DecodeHeader(std::span<const std::byte> bytes, MessageClass expected, Header* header,
                        uint8_t current = kWireVersion);
 
-// CRC32C (RFC 3720, appendix B.4): polynomial 0x1EDC6F41 reflected, starts inverted, ends inverted. `before`: the CRC
-// of what stands before `bytes`.
-uint32_t Crc32c(std::span<const std::byte> bytes, uint32_t before = 0);
 // Fills has_payload_crc and payload_crc. REQUIRES: the header's lengths are those of body and payload.
 void SetPayloadCrc(std::span<const std::byte> body, std::span<const std::byte> payload, Header* header);
 // kPayloadCrc: the header has no CRC of body and payload, or another. kLength: other lengths than the header's.

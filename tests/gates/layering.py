@@ -20,7 +20,7 @@ ALLOWED = {
     "proto/": ("hyperkernel/node", "hyperkernel/cli", "storage-replica", "migration", "tests"),
     "linux/kvm.h": ("hyperkernel/kvm",),
     "linux/userfaultfd.h": ("hyperkernel/memory",),
-    "infiniband/": ("rdma",),
+    "infiniband/": ("rdma", "tests"),
     "rdma/": ("rdma", "hyperkernel/memory", "hyperkernel/node", "migration", "tests"),
     "rocksdb/": ("storage-replica", "hyperkernel/node", "tests"),
 }

@@ -1,0 +1,84 @@
+// The thread of one class over TCP: waits for its connections, reads from them, and runs what the engine has for the
+// class. It sleeps in epoll; with the other wait modes it first looks at the connections that were lately in use, for
+// as long as the class is in use and a CPU is left for those who answer.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/fd.h"
+#include "hyperkernel/base/mutex.h"
+#include "rdma/engine.h"
+#include "rdma/tcp_link.h"
+#include "rdma/thread_wake.h"
+
+namespace hk {
+
+// The thread of one class. Thread-safe but for Start and Stop.
+class TcpLoop {
+ public:
+  // kBusy spins until the class was not used for so long: longer than any pause between the faults of a running guest.
+  static constexpr std::chrono::milliseconds kBusyWindow{100};
+
+  // `permits` outlives the loop.
+  TcpLoop(MessageClass message_class, WaitMode wait, std::chrono::microseconds spin, SpinPermits* permits);
+  ~TcpLoop();
+
+  absl::Status Start(Engine* engine);
+  void Stop();
+
+  // The link is the engine's already (Attach).
+  void Add(std::shared_ptr<TcpLink> link);
+  void Wake() { wake_.Wake(); }
+  // Of links: the socket takes no more; reading may go on; it was closed.
+  void WantWrite(TcpLink* link);
+  void Resume(std::shared_ptr<TcpLink> link);
+  void Closed();
+
+ private:
+  // What epoll knows of a link.
+  struct Watch {
+    std::shared_ptr<TcpLink> link;
+    uint32_t events = 0;  // 0: not registered
+    bool paused = false;
+  };
+
+  void Run();
+  void Mail();
+  // Waits until `due` at most; true if a message came.
+  bool Poll(Monotonic due);
+  bool SpinOnce();
+  bool IsWatched(TcpLink* link);
+  bool ReadLink(TcpLink* link);
+  void Remove(TcpLink* link);
+  void UpdateWatch(Watch* watch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const MessageClass class_;
+  const WaitMode wait_;
+  const std::chrono::nanoseconds window_;
+  SpinPermits* const permits_;
+  Engine* engine_ = nullptr;
+  OwnedFd epoll_;
+  WakeFlag wake_;
+  std::thread thread_;
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> reap_{false};
+
+  Mutex mutex_;
+  std::unordered_map<TcpLink*, Watch> watches_ ABSL_GUARDED_BY(mutex_);  // only the thread removes
+  std::vector<std::shared_ptr<TcpLink>> resumed_ ABSL_GUARDED_BY(mutex_);
+
+  // The thread's own.
+  std::vector<TcpLink*> more_;  // have more to read
+  std::vector<TcpLink*> hot_;   // lately in use
+  unsigned spins_ = 0;
+};
+
+}  // namespace hk

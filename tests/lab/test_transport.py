@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""The transport over verbs in the lab. On one host: the conformance suite over rxe's loopback, and the device taken away and given
+back. On two: pages go from one to the other until its process is killed, then until its host is cut off; the one that is left reports
+in time, and every page that came is right.
+
+Runs on each host; LAB_HOSTS says how many there are. Steps meet at barriers, which do not use the link.
+"""
+import json
+import os
+import pathlib
+import re
+import subprocess
+import unittest
+
+BIN = pathlib.Path(os.environ['HK_BIN'])
+HOST, HOSTS = int(os.environ['LAB_HOST']), int(os.environ['LAB_HOSTS'])
+LEASE_MS = 2000
+LEASE_EXPIRED = 1
+PAGES = 10**9  # never reached: the transfer ends with the peer
+
+
+def barrier(name):
+    subprocess.run(['lab-barrier', name], check=True)
+
+
+class Load:
+    """A transport_load on this host."""
+
+    def __init__(self, mode, own, peer, *arguments):
+        self.process = subprocess.Popen([BIN / 'transport_load', mode, '--listen', own, '--peer', peer, '--lease-ms', str(LEASE_MS), *arguments],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def line(self, pattern):
+        """The next line that matches; log lines are passed on."""
+        for line in self.process.stdout:
+            print(line, end='', flush=True)
+            if match := re.match(pattern, line):
+                return match
+        raise AssertionError(f'no line {pattern!r}; exit status {self.process.wait()}')
+
+    def result(self):
+        return json.loads(self.line(r'\{.*')[0])
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+        self.process.stdout.close()
+
+
+@unittest.skipUnless(HOSTS == 1, 'on one host')
+class OneHost(unittest.TestCase):
+    def test_conformance(self):
+        done = subprocess.run([BIN / 'verbs_conformance_test', '--gtest_brief=1'], env={**os.environ, 'HK_VERBS_ADDRESS': '10.77.0.1'},
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+        self.assertEqual(done.returncode, 0, done.stdout[-8000:])
+        self.assertRegex(done.stdout, r'\d\d tests from')
+        print(done.stdout.splitlines()[-1], flush=True)
+
+    def test_a_device_that_goes_and_comes_back(self):
+        serving = Load('serve', '10.77.0.1:7301', '10.77.0.1:7300', '--check')
+        asking = Load('transfer', '10.77.0.1:7300', '10.77.0.1:7301', '--count', str(PAGES), '--stay')
+        try:
+            asking.line('up')
+            subprocess.run(['rdma', 'link', 'delete', 'rxe0'], check=True, timeout=60)
+            asking.line(r'failed (\d+)')
+            subprocess.run(['rdma', 'link', 'add', 'rxe0', 'type', 'rxe', 'netdev', 'br0'], check=True, timeout=60)
+            asking.line('up')
+        finally:
+            asking.close()
+            serving.close()
+
+
+@unittest.skipUnless(HOSTS == 2, 'on two hosts')
+class TwoHosts(unittest.TestCase):
+    def serve_until(self, name, end):
+        """Host 2's half: answers until `end` is called."""
+        serving = Load('serve', '10.77.0.2:7300', '10.77.0.1:7300', '--check')
+        serving.line('up')
+        barrier(f'{name}-running')
+        end(serving)
+        barrier(f'{name}-over')
+        serving.process.kill()
+        serving.process.wait()
+
+    def ask_until_failure(self, name):
+        """Host 1's half: what became of it."""
+        asking = Load('transfer', '10.77.0.1:7300', '10.77.0.2:7300', '--count', str(PAGES))
+        asking.line('up')
+        asking.line('progress')  # pages are under way, and go on being
+        barrier(f'{name}-running')
+        failed = asking.line(r'failed (\d+) after (\d+) ms')
+        result = asking.result()
+        asking.close()
+        self.assertGreater(result['answered'], 0)
+        self.assertEqual(result['wrong'], 0)
+        barrier(f'{name}-over')
+        return int(failed[1]), int(failed[2])
+
+    def check(self, name, end):
+        if HOST == 2:
+            return self.serve_until(name, end)
+        reason, quiet_ms = self.ask_until_failure(name)
+        self.assertEqual(reason, LEASE_EXPIRED)
+        print(f'{name}: reported {quiet_ms} ms after the last page', flush=True)
+        # The lease runs from the moment at which a connection broke, and from the last word heard; the rest is the lab's.
+        self.assertLess(quiet_ms, 2 * LEASE_MS + 3000)
+
+    def test_1_peer_killed_in_mid_transfer(self):
+        self.check('killed', lambda serving: serving.process.kill())
+
+    def test_2_host_cut_off_in_mid_transfer(self):
+        self.check('cut', lambda _: subprocess.run(['lab-link', 'cut', 'link'], check=True))
+        subprocess.run(['lab-link', 'heal', 'link'], check=True)
+
+
+if __name__ == '__main__':
+    unittest.main(verbosity=2)
