@@ -145,6 +145,7 @@ bool Engine::RunPeerEvent(Peer* peer) {
     MutexLock lane_lock(&lane.mutex);
     lane.open = true;
     lane.ended = false;
+    WindowMoved(&lane);
     if (lane.link != nullptr) lane.link->Resume();
   }
   return true;

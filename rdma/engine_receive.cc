@@ -257,7 +257,8 @@ void Engine::FreeDelivered(Lane* lane) {
 
 void Engine::WindowMoved(Lane* lane) {
   PayOwedBarriers(lane);
-  if (lane->window.TakeWritable()) Post(lane->message_class, WritableEvent{lane->peer, lane->session});
+  // Before OnPeerUp has returned it could not be told; after it we are called once more.
+  if (lane->open && lane->window.TakeWritable()) Post(lane->message_class, WritableEvent{lane->peer, lane->session});
   Pump(lane);
 }
 
