@@ -153,7 +153,9 @@ Engine::Verdict Engine::TakeNumbered(Lane* lane, Arrived* arrived) {
     MutexLock lock(&tables_);
     FreeDelivered(lane);
     if (arrival == Arrival::kDuplicate) {
-      ++lane->statistics.dropped[static_cast<size_t>(DropReason::kDuplicate)];
+      if (header.message.type >= kFirstUserType) {
+        ++lane->statistics.dropped[static_cast<size_t>(DropReason::kDuplicate)];
+      }
     } else {
       verdict = TakeMessage(lane, arrived);
     }

@@ -112,11 +112,14 @@ void Engine::Pump(Lane* lane) {
     const Link::Sent sent =
         lane->link->Send(header, std::as_bytes(std::span(next->body)), payload, lane->window.MoreAfterNext());
     if (!Handed(lane, sent)) continue;
-    const uint64_t resent = lane->window.resent_messages();
-    lane->window.Sent();
-    if (header.message.type < kFirstUserType || lane->window.resent_messages() != resent) continue;
-    ++lane->statistics.sent_messages;
-    lane->statistics.sent_bytes += bytes;
+    const bool again = lane->window.Sent();
+    if (header.message.type < kFirstUserType) continue;  // statistics are the users'
+    if (again) {
+      ++lane->statistics.resent_messages;
+    } else {
+      ++lane->statistics.sent_messages;
+      lane->statistics.sent_bytes += bytes;
+    }
   }
   if (lane->link == nullptr || !lane->setup_received || lane->link_full) return;
   if (lane->heartbeat_due) {

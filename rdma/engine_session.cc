@@ -54,8 +54,9 @@ void Engine::EndLane(Lane* lane, PeerFailure why, uint64_t next_session) {
   lane->broken_since.reset();
   lane->owed_barriers.clear();
   lane->received.Clear();
-  lane->statistics.dropped[static_cast<size_t>(DropReason::kPeerFailed)] += lane->window.size();
+  uint64_t& dropped = lane->statistics.dropped[static_cast<size_t>(DropReason::kPeerFailed)];
   lane->window.Clear([&](const Outgoing& outgoing) {
+    dropped += outgoing.message.type >= kFirstUserType ? 1 : 0;
     if (outgoing.payload != SlotId()) payloads.push_back(outgoing.payload);
   });
   MutexLock tables_lock(&tables_);

@@ -329,6 +329,39 @@ TEST_F(EngineTest, BarriersThatFindNoRoomAreSentLater) {
   EXPECT_EQ(Fault().link->sent.back().message.epoch, Epoch(raises));
 }
 
+TEST_F(EngineTest, StatisticsAreOfTheUsersMessagesOnly) {
+  Up(kPeer);
+  ASSERT_TRUE(engine_->SetEpoch(kGuest, 1, Epoch(1)).ok());
+  ASSERT_TRUE(engine_->Send(kPeer, Plain(1), {}).ok());
+  auto of_fault = [&] { return engine_->Statistics(kPeer)->classes[static_cast<size_t>(kFault)]; };
+  EXPECT_EQ(of_fault().sent_messages, 1u);
+  EXPECT_EQ(of_fault().sent_bytes, kHeaderBytes);
+  EXPECT_EQ(Fault().link->Count(OwnType::kBarrier), 1u);
+
+  // Both go again.
+  engine_->OnBroken(Fault().ticket, "test");
+  ASSERT_TRUE(Connect(kPeer, kFault));
+  EXPECT_EQ(Fault().link->Count(OwnType::kBarrier), 1u);
+  EXPECT_EQ(of_fault().sent_messages, 1u);
+  EXPECT_EQ(of_fault().resent_messages, 1u);
+  EXPECT_EQ(of_fault().reconnects, 1u);
+
+  // A Barrier comes twice, then a message twice.
+  Message barrier = Plain(0);
+  barrier.type = static_cast<uint16_t>(OwnType::kBarrier);
+  for (const Message& message : {barrier, Plain(2)}) {
+    const Header header = Numbered(kPeer, message);
+    for (int i = 0; i < 2; ++i) EXPECT_EQ(engine_->Deliver(Fault().ticket, header, {}, {}), Engine::Fate::kTaken);
+  }
+  EXPECT_EQ(of_fault().received_messages, 1u);
+  EXPECT_EQ(of_fault().received_bytes, kHeaderBytes);
+  EXPECT_EQ(of_fault().dropped[static_cast<size_t>(DropReason::kDuplicate)], 1u);
+
+  // Neither arrived.
+  engine_->ResetPeer(kPeer, Epoch());
+  EXPECT_EQ(of_fault().dropped[static_cast<size_t>(DropReason::kPeerFailed)], 1u);
+}
+
 TEST_F(EngineTest, LatencyIsFromSendToAnswer) {
   Up(kPeer);
   const Message answer = Ask(5);

@@ -74,7 +74,6 @@ struct Lane {
   // Something was received and no acknowledgement sent since; written under the lock.
   std::atomic<bool> owes_ack{false};
   ClassStatistics statistics ABSL_GUARDED_BY(mutex);  // but for what others count
-  uint64_t resent_before ABSL_GUARDED_BY(mutex) = 0;  // messages resent before AddPeer
   std::atomic<uint64_t> expired_requests{0};
 };
 
