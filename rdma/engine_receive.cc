@@ -46,7 +46,7 @@ Engine::Fate Engine::Deliver(const LinkTicket& ticket, const Header& header, std
   uint64_t session = 0;
   {
     MutexLock lock(&lane.mutex);
-    if (lane.ticket != ticket.number) return Fate::kClosed;
+    if (lane.ticket != ticket.number && !HK_MUTANT(old_connection_read)) return Fate::kClosed;
     session = lane.session;
     verdict = Take(&lane, &arrived);
     if (verdict == Verdict::kHold) return Fate::kHold;
@@ -60,7 +60,7 @@ Engine::Fate Engine::Deliver(const LinkTicket& ticket, const Header& header, std
   }
   switch (verdict) {
     case Verdict::kDeliver: {
-      if (arrived.late) RunEvents(ticket.message_class);
+      if (arrived.late && !HK_MUTANT(late_answer_first)) RunEvents(ticket.message_class);
       Message message = header.message;
       message.body = body;
       handler_->OnMessage(ticket.peer, message, payload, arrived.late);
@@ -94,7 +94,7 @@ Engine::Verdict Engine::Take(Lane* lane, Arrived* arrived) {
     return Verdict::kMalformed;
   }
   if (arrived->header.sequence == 0) return TakeOwn(lane, arrived);
-  if (!lane->open) return Verdict::kHold;
+  if (!lane->open && !HK_MUTANT(delivered_before_up)) return Verdict::kHold;
   return TakeNumbered(lane, arrived);
 }
 

@@ -329,6 +329,31 @@ TEST_F(EngineTest, BarriersThatFindNoRoomAreSentLater) {
   EXPECT_EQ(Fault().link->sent.back().message.epoch, Epoch(raises));
 }
 
+TEST_F(EngineTest, WhatAPeerWasToldHoldsForAnswersAlsoWhenTheGuestIsForgotten) {
+  Up(kPeer);
+  ASSERT_TRUE(engine_->SetEpoch(kGuest, 1, Epoch(2)).ok());
+  // The peer has heard it, and given the slot of its request to another.
+  AcknowledgeAll(kPeer, kFault);
+  engine_->ForgetGuest(kGuest);
+  Message message = Plain(1);
+  message.guest = kGuest;
+  message.generation = 1;
+  message.epoch = Epoch(1);
+  EXPECT_TRUE(engine_->Send(kPeer, message, {}).ok()) << "no answer: the check has ended";
+  message.answer = true;
+  message.slot = SlotName{kFault, SlotUse::kReceive, 0, 5}.Encode();
+  message.slot_node = kPeer;
+  EXPECT_EQ(engine_->Send(kPeer, message, {}).code(), absl::StatusCode::kAborted);
+  // In another session it has no such slot.
+  engine_->ResetPeer(kPeer, Epoch());
+  engine_->RunControl();
+  ends_.clear();
+  sessions_.clear();
+  for (const MessageClass message_class : kClasses) ASSERT_TRUE(Connect(kPeer, message_class, 501));
+  engine_->RunControl();
+  EXPECT_TRUE(engine_->Send(kPeer, message, {}).ok());
+}
+
 TEST_F(EngineTest, StatisticsAreOfTheUsersMessagesOnly) {
   Up(kPeer);
   ASSERT_TRUE(engine_->SetEpoch(kGuest, 1, Epoch(1)).ok());

@@ -90,6 +90,7 @@ class SendWindow {
     resent_until_ = sent_ > resent_until_ ? sent_ : resent_until_;
     if (!Acknowledge(through, done)) return false;
     if (!HK_MUTANT(resume_forgets_unacknowledged)) sent_ = through;
+    if (HK_MUTANT(resume_swaps) && entries_.size() > 1) std::swap(entries_[0], entries_[1]);
     return true;
   }
   // The session is over: done(entry) for each entry kept; numbers start again.
