@@ -315,6 +315,20 @@ TEST_F(EngineTest, APayloadThatIsRepeatedLandsNowhere) {
   EXPECT_TRUE(destination.empty());
 }
 
+TEST_F(EngineTest, ASessionBeginsWithTheFloors) {
+  ASSERT_TRUE(engine_->SetEpoch(kGuest, 3, Epoch(4)).ok());
+  Up(kPeer);
+  ASSERT_TRUE(engine_->Send(kPeer, Plain(1), {}).ok());
+  for (const MessageClass message_class : kClasses) {
+    const std::vector<Header>& sent = Of(kPeer, message_class).link->sent;
+    ASSERT_GE(sent.size(), 2u);
+    EXPECT_EQ(sent[1].message.type, static_cast<uint16_t>(OwnType::kBarrier)) << "after the Setup";
+    EXPECT_EQ(sent[1].sequence, 1u);
+    EXPECT_EQ(sent[1].message.generation, 3u);
+    EXPECT_EQ(sent[1].message.epoch, Epoch(4));
+  }
+}
+
 TEST_F(EngineTest, BarriersThatFindNoRoomAreSentLater) {
   Up(kPeer);
   Fault().link->full = true;

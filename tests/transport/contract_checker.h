@@ -3,20 +3,18 @@
 // its protocol and the transports.
 //
 // What it holds a cluster to:
-//   1. Within a session of a pair and class, what is delivered is a prefix of what was sent, in order and once; left
-//   out is
-//      only what is of an old epoch at the receiver, and of several answers to one request all but one. A session's
+//   1. Within a session of a pair and class, what is delivered is a prefix of what was sent, in order and once. Left
+//   out
+//      is only what is of an old epoch at the receiver, and of several answers to one request all but one. A session's
 //      messages are delivered in one session of the receiver, never in a later one.
-//   2. Nothing is delivered from a peer that is not up, nor between ResetPeer and the failure it causes; ups and
-//   failures
-//      alternate; a peer that was fenced is up again only with the epoch that lets it in.
+//   2. Nothing is delivered from a peer that is not up, nor between ResetPeer and the failure it causes. Ups and
+//      failures alternate. A peer that was fenced is up again only with the epoch that lets it in.
 //   3. Messages of an old epoch or generation are neither taken nor delivered.
 //   4. A slot's memory is written only while its request is in flight or quarantined, and only for its present use. A
 //      SlotId is given out once, a slot to one owner at a time. A delivered page is what was sent, and stays so until
 //      it is released.
-//   5. A request ends once: answered by a writer with its own fields, expired, or cancelled; not later than its
-//   deadline.
-//      `late` is said exactly when it had ended before. A request that no node is left to answer ends at once.
+//   5. A request ends once: answered by a writer with its own fields, expired, or cancelled, at its deadline at the
+//      latest; at once if no node is left to answer it. `late` is said exactly when it had ended before.
 //   6. OnWritable and OnSlotsFree follow a refusal, once each.
 //   7. No peer is ever malformed, unless AllowMalformed.
 //   8. CheckQuiet: when all is healed and has come to rest, everything that was sent has arrived, the transport's

@@ -149,11 +149,17 @@ class SimActor final : public TransportHandler {
     if (message_class == MessageClass::kInvalidate) return;
     const absl::StatusOr<SlotId> slot = transport_.AcquireSlot(message_class, SlotUse::kReceive);
     if (!slot.ok()) return;
+    if (!Chance(10)) return SendRequestInto(*slot, message_class);
+    // Not at once: sessions may begin meanwhile.
+    After(cluster_->Pick(0, 30), [this, slot = *slot, message_class] { SendRequestInto(slot, message_class); });
+  }
+
+  void SendRequestInto(SlotId slot, MessageClass message_class) {
     Message message;
     message.message_class = message_class;
     message.type = kRequest;
     message.transaction = cluster_->next_transaction_++;
-    message.slot = *slot;
+    message.slot = slot;
     message.slot_node = id_;
     SetGuest(&message);
     const NodeId home = cluster_->PickOther(id_);
@@ -168,9 +174,9 @@ class SimActor final : public TransportHandler {
     message.gfn = Gfn(others.bits());
     options.deadline = milliseconds(1 + simulation().Below(Chance(20) ? 5 : 200));
     if (!transport_.Send(home, message, options).ok()) {
-      transport_.ReleaseSlot(*slot);
+      transport_.ReleaseSlot(slot);
     } else if (Chance(10)) {
-      After(cluster_->Pick(0, 3), [this, slot = *slot] { (void)transport_.CancelRequest(slot); });
+      After(cluster_->Pick(0, 3), [this, slot] { (void)transport_.CancelRequest(slot); });
     }
   }
 
