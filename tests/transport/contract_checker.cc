@@ -198,11 +198,34 @@ absl::Status CheckedTransport::Send(NodeId to, const Message& message, const Sen
     ++peer.counts[Index(message.message_class)].refused;
     NoteRefused(&peer.refusals[Index(message.message_class)]);
   } else if (absl::IsUnavailable(status)) {
-    if (peer.up && !peer.reset) Trace("unavailable, although up");  // its failure will be told
+    if (peer.up && !peer.reset) ExpectFailure(to);
   } else if (!absl::IsAborted(status)) {
     Violation(fmt::format("Send of {}: {}", Describe(message), status.ToString()));
   }
   return status;
+}
+
+void CheckedTransport::ExpectFailure(NodeId peer) {
+  Trace(fmt::format("{} is unavailable, although up", peer.value()));
+  checker_->simulation_->After(checker_->slack_, [this, alive = alive_, peer, session = peers_[peer].sending] {
+    if (*alive && peers_[peer].sending == session) {
+      Violation(fmt::format("Send to {} is refused, which is up, and no failure was told", peer.value()));
+    }
+  });
+}
+
+void CheckedTransport::CheckRefusedSlot(MessageClass message_class, SlotUse use) {
+  // A send slot may be under way after its owner has released it; nobody sees until when.
+  if (use == SlotUse::kSend) return;
+  const bool bulk = message_class == MessageClass::kBulk;
+  size_t taken = 0;
+  for (const auto& [place, slot] : slots_) {
+    const SlotName name = SlotName::Decode(slot.id);
+    taken += slot.state != SlotState::kGone && name.use == use && name.message_class == message_class ? 1 : 0;
+  }
+  if (taken < (bulk ? settings_.bulk_receive_slots : settings_.fault_receive_slots)) {
+    Violation(fmt::format("no slot of class {}, although only {} are taken", Index(message_class), taken));
+  }
 }
 
 void CheckedTransport::NoteSent(NodeId to, const Message& message, const SendOptions& options) {
@@ -256,6 +279,7 @@ absl::StatusOr<SlotId> CheckedTransport::AcquireSlot(MessageClass message_class,
   absl::StatusOr<SlotId> slot = transport_->AcquireSlot(message_class, use);
   if (!slot.ok()) {
     NoteRefused(&slot_refusals_[{message_class, use}]);
+    CheckRefusedSlot(message_class, use);
     return slot;
   }
   const SlotName name = SlotName::Decode(*slot);

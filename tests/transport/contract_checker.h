@@ -12,7 +12,7 @@
 //   3. Messages of an old epoch or generation are neither taken nor delivered.
 //   4. A slot's memory is written only while its request is in flight or quarantined, and only for its present use. A
 //      SlotId is given out once, a slot to one owner at a time. A delivered page is what was sent, and stays so until
-//      it is released.
+//      it is released. None is refused while one is free.
 //   5. A request ends once: answered by a writer with its own fields, expired, or cancelled, at its deadline at the
 //      latest; at once if no node is left to answer it. `late` is said exactly when it had ended before.
 //   6. OnWritable and OnSlotsFree follow a refusal, once each.
@@ -200,6 +200,9 @@ class CheckedTransport final : public Transport, public TransportHandler {
   bool IsOld(const Message& message) const;
   // The message may be left out by this node.
   bool MayBeDropped(const Message& message) const;
+  // Send was refused because the peer has failed, which the user was not told yet.
+  void ExpectFailure(NodeId peer);
+  void CheckRefusedSlot(MessageClass message_class, SlotUse use);
   void NoteSent(NodeId to, const Message& message, const SendOptions& options);
   // The message is the next of its session, or those between are old.
   void CheckOrder(NodeId from, const Message& message, std::span<const std::byte> payload);
