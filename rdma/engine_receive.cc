@@ -244,9 +244,9 @@ Engine::Fate Engine::Destination(const LinkTicket& ticket, const Header& header,
 
 bool Engine::Acknowledge(Lane* lane, uint64_t through) {
   if (through == lane->window.acknowledged()) return true;
-  std::vector<SlotId>& delivered = lane->delivered;
-  return lane->window.Acknowledge(through, [&delivered](const Outgoing& outgoing) {
-    if (outgoing.payload != SlotId()) delivered.push_back(outgoing.payload);
+  std::vector<SlotId>* const delivered = &lane->delivered;
+  return lane->window.Acknowledge(through, [delivered](const Outgoing& outgoing) {
+    if (outgoing.payload != SlotId()) delivered->push_back(outgoing.payload);
   });
 }
 

@@ -131,9 +131,9 @@ void Engine::BeginLocked(Peer* peer) {
 bool Engine::Connect(Peer* peer, Lane* lane, uint64_t resume_from, LinkTicket* ticket) {
   MutexLock lock(&lane->mutex);
   Detach(lane, true);
-  std::vector<SlotId>& delivered = lane->delivered;
-  const bool possible = lane->window.Resume(resume_from, [&delivered](const Outgoing& outgoing) {
-    if (outgoing.payload != SlotId()) delivered.push_back(outgoing.payload);
+  std::vector<SlotId>* const delivered = &lane->delivered;
+  const bool possible = lane->window.Resume(resume_from, [delivered](const Outgoing& outgoing) {
+    if (outgoing.payload != SlotId()) delivered->push_back(outgoing.payload);
   });
   {
     MutexLock tables_lock(&tables_);
