@@ -95,7 +95,6 @@ absl::Status Engine::AddPeer(NodeId node, const std::string& address) {
   for (Lane& lane : peer->lanes) {
     MutexLock lane_lock(&lane.mutex);
     lane.statistics = {};
-    lane.resent_before = lane.window.resent_messages();
     lane.expired_requests = 0;
   }
   wire_->WakeControl();
@@ -153,7 +152,6 @@ absl::StatusOr<PeerStatistics> Engine::Statistics(NodeId node) const {
     Lane& lane = peer->lanes[i];
     MutexLock lane_lock(&lane.mutex);
     statistics.classes[i] = lane.statistics;
-    statistics.classes[i].resent_messages = lane.window.resent_messages() - lane.resent_before;
     statistics.classes[i].expired_requests = lane.expired_requests.load(std::memory_order_relaxed);
   }
   return statistics;

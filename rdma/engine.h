@@ -168,6 +168,8 @@ class Engine final : public Transport {
   absl::Status Admit(Lane* lane, const Message& message, const SendOptions& options, bool* only_peer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   void PushBarrier(Lane* lane, GuestId guest, const EpochFloor& floor) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
+  // No older answers are sent in this session.
+  void NoteTold(Lane* lane, GuestId guest, const EpochFloor& floor) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   void PayOwedBarriers(Lane* lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   void Pump(Lane* lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   bool SendOwn(Lane* lane, OwnType type, uint8_t flags, std::span<const std::byte> body)

@@ -4,6 +4,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "rdma/engine.h"
 
 namespace hk {
@@ -145,6 +146,7 @@ bool Engine::RunPeerEvent(Peer* peer) {
     MutexLock lane_lock(&lane.mutex);
     lane.open = true;
     lane.ended = false;
+    if (!HK_MUTANT(early_room_untold)) WindowMoved(&lane);
     if (lane.link != nullptr) lane.link->Resume();
   }
   return true;

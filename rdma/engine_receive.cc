@@ -46,7 +46,7 @@ Engine::Fate Engine::Deliver(const LinkTicket& ticket, const Header& header, std
   uint64_t session = 0;
   {
     MutexLock lock(&lane.mutex);
-    if (lane.ticket != ticket.number) return Fate::kClosed;
+    if (lane.ticket != ticket.number && !HK_MUTANT(old_connection_read)) return Fate::kClosed;
     session = lane.session;
     verdict = Take(&lane, &arrived);
     if (verdict == Verdict::kHold) return Fate::kHold;
@@ -60,7 +60,7 @@ Engine::Fate Engine::Deliver(const LinkTicket& ticket, const Header& header, std
   }
   switch (verdict) {
     case Verdict::kDeliver: {
-      if (arrived.late) RunEvents(ticket.message_class);
+      if (arrived.late && !HK_MUTANT(late_answer_first)) RunEvents(ticket.message_class);
       Message message = header.message;
       message.body = body;
       handler_->OnMessage(ticket.peer, message, payload, arrived.late);
@@ -94,7 +94,7 @@ Engine::Verdict Engine::Take(Lane* lane, Arrived* arrived) {
     return Verdict::kMalformed;
   }
   if (arrived->header.sequence == 0) return TakeOwn(lane, arrived);
-  if (!lane->open) return Verdict::kHold;
+  if (!lane->open && !HK_MUTANT(delivered_before_up)) return Verdict::kHold;
   return TakeNumbered(lane, arrived);
 }
 
@@ -153,7 +153,9 @@ Engine::Verdict Engine::TakeNumbered(Lane* lane, Arrived* arrived) {
     MutexLock lock(&tables_);
     FreeDelivered(lane);
     if (arrival == Arrival::kDuplicate) {
-      ++lane->statistics.dropped[static_cast<size_t>(DropReason::kDuplicate)];
+      if (header.message.type >= kFirstUserType) {
+        ++lane->statistics.dropped[static_cast<size_t>(DropReason::kDuplicate)];
+      }
     } else {
       verdict = TakeMessage(lane, arrived);
     }
@@ -242,9 +244,9 @@ Engine::Fate Engine::Destination(const LinkTicket& ticket, const Header& header,
 
 bool Engine::Acknowledge(Lane* lane, uint64_t through) {
   if (through == lane->window.acknowledged()) return true;
-  std::vector<SlotId>& delivered = lane->delivered;
-  return lane->window.Acknowledge(through, [&delivered](const Outgoing& outgoing) {
-    if (outgoing.payload != SlotId()) delivered.push_back(outgoing.payload);
+  std::vector<SlotId>* const delivered = &lane->delivered;
+  return lane->window.Acknowledge(through, [delivered](const Outgoing& outgoing) {
+    if (outgoing.payload != SlotId()) delivered->push_back(outgoing.payload);
   });
 }
 
@@ -257,7 +259,8 @@ void Engine::FreeDelivered(Lane* lane) {
 
 void Engine::WindowMoved(Lane* lane) {
   PayOwedBarriers(lane);
-  if (lane->window.TakeWritable()) Post(lane->message_class, WritableEvent{lane->peer, lane->session});
+  // Before OnPeerUp has returned it could not be told; after it we are called once more.
+  if (lane->open && lane->window.TakeWritable()) Post(lane->message_class, WritableEvent{lane->peer, lane->session});
   Pump(lane);
 }
 

@@ -37,6 +37,11 @@ absl::Status Engine::Admit(Lane* lane, const Message& message, const SendOptions
       return absl::AbortedError("the slot is of before this session");
     }
     if (name.index >= lane->peer_setup.slot_count) return absl::InvalidArgumentError("the peer has no such slot");
+    const auto told = lane->told.find(message.guest);
+    if (told != lane->told.end() && told->second.IsAbove(message.generation, message.epoch) &&
+        !HK_MUTANT(forgotten_guest_answers)) {
+      return absl::AbortedError("the peer was told that the answer's epoch is over");
+    }
   }
   if (!lane->window.HasRoom()) {
     ++lane->statistics.refused_full;
@@ -112,11 +117,14 @@ void Engine::Pump(Lane* lane) {
     const Link::Sent sent =
         lane->link->Send(header, std::as_bytes(std::span(next->body)), payload, lane->window.MoreAfterNext());
     if (!Handed(lane, sent)) continue;
-    const uint64_t resent = lane->window.resent_messages();
-    lane->window.Sent();
-    if (header.message.type < kFirstUserType || lane->window.resent_messages() != resent) continue;
-    ++lane->statistics.sent_messages;
-    lane->statistics.sent_bytes += bytes;
+    const bool again = lane->window.Sent();
+    if (header.message.type < kFirstUserType) continue;  // statistics are the users'
+    if (again) {
+      ++lane->statistics.resent_messages;
+    } else {
+      ++lane->statistics.sent_messages;
+      lane->statistics.sent_bytes += bytes;
+    }
   }
   if (lane->link == nullptr || !lane->setup_received || lane->link_full) return;
   if (lane->heartbeat_due) {
@@ -151,7 +159,21 @@ void Engine::PushBarrier(Lane* lane, GuestId guest, const EpochFloor& floor) {
   barrier.message.guest = guest;
   barrier.message.generation = floor.generation;
   barrier.message.epoch = floor.epoch;
-  if (!lane->window.Push(std::move(barrier), true)) lane->owed_barriers.insert(guest);
+  if (lane->window.Push(std::move(barrier), true)) return NoteTold(lane, guest, floor);
+  if (!HK_MUTANT(owed_barriers_lost)) lane->owed_barriers.insert(guest);
+}
+
+void Engine::NoteTold(Lane* lane, GuestId guest, const EpochFloor& floor) {
+  if (lane->told.size() >= kMaxFloors && !lane->told.contains(guest)) {
+    // Most of these guests were forgotten, and so long ago that nobody answers their requests any more.
+    std::set<GuestId> known;
+    {
+      MutexLock lock(&tables_);
+      for (const EpochFloors::Entry& entry : floors_.All()) known.insert(entry.guest);
+    }
+    std::erase_if(lane->told, [&known](const auto& entry) { return !known.contains(entry.first); });
+  }
+  lane->told[guest].Raise(floor.generation, floor.epoch);
 }
 
 void Engine::PayOwedBarriers(Lane* lane) {

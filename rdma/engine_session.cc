@@ -5,6 +5,7 @@
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "rdma/engine.h"
 
 namespace hk {
@@ -33,7 +34,7 @@ void Engine::Detach(Lane* lane, bool abort) {
   lane->ticket = 0;
   lane->setup_received = false;
   lane->link_full = false;
-  if (lane->claimed != SlotId()) {
+  if (lane->claimed != SlotId() && !HK_MUTANT(claim_outlives_connection)) {
     MutexLock lock(&tables_);
     slots_.Abandon(lane->peer, std::exchange(lane->claimed, SlotId()));
   }
@@ -53,9 +54,11 @@ void Engine::EndLane(Lane* lane, PeerFailure why, uint64_t next_session) {
   lane->ack_due = lane->heartbeat_due = false;
   lane->broken_since.reset();
   lane->owed_barriers.clear();
+  lane->told.clear();
   lane->received.Clear();
-  lane->statistics.dropped[static_cast<size_t>(DropReason::kPeerFailed)] += lane->window.size();
+  uint64_t& dropped = lane->statistics.dropped[static_cast<size_t>(DropReason::kPeerFailed)];
   lane->window.Clear([&](const Outgoing& outgoing) {
+    dropped += outgoing.message.type >= kFirstUserType ? 1 : 0;
     if (outgoing.payload != SlotId()) payloads.push_back(outgoing.payload);
   });
   MutexLock tables_lock(&tables_);
@@ -120,6 +123,7 @@ void Engine::BeginLocked(Peer* peer) {
       MutexLock tables_lock(&tables_);
       floors = floors_.All();
     }
+    if (HK_MUTANT(new_session_without_barriers)) floors.clear();
     for (const EpochFloors::Entry& entry : floors) PushBarrier(&lane, entry.guest, entry.floor);
   }
 }
@@ -127,9 +131,9 @@ void Engine::BeginLocked(Peer* peer) {
 bool Engine::Connect(Peer* peer, Lane* lane, uint64_t resume_from, LinkTicket* ticket) {
   MutexLock lock(&lane->mutex);
   Detach(lane, true);
-  std::vector<SlotId>& delivered = lane->delivered;
-  const bool possible = lane->window.Resume(resume_from, [&delivered](const Outgoing& outgoing) {
-    if (outgoing.payload != SlotId()) delivered.push_back(outgoing.payload);
+  std::vector<SlotId>* const delivered = &lane->delivered;
+  const bool possible = lane->window.Resume(resume_from, [delivered](const Outgoing& outgoing) {
+    if (outgoing.payload != SlotId()) delivered->push_back(outgoing.payload);
   });
   {
     MutexLock tables_lock(&tables_);
@@ -262,6 +266,10 @@ void Engine::OnBroken(const LinkTicket& ticket, const std::string& detail) {
     MutexLock lock(&lane.mutex);
     if (lane.ticket != ticket.number) return;
     Detach(&lane, true);
+    if (HK_MUTANT(slots_freed_by_a_break)) {
+      MutexLock tables_lock(&tables_);
+      PostExpired(slots_.PeerReset(ticket.peer));
+    }
   }
   log::Debug("transport", "a connection broke",
              {{"peer", std::to_string(ticket.peer.value())},

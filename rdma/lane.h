@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -68,13 +69,15 @@ struct Lane {
   SlotId claimed ABSL_GUARDED_BY(mutex);                 // receive slot that a payload is arriving in
   std::vector<SlotId> delivered ABSL_GUARDED_BY(mutex);  // payloads that the peer has, until they are told to the slots
   std::set<GuestId> owed_barriers ABSL_GUARDED_BY(mutex);
+  // Floors that the peer was told in this session. It may have given slots to others since, so they hold for answers
+  // also after ForgetGuest.
+  std::map<GuestId, EpochFloor> told ABSL_GUARDED_BY(mutex);
   // Calls of the handler that are under way; who waits for their end sets `ended` first, who ends one looks at it last.
   std::atomic<uint32_t> handlers{0};
   std::atomic<bool> ended{true};
   // Something was received and no acknowledgement sent since; written under the lock.
   std::atomic<bool> owes_ack{false};
   ClassStatistics statistics ABSL_GUARDED_BY(mutex);  // but for what others count
-  uint64_t resent_before ABSL_GUARDED_BY(mutex) = 0;  // messages resent before AddPeer
   std::atomic<uint64_t> expired_requests{0};
 };
 

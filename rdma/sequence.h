@@ -63,11 +63,10 @@ class SendWindow {
     const uint64_t waiting = sent_ + 1 - acknowledged_;
     return waiting < entries_.size() && waiting < window_;
   }
-  // The entry of the last Next is on its way.
-  void Sent() {
+  // The entry of the last Next is on its way. True: an earlier connection has carried it already.
+  bool Sent() {
     HK_CHECK(sent_ - acknowledged_ < entries_.size());
-    ++sent_;
-    if (sent_ <= resent_until_) ++resent_messages_;
+    return ++sent_ <= resent_until_;
   }
 
   // The peer has everything up to `through`: done(entry) for each entry that is no longer needed. False, nothing
@@ -91,15 +90,14 @@ class SendWindow {
     resent_until_ = sent_ > resent_until_ ? sent_ : resent_until_;
     if (!Acknowledge(through, done)) return false;
     if (!HK_MUTANT(resume_forgets_unacknowledged)) sent_ = through;
+    if (HK_MUTANT(resume_swaps) && entries_.size() > 1) std::swap(entries_[0], entries_[1]);
     return true;
   }
   // The session is over: done(entry) for each entry kept; numbers start again.
   template <typename Done>
   void Clear(Done done) {
     for (Entry& entry : entries_) done(entry);
-    const uint64_t resent = resent_messages_;
     *this = SendWindow(queue_limit_, window_, reserve_);
-    resent_messages_ = resent;
   }
 
   // Nothing waits to be sent.
@@ -108,7 +106,6 @@ class SendWindow {
   size_t size() const { return entries_.size(); }
   uint64_t sent() const { return sent_; }
   uint64_t acknowledged() const { return acknowledged_; }
-  uint64_t resent_messages() const { return resent_messages_; }  // for ClassStatistics; survives Clear
 
  private:
   size_t queue_limit_, window_, reserve_;
@@ -116,7 +113,6 @@ class SendWindow {
   uint64_t acknowledged_ = 0;
   uint64_t sent_ = 0;          // on the present connection, or acknowledged
   uint64_t resent_until_ = 0;  // highest number that an earlier connection carried
-  uint64_t resent_messages_ = 0;
   bool refused_ = false;
 };
 

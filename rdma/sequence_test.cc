@@ -19,12 +19,13 @@ using ::testing::IsEmpty;
 
 using Window = SendWindow<int>;
 
-std::vector<uint64_t> SendAll(Window* window) {
+// `again`: those that an earlier connection carried.
+std::vector<uint64_t> SendAll(Window* window, std::vector<uint64_t>* again = nullptr) {
   std::vector<uint64_t> sent;
   uint64_t sequence = 0;
   while (window->Next(&sequence) != nullptr) {
     sent.push_back(sequence);
-    window->Sent();
+    if (window->Sent() && again != nullptr) again->push_back(sequence);
   }
   return sent;
 }
@@ -98,8 +99,9 @@ TEST(SendWindowTest, ResumeSendsAgainWhatThePeerHasNot) {
   ASSERT_TRUE(window.Resume(3, done.Add()));
   EXPECT_THAT(done.entries, ElementsAre(0, 1, 2));
   EXPECT_FALSE(window.Acknowledge(4, done.Add())) << "not sent on this connection yet";
-  EXPECT_THAT(SendAll(&window), ElementsAre(4, 5, 6));
-  EXPECT_EQ(window.resent_messages(), 2u);
+  std::vector<uint64_t> again;
+  EXPECT_THAT(SendAll(&window, &again), ElementsAre(4, 5, 6));
+  EXPECT_THAT(again, ElementsAre(4, 5));
 }
 
 TEST(SendWindowTest, ClearGivesAllBack) {

@@ -34,6 +34,7 @@ Link::Sent SimLink::Send(const Header& header, std::span<const std::byte> body, 
   if (std::exchange(sent_, true) && network.stalls_per_million != 0 &&
       wire_->simulation().Chance(network.stalls_per_million)) {
     full_ = true;
+    ++wire_->network().counters().stalls;
     wire_->After(wire_->simulation().Between({}, network.stall_delay), [self = shared_from_this()] {
       self->full_ = false;
       self->wire_->WhenFree(self->ticket_.message_class, [self] { self->wire_->engine().OnSendable(self->ticket_); });
@@ -61,6 +62,7 @@ bool SimLink::SendStream(const Header& header, const std::vector<std::byte>& byt
   if (repeatable_.size() > kRepeatable) repeatable_.pop_front();
   if (wire_->simulation().Chance(network.repeats_per_million)) {
     socket_->Send(repeatable_[wire_->simulation().Below(repeatable_.size())]);
+    ++wire_->network().counters().repeats;
   }
   return true;
 }

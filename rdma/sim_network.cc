@@ -116,6 +116,7 @@ Simulation::Duration SimNetwork::Delay() {
   Simulation::Duration delay = simulation_->Between(settings_.least_delay, settings_.most_delay);
   if (settings_.spikes_per_million != 0 && simulation_->Chance(settings_.spikes_per_million)) {
     delay += simulation_->Between({}, settings_.spike_delay);
+    ++counters_.spikes;
   }
   return delay;
 }
@@ -151,11 +152,13 @@ bool SimNetwork::Send(const std::shared_ptr<Connection>& connection, int end, Sl
       simulation_->Chance(settings_.flips_per_million)) {
     const uint64_t bit = simulation_->Below(piece.bytes.size() * 8);
     piece.bytes[bit / 8] ^= std::byte{1} << (bit % 8);
+    ++counters_.flips;
     simulation_->Trace(connection->Name(end) + " flipped bit " + std::to_string(bit));
   }
   if (piece.bytes.size() > 1 && settings_.splits_per_million != 0 &&
       simulation_->Chance(settings_.splits_per_million)) {
     const auto at = static_cast<ptrdiff_t>(1 + simulation_->Below(piece.bytes.size() - 1));
+    ++counters_.splits;
     SimPiece second;
     second.bytes.assign(piece.bytes.begin() + at, piece.bytes.end());
     piece.bytes.erase(piece.bytes.begin() + at, piece.bytes.end());
@@ -184,6 +187,7 @@ void SimNetwork::Truncate(const std::shared_ptr<Connection>& connection, int end
   size_t bytes = 0;
   for (const SimPiece& piece : from.sent) bytes += piece.size();
   size_t kept = simulation_->Below(bytes + 1), index = 0;
+  counters_.lost_bytes += bytes - kept;
   while (index < from.sent.size() && kept >= from.sent[index].size()) kept -= from.sent[index++].size();
   if (index < from.sent.size() && kept > 0) {
     // Part of a piece: of a write the first bytes land, and nobody is told.
@@ -208,7 +212,10 @@ void SimNetwork::Deliver(const std::shared_ptr<Connection>& connection, int end)
   Connection::End& from = connection->ends[end];
   Connection::End& to = connection->ends[1 - end];
   while (!from.sent.empty() && from.sent.front().at <= simulation_->Now()) {
-    if (silenced_.count({from.node, to.node}) != 0) return;
+    if (silenced_.count({from.node, to.node}) != 0) {
+      ++counters_.held;
+      return;
+    }
     const SimPiece piece = std::move(from.sent.front());
     from.sent.pop_front();
     if (piece.kind == SimPiece::Kind::kConnect) {
@@ -251,6 +258,7 @@ void SimNetwork::Arrive(const std::shared_ptr<Connection>& connection) {
   if (!connection->ends[0].open) return;
   if (host == hosts_.end() || cut_.count({connection->ends[0].node, to.node}) != 0) {
     simulation_->Trace(connection->Name(0) + " refused");
+    ++counters_.refused;
     Put(connection, 1, {.kind = SimPiece::Kind::kClose});
     return;
   }
@@ -276,6 +284,7 @@ std::vector<std::shared_ptr<SimSocket::Connection>> SimNetwork::Between(NodeId a
 }
 
 void SimNetwork::BreakConnection(const std::shared_ptr<Connection>& connection) {
+  ++counters_.broken;
   for (const int end : {0, 1}) {
     if (connection->ends[end].open) Truncate(connection, end);
   }

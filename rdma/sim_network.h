@@ -38,6 +38,15 @@ struct SimNetworkSettings {
   bool direct_writes = false;
 };
 
+// How often the network did what it does by itself, or was told to do. Plain value.
+struct SimNetworkCounters {
+  uint64_t spikes = 0, stalls = 0, splits = 0, flips = 0, repeats = 0;
+  uint64_t broken = 0;      // connections
+  uint64_t lost_bytes = 0;  // that were under way then
+  uint64_t refused = 0;     // connections, because of a cut or since nobody listens
+  uint64_t held = 0;        // times that something stood before a silence
+};
+
 // Where a connection's end is told of things. Called by events only, never inside a call of the socket's.
 class SimSocketHandler {
  public:
@@ -108,6 +117,7 @@ class SimNetwork {
 
   Simulation& simulation() const { return *simulation_; }
   SimNetworkSettings& settings() { return settings_; }  // may be changed at any time, direct_writes excepted
+  SimNetworkCounters& counters() { return counters_; }
   void SetObserver(SimObserver* observer) { observer_ = observer; }
   SimObserver* observer() const { return observer_; }
   // The address of a node for AddPeer, and the node of such an address (kNowhere: not one).
@@ -156,6 +166,7 @@ class SimNetwork {
 
   Simulation* const simulation_;
   SimNetworkSettings settings_;
+  SimNetworkCounters counters_;
   SimObserver* observer_ = nullptr;
   uint64_t next_connection_ = 1;
   std::map<NodeId, SimHost*> hosts_;

@@ -59,11 +59,18 @@ Simulation::Duration Simulation::Between(Duration least, Duration most) {
   return least + Duration(static_cast<Duration::rep>(Below(static_cast<uint64_t>((most - least).count()) + 1)));
 }
 
+std::string Simulation::Tail() const {
+  std::string tail;
+  for (const std::string& line : tail_) tail += line;
+  return tail;
+}
+
 void Simulation::Trace(std::string_view line) {
-  const std::string text =
-      std::to_string((now_ - kBegin).count()).append(" ").append(line.data(), line.size()).append("\n");
+  std::string text = std::to_string((now_ - kBegin).count()).append(" ").append(line.data(), line.size()).append("\n");
   for (const char c : text) trace_hash_ = (trace_hash_ ^ static_cast<unsigned char>(c)) * kHashPrime;
   if (keep_trace_) trace_ += text;
+  tail_.push_back(std::move(text));
+  if (tail_.size() > kTailLines) tail_.pop_front();
 }
 
 }  // namespace hk

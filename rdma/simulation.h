@@ -3,7 +3,9 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <optional>
 #include <queue>
@@ -50,6 +52,8 @@ class Simulation final : public Clock {
   void Trace(std::string_view line);
   void KeepTrace() { keep_trace_ = true; }
   const std::string& trace() const { return trace_; }
+  // The last lines, also without KeepTrace: for people who see a run fail.
+  std::string Tail() const;
   uint64_t trace_hash() const { return trace_hash_; }
 
  private:
@@ -66,8 +70,10 @@ class Simulation final : public Clock {
   Monotonic now_;
   uint64_t next_order_ = 0;
   std::priority_queue<Event> events_;
+  static constexpr size_t kTailLines = 40;
   bool keep_trace_ = false;
   std::string trace_;
+  std::deque<std::string> tail_;
   uint64_t trace_hash_;
 };
 

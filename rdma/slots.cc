@@ -107,7 +107,7 @@ absl::Status SlotTable::Ask(SlotId slot, const Request& request) {
   }
   if (request.writers.empty()) return absl::InvalidArgumentError("a request that nobody may answer");
   for (uint64_t left = request.writers.bits(); left != 0; left &= left - 1) {
-    if (found->counter < first_counter_[static_cast<size_t>(std::countr_zero(left))]) {
+    if (found->counter < first_counter_[static_cast<size_t>(std::countr_zero(left))] && !HK_MUTANT(old_slots_asked)) {
       return absl::AbortedError("the slot was taken before a writer's connection was reset");
     }
   }
@@ -233,7 +233,8 @@ std::vector<ExpiredRequest> SlotTable::EpochRaised(GuestId guest, uint32_t gener
 std::vector<ExpiredRequest> SlotTable::PeerPassed(NodeId peer, MessageClass message_class, GuestId guest,
                                                   uint32_t generation, Epoch epoch) {
   return RemoveWriter(peer, RequestFailure::kOldEpoch, [&](const SlotName& name, const Request& request) {
-    return name.message_class == message_class && IsOlder(request, guest, generation, epoch);
+    return (name.message_class == message_class || HK_MUTANT(barrier_frees_every_class)) &&
+           IsOlder(request, guest, generation, epoch);
   });
 }
 

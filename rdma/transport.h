@@ -172,7 +172,8 @@ class Transport {
   virtual void SetNodeEpoch(Epoch epoch) = 0;
   // From now on messages of the guest with an older generation or epoch are neither sent (kAborted) nor delivered
   // (kOldEpoch); its older requests expire (kOldEpoch). Every peer is told by a Barrier per class. Never goes back:
-  // lower values change nothing. ForgetGuest ends the check. Error: kResourceExhausted, too many guests.
+  // lower values change nothing. Error: kResourceExhausted, too many guests. ForgetGuest ends the check, but for
+  // answers to peers that were told in this session: they rely on it.
   virtual absl::Status SetEpoch(GuestId guest, uint32_t generation, Epoch epoch) = 0;
   virtual void ForgetGuest(GuestId guest) = 0;
 

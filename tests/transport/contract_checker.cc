@@ -6,6 +6,7 @@
 #include "fmt/format.h"
 #include "rdma/send_rules.h"
 #include "rdma/slots.h"
+#include "rdma/wire.h"
 
 namespace hk {
 
@@ -39,6 +40,7 @@ bool SameFields(const Message& a, const Message& b) {
 // --- The cluster ---
 
 void ContractChecker::Violation(const std::string& what) {
+  if (violations_.empty()) before_violation_ = simulation_->Tail();
   simulation_->Trace("VIOLATION " + what);
   if (violations_.size() < kMostViolations) {
     violations_.push_back(fmt::format("at {} us: {}", simulation_->Now().time_since_epoch().count() / 1000, what));
@@ -115,7 +117,11 @@ bool CheckedTransport::IsOld(const Message& message) const {
 }
 
 bool CheckedTransport::MayBeDropped(const Message& message) const {
-  if (IsOld(message)) return true;
+  const auto highest = highest_.find(message.guest);
+  if (highest != highest_.end() &&
+      (message.generation < highest->second.generation || message.epoch < highest->second.epoch)) {
+    return true;
+  }
   if (message.answer && message.type >= checker_->first_superfluous_) return true;
   const auto answers = checker_->answers_.find({message.slot_node, message.slot});
   return message.answer && answers != checker_->answers_.end() && answers->second > 1;
@@ -131,12 +137,18 @@ void CheckedTransport::Stop() {
 }
 
 absl::Status CheckedTransport::AddPeer(NodeId peer, const std::string& address) {
-  return transport_->AddPeer(peer, address);
+  absl::Status status = transport_->AddPeer(peer, address);
+  if (!status.ok()) return status;
+  Trace(fmt::format("adds {}", peer.value()));
+  peers_[peer].sessions = 0;
+  peers_[peer].counts = {};
+  return status;
 }
 
 void CheckedTransport::RemovePeer(NodeId peer) {
   Trace(fmt::format("removes {}", peer.value()));
   peers_[peer].reset = peers_[peer].up;
+  peers_[peer].removed = true;
   transport_->RemovePeer(peer);
 }
 
@@ -157,15 +169,16 @@ void CheckedTransport::SetNodeEpoch(Epoch epoch) {
 absl::Status CheckedTransport::SetEpoch(GuestId guest, uint32_t generation, Epoch epoch) {
   Trace(fmt::format("raises guest {} to {}/{}", guest.value(), generation, epoch.value()));
   absl::Status status = transport_->SetEpoch(guest, generation, epoch);
-  if (status.ok()) {
-    Floor& floor = floors_[guest];
-    floor.generation = std::max(floor.generation, generation);
-    floor.epoch = std::max(floor.epoch, epoch);
+  if (!status.ok()) return status;
+  for (Floor* floor : {&floors_[guest], &highest_[guest]}) {
+    floor->generation = std::max(floor->generation, generation);
+    floor->epoch = std::max(floor->epoch, epoch);
   }
   return status;
 }
 
 void CheckedTransport::ForgetGuest(GuestId guest) {
+  Trace(fmt::format("forgets guest {}", guest.value()));
   floors_.erase(guest);
   transport_->ForgetGuest(guest);
 }
@@ -179,15 +192,40 @@ absl::Status CheckedTransport::Send(NodeId to, const Message& message, const Sen
     if (!peer.up) Violation(fmt::format("Send to {} is taken, which is not up", to.value()));
     if (peer.reset) Violation(fmt::format("Send to {} is taken, which was reset", to.value()));
     if (IsOld(message)) Violation("an old message is taken: " + Describe(message));
+    ++peer.counts[Index(message.message_class)].accepted;
     if (peer.sending != nullptr) NoteSent(to, message, options);
   } else if (absl::IsResourceExhausted(status)) {
+    ++peer.counts[Index(message.message_class)].refused;
     NoteRefused(&peer.refusals[Index(message.message_class)]);
   } else if (absl::IsUnavailable(status)) {
-    if (peer.up && !peer.reset) Trace("unavailable, although up");  // its failure will be told
+    if (peer.up && !peer.reset) ExpectFailure(to);
   } else if (!absl::IsAborted(status)) {
     Violation(fmt::format("Send of {}: {}", Describe(message), status.ToString()));
   }
   return status;
+}
+
+void CheckedTransport::ExpectFailure(NodeId peer) {
+  Trace(fmt::format("{} is unavailable, although up", peer.value()));
+  checker_->simulation_->After(checker_->slack_, [this, alive = alive_, peer, session = peers_[peer].sending] {
+    if (*alive && peers_[peer].sending == session) {
+      Violation(fmt::format("Send to {} is refused, which is up, and no failure was told", peer.value()));
+    }
+  });
+}
+
+void CheckedTransport::CheckRefusedSlot(MessageClass message_class, SlotUse use) {
+  // A send slot may be under way after its owner has released it; nobody sees until when.
+  if (use == SlotUse::kSend) return;
+  const bool bulk = message_class == MessageClass::kBulk;
+  size_t taken = 0;
+  for (const auto& [place, slot] : slots_) {
+    const SlotName name = SlotName::Decode(slot.id);
+    taken += slot.state != SlotState::kGone && name.use == use && name.message_class == message_class ? 1 : 0;
+  }
+  if (taken < (bulk ? settings_.bulk_receive_slots : settings_.fault_receive_slots)) {
+    Violation(fmt::format("no slot of class {}, although only {} are taken", Index(message_class), taken));
+  }
 }
 
 void CheckedTransport::NoteSent(NodeId to, const Message& message, const SendOptions& options) {
@@ -195,6 +233,7 @@ void CheckedTransport::NoteSent(NodeId to, const Message& message, const SendOpt
   sent.message = message;
   sent.message.body = {};
   sent.body = Text(message.body);
+  sent.order = checker_->next_order_++;
   if (options.payload != SlotId()) {
     const auto slot = slots_.find(PlaceOf(options.payload));
     if (slot == slots_.end() || slot->second.id != options.payload || slot->second.state != SlotState::kOwned) {
@@ -217,6 +256,11 @@ void CheckedTransport::NoteSent(NodeId to, const Message& message, const SendOpt
   slot.request = message;
   slot.request.body = {};
   slot.writers = WritersOf(settings_.self, to, options);
+  slot.untold = {};
+  for (const auto& [id, writer] : peers_) {
+    const absl::StatusOr<PeerStatistics> now = transport_->Statistics(id);
+    if (writer.up && now.ok() && !now->up) slot.untold.Add(id);
+  }
   const auto deadline =
       options.deadline.count() != 0 ? options.deadline : std::chrono::milliseconds(settings_.request_ms);
   checker_->simulation_->After(deadline + checker_->slack_, [this, alive = alive_, id = message.slot] {
@@ -235,6 +279,7 @@ absl::StatusOr<SlotId> CheckedTransport::AcquireSlot(MessageClass message_class,
   absl::StatusOr<SlotId> slot = transport_->AcquireSlot(message_class, use);
   if (!slot.ok()) {
     NoteRefused(&slot_refusals_[{message_class, use}]);
+    CheckRefusedSlot(message_class, use);
     return slot;
   }
   const SlotName name = SlotName::Decode(*slot);
@@ -299,6 +344,7 @@ void CheckedTransport::OnPeerUp(NodeId peer) {
   PeerState& state = peers_[peer];
   if (state.up) Violation(fmt::format("{} is up twice", peer.value()));
   state.up = true;
+  ++state.sessions;
   state.sending = std::make_shared<ContractChecker::SendSession>();
   state.sending->number = ++checker_->pairs_[{settings_.self, peer}].sessions;
   state.receiving = {};
@@ -320,7 +366,36 @@ void CheckedTransport::OnPeerFailed(NodeId peer, PeerFailure why, const std::str
   state.up = state.reset = false;
   state.sending.reset();
   state.refusals = {};
+  RemoveWriter(peer);
   user_->OnPeerFailed(peer, why, detail);
+}
+
+void CheckedTransport::RemoveWriter(NodeId peer) {
+  for (auto& [place, slot] : slots_) {
+    if ((slot.state != SlotState::kAsked && slot.state != SlotState::kQuarantined) || !slot.writers.Contains(peer)) {
+      continue;
+    }
+    if (slot.untold.Contains(peer)) {
+      slot.untold.Remove(peer);
+      continue;
+    }
+    slot.writers.Remove(peer);
+    if (slot.state != SlotState::kAsked || !slot.writers.empty()) continue;
+    checker_->simulation_->After(checker_->slack_, [this, alive = alive_, id = slot.id] {
+      if (!*alive) return;
+      const Slot& use = slots_[PlaceOf(id)];
+      if (use.id == id && use.state == SlotState::kAsked) {
+        Violation(fmt::format("nobody is left to answer into slot {:x}, and its request has not ended", id.value()));
+      }
+    });
+  }
+}
+
+bool CheckedTransport::MayBeWritten(const Slot& slot) const {
+  for (const auto& [id, node] : checker_->nodes_) {
+    if (slot.writers.Contains(id) && !node->IsOld(slot.request)) return true;
+  }
+  return false;
 }
 
 void CheckedTransport::OnWritable(NodeId peer, MessageClass message_class) {
@@ -352,6 +427,7 @@ void CheckedTransport::OnRequestExpired(NodeId asked, MessageClass message_class
   } else {
     use.state = why == RequestFailure::kNobodyLeft ? SlotState::kGone : SlotState::kQuarantined;
   }
+  ++peers_[asked].counts[Index(message_class)].expired;
   user_->OnRequestExpired(asked, message_class, transaction, slot, why);
 }
 
@@ -359,7 +435,11 @@ void CheckedTransport::OnMessage(NodeId from, const Message& message, std::span<
   Trace(fmt::format("is given {} of {} with {} bytes{}", Describe(message), from.value(), payload.size(),
                     late ? ", late" : ""));
   ++checker_->delivered_;
-  const PeerState& peer = peers_[from];
+  PeerState& peer = peers_[from];
+  Counts& counts = peer.counts[Index(message.message_class)];
+  ++counts.received;
+  counts.received_bytes += kHeaderBytes + message.body.size() + payload.size();
+  counts.answers += message.answer ? 1 : 0;
   if (!peer.up) Violation(fmt::format("a message of {}, which is not up", from.value()));
   if (peer.reset) Violation(fmt::format("a message of {} after it was reset", from.value()));
   if (IsOld(message)) Violation("an old message is delivered: " + Describe(message));
@@ -390,6 +470,8 @@ void CheckedTransport::CheckOrder(NodeId from, const Message& message, std::span
   }
   next = position + 1;
   const ContractChecker::Sent& expected = sent[position];
+  checker_->overtaken_ += expected.order < receiving.last_order ? 1 : 0;
+  receiving.last_order = std::max(receiving.last_order, expected.order);
   if (!SameFields(message, expected.message) || Text(message.body) != expected.body) {
     Violation(fmt::format("sent: {}; delivered: {}", Describe(expected.message), Describe(message)));
   }
@@ -420,24 +502,33 @@ void CheckedTransport::CheckAnswer(NodeId from, const Message& message, std::spa
 
 void CheckedTransport::CheckQuiet() {
   for (const auto& [id, peer] : peers_) {
-    if (!peer.up) continue;
-    for (const Refusals& refusals : peer.refusals) {
-      if (refusals.waits) Violation(fmt::format("a refused Send to {} is never followed by OnWritable", id.value()));
-    }
-    const auto other = checker_->nodes_.find(id);
-    if (other == checker_->nodes_.end()) continue;
-    CheckedTransport& receiver = *other->second;
-    PeerState& there = receiver.peers_[settings_.self];
-    if (!there.up) continue;
-    for (size_t i = 0; i < kMessageClasses; ++i) {
-      size_t next = there.receiving.from == peer.sending ? there.receiving.next[i] : 0;
-      for (; next < peer.sending->sent[i].size(); ++next) {
-        const Message& message = peer.sending->sent[i][next].message;
-        if (!receiver.MayBeDropped(message))
-          Violation(fmt::format("never arrived at {}: {}", id.value(), Describe(message)));
+    CheckStatistics(id, peer);
+    if (peer.up) CheckArrived(id, peer);
+  }
+  CheckSlots();
+}
+
+void CheckedTransport::CheckArrived(NodeId id, const PeerState& peer) {
+  for (const Refusals& refusals : peer.refusals) {
+    if (refusals.waits) Violation(fmt::format("a refused Send to {} is never followed by OnWritable", id.value()));
+  }
+  const auto other = checker_->nodes_.find(id);
+  if (other == checker_->nodes_.end()) return;
+  CheckedTransport& receiver = *other->second;
+  const PeerState& there = receiver.peers_[settings_.self];
+  if (!there.up) return;
+  for (size_t i = 0; i < kMessageClasses; ++i) {
+    size_t next = there.receiving.from == peer.sending ? there.receiving.next[i] : 0;
+    for (; next < peer.sending->sent[i].size(); ++next) {
+      const Message& message = peer.sending->sent[i][next].message;
+      if (!receiver.MayBeDropped(message)) {
+        Violation(fmt::format("never arrived at {}: {}", id.value(), Describe(message)));
       }
     }
   }
+}
+
+void CheckedTransport::CheckSlots() {
   std::array<uint64_t, 2> owned{};  // receive, send
   uint64_t asked = 0, quarantined = 0;
   for (const auto& [place, slot] : slots_) {
@@ -446,7 +537,7 @@ void CheckedTransport::CheckQuiet() {
       CheckPage(slot);
     }
     asked += slot.state == SlotState::kAsked ? 1 : 0;
-    quarantined += slot.state == SlotState::kQuarantined ? 1 : 0;
+    quarantined += slot.state == SlotState::kQuarantined && MayBeWritten(slot) ? 1 : 0;
   }
   const TransportStatistics statistics = transport_->Statistics();
   if (statistics.slots_lent != owned[0] + owned[1] || statistics.slots_in_flight != asked ||
@@ -458,6 +549,35 @@ void CheckedTransport::CheckQuiet() {
   for (const auto& [pool, refusals] : slot_refusals_) {
     if (refusals.waits && transport_->AcquireSlot(pool.first, pool.second).ok()) {
       Violation("a refused AcquireSlot is never followed by OnSlotsFree");
+    }
+  }
+}
+
+void CheckedTransport::CheckStatistics(NodeId id, const PeerState& peer) {
+  const absl::StatusOr<PeerStatistics> told = transport_->Statistics(id);
+  if (!told.ok()) return;  // removed
+  if (told->up != peer.up || told->sessions != peer.sessions) {
+    Violation(fmt::format("statistics of {}: up {}, {} sessions, but it is {}, {}", id.value(), told->up,
+                          told->sessions, peer.up, peer.sessions));
+  }
+  for (size_t i = 0; i < kMessageClasses; ++i) {
+    const ClassStatistics& said = told->classes[i];
+    const Counts& counts = peer.counts[i];
+    uint64_t answers = 0;
+    for (const uint64_t bucket : said.latency) answers += bucket;
+    const uint64_t failed = said.dropped[static_cast<size_t>(DropReason::kPeerFailed)];
+    checker_->duplicates_ += said.dropped[static_cast<size_t>(DropReason::kDuplicate)];
+    // What was under way when a session ended was sent or not; nobody saw which.
+    const bool sent = said.sent_messages <= counts.accepted && said.sent_messages + failed >= counts.accepted;
+    if (!sent || said.sent_bytes < said.sent_messages * kHeaderBytes || said.received_messages != counts.received ||
+        said.received_bytes != counts.received_bytes || answers != counts.answers ||
+        said.refused_full != counts.refused || (!peer.removed && said.expired_requests != counts.expired)) {
+      Violation(fmt::format(
+          "statistics of {} class {}: sent {} (accepted {}, lost with sessions {}), received {} ({}), bytes {} ({}), "
+          "answers {} ({}), refused {} ({}), expired {} ({})",
+          id.value(), i, said.sent_messages, counts.accepted, failed, said.received_messages, counts.received,
+          said.received_bytes, counts.received_bytes, answers, counts.answers, said.refused_full, counts.refused,
+          said.expired_requests, counts.expired));
     }
   }
 }

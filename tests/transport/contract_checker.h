@@ -3,24 +3,22 @@
 // its protocol and the transports.
 //
 // What it holds a cluster to:
-//   1. Within a session of a pair and class, what is delivered is a prefix of what was sent, in order and once; left
-//   out is
-//      only what is of an old epoch at the receiver, and of several answers to one request all but one. A session's
+//   1. Within a session of a pair and class, what is delivered is a prefix of what was sent, in order and once. Left
+//   out
+//      is only what is of an old epoch at the receiver, and of several answers to one request all but one. A session's
 //      messages are delivered in one session of the receiver, never in a later one.
-//   2. Nothing is delivered from a peer that is not up, nor between ResetPeer and the failure it causes; ups and
-//   failures
-//      alternate; a peer that was fenced is up again only with the epoch that lets it in.
+//   2. Nothing is delivered from a peer that is not up, nor between ResetPeer and the failure it causes. Ups and
+//      failures alternate. A peer that was fenced is up again only with the epoch that lets it in.
 //   3. Messages of an old epoch or generation are neither taken nor delivered.
 //   4. A slot's memory is written only while its request is in flight or quarantined, and only for its present use. A
 //      SlotId is given out once, a slot to one owner at a time. A delivered page is what was sent, and stays so until
-//      it is released.
-//   5. A request ends once: answered by a writer with its own fields, expired, or cancelled; not later than its
-//   deadline.
-//      `late` is said exactly when it had ended before.
+//      it is released. None is refused while one is free.
+//   5. A request ends once: answered by a writer with its own fields, expired, or cancelled, at its deadline at the
+//      latest; at once if no node is left to answer it. `late` is said exactly when it had ended before.
 //   6. OnWritable and OnSlotsFree follow a refusal, once each.
 //   7. No peer is ever malformed, unless AllowMalformed.
-//   8. CheckQuiet: when all is healed and has come to rest, everything that was sent has arrived, and the transport's
-//      counts of slots are the model's.
+//   8. CheckQuiet: when all is healed and has come to rest, everything that was sent has arrived, the transport's
+//      counts of slots and its statistics are the model's, and no slot is quarantined that nobody could write to.
 //
 // REQUIRES of its user: a transaction, type and class together are sent at most once from one node to another; a
 // request is answered at most once.
@@ -58,10 +56,16 @@ class ContractChecker final : public SimObserver {
   void Report(const std::string& what) { Violation(what); }
   // What was broken, in order; empty: nothing.
   const std::vector<std::string>& violations() const { return violations_; }
+  // The trace's last lines before the first of them.
+  const std::string& before_violation() const { return before_violation_; }
   // To be called when nothing fails any more and all has had time to arrive.
   void CheckQuiet();
   uint64_t delivered() const { return delivered_; }
   uint64_t pages() const { return pages_; }
+  // Messages that came before one of another class that their sender had sent earlier.
+  uint64_t overtaken() const { return overtaken_; }
+  // Replays that transports dropped, as far as CheckQuiet saw.
+  uint64_t duplicates() const { return duplicates_; }
 
   // SimObserver.
   void OnSlotWrite(NodeId node, SlotId slot, std::span<const std::byte> bytes) override;
@@ -74,6 +78,7 @@ class ContractChecker final : public SimObserver {
   struct Sent {
     Message message;
     std::string body, payload;
+    uint64_t order = 0;  // of all classes
   };
   // What one node sent to another from its OnPeerUp to its OnPeerFailed.
   struct SendSession {
@@ -84,6 +89,7 @@ class ContractChecker final : public SimObserver {
   struct ReceiveSession {
     std::shared_ptr<const SendSession> from;  // null: nothing was delivered yet
     std::array<size_t, kMessageClasses> next{};
+    uint64_t last_order = 0;
   };
   // From, to.
   struct Pair {
@@ -100,10 +106,11 @@ class ContractChecker final : public SimObserver {
   bool malformed_ = false;
   uint32_t first_superfluous_ = 0x10000;
   std::vector<std::string> violations_;
+  std::string before_violation_;
   std::map<NodeId, CheckedTransport*> nodes_;
   std::map<std::pair<NodeId, NodeId>, Pair> pairs_;
   std::map<std::pair<NodeId, SlotId>, uint64_t> answers_;  // that were taken by Send
-  uint64_t delivered_ = 0, pages_ = 0;
+  uint64_t delivered_ = 0, pages_ = 0, overtaken_ = 0, duplicates_ = 0, next_order_ = 1;
 };
 
 // One life of one node: stands between its user and its transport, in both directions. Not thread-safe.
@@ -152,7 +159,8 @@ class CheckedTransport final : public Transport, public TransportHandler {
     SlotId id;
     SlotState state = SlotState::kGone;
     Message request;
-    NodeSet writers;
+    NodeSet writers;   // without those whose session ended since
+    NodeSet untold;    // writers of whose last session's end before the request nothing was told yet
     std::string page;  // kOwned and answered: what it holds
   };
   // The oldest generation and epoch of a guest.
@@ -166,6 +174,10 @@ class CheckedTransport final : public Transport, public TransportHandler {
     uint64_t refused = 0;  // in all
     uint64_t told = 0;
   };
+  // What statistics of a class are to say, since AddPeer.
+  struct Counts {
+    uint64_t accepted = 0, received = 0, received_bytes = 0, answers = 0, refused = 0, expired = 0;
+  };
   // A peer, as this life sees it.
   struct PeerState {
     bool up = false;
@@ -174,6 +186,9 @@ class CheckedTransport final : public Transport, public TransportHandler {
     std::shared_ptr<ContractChecker::SendSession> sending;
     ContractChecker::ReceiveSession receiving;
     std::array<Refusals, kMessageClasses> refusals;
+    uint64_t sessions = 0;  // since AddPeer
+    bool removed = false;   // once: ends of requests to it may be told after AddPeer, which counts anew
+    std::array<Counts, kMessageClasses> counts;
   };
 
   static uint64_t PlaceOf(SlotId slot) { return slot.value() & 0xffff; }
@@ -185,13 +200,23 @@ class CheckedTransport final : public Transport, public TransportHandler {
   bool IsOld(const Message& message) const;
   // The message may be left out by this node.
   bool MayBeDropped(const Message& message) const;
+  // Send was refused because the peer has failed, which the user was not told yet.
+  void ExpectFailure(NodeId peer);
+  void CheckRefusedSlot(MessageClass message_class, SlotUse use);
   void NoteSent(NodeId to, const Message& message, const SendOptions& options);
   // The message is the next of its session, or those between are old.
   void CheckOrder(NodeId from, const Message& message, std::span<const std::byte> payload);
   void CheckAnswer(NodeId from, const Message& message, std::span<const std::byte> payload, bool late);
   void CheckEnded(SlotId slot);
   void CheckPage(const Slot& slot);
+  // The peer's session is over: it answers nothing of before any more.
+  void RemoveWriter(NodeId peer);
+  // Of a slot that is given up: somebody might still write to it.
+  bool MayBeWritten(const Slot& slot) const;
   void CheckQuiet();
+  void CheckArrived(NodeId id, const PeerState& peer);
+  void CheckSlots();
+  void CheckStatistics(NodeId id, const PeerState& peer);
 
   ContractChecker* const checker_;
   const TransportSettings settings_;
@@ -204,6 +229,7 @@ class CheckedTransport final : public Transport, public TransportHandler {
   std::map<SlotId, Slot> lagging_;  // given out again before the end of their request was told
   std::map<std::pair<MessageClass, SlotUse>, Refusals> slot_refusals_;
   std::map<GuestId, Floor> floors_;
+  std::map<GuestId, Floor> highest_;  // of all the time: what was old once may be missing, also after ForgetGuest
   std::map<NodeId, PeerState> peers_;
 };
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "rdma/epoch_floors.h"
 #include "rdma/sim_transport.h"
 #include "rdma/slots.h"
 #include "rdma/wire.h"
@@ -31,6 +32,14 @@ constexpr uint16_t kFirstSuperfluous = 100;
 constexpr int kMostTries = 20;
 
 }  // namespace
+
+std::string_view NameOf(SimFault fault) {
+  static constexpr std::array<std::string_view, kSimFaults> kNames = {
+      "break-one", "break",       "cut",    "silence",     "deaf",        "crash",        "power-loss",    "restart",
+      "fence",     "remove-peer", "busy",   "raise-epoch", "epoch-storm", "forget-guest", "second-answer", "unasked",
+      "stranger",  "spikes",      "stalls", "splits",      "repeats",     "flips"};
+  return kNames[static_cast<size_t>(fault)];
+}
 
 // One life of one node: the user of its transport.
 class SimActor final : public TransportHandler {
@@ -61,7 +70,10 @@ class SimActor final : public TransportHandler {
       After(wait, [this, duty] { Serve(duty, kMostTries); });
     }
   }
-  void OnPeerUp(NodeId /*peer*/) override {}
+  void OnPeerUp(NodeId peer) override {
+    const uint64_t burst = Chance(20) ? simulation().Below(60) : 0;
+    for (uint64_t i = 0; i < burst && cluster_->storm_; ++i) SendPlain(peer, MessageClass::kFault);
+  }
   void OnPeerFailed(NodeId /*peer*/, PeerFailure why, const std::string& /*detail*/) override {
     ++cluster_->failures_[static_cast<size_t>(why)];
   }
@@ -137,11 +149,17 @@ class SimActor final : public TransportHandler {
     if (message_class == MessageClass::kInvalidate) return;
     const absl::StatusOr<SlotId> slot = transport_.AcquireSlot(message_class, SlotUse::kReceive);
     if (!slot.ok()) return;
+    if (!Chance(10)) return SendRequestInto(*slot, message_class);
+    // Not at once: sessions may begin meanwhile.
+    After(cluster_->Pick(0, 30), [this, slot = *slot, message_class] { SendRequestInto(slot, message_class); });
+  }
+
+  void SendRequestInto(SlotId slot, MessageClass message_class) {
     Message message;
     message.message_class = message_class;
     message.type = kRequest;
     message.transaction = cluster_->next_transaction_++;
-    message.slot = *slot;
+    message.slot = slot;
     message.slot_node = id_;
     SetGuest(&message);
     const NodeId home = cluster_->PickOther(id_);
@@ -156,9 +174,9 @@ class SimActor final : public TransportHandler {
     message.gfn = Gfn(others.bits());
     options.deadline = milliseconds(1 + simulation().Below(Chance(20) ? 5 : 200));
     if (!transport_.Send(home, message, options).ok()) {
-      transport_.ReleaseSlot(*slot);
+      transport_.ReleaseSlot(slot);
     } else if (Chance(10)) {
-      After(cluster_->Pick(0, 3), [this, slot = *slot] { (void)transport_.CancelRequest(slot); });
+      After(cluster_->Pick(0, 3), [this, slot] { (void)transport_.CancelRequest(slot); });
     }
   }
 
@@ -177,7 +195,10 @@ class SimActor final : public TransportHandler {
       After(cluster_->Pick(0, 3), [this, duty] { Answer(duty, Superfluous(), 1); });
       cluster_->Count(SimFault::kSecondAnswer);
     }
-    if (tries == kMostTries && cluster_->Has(SimFault::kUnasked) && Chance(1)) LetAnotherAnswer(duty);
+    if (tries == kMostTries && cluster_->Has(SimFault::kUnasked) && Chance(2)) {
+      LetAnotherAnswer(duty);
+      return After(cluster_->Pick(0, 3), [this, duty, tries] { Answer(duty, kAnswer, tries); });
+    }
     Answer(duty, kAnswer, tries);
   }
 
@@ -209,9 +230,11 @@ class SimActor final : public TransportHandler {
 
   uint16_t Superfluous() { return static_cast<uint16_t>(kFirstSuperfluous + cluster_->superfluous_++ % 60'000); }
 
+  // Whoever is not among those that the duty may still be given to: mostly somebody who was not asked.
   void LetAnotherAnswer(const Message& duty) {
+    const NodeSet others(duty.gfn.value());
     const auto other = cluster_->actors_.find(cluster_->PickNode());
-    if (other == cluster_->actors_.end()) return;
+    if (other == cluster_->actors_.end() || other->first == duty.slot_node || others.Contains(other->first)) return;
     cluster_->Count(SimFault::kUnasked);
     other->second->Answer(duty, Superfluous(), 1);
   }
@@ -290,32 +313,35 @@ void SimCluster::Draw() {
   if (Has(SimFault::kSplits)) network.splits_per_million = 300'000;
   if (Has(SimFault::kRepeats)) network.repeats_per_million = 50'000;
   if (Has(SimFault::kFlips)) network.flips_per_million = 300;
-  for (const SimFault fault :
-       {SimFault::kSpikes, SimFault::kStalls, SimFault::kSplits, SimFault::kRepeats, SimFault::kFlips}) {
-    if (Has(fault)) Count(fault);
-  }
   if (Has(SimFault::kFlips) || Has(SimFault::kUnasked)) checker_.AllowMalformed();
 
-  settings_.cluster = "sim";
-  settings_.lease_ms = kLeaseMs;
-  settings_.heartbeat_ms = kLeaseMs / 8;
-  settings_.handshake_ms = 100;
-  settings_.request_ms = 100;
-  settings_.backoff_ms = 2;
-  settings_.backoff_max_ms = 40;
-  settings_.window_messages = static_cast<uint32_t>(kMinWindow + simulation_.Below(12));
-  settings_.queue_messages = settings_.window_messages + static_cast<uint32_t>(simulation_.Below(24));
-  settings_.strangers = 16;
-  settings_.fault_receive_slots = static_cast<uint32_t>(1 + simulation_.Below(8));
-  settings_.fault_send_slots = static_cast<uint32_t>(1 + simulation_.Below(6));
-  settings_.bulk_receive_slots = static_cast<uint32_t>(1 + simulation_.Below(3));
-  settings_.bulk_send_slots = static_cast<uint32_t>(1 + simulation_.Below(2));
+  for (uint16_t node = 0; node < nodes_; ++node) settings_.push_back(DrawSettings(NodeId(node)));
+}
+
+// Nodes need not be of one mind but about the lease, which the test counts with.
+TransportSettings SimCluster::DrawSettings(NodeId node) {
+  TransportSettings settings;
+  settings.cluster = "sim";
+  settings.self = node;
+  settings.lease_ms = kLeaseMs;
+  settings.heartbeat_ms = kLeaseMs / 8;
+  settings.handshake_ms = 100;
+  settings.request_ms = 100;
+  settings.backoff_ms = 2;
+  settings.backoff_max_ms = 40;
+  settings.window_messages = static_cast<uint32_t>(kMinWindow + simulation_.Below(12));
+  settings.queue_messages = settings.window_messages + static_cast<uint32_t>(simulation_.Below(24));
+  settings.strangers = 16;
+  settings.fault_receive_slots = static_cast<uint32_t>(1 + simulation_.Below(8));
+  settings.fault_send_slots = static_cast<uint32_t>(1 + simulation_.Below(6));
+  settings.bulk_receive_slots = static_cast<uint32_t>(1 + simulation_.Below(3));
+  settings.bulk_send_slots = static_cast<uint32_t>(1 + simulation_.Below(2));
+  return settings;
 }
 
 void SimCluster::StartNode(NodeId node) {
   if (actors_.count(node) != 0) return;
-  TransportSettings settings = settings_;
-  settings.self = node;
+  TransportSettings settings = settings_[node.value()];
   settings.node_epoch = node_epochs_[node];
   simulation_.Trace("start " + std::to_string(node.value()));
   auto actor = std::make_unique<SimActor>(this, node, settings);
@@ -344,6 +370,12 @@ void SimCluster::Run() {
   simulation_.RunUntil(simulation_.Now() + kCalm);
   CheckAllUp();
   checker_.CheckQuiet();
+  const SimNetworkCounters& network = network_.counters();
+  faults_[static_cast<size_t>(SimFault::kSpikes)] = network.spikes;
+  faults_[static_cast<size_t>(SimFault::kStalls)] = network.stalls;
+  faults_[static_cast<size_t>(SimFault::kSplits)] = network.splits;
+  faults_[static_cast<size_t>(SimFault::kRepeats)] = network.repeats;
+  faults_[static_cast<size_t>(SimFault::kFlips)] = network.flips;
 }
 
 void SimCluster::Disturb() {
@@ -393,7 +425,15 @@ void SimCluster::Do(SimFault fault) {
       break;
     }
     case SimFault::kRaiseEpoch:
-      RaiseEpoch();
+      RaiseEpoch(1);
+      break;
+    case SimFault::kEpochStorm:
+      if (actor == actors_.end()) return;
+      StormEpochs(a);
+      break;
+    case SimFault::kForgetGuest:
+      if (actor == actors_.end()) return;
+      ForgetGuest(a);
       break;
     case SimFault::kStranger:
       SendStranger();
@@ -480,10 +520,32 @@ void SimCluster::TakeDown(SimFault fault) {
   simulation_.After(Pick(5, 2 * kLeaseMs), [this, node] { StartNode(node); });
 }
 
-void SimCluster::RaiseEpoch() {
+void SimCluster::StormEpochs(NodeId node) {
+  const auto before = guests_;
+  const uint64_t raises = kMaxFloors + 64;
+  RaiseEpoch(raises);
+  for (size_t guest = 1; guest < guests_.size(); ++guest) {
+    const auto& [generation, epoch] = guests_[guest];
+    for (uint64_t e = before[guest].second.value() + 1; e <= epoch.value(); ++e) {
+      actors_[node]->Learn(guest, generation, Epoch(e));
+    }
+  }
+}
+
+void SimCluster::ForgetGuest(NodeId node) {
+  const size_t guest = 1 + simulation_.Below(guests_.size() - 1);
+  actors_[node]->transport().ForgetGuest(GuestId(guest));
+  simulation_.After(Pick(0, 300), [this, node, guest] {
+    if (const auto actor = actors_.find(node); actor != actors_.end()) {
+      actor->second->Learn(guest, guests_[guest].first, guests_[guest].second);
+    }
+  });
+}
+
+void SimCluster::RaiseEpoch(uint64_t by) {
   const size_t guest = 1 + simulation_.Below(guests_.size() - 1);
   auto& [generation, epoch] = guests_[guest];
-  epoch = Epoch(epoch.value() + 1);
+  epoch = Epoch(epoch.value() + by);
   if (simulation_.Chance(200'000)) ++generation;
   for (uint16_t node = 0; node < nodes_; ++node) {
     simulation_.After(Pick(0, 30), [this, node, guest, g = generation, e = epoch] {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "rdma/sim_network.h"
@@ -33,6 +34,8 @@ enum class SimFault : uint8_t {
   kRemovePeer,  // and AddPeer
   kBusy,        // a class's handlers take long
   kRaiseEpoch,
+  kEpochStorm,    // raised more often than the queues have room for
+  kForgetGuest,   // and known again later
   kSecondAnswer,  // a request is answered twice, by one node or by two
   kUnasked,       // a node answers what it was not asked
   kStranger,      // garbage, silence, and hellos of nobody
@@ -42,7 +45,9 @@ enum class SimFault : uint8_t {
   kRepeats,
   kFlips,
 };
-inline constexpr size_t kSimFaults = 20;
+inline constexpr size_t kSimFaults = 22;
+// For people.
+std::string_view NameOf(SimFault fault);
 
 // One run of one seed. Single-threaded, as the Simulation.
 class SimCluster {
@@ -57,6 +62,7 @@ class SimCluster {
   const std::vector<std::string>& violations() const { return checker_.violations(); }
   const Simulation& simulation() const { return simulation_; }
   const ContractChecker& checker() const { return checker_; }
+  const SimNetworkCounters& network() { return network_.counters(); }
   // How often each fault happened.
   const std::array<uint64_t, kSimFaults>& faults() const { return faults_; }
   uint64_t failures(PeerFailure why) const { return failures_[static_cast<size_t>(why)]; }
@@ -80,7 +86,10 @@ class SimCluster {
   void Separate(SimFault fault);
   void TakeDown(SimFault fault);
   void SendStranger();
-  void RaiseEpoch();
+  TransportSettings DrawSettings(NodeId node);
+  void RaiseEpoch(uint64_t by);
+  void StormEpochs(NodeId node);
+  void ForgetGuest(NodeId node);
   // A lease after `since` nobody takes `node` for up any more, unless `changes_` says that something healed.
   void ExpectDown(NodeId observer, NodeId node, uint64_t changes);
   void HealAll();
@@ -90,8 +99,8 @@ class SimCluster {
   SimNetwork network_;
   ContractChecker checker_;
   uint16_t nodes_ = 3;
-  int most_pause_ms_ = 0;  // between two faults
-  TransportSettings settings_;
+  int most_pause_ms_ = 0;                    // between two faults
+  std::vector<TransportSettings> settings_;  // of each node
   std::set<SimFault> kinds_;
   bool storm_ = true;
   std::map<NodeId, std::unique_ptr<SimActor>> actors_;
