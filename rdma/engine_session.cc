@@ -52,6 +52,7 @@ void Engine::EndLane(Lane* lane, PeerFailure why, uint64_t next_session) {
   lane->joined = lane->up = lane->open = lane->connected_before = false;
   lane->ack_due = lane->heartbeat_due = false;
   lane->broken_since.reset();
+  lane->broken_why.clear();
   lane->owed_barriers.clear();
   lane->received.Clear();
   lane->statistics.dropped[static_cast<size_t>(DropReason::kPeerFailed)] += lane->window.size();
@@ -262,6 +263,7 @@ void Engine::OnBroken(const LinkTicket& ticket, const std::string& detail) {
     MutexLock lock(&lane.mutex);
     if (lane.ticket != ticket.number) return;
     Detach(&lane, true);
+    lane.broken_why = detail;
   }
   log::Debug("transport", "a connection broke",
              {{"peer", std::to_string(ticket.peer.value())},
