@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The transport over verbs in the lab. On one host: the conformance suite over rxe's loopback, and the device taken away and given
-back. On two: pages go from one to the other until its process is killed, then until its host is cut off; the one that is left reports
-in time, and every page that came is right.
+back. On two: pages go from one to the other until its process is killed, stopped, its host cut off, or its host's power lost; the one
+that is left reports in time with the reason, and every page that came is right.
 
 Runs on each host; LAB_HOSTS says how many there are. Steps meet at barriers, which do not use the link.
 """
@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import unittest
 
@@ -40,6 +41,10 @@ class Load:
 
     def result(self):
         return json.loads(self.line(r'\{.*')[0])
+
+    def kill(self):
+        self.process.kill()
+        self.process.communicate()
 
     def close(self):
         self.process.stdin.close()
@@ -79,8 +84,7 @@ class TwoHosts(unittest.TestCase):
         barrier(f'{name}-running')
         end(serving)
         barrier(f'{name}-over')
-        serving.process.kill()
-        serving.process.wait()
+        return serving
 
     def ask_until_failure(self, name):
         """Host 1's half: what became of it."""
@@ -93,24 +97,38 @@ class TwoHosts(unittest.TestCase):
         asking.close()
         self.assertGreater(result['answered'], 0)
         self.assertEqual(result['wrong'], 0)
-        barrier(f'{name}-over')
+        if name != 'lost':
+            barrier(f'{name}-over')
         return int(failed[1]), int(failed[2])
 
-    def check(self, name, end):
+    def check(self, name, end, after=Load.kill):
         if HOST == 2:
-            return self.serve_until(name, end)
+            return after(self.serve_until(name, end))
         reason, quiet_ms = self.ask_until_failure(name)
         self.assertEqual(reason, LEASE_EXPIRED)
         print(f'{name}: reported {quiet_ms} ms after the last page', flush=True)
         # The lease runs from the moment at which a connection broke, and from the last word heard; the rest is the lab's.
         self.assertLess(quiet_ms, 2 * LEASE_MS + 3000)
+        return None
 
-    def test_1_peer_killed_in_mid_transfer(self):
-        self.check('killed', lambda serving: serving.process.kill())
+    def test_1_process_killed_in_mid_transfer(self):
+        self.check('killed', Load.kill)
 
-    def test_2_host_cut_off_in_mid_transfer(self):
+    def test_2_process_stopped_in_mid_transfer(self):
+        """Its device goes on acknowledging what is sent to it: only the lease tells. When it goes on, it learns what happened."""
+        def goes_on(serving):
+            serving.process.send_signal(signal.SIGCONT)
+            serving.line(r'failed \d+')
+            serving.kill()
+        self.check('stopped', lambda serving: serving.process.send_signal(signal.SIGSTOP), goes_on)
+
+    def test_3_host_cut_off_in_mid_transfer(self):
         self.check('cut', lambda _: subprocess.run(['lab-link', 'cut', 'link'], check=True))
         subprocess.run(['lab-link', 'heal', 'link'], check=True)
+
+    def test_4_host_lost_in_mid_transfer(self):
+        """The last: host 2 is gone after it."""
+        self.check('lost', lambda _: subprocess.run(['lab-die'], check=True))
 
 
 if __name__ == '__main__':
