@@ -238,7 +238,8 @@ absl::Status VerbsWire::BeginDial(NodeId peer, const std::string& address, const
   connection.message_class = hello.message_class;
   connection.hello = hello;
   connection.attempt = attempt;
-  connection.deadline = std::chrono::steady_clock::now() + milliseconds(settings_.handshake_ms);
+  connection.deadline =
+      std::chrono::steady_clock::now() + milliseconds(DialMs(settings_.handshake_ms, settings_.lease_ms));
   return absl::OkStatus();
 }
 
@@ -431,7 +432,7 @@ Monotonic VerbsWire::EndOverdue() {
       engine_->CountStranger(StrangerEnd::kSilent, PeerAddress(connections_.at(key).id.get()),
                              "the handshake took too long");
     }
-    GiveUp(key, fmt::format("no answer within {} ms", settings_.handshake_ms));
+    GiveUp(key, "no answer in time");
   }
   return next;
 }

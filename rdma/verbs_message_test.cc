@@ -192,6 +192,10 @@ TEST(VerbsQueues, RetriesEndWithinHalfALease) {
     EXPECT_LE(tries_ms(lease_ms), lease_ms / 2.0) << lease_ms;
     EXPECT_GT(tries_ms(lease_ms), lease_ms / 5.0) << lease_ms << ": a busy host would look dead";
   }
+  EXPECT_EQ(DialMs(1000, 2000), 500u);
+  EXPECT_EQ(DialMs(1000, 400), 250u);
+  EXPECT_EQ(DialMs(100, 400), 100u);
+  EXPECT_EQ(DialMs(1000, 60'000), 1000u);
   EXPECT_EQ(AckTimeout(1), 10);
   EXPECT_EQ(AckTimeout(3'600'000), 16);
 }

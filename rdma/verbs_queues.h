@@ -43,4 +43,12 @@ constexpr uint8_t AckTimeout(uint32_t lease_ms) {
   return exponent;
 }
 
+// How long a dial may take. rdma_cm repeats a request that was lost after 4.3 s only, so that a dial which falls into a
+// cut of the network never ends well: it is given up in time for another within the lease. Not below what a busy host
+// needs to answer.
+constexpr uint32_t DialMs(uint32_t handshake_ms, uint32_t lease_ms) {
+  constexpr uint32_t kLeastMs = 250;
+  return std::min(handshake_ms, std::max(lease_ms / 4, kLeastMs));
+}
+
 }  // namespace hk
