@@ -204,6 +204,7 @@ int Main(int argc, char** argv) {
   settings.self = NodeId(mode == "serve" ? 1 : 0);
   settings.lease_ms = lease_ms;
   settings.heartbeat_ms = std::min(settings.heartbeat_ms, lease_ms / 4);
+  settings.request_ms = std::max(settings.request_ms, 2 * lease_ms);  // none expires while connections are made again
   Load load;
   load.mode = mode;
   load.settings = settings;
