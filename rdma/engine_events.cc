@@ -192,7 +192,8 @@ Monotonic Engine::RunTimers(Peer* peer, Monotonic now) {
       MutexLock lane_lock(&lane.mutex);
       if (!lane.broken_since) continue;
       if (*lane.broken_since + lease <= now) {
-        expired = fmt::format("class {} not connected for {} ms", static_cast<int>(lane.message_class), lease.count());
+        expired = fmt::format("class {} not connected for {} ms{}{}", static_cast<int>(lane.message_class),
+                              lease.count(), lane.broken_why.empty() ? "" : ", broken by: ", lane.broken_why);
       }
       next = std::min(next, *lane.broken_since + lease);
     }

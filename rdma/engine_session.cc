@@ -53,6 +53,7 @@ void Engine::EndLane(Lane* lane, PeerFailure why, uint64_t next_session) {
   lane->joined = lane->up = lane->open = lane->connected_before = false;
   lane->ack_due = lane->heartbeat_due = false;
   lane->broken_since.reset();
+  lane->broken_why.clear();
   lane->owed_barriers.clear();
   lane->told.clear();
   lane->received.Clear();
@@ -270,6 +271,7 @@ void Engine::OnBroken(const LinkTicket& ticket, const std::string& detail) {
       MutexLock tables_lock(&tables_);
       PostExpired(slots_.PeerReset(ticket.peer));
     }
+    lane.broken_why = detail;
   }
   log::Debug("transport", "a connection broke",
              {{"peer", std::to_string(ticket.peer.value())},

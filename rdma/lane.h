@@ -63,6 +63,7 @@ struct Lane {
   bool heartbeat_due ABSL_GUARDED_BY(mutex) = false;
   SetupBody peer_setup ABSL_GUARDED_BY(mutex);
   std::optional<Monotonic> broken_since ABSL_GUARDED_BY(mutex);  // joined and not ready
+  std::string broken_why ABSL_GUARDED_BY(mutex);                 // of the last connection; for people
 
   SendWindow<Outgoing> window ABSL_GUARDED_BY(mutex);
   ReceiveSequence received ABSL_GUARDED_BY(mutex);

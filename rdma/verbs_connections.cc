@@ -15,6 +15,7 @@
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
 #include "rdma/send_rules.h"
+#include "rdma/verbs_queues.h"
 
 namespace hk {
 
@@ -22,23 +23,10 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// Most: seven is what three bits hold.
-constexpr uint8_t kRetries = 7;
 // As long as it takes: the peer's class is busy, which is no failure (7 means without end).
 constexpr uint8_t kReceiverNotReadyRetries = 7;
 // IB_CM_REJ_CONSUMER_DEFINED: the other end has read our hello and says why in its private data.
 constexpr int kRejectedByPeer = 28;
-
-// The device repeats what is not acknowledged after 4.096 us * 2^n (InfiniBand Architecture Specification, 9.7.6.1.3).
-// All retries together shall take half a lease; not below 4 ms, where a busy host would look like a dead one, and not
-// above 0.27 s, so that a lost packet does not cost much of a long lease.
-uint8_t AckTimeout(uint32_t lease_ms) {
-  constexpr uint8_t kLeast = 10, kMost = 16;
-  const uint64_t wanted_us = uint64_t{lease_ms} * 1000 / 2 / (kRetries + 1);
-  uint8_t exponent = kLeast;
-  while (exponent < kMost && (uint64_t{4} << (exponent + 1)) <= wanted_us) ++exponent;
-  return exponent;
-}
 
 }  // namespace
 
@@ -128,8 +116,9 @@ void VerbsWire::Run() {
     TakeEvents();
     TakeDeviceEvents();
     DestroyGone();
-    const Monotonic port_due = TendPort();
-    Monotonic due = std::min({engine_->RunControl(), EndOverdue(), port_due});
+    // Before the engine: it learns what failed, and says when to try again.
+    const Monotonic port_due = TendPort(), overdue = EndOverdue();
+    Monotonic due = std::min({engine_->RunControl(), overdue, port_due});
     for (auto& [peer, message_class, attempt, detail] : std::exchange(failed_dials_, {})) {
       engine_->OnDialFailed(peer, message_class, attempt, detail);
       due = Monotonic::min();
@@ -249,7 +238,8 @@ absl::Status VerbsWire::BeginDial(NodeId peer, const std::string& address, const
   connection.message_class = hello.message_class;
   connection.hello = hello;
   connection.attempt = attempt;
-  connection.deadline = std::chrono::steady_clock::now() + milliseconds(settings_.handshake_ms);
+  connection.deadline =
+      std::chrono::steady_clock::now() + milliseconds(DialMs(settings_.handshake_ms, settings_.lease_ms));
   return absl::OkStatus();
 }
 
@@ -442,7 +432,7 @@ Monotonic VerbsWire::EndOverdue() {
       engine_->CountStranger(StrangerEnd::kSilent, PeerAddress(connections_.at(key).id.get()),
                              "the handshake took too long");
     }
-    GiveUp(key, fmt::format("no answer within {} ms", settings_.handshake_ms));
+    GiveUp(key, "no answer in time");
   }
   return next;
 }

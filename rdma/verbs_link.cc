@@ -124,7 +124,7 @@ VerbsLink::PollResult VerbsLink::Poll(bool* progress) {
 
 VerbsLink::Step VerbsLink::Handle(const ibv_wc& completion) {
   if (!read_) {
-    if (completion.status != IBV_WC_SUCCESS) return Broken(ibv_wc_status_str(completion.status));
+    if (completion.status != IBV_WC_SUCCESS) return Broken(pair_->WhyBroken(completion.status));
     const std::string broken_rule = Read(completion);
     // Before the message is acknowledged: the peer counts on the buffer.
     if (!pair_->Repost(completion.wr_id)) return Broken("ibv_post_recv failed");

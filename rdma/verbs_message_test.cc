@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "rdma/send_ring.h"
 #include "rdma/slots.h"
+#include "rdma/verbs_queues.h"
 
 namespace hk {
 namespace {
@@ -173,6 +174,30 @@ TEST(SendRing, AFullRingWaitsForASignalledSend) {
       ASSERT_TRUE(!ring.IsFull() || last_signalled > completed) << "nothing would ever make room";
     }
   }
+}
+
+TEST(VerbsQueues, RelationsHoldForEveryWindow) {
+  for (uint32_t window = kMinWindow; window <= kMaxWindow; ++window) {
+    const QueueDepths depths = QueueDepths::For(window);
+    SendRing ring(depths.send);  // checks its own
+    ASSERT_LE(depths.send, QueueDepths::kMaxSend);
+    // Numbered messages never wait for a buffer, and neither do the first Acks and Heartbeats beside a full window.
+    ASSERT_GE(depths.receive, window + QueueDepths::kUnnumberedRoom);
+  }
+}
+
+TEST(VerbsQueues, RetriesEndWithinHalfALease) {
+  const auto tries_ms = [](uint32_t lease_ms) { return (kRetries + 1) * 4.096e-3 * (1 << AckTimeout(lease_ms)); };
+  for (const uint32_t lease_ms : {70u, 200u, 1000u, 2000u, 3000u, 5000u}) {
+    EXPECT_LE(tries_ms(lease_ms), lease_ms / 2.0) << lease_ms;
+    EXPECT_GT(tries_ms(lease_ms), lease_ms / 5.0) << lease_ms << ": a busy host would look dead";
+  }
+  EXPECT_EQ(DialMs(1000, 2000), 500u);
+  EXPECT_EQ(DialMs(1000, 400), 250u);
+  EXPECT_EQ(DialMs(100, 400), 100u);
+  EXPECT_EQ(DialMs(1000, 60'000), 1000u);
+  EXPECT_EQ(AckTimeout(1), 10);
+  EXPECT_EQ(AckTimeout(3'600'000), 16);
 }
 
 }  // namespace

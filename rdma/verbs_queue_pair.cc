@@ -20,52 +20,48 @@ namespace {
 // rdma_cm's own value is the longest, 655 ms.
 constexpr uint8_t kMinRnrTimer = 12;
 
-uint32_t SendDepth(uint32_t window) {
-  return std::clamp(window + SendRing::kSignalEvery, QueuePair::kMinSendDepth, QueuePair::kMaxSendDepth);
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<QueuePair>> QueuePair::Create(rdma_cm_id* id, ibv_pd* domain, ibv_comp_channel* channel,
                                                              uint32_t window, uint64_t key, bool writable) {
-  const uint32_t send_depth = SendDepth(window), receive_depth = window + kUnnumberedRoom;
+  const QueueDepths depths = QueueDepths::For(window);
+  const uint32_t longest = std::max(depths.send, depths.receive);
   ibv_device_attr limits = {};
   if (const int error = ibv_query_device(id->verbs, &limits); error != 0) return ErrnoStatus(error, "ibv_query_device");
   const auto most = static_cast<uint32_t>(std::min(limits.max_qp_wr, limits.max_cqe));
-  if (most < std::max(send_depth, receive_depth)) {
+  if (most < longest) {
     return absl::FailedPreconditionError(
-        fmt::format("window_messages {} needs queues of {} entries, {} has at most {}: lower it", window,
-                    std::max(send_depth, receive_depth), ibv_get_device_name(id->verbs->device), most));
+        fmt::format("window_messages {} needs queues of {} entries, {} has at most {}: lower it", window, longest,
+                    ibv_get_device_name(id->verbs->device), most));
   }
-  std::unique_ptr<QueuePair> pair(new QueuePair(id, send_depth, receive_depth));
+  std::unique_ptr<QueuePair> pair(new QueuePair(id, depths));
   HK_RETURN_IF_ERROR(pair->Make(domain, channel, key, writable));
   return pair;
 }
 
-QueuePair::QueuePair(rdma_cm_id* id, uint32_t send_depth, uint32_t receive_depth)
-    : id_(id), send_depth_(send_depth), receive_depth_(receive_depth), ring_(send_depth) {}
+QueuePair::QueuePair(rdma_cm_id* id, QueueDepths depths) : id_(id), depths_(depths), ring_(depths.send) {}
 
 QueuePair::~QueuePair() {
   if (id_->qp != nullptr) rdma_destroy_qp(id_);
 }
 
 absl::Status QueuePair::Make(ibv_pd* domain, ibv_comp_channel* channel, uint64_t key, bool writable) {
-  const size_t size = size_t{send_depth_ + receive_depth_} * kBufferBytes;
+  const size_t size = size_t{depths_.send + depths_.receive} * kBufferBytes;
   HK_ASSIGN_OR_RETURN(buffers_, Mapping::Create(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
                                                 "buffers of a connection"));
   HK_ASSIGN_OR_RETURN(region_, RegisterMemory(domain, {reinterpret_cast<std::byte*>(buffers_.data()), size},
                                               IBV_ACCESS_LOCAL_WRITE, "a connection's messages"));
   void* const context = reinterpret_cast<void*>(key);
-  sends_.reset(ibv_create_cq(id_->verbs, static_cast<int>(send_depth_), context, channel, 0));
-  receives_.reset(ibv_create_cq(id_->verbs, static_cast<int>(receive_depth_), context, channel, 0));
+  sends_.reset(ibv_create_cq(id_->verbs, static_cast<int>(depths_.send), context, channel, 0));
+  receives_.reset(ibv_create_cq(id_->verbs, static_cast<int>(depths_.receive), context, channel, 0));
   if (sends_ == nullptr || receives_ == nullptr) return ErrnoStatus(errno, "ibv_create_cq");
   ibv_qp_init_attr wanted = {};
   wanted.send_cq = sends_.get();
   wanted.recv_cq = receives_.get();
   wanted.qp_type = IBV_QPT_RC;
   wanted.sq_sig_all = 0;
-  wanted.cap = {.max_send_wr = send_depth_,
-                .max_recv_wr = receive_depth_,
+  wanted.cap = {.max_send_wr = depths_.send,
+                .max_recv_wr = depths_.receive,
                 .max_send_sge = 2,
                 .max_recv_sge = 1,
                 .max_inline_data = kMaxControlBytes};
@@ -75,6 +71,9 @@ absl::Status QueuePair::Make(ibv_pd* domain, ibv_comp_channel* channel, uint64_t
     if (rdma_create_qp(id_, domain, &wanted) != 0) return ErrnoStatus(errno, "rdma_create_qp");
   }
   max_inline_ = wanted.cap.max_inline_data;
+  // Devices round up, never down: the relations hold for what was really made.
+  HK_CHECK(wanted.cap.max_send_wr >= depths_.send && wanted.cap.max_recv_wr >= depths_.receive);
+  HK_CHECK(sends_->cqe >= static_cast<int>(depths_.send) && receives_->cqe >= static_cast<int>(depths_.receive));
   if (!writable) {
     ibv_qp_attr attributes = {};
     attributes.qp_access_flags = 0;
@@ -82,7 +81,7 @@ absl::Status QueuePair::Make(ibv_pd* domain, ibv_comp_channel* channel, uint64_t
       return ErrnoStatus(error, "ibv_modify_qp (access)");
     }
   }
-  for (uint32_t number = 0; number < receive_depth_; ++number) {
+  for (uint32_t number = 0; number < depths_.receive; ++number) {
     if (!Repost(number)) return ErrnoStatus(errno, "ibv_post_recv");
   }
   return absl::OkStatus();
@@ -101,7 +100,7 @@ absl::Status QueuePair::Connected() {
 std::byte* QueuePair::Room() {
   if (!send_error_.empty()) return nullptr;
   if ((ring_.IsCrowded() && !Reap()) || ring_.IsFull()) return nullptr;
-  return reinterpret_cast<std::byte*>(buffers_.data()) + size_t{receive_depth_ + ring_.Next()} * kBufferBytes;
+  return reinterpret_cast<std::byte*>(buffers_.data()) + size_t{depths_.receive + ring_.Next()} * kBufferBytes;
 }
 
 ibv_send_wr& QueuePair::Next(bool signalled) {
@@ -188,7 +187,7 @@ int QueuePair::PollReceives(std::span<ibv_wc> completions) {
 }
 
 const std::byte* QueuePair::Buffer(uint64_t number) const {
-  HK_CHECK(number < receive_depth_);
+  HK_CHECK(number < depths_.receive);
   return reinterpret_cast<const std::byte*>(buffers_.data()) + number * kBufferBytes;
 }
 
@@ -221,6 +220,22 @@ void QueuePair::Reset() {
   attributes.qp_state = IBV_QPS_RESET;
   // Fails only if the device is gone: then nothing lands either.
   static_cast<void>(ibv_modify_qp(id_->qp, &attributes, IBV_QP_STATE));
+}
+
+std::string QueuePair::WhyBroken(ibv_wc_status status) {
+  // A queue pair that fails flushes its receives; what made it fail is told by a send, if it was one. What is taken
+  // from the ring here nobody misses: the pair is in error.
+  std::array<ibv_wc, 8> done;
+  int count = 0;
+  do {
+    count = ibv_poll_cq(sends_.get(), done.size(), done.data());
+    for (int i = 0; i < count; ++i) {
+      const ibv_wc_status told = done[static_cast<size_t>(i)].status;
+      if (told != IBV_WC_SUCCESS && told != IBV_WC_WR_FLUSH_ERR)
+        return fmt::format("send: {}", ibv_wc_status_str(told));
+    }
+  } while (count == static_cast<int>(done.size()));
+  return ibv_wc_status_str(status);
 }
 
 void QueuePair::Fail() {

@@ -1,12 +1,8 @@
 // One reliable queue pair with its two completion queues and its control buffers: posting and reaping, no meaning of
 // messages.
 //
-// Queue relations (checked when the pair is made):
-// 1. send depth >= 2 * SendRing::kSignalEvery: a full queue always has a completion under way that makes room.
-// 2. receive depth >= window + kUnnumberedRoom: a peer that keeps to the window always finds a buffer. One that does
-// not
-//    is stopped by the device (receiver not ready, tried again without end) until there is one.
-// 3. each completion queue is as long as the queue that it serves: it cannot overflow.
+// Queue relations: verbs_queues.h has the numbers, SendRing and Make check them, rdma/README.md proves that nothing
+// overflows and nothing stands still.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -25,6 +21,7 @@
 #include "rdma/send_ring.h"
 #include "rdma/verbs_message.h"
 #include "rdma/verbs_pool.h"
+#include "rdma/verbs_queues.h"
 #include "rdma/wire.h"
 
 namespace hk {
@@ -33,12 +30,6 @@ namespace hk {
 // changes the pair's state may be called beside them. Created and destroyed on one thread.
 class QueuePair {
  public:
-  // Sends under way at most: far more than a round trip can keep busy.
-  static constexpr uint32_t kMaxSendDepth = 256;
-  static constexpr uint32_t kMinSendDepth = 4 * SendRing::kSignalEvery;
-  static_assert(kMinSendDepth >= 2 * SendRing::kSignalEvery && kMaxSendDepth >= kMinSendDepth);
-  // Setup, Goodbye, Acks and Heartbeats that may come before they are looked at.
-  static constexpr uint32_t kUnnumberedRoom = 32;
   // A control message in memory: header and body, or body and header; a cache line's multiple.
   static constexpr size_t kBufferBytes = kSlotRoomBytes;
 
@@ -88,16 +79,19 @@ class QueuePair {
   void Reset();
   // As an exhausted retry does.
   void Fail();
+  // A receive failed with `status`: which of the sends before was the cause, or else the status; for people. The
+  // sending half is over with it. Any thread.
+  std::string WhyBroken(ibv_wc_status status);
 
  private:
-  QueuePair(rdma_cm_id* id, uint32_t send_depth, uint32_t receive_depth);
+  QueuePair(rdma_cm_id* id, QueueDepths depths);
 
   absl::Status Make(ibv_pd* domain, ibv_comp_channel* channel, uint64_t key, bool writable);
   ibv_send_wr& Next(bool signalled);
   bool Finish(bool more);
 
   rdma_cm_id* const id_;
-  const uint32_t send_depth_, receive_depth_;
+  const QueueDepths depths_;
   uint32_t max_inline_ = 0;
   Mapping buffers_;  // of receives, then of sends
   VerbsObject<ibv_mr> region_;

@@ -3,8 +3,8 @@
 //   transport_bench serve BACKEND WAIT OWN_ADDRESS PEER_ADDRESS     answers until the other end leaves
 //   transport_bench WHAT  BACKEND WAIT OWN_ADDRESS PEER_ADDRESS N   measures N pages or messages; one JSON line
 //
-// BACKEND: tcp, or bare (sockets, no transport). WAIT: blocking, spin, busy. WHAT: pingpong (request -> 4 KiB page, one
-// at a time), pages (16 at a time), bulk (64 KiB answers, 16 at a time). Another back end is one more line in
+// BACKEND: tcp, verbs, or bare (sockets, no transport). WAIT: blocking, spin, busy. WHAT: pingpong (request -> 4 KiB
+// page, one at a time), pages (16 at a time), bulk (64 KiB answers, 16 at a time). Another back end is one more line in
 // MakeBackEnd.
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -29,6 +29,7 @@
 #include "rdma/tcp_socket.h"
 #include "rdma/tcp_transport.h"
 #include "rdma/transport.h"
+#include "rdma/verbs_transport.h"
 
 namespace hk {
 namespace {
@@ -372,6 +373,7 @@ absl::StatusOr<std::unique_ptr<Transport>> MakeBackEnd(const Options& options, T
   settings.wait = options.wait;
   if (options.back_end == "tcp")
     return MakeTcpTransport(settings, {.listen = options.own, .listener = {}, .tls = {}}, handler);
+  if (options.back_end == "verbs") return MakeVerbsTransport(settings, options.own, handler);
   return absl::InvalidArgumentError("no back end " + options.back_end);
 }
 

@@ -3,7 +3,8 @@
 //   latency    one request at a time; prints the median and 99th percentile of --count round trips
 //   bulk       all bulk slots in flight; prints the rate of --count answers of 64 KiB
 //   transfer   all fault slots in flight, each page checked byte by byte, until the peer fails or --count pages came
-// One JSON line on standard output for the result; "up" and "failed REASON" lines as they happen.
+// One JSON line on standard output for the result; "up", "progress" (every 200 pages) and "failed REASON" lines as they
+// happen.
 #include <unistd.h>
 
 #include <algorithm>
@@ -76,7 +77,7 @@ class Load final : public TransportHandler {
     }
     last_ = now;
     transport->ReleaseSlot(message.slot);
-    if (++answered_ == kProgressPages && mode == "transfer") Say("progress");
+    if (++answered_ % kProgressPages == 0 && mode == "transfer") Say("progress");
     if (answered_ == count) return Finish();
     Ask();
   }
@@ -130,11 +131,20 @@ class Load final : public TransportHandler {
     const double seconds = std::chrono::duration<double>(last_ - first_).count();
     const double bytes = static_cast<double>(answered_) * (mode == "bulk" ? kBulkSlotBytes : kFaultSlotBytes);
     Say(fmt::format(
-        R"({{"mode": "{}", "answered": {}, "wrong": {}, "p50_us": {:.2f}, "p99_us": {:.2f}, "mb_s": {:.2f}}})", mode,
-        answered_.load(), wrong_.load(), at(0.5), at(0.99), seconds > 0 ? bytes / seconds / 1e6 : 0));
+        R"({{"mode": "{}", "answered": {}, "wrong": {}, "p50_us": {:.2f}, "p99_us": {:.2f}, "mb_s": {:.2f}, "reconnects": {}}})",
+        mode, answered_.load(), wrong_.load(), at(0.5), at(0.99), seconds > 0 ? bytes / seconds / 1e6 : 0,
+        Reconnects()));
   }
 
  private:
+  uint64_t Reconnects() const {
+    const auto statistics = transport->Statistics(peer);
+    uint64_t sum = 0;
+    if (statistics.ok()) {
+      for (const ClassStatistics& one : statistics->classes) sum += one.reconnects;
+    }
+    return sum;
+  }
   void Answer(NodeId from, const Message& request) {
     const bool bulk = request.message_class == MessageClass::kBulk;
     const auto slot = transport->AcquireSlot(request.message_class, SlotUse::kSend);
@@ -194,6 +204,7 @@ int Main(int argc, char** argv) {
   settings.self = NodeId(mode == "serve" ? 1 : 0);
   settings.lease_ms = lease_ms;
   settings.heartbeat_ms = std::min(settings.heartbeat_ms, lease_ms / 4);
+  settings.request_ms = std::max(settings.request_ms, 2 * lease_ms);  // none expires while connections are made again
   Load load;
   load.mode = mode;
   load.settings = settings;
@@ -218,6 +229,7 @@ int Main(int argc, char** argv) {
     while (::read(STDIN_FILENO, &byte, 1) > 0) {
     }
     (*transport)->Stop();
+    if (stay) load.Report();
     return 0;
   }
   const bool done = load.WaitUntilDone();

@@ -16,6 +16,7 @@
 #include "rdma/verbs_device.h"
 #include "rdma/verbs_transport.h"
 #include "tests/transport/conformance.h"
+#include "tests/transport/verbs_hostile_test.h"
 #include "tests/transport/verbs_stranger.h"
 
 namespace hk {
@@ -107,6 +108,7 @@ BackEndMaker Maker(WaitMode wait) {
 }  // namespace
 
 INSTANTIATE_TEST_SUITE_P(Blocking, TransportConformance, testing::Values(Maker(WaitMode::kBlocking)));
+INSTANTIATE_TEST_SUITE_P(Blocking, VerbsHostile, testing::Values(Maker(WaitMode::kBlocking)));
 
 }  // namespace hk
 

@@ -1,4 +1,5 @@
 // A stranger over verbs: the first bytes written are the private data of its connection, each later Write is one send.
+// A hostile peer: it also writes where it was told to, and where it was not.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -10,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "rdma/verbs_message.h"
 #include "rdma/verbs_pool.h"
 #include "rdma/verbs_port.h"
 #include "tests/transport/conformance.h"
@@ -23,9 +25,14 @@ class VerbsStranger final : public Stranger {
   ~VerbsStranger() override;
 
   void Write(std::span<const std::byte> bytes) override;
-  // The reply's private data; messages after it are not kept.
+  // The reply's private data.
   std::vector<std::byte> Read() override { return read_; }
   bool Closed() override;
+
+  // The first message after the reply, once it is there: the node's Setup. Empty: not yet.
+  std::span<const std::byte> FirstMessage();
+  // Writes up to kBytes into the node's memory, with this immediate.
+  void WriteInto(const SlotWrite& where, std::span<const std::byte> bytes);
 
  private:
   static constexpr uint32_t kReceives = 128;  // more than a node says to a peer that never answers, in any test
@@ -33,9 +40,11 @@ class VerbsStranger final : public Stranger {
 
   void Connect(std::span<const std::byte> hello);
   void TakeReply();
+  void Post(ibv_send_wr* work, ibv_sge* part);
 
   const std::string address_;
   std::vector<std::byte> read_;
+  size_t first_bytes_ = 0;  // of the first message, which is at the beginning of memory_
   bool connected_ = false, closed_ = false;
   // In this order: what uses another goes before it.
   RdmaId id_;
