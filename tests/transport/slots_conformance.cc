@@ -410,7 +410,7 @@ TEST_P(TransportConformance, SendRefusesWhatBreaksARule) {
   options.payload = send;
   options.payload_bytes = 1;
   EXPECT_EQ(Code(a->Send(b.id(), Plain(kFault, 1), options)), invalid) << "a payload without answer";
-  message = RequestInto(b, receive, 1);  // as if b had asked with a slot of that name
+  message = RequestInto(b, Acquire(b, kFault, kReceive), 1);  // as if b had asked
   message.answer = true;
   options.payload_bytes = kFaultSlotBytes + 1;
   EXPECT_EQ(Code(a->Send(b.id(), message, options)), invalid);
