@@ -21,7 +21,7 @@ class LogLimit {
 
   // A value: print the line; it stands for so many more that were not printed since the last.
   std::optional<uint64_t> Take(Monotonic now) {
-    if (last_ && now - *last_ < kInterval) {
+    if (!Allows(now)) {
       ++silent_;
       return std::nullopt;
     }
@@ -30,6 +30,8 @@ class LogLimit {
     silent_ = 0;
     return silent;
   }
+  // Take would say so; counts nothing.
+  bool Allows(Monotonic now) const { return !last_ || now - *last_ >= kInterval; }
 
  private:
   std::optional<Monotonic> last_;
