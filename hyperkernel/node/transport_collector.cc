@@ -1,5 +1,9 @@
 #include "hyperkernel/node/transport_collector.h"
 
+#include <prometheus/client_metric.h>
+#include <prometheus/metric_family.h>
+#include <prometheus/metric_type.h>
+
 #include <array>
 #include <cmath>
 #include <limits>
