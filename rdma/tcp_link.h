@@ -21,11 +21,11 @@ namespace hk {
 
 class TcpLoop;
 
-// Thread safety: see Link; Read is the class's thread's.
 // Room before each slot: for a header, read together with its page.
 inline constexpr size_t kTcpSlotRoom = 128;
 static_assert(kTcpSlotRoom >= kHeaderBytes);
 
+// One connection. Thread safety: see Link; Read is the class's thread's.
 class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> {
  public:
   // All outlive the link.
