@@ -35,10 +35,6 @@ constexpr size_t kFold = 128;
 constexpr uint64_t kFoldLow = uint64_t{PowerOfX(8 * kFold + 64 - 33)};
 constexpr uint64_t kFoldHigh = uint64_t{PowerOfX(8 * kFold - 33)};
 
-// From here on ISA-L's is taken: with AVX-512 it is three times as fast, which is more than its registers cost at the
-// next switch of the thread (a page's is switched at each page).
-constexpr size_t kLong = 16384;
-
 uint64_t Load(const std::byte* at) {
   uint64_t word;
   std::memcpy(&word, at, sizeof word);
@@ -122,10 +118,8 @@ bool HasFolding() {
 uint32_t Crc32c(std::span<const std::byte> bytes, uint32_t before) {
   HK_CHECK(bytes.size() <= (1U << 30));
   static const bool has_hardware = HasHardware(), has_folding = HasFolding();
-  if (bytes.size() < kLong || !has_hardware) {
-    if (has_folding && bytes.size() >= 4 * kFold) return ~Folded(bytes, ~before);
-    if (has_hardware) return ~Hardware(bytes, ~before);
-  }
+  if (has_folding && bytes.size() >= 4 * kFold) return ~Folded(bytes, ~before);
+  if (has_hardware) return ~Hardware(bytes, ~before);
   // ISA-L's is the bare polynomial division: both inversions are ours. Its length is an int and its pointer not const.
   auto* data = const_cast<unsigned char*>(reinterpret_cast<const unsigned char*>(bytes.data()));
   return ~crc32_iscsi(data, static_cast<int>(bytes.size()), ~before);

@@ -6,7 +6,7 @@ is the median of the rounds' ratios. p50 and p99 are of one run each, their medi
 
     request_page    64 bytes -> 4 KiB, one at a time (the floor: a ping-pong)
     pages           the same, 16 under way, as when some vCPUs fault at once
-    bulk            64 KiB answers, 16 under way (the floor: a `send` loop, which asks for nothing)
+    bulk            64 KiB answers, 8 under way (the floor: a `send` loop, which asks for nothing)
 """
 import json
 import os
