@@ -214,6 +214,11 @@ class Engine final : public Transport {
   void RunEvent(MessageClass message_class, const ClassEvent& event);
   // False: there is none now.
   bool RunPeerEvent(Peer* peer);
+  // The log of a peer's ups and failures, which a peer can cause at will: one failure per interval, and the up after
+  // it, so that the last line says what is.
+  void LogUp(Peer* peer);
+  void LogFailure(Peer* peer, PeerFailure why, const std::string& detail);
+  void LogHeldBack(Peer* peer, Monotonic now);
   Monotonic RunTimers(Peer* peer, Monotonic now);
   void Heartbeat(Peer* peer);
   void Dial(Peer* peer, Monotonic now);

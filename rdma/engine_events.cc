@@ -34,6 +34,14 @@ std::string_view NameOf(PeerFailure why) {
   return "unknown";
 }
 
+void WriteFailure(NodeId peer, PeerFailure why, const std::string& detail, uint64_t others) {
+  log::Warning("transport", "peer failed",
+               {{"peer", std::to_string(peer.value())},
+                {"reason", std::string(NameOf(why))},
+                {"detail", detail},
+                {"others_since_last_line", std::to_string(others)}});
+}
+
 }  // namespace
 
 void Engine::Post(MessageClass message_class, ClassEvent event) {
@@ -131,14 +139,12 @@ bool Engine::RunPeerEvent(Peer* peer) {
       }
     }
   }
-  const std::string name = std::to_string(peer->id.value());
   if (failed) {
-    log::Warning("transport", "peer failed",
-                 {{"peer", name}, {"reason", std::string(NameOf(failed->first))}, {"detail", failed->second}});
+    LogFailure(peer, failed->first, failed->second);
     handler_->OnPeerFailed(peer->id, failed->first, failed->second);
     return true;
   }
-  log::Info("transport", "peer up", {{"peer", name}});
+  LogUp(peer);
   handler_->OnPeerUp(peer->id);
   MutexLock lock(&peer->mutex);
   if (peer->session_count != session) return true;
@@ -150,6 +156,39 @@ bool Engine::RunPeerEvent(Peer* peer) {
     if (lane.link != nullptr) lane.link->Resume();
   }
   return true;
+}
+
+void Engine::LogUp(Peer* peer) {
+  {
+    MutexLock lock(&peer->mutex);
+    peer->unlogged.reset();
+    if (!peer->failure_logged) return;
+  }
+  log::Info("transport", "peer up", {{"peer", std::to_string(peer->id.value())}});
+}
+
+void Engine::LogFailure(Peer* peer, PeerFailure why, const std::string& detail) {
+  std::optional<uint64_t> more;
+  {
+    MutexLock lock(&peer->mutex);
+    more = peer->failure_log.Take(clock_.Now());
+    peer->failure_logged = more.has_value();
+    if (!more) peer->unlogged.emplace(why, detail);
+  }
+  if (more) WriteFailure(peer->id, why, detail, *more);
+}
+
+void Engine::LogHeldBack(Peer* peer, Monotonic now) {
+  std::optional<std::pair<PeerFailure, std::string>> held;
+  uint64_t more = 0;
+  {
+    MutexLock lock(&peer->mutex);
+    if (!peer->unlogged || !peer->failure_log.Allows(now)) return;
+    held = std::exchange(peer->unlogged, std::nullopt);
+    more = *peer->failure_log.Take(now) - 1;  // itself was counted
+    peer->failure_logged = true;
+  }
+  WriteFailure(peer->id, held->first, held->second, more);
 }
 
 void Engine::Dial(Peer* peer, Monotonic now) {
@@ -230,7 +269,10 @@ Monotonic Engine::RunControl() {
     if (peer == nullptr) continue;
     while (RunPeerEvent(peer.get())) {
     }
-    if (heartbeat) Heartbeat(peer.get());
+    if (heartbeat) {
+      Heartbeat(peer.get());
+      LogHeldBack(peer.get(), now);
+    }
     next = std::min(next, RunTimers(peer.get(), now));
     Dial(peer.get(), now);
   }

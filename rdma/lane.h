@@ -116,6 +116,10 @@ struct Peer {
   uint64_t sessions_up ABSL_GUARDED_BY(mutex) = 0;
   std::array<DialState, kMessageClasses> dials ABSL_GUARDED_BY(mutex);
   LogLimit dial_log ABSL_GUARDED_BY(mutex);
+  LogLimit failure_log ABSL_GUARDED_BY(mutex);
+  // A failure that was held back from the log: said when the limit allows it, if the peer is not up again by then.
+  std::optional<std::pair<PeerFailure, std::string>> unlogged ABSL_GUARDED_BY(mutex);
+  bool failure_logged ABSL_GUARDED_BY(mutex) = true;          // the latest; then the next up is logged too
   std::chrono::milliseconds pause ABSL_GUARDED_BY(mutex){0};  // before dialling again after the next failure
 };
 

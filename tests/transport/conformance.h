@@ -73,6 +73,8 @@ class BackEnd {
   virtual void Heal(NodeId /*a*/, NodeId /*b*/) {}
   // Null: the back end has no strangers.
   virtual std::unique_ptr<Stranger> Connect(NodeId /*to*/) { return nullptr; }
+  // A stranger is known as node 0 before its hello, and turned away if that says something else.
+  virtual bool ProvesNames() const { return false; }
 };
 
 // The half that all back ends with real threads share. Thread-safe where BackEnd says so.
