@@ -38,6 +38,10 @@ void Engine::Detach(Lane* lane, bool abort) {
     MutexLock lock(&tables_);
     slots_.Abandon(lane->peer, std::exchange(lane->claimed, SlotId()));
   }
+  if (HK_MUTANT(slots_freed_by_a_break)) {
+    MutexLock lock(&tables_);
+    PostExpired(slots_.PeerReset(lane->peer));
+  }
   if (lane->joined && !lane->broken_since) lane->broken_since = clock_.Now();
 }
 
@@ -55,8 +59,8 @@ void Engine::EndLane(Lane* lane, PeerFailure why, uint64_t next_session) {
   lane->broken_since.reset();
   lane->broken_why.clear();
   lane->owed_barriers.clear();
-  lane->told.clear();
   lane->received.Clear();
+  lane->told.clear();
   uint64_t& dropped = lane->statistics.dropped[static_cast<size_t>(DropReason::kPeerFailed)];
   lane->window.Clear([&](const Outgoing& outgoing) {
     dropped += outgoing.message.type >= kFirstUserType ? 1 : 0;
@@ -267,10 +271,6 @@ void Engine::OnBroken(const LinkTicket& ticket, const std::string& detail) {
     MutexLock lock(&lane.mutex);
     if (lane.ticket != ticket.number) return;
     Detach(&lane, true);
-    if (HK_MUTANT(slots_freed_by_a_break)) {
-      MutexLock tables_lock(&tables_);
-      PostExpired(slots_.PeerReset(ticket.peer));
-    }
     lane.broken_why = detail;
   }
   log::Debug("transport", "a connection broke",

@@ -49,11 +49,15 @@ std::vector<EpochFloors::Entry> EpochFloors::All() const {
 void EpochFloors::PeerRaised(NodeId peer, MessageClass message_class, GuestId guest, uint32_t generation, Epoch epoch) {
   Floors& floors = peers_[{peer, message_class}];
   const auto found = floors.find(guest);
-  if (found != floors.end()) {
-    found->second.Raise(generation, epoch);
-  } else if (floors.size() < kMaxFloors) {
-    floors.emplace(guest, EpochFloor{generation, epoch});
+  if (found != floors.end()) return found->second.Raise(generation, epoch);
+  if (floors.size() >= kMaxFloors) {
+    // Guests come and go, and a session lasts. One that has no floor here is asked for by nobody here.
+    const auto gone =
+        std::find_if(floors.begin(), floors.end(), [&](const auto& one) { return !own_.contains(one.first); });
+    if (gone == floors.end()) return;
+    floors.erase(gone);
   }
+  floors.emplace(guest, EpochFloor{generation, epoch});
 }
 
 void EpochFloors::PeerReset(NodeId peer) {

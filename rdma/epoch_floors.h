@@ -48,8 +48,8 @@ class EpochFloors {
   // What a peer that comes up must be told before anything else.
   std::vector<Entry> All() const;
 
-  // A Barrier came. Beyond kMaxFloors guests of a peer it is forgotten: slots then stay quarantined until the peer is
-  // reset, nothing worse.
+  // A Barrier came. Beyond kMaxFloors guests of a peer those without a floor here are forgotten, then this one: slots
+  // then stay quarantined until the peer is reset, nothing worse.
   void PeerRaised(NodeId peer, MessageClass message_class, GuestId guest, uint32_t generation, Epoch epoch);
   // The peer's session is over; the next one begins with its Barriers.
   void PeerReset(NodeId peer);

@@ -58,6 +58,16 @@ TEST(EpochFloorsTest, GuestsAreBounded) {
   EXPECT_TRUE(floors.WithoutPassed(NodeSet::Of(kA), Of(GuestId(kMaxFloors + 1), 0, 0)).Contains(kA));
 }
 
+TEST(EpochFloorsTest, GuestsThatAreGoneMakeRoomForOthers) {
+  EpochFloors floors;
+  bool raised = false;
+  ASSERT_TRUE(floors.Raise(GuestId(1), 1, Epoch(1), &raised).ok());
+  for (uint64_t guest = 1; guest <= 3 * kMaxFloors; ++guest) floors.PeerRaised(kA, kFault, GuestId(guest), 1, Epoch(5));
+  EXPECT_TRUE(floors.WithoutPassed(NodeSet::Of(kA), Of(GuestId(1), 1, 4)).empty()) << "it is here";
+  EXPECT_TRUE(floors.WithoutPassed(NodeSet::Of(kA), Of(GuestId(3 * kMaxFloors), 1, 4)).empty()) << "the last";
+  EXPECT_FALSE(floors.WithoutPassed(NodeSet::Of(kA), Of(GuestId(2), 1, 4)).empty());
+}
+
 TEST(EpochFloorsTest, PeersThatPassedAreNoWriters) {
   EpochFloors floors;
   NodeSet both = NodeSet::Of(kA);

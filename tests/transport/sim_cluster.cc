@@ -466,8 +466,8 @@ void SimCluster::Fence(NodeId by, NodeId node) {
 
 void SimCluster::Separate(SimFault fault) {
   const NodeId a = PickNode(), b = PickOther(a);
-  const auto pair = std::minmax(a, b);
-  if (separations_[pair] % 2 != 0) return;  // it is
+  const std::pair<NodeId, NodeId> pair = std::minmax(a, b);  // a copy: minmax gives references
+  if (separations_[pair] % 2 != 0) return;                   // it is
   Count(fault);
   const uint64_t separation = ++separations_[pair];
   if (fault == SimFault::kCut) {
