@@ -50,6 +50,7 @@ void VerbsPoller::Stop() {
   wake_.Wake();
   thread_.join();
   watches_.clear();
+  events_.reset();
 }
 
 void VerbsPoller::SetChannel(std::shared_ptr<ibv_comp_channel> channel) {
@@ -126,6 +127,7 @@ void VerbsPoller::Mail() {
     MutexLock lock(&mutex_);
     added.swap(added_);
     resumed.swap(resumed_);
+    events_ = channel_;
     peer_closed.swap(peer_closed_);
   }
   for (std::shared_ptr<VerbsLink>& link : added) {
@@ -214,11 +216,6 @@ bool VerbsPoller::TakeEvent(ibv_comp_channel* channel) {
 }
 
 bool VerbsPoller::Wait(Monotonic due) {
-  std::shared_ptr<ibv_comp_channel> channel;
-  {
-    MutexLock lock(&mutex_);
-    channel = channel_;
-  }
   const std::vector<uint64_t> more = std::exchange(more_, {});
   // In the common case nothing is due, and no clock is read.
   const Monotonic now = due == Monotonic::max() ? Monotonic() : std::chrono::steady_clock::now();
@@ -228,12 +225,12 @@ bool VerbsPoller::Wait(Monotonic due) {
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(left);
   const timespec timeout{.tv_sec = seconds.count(), .tv_nsec = (left - seconds).count()};
   std::array<pollfd, 2> fds = {pollfd{.fd = wake_.fd(), .events = POLLIN, .revents = 0},
-                               pollfd{.fd = channel == nullptr ? -1 : channel->fd, .events = POLLIN, .revents = 0}};
+                               pollfd{.fd = events_ == nullptr ? -1 : events_->fd, .events = POLLIN, .revents = 0}};
   ::ppoll(fds.data(), fds.size(), sleeps && due == Monotonic::max() ? nullptr : &timeout, nullptr);
   if (sleeps) wake_.Awake();
   if ((fds[0].revents & POLLIN) != 0) wake_.Drain();
   bool progress = false;
-  if (channel != nullptr && fds[1].revents != 0) progress |= TakeEvent(channel.get());
+  if (events_ != nullptr && fds[1].revents != 0) progress |= TakeEvent(events_.get());
   for (const uint64_t key : more) progress |= Serve(key);
   return progress;
 }

@@ -93,6 +93,7 @@ class VerbsPoller {
   std::atomic<bool> reap_{false};
 
   // The thread's own.
+  std::shared_ptr<ibv_comp_channel> events_;  // channel_, as of the last Mail
   std::map<uint64_t, Watch> watches_;
   std::vector<uint64_t> more_;  // have more to take
   std::vector<uint64_t> hot_;   // lately in use

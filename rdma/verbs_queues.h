@@ -29,8 +29,8 @@ struct QueueDepths {
 };
 
 // The device repeats what is not acknowledged after 4.096 us * 2^n, so many times (InfiniBand Architecture
-// Specification, 9.7.6.1.3); three bits hold it.
-inline constexpr uint8_t kRetries = 7;
+// Specification, 9.7.6.1.3). Not 7, which three bits would hold: rxe takes that for "without end".
+inline constexpr uint8_t kRetries = 6;
 
 // The n for a lease. All tries together take half of it at most, so that a connection that is lost without a word is
 // known to be broken while there is time to resume it; not below 4 ms each, where a busy host would look like a dead

@@ -123,7 +123,7 @@ class TwoHosts(unittest.TestCase):
 
     def test_0_a_cut_within_the_lease_is_survived(self):
         """The devices' retries end while the link is cut: the connections are made again, and go on where they were."""
-        lease = '--lease-ms', '6000'  # the eight tries take 2.1 s of it
+        lease = '--lease-ms', '6000'  # the seven tries take 1.9 s of it
         if HOST == 2:
             serving = Load(self, 'serve', '10.77.0.2:7300', '10.77.0.1:7300', '--check', *lease)
             barrier('survived-running')
