@@ -89,6 +89,7 @@ void TcpLoop::Add(std::shared_ptr<TcpLink> link) {
   TcpLink* key = link.get();
   Watch& watch = watches_[key];
   watch.link = std::move(link);
+  shown_.fetch_add(1, std::memory_order_release);
   UpdateWatch(&watch);
   // Closed between Attach and here: nobody else will say so.
   if (key->closed()) Closed();
@@ -193,6 +194,7 @@ bool TcpLoop::Poll(Monotonic due) {
   const bool sleeps = more.empty() && due != Monotonic::min() && wake_.Sleep();
   const int count = WaitUntil(epoll_.get(), events.data(), sleeps ? due : Monotonic::min());
   if (sleeps) wake_.Awake();
+  if (count > 0) static_cast<void>(shown_.load(std::memory_order_acquire));
   bool progress = false;
   for (int i = 0; i < count; ++i) {
     const epoll_event& event = events[static_cast<size_t>(i)];

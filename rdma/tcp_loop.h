@@ -70,6 +70,9 @@ class TcpLoop {
   std::thread thread_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> reap_{false};
+  // Raised before a link is shown to epoll, read after epoll has shown one: what made the link is seen by the thread
+  // (the kernel orders the two, but no tool knows of it).
+  std::atomic<uint64_t> shown_{0};
 
   Mutex mutex_;
   std::unordered_map<TcpLink*, Watch> watches_ ABSL_GUARDED_BY(mutex_);  // only the thread removes
