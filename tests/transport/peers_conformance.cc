@@ -188,8 +188,11 @@ TEST_P(TransportConformance, ARestartedNodeIsAnother) {
     const SlotId slot = Acquire(stays, kFault, SlotUse::kReceive);
     ASSERT_TRUE(stays->Send(NodeId(victim), RequestInto(stays, slot, 1)).ok());
     HK_NEEDS(Kill(NodeId(victim)));
+    // Not found before it knows its peer: it would say that it is nobody's.
+    HK_NEEDS(back_end_->Cut(stays.id(), NodeId(victim)));
     Node& again = StartNode(victim);
     ASSERT_TRUE(again->AddPeer(stays.id(), back_end_->Address(again.id(), stays.id())).ok());
+    back_end_->Heal(stays.id(), again.id());
     ASSERT_TRUE(AwaitCount(stays, Seen::Kind::kFailed, 1));
     EXPECT_EQ(stays.All(Seen::Kind::kFailed)[0].failure, PeerFailure::kRestarted);
     ASSERT_TRUE(AwaitCount(stays, Seen::Kind::kExpired, 1));
