@@ -12,6 +12,7 @@
 
 namespace hk {
 
+// A connected stream.
 class ByteStream {
  public:
   virtual ~ByteStream() = default;

@@ -56,6 +56,11 @@ Link::Sent TcpLink::Send(const Header& header, std::span<const std::byte> body, 
   out_.push_back(PartOf(control.first(kHeaderBytes + body.size())));
   if (!payload.empty()) out_.push_back(PartOf(payload));
   if (more && out_messages_ < kBatch) return Sent::kTaken;
+  if (holding_.load(std::memory_order_relaxed) && payload.empty() && header.message.type >= kFirstUserType &&
+      out_messages_ < kHeld) {
+    held_.store(true);
+    if (holding_.load()) return Sent::kTaken;  // LetGo sees held_
+  }
   return Flush() == Sent::kBroken ? Sent::kBroken : Sent::kTaken;
 }
 
@@ -70,6 +75,7 @@ Link::Sent TcpLink::Flush() {
     Advance(&out_, static_cast<size_t>(written));
   }
   out_messages_ = 0;
+  held_.store(false, std::memory_order_relaxed);
   blocked_.store(false, std::memory_order_release);
   return Sent::kTaken;
 }
@@ -168,8 +174,8 @@ ssize_t TcpLink::FillExpected(SlotId slot, size_t* room) {
 void TcpLink::TakeExpected(SlotId slot, std::span<std::byte> page, std::span<const std::byte> read) {
   std::span<const std::byte> rest = read;
   if (read.size() >= kHeaderBytes && DecodeHeader(read, ticket_.message_class, &header_) == WireError::kNone &&
-      header_.message.answer && header_.message.slot == slot && header_.body_bytes == 0 &&
-      header_.payload_bytes == page.size()) {
+      header_.message.answer && (header_.message.slot == slot || HK_MUTANT(tcp_page_in_any_slot)) &&
+      header_.body_bytes == 0 && header_.payload_bytes == page.size()) {
     have_header_ = in_payload_ = true;
     discard_ = false;
     payload_ = page;
@@ -198,7 +204,24 @@ TcpLink::Step TcpLink::Parse(int* messages) {
   }
 }
 
+Engine::Fate TcpLink::DeliverHolding(bool behind, std::span<const std::byte> body, std::span<const std::byte> payload) {
+  if (behind != holding_.load(std::memory_order_relaxed)) holding_.store(behind);
+  return engine_->Deliver(ticket_, header_, body, payload);
+}
+
+void TcpLink::LetGo() {
+  if (!holding_.load(std::memory_order_relaxed) && !held_.load()) return;
+  holding_.store(false);
+  if (held_.exchange(false)) engine_->OnSendable(ticket_);
+}
+
 TcpLink::ReadResult TcpLink::Read(bool* progress) {
+  const ReadResult result = ReadAll(progress);
+  LetGo();
+  return result;
+}
+
+TcpLink::ReadResult TcpLink::ReadAll(bool* progress) {
   int messages = 0;
   for (bool drained = false;;) {
     const int before = messages;
@@ -264,7 +287,8 @@ TcpLink::Step TcpLink::ParseHeader() {
   }
   if (CheckPayload(header_, body, {}) != WireError::kNone) return Malformed("body: payload-crc");
   if (header_.message.answer) expected_.Erase(header_.message.slot);
-  const Step step = StepOf(engine_->Deliver(ticket_, header_, body, {}));
+  const bool behind = there.size() > kHeaderBytes + header_.body_bytes;
+  const Step step = StepOf(DeliverHolding(behind, body, {}));
   if (step == Step::kPaused) return step;
   // It may have freed slots.
   if (header_.message.type == static_cast<uint16_t>(OwnType::kBarrier)) expected_.Clear();
@@ -297,7 +321,7 @@ TcpLink::Step TcpLink::FinishPayload() {
   const std::span<const std::byte> body = std::span<const std::byte>(body_).first(header_.body_bytes);
   if (!payload_right_) return Malformed("payload: payload-crc");
   expected_.Erase(header_.message.slot);
-  const Step step = StepOf(engine_->Deliver(ticket_, header_, body, discard_ ? std::span<std::byte>() : payload_));
+  const Step step = StepOf(DeliverHolding(in_begin_ != in_end_, body, discard_ ? std::span<std::byte>() : payload_));
   if (step == Step::kPaused) return step;
   in_payload_ = have_header_ = false;
   if (discard_) scratch_ = {};

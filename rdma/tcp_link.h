@@ -21,11 +21,11 @@ namespace hk {
 
 class TcpLoop;
 
-// Thread safety: see Link; Read is the class's thread's.
 // Room before each slot: for a header, read together with its page.
 inline constexpr size_t kTcpSlotRoom = 128;
 static_assert(kTcpSlotRoom >= kHeaderBytes);
 
+// One connection. Thread safety: see Link; Read is the class's thread's.
 class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> {
  public:
   // All outlive the link.
@@ -63,6 +63,9 @@ class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> 
   // header fit the room between two slots.
   static constexpr size_t kBehindPage = kTcpSlotRoom - kHeaderBytes;
 
+  // How many short messages are held back while the class's thread has others of the peer at hand (DeliverHolding): a
+  // quarter of what keeps a peer busy.
+  static constexpr size_t kHeld = 4;
   // How many messages one write gathers: with their payloads as many parts as a page of the kernel's iovecs.
   static constexpr size_t kBatch = 16;
   // How many bytes of messages without payload are read at once at most.
@@ -80,6 +83,11 @@ class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> 
   Step FinishPayload();
   Step StepOf(Engine::Fate fate) const;
   Step Malformed(const std::string& detail);
+  ReadResult ReadAll(bool* progress);
+  // Delivers the present message. If bytes of the next one are there (`behind`), the handler's short messages wait for
+  // its own: one write, and one wake-up of the peer, for some of them. They never wait while the thread does.
+  Engine::Fate DeliverHolding(bool behind, std::span<const std::byte> body, std::span<const std::byte> payload);
+  void LetGo();
   // Bytes moved as ByteStream::Read; 0 also if the link was closed. `drained`: there is no more for now.
   ssize_t Fill(bool* drained);
   ssize_t FillHeader(size_t* room);
@@ -97,6 +105,8 @@ class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> 
   TcpLoop* const loop_;
   std::atomic<bool> closed_{false};
   std::atomic<bool> blocked_{false};
+  std::atomic<bool> holding_{false};  // written by the class's thread
+  std::atomic<bool> held_{false};     // something waits in out_ for LetGo
 
   // Writing: under the lane's lock.
   std::array<std::array<std::byte, kMaxControlBytes>, kBatch> out_control_;
