@@ -9,8 +9,10 @@
 #include <prometheus/text_serializer.h>
 
 #include <exception>
+#include <utility>
 
 #include "fmt/format.h"
+#include "hyperkernel/node/transport_collector.h"
 
 namespace hk {
 namespace {
@@ -52,6 +54,7 @@ class FrameCollector final : public prometheus::Collectable {
 struct Metrics::Impl {
   std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
   std::shared_ptr<FrameCollector> frames;
+  std::shared_ptr<TransportCollector> transport;
   prometheus::Family<prometheus::Gauge>& build = prometheus::BuildGauge()
                                                      .Name("hyperkernel_build_info")
                                                      .Help("Always 1; the labels say what runs.")
@@ -92,6 +95,11 @@ void Metrics::DescribeNode(const v1::NodeInfo& info, const FrameStore& frames) {
   impl_->frames = std::make_shared<FrameCollector>(frames);
 }
 
+void Metrics::DescribeTransport(const Transport& transport,
+                                std::function<std::vector<std::pair<NodeId, std::string>>()> peers) {
+  impl_->transport = std::make_shared<TransportCollector>(transport, std::move(peers));
+}
+
 void Metrics::SetPeerUp(const std::string& peer, bool up) {
   impl_->peer_up.Add({{"peer", peer}}).Set(up ? 1 : 0);
 }
@@ -118,14 +126,18 @@ absl::Status Metrics::Serve(const Address& address) {
   }
   impl_->exposer->RegisterCollectable(impl_->registry);
   if (impl_->frames != nullptr) impl_->exposer->RegisterCollectable(impl_->frames);
+  if (impl_->transport != nullptr) impl_->exposer->RegisterCollectable(impl_->transport);
   return absl::OkStatus();
 }
 
 std::string Metrics::Text() const {
   std::vector<prometheus::MetricFamily> families = impl_->registry->Collect();
-  if (impl_->frames != nullptr) {
-    for (prometheus::MetricFamily& family : impl_->frames->Collect()) families.push_back(std::move(family));
-  }
+  const auto add = [&families](const prometheus::Collectable* collectable) {
+    if (collectable == nullptr) return;
+    for (prometheus::MetricFamily& family : collectable->Collect()) families.push_back(std::move(family));
+  };
+  add(impl_->frames.get());
+  add(impl_->transport.get());
   return prometheus::TextSerializer().Serialize(families);
 }
 

@@ -2,13 +2,17 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/address.h"
 #include "hyperkernel/memory/frame_store.h"
 #include "proto/node.pb.h"
+#include "rdma/transport.h"
 
 namespace hk {
 
@@ -21,6 +25,10 @@ class Metrics {
   // Constant facts as labels, and the frame gauges, which are read from `frames` at each scrape; `frames` must outlive
   // this.
   void DescribeNode(const v1::NodeInfo& info, const FrameStore& frames);
+  // What the transport counts, read from it at each scrape; it must outlive this. Before Serve. `peers`: see
+  // transport_collector.h.
+  void DescribeTransport(const Transport& transport,
+                         std::function<std::vector<std::pair<NodeId, std::string>>()> peers);
   void SetPeerUp(const std::string& peer, bool up);
   void ObserveHello(const std::string& peer, std::chrono::microseconds round_trip);
   void CountHelloFailure(const std::string& peer);
