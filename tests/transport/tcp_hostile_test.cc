@@ -3,6 +3,7 @@
 //
 // HK_SEED=N repeats a run. HK_SOAK=1: a million corrupted frames instead of a few thousand.
 #include <dirent.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -70,6 +71,8 @@ TransportSettings Settings(NodeId node) {
   // Nothing here ends because time passes.
   settings.lease_ms = settings.handshake_ms = 300'000;
   settings.request_ms = 60'000;
+  settings.backoff_ms = 1;
+  settings.backoff_max_ms = 4;
   settings.window_messages = 64;
   settings.fault_receive_slots = settings.fault_send_slots = 16;
   settings.bulk_receive_slots = settings.bulk_send_slots = 4;
@@ -227,7 +230,8 @@ class Friend final : public LiveNode {
 // One connection of the attacker. Ends with a reset, so that no port is kept busy.
 class Socket {
  public:
-  explicit Socket(uint16_t port) : fd_(ConnectLoopback(port)) {
+  explicit Socket(uint16_t port) : Socket(ConnectLoopback(port)) {}
+  explicit Socket(OwnedFd fd) : fd_(std::move(fd)) {
     const linger at_once{.l_onoff = 1, .l_linger = 0};
     ::setsockopt(fd_.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
     ::setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &kHangGuard, sizeof kHangGuard);
@@ -314,6 +318,29 @@ class Attacker {
     return hello;
   }
 
+  // Any reply to a hello, right ones among them, and what may follow it.
+  Bytes ReplyTo(const Hello& said) {
+    constexpr std::array kKinds = {HelloKind::kHello,         HelloKind::kAcceptFresh,   HelloKind::kAcceptResumed,
+                                   HelloKind::kRejectVersion, HelloKind::kRejectCluster, HelloKind::kRejectNode,
+                                   HelloKind::kRejectEpoch,   HelloKind::kRejectSession, HelloKind::kRejectResume,
+                                   HelloKind::kRejectBusy,    HelloKind::kRejectRole};
+    Hello hello = said;
+    std::swap(hello.from, hello.to);
+    hello.kind = kKinds[Number(0, kKinds.size() - 1)];
+    hello.session = Number(0, 3);
+    hello.peer_session = Chance(4) ? Number(0, 3) : said.session;
+    hello.received = Chance(4) ? Number(0, 100) : 0;
+    if (Chance(8)) hello.cluster ^= 1;
+    if (Chance(8)) hello.message_class = static_cast<MessageClass>(Number(0, 2));
+    if (Chance(8)) hello.from = NodeId(static_cast<uint16_t>(Number(0, kMaxNodes - 1)));
+    Bytes bytes;
+    Add(EncodeHello(hello), &bytes);
+    if (Chance(8)) Flip(&bytes, 0, kHelloBytes, Number(1, 8));
+    if (Chance(8)) bytes.resize(Number(0, kHelloBytes - 1));
+    if (Chance(8)) Scramble(&bytes);
+    if (Chance(2)) Add(Corrupted(said.message_class), &bytes);
+    return bytes;
+  }
   uint64_t Number(uint64_t least, uint64_t most) {
     return std::uniform_int_distribution<uint64_t>(least, most)(random_);
   }
@@ -638,6 +665,33 @@ TEST_F(TcpHostileTest, APeerThatFailsAgainAndAgainIsLoggedOncePerInterval) {
   EXPECT_LE(Lines(log, "peer failed"), intervals) << log;
   EXPECT_LE(Lines(log, "peer up"), intervals + 1) << log;  // the first, and those after a failure that was logged
   ExpectFriendUnharmed();
+}
+
+// The target dials somebody who answers what he likes.
+TEST_F(TcpHostileTest, WrongRepliesEndOnlyTheirConnection) {
+  constexpr NodeId kImpostor{3};
+  constexpr int kReplies = 400;
+  const size_t files = OpenFiles();
+  {
+    const auto listener = BindTcp(LoopbackAddress(0));
+    ASSERT_TRUE(listener.ok() && ListenTcp(listener->get()).ok());
+    ASSERT_TRUE((*target_)->AddPeer(kImpostor, BoundAddress(listener->get())->ToString()).ok());
+    Attacker attacker(port(), 1);
+    for (int i = 0; i < kReplies; ++i) {
+      pollfd dialled{.fd = listener->get(), .events = POLLIN, .revents = 0};
+      ASSERT_EQ(::poll(&dialled, 1, static_cast<int>(kHangGuard.tv_sec) * 1000), 1);
+      Socket socket(OwnedFd(::accept(listener->get(), nullptr, nullptr)));
+      Hello said;
+      ASSERT_EQ(DecodeHello(socket.Read(kHelloBytes), &said), WireError::kNone);
+      EXPECT_EQ(said.to, kImpostor);
+      socket.Write(attacker.ReplyTo(said));
+      socket.Finish();
+    }
+  }
+  EXPECT_EQ(target_->ups(kImpostor), 0) << "it never sent a Setup";
+  (*target_)->RemovePeer(kImpostor);
+  ExpectFriendUnharmed();
+  EXPECT_TRUE(Await([&] { return OpenFiles() == files; })) << OpenFiles() << " files are open, not " << files;
 }
 
 // Somebody else opens connections, so that only the target runs out of files.
