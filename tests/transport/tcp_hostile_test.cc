@@ -4,6 +4,7 @@
 // HK_SEED=N repeats a run. HK_SOAK=1: a million corrupted frames instead of a few thousand.
 #include <dirent.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -259,6 +260,12 @@ class Socket {
     bytes.resize(filled);
     return bytes;
   }
+  // Bytes that can be read at once.
+  size_t Waiting() const {
+    int bytes = 0;
+    HK_CHECK(::ioctl(fd_.get(), FIONREAD, &bytes) == 0);
+    return static_cast<size_t>(bytes);
+  }
   // Nothing more is said: when this returns, the target has read all that was, and closed the connection.
   void Finish() {
     ::shutdown(fd_.get(), SHUT_WR);
@@ -373,7 +380,8 @@ class Attacker {
   }
   void ReadRequests(MessageClass message_class) {
     Socket& socket = *sockets_[static_cast<size_t>(message_class)];
-    while (requests_.empty()) {
+    // At least one, and those that are there already: the last is answered first.
+    while (requests_.empty() || socket.Waiting() >= kHeaderBytes) {
       Header header;
       const Bytes bytes = socket.Read(kHeaderBytes);
       if (bytes.empty()) return;

@@ -123,12 +123,14 @@ bool TcpProxy::Serve(Connection* connection) {
 
 void TcpProxy::Run() {
   std::vector<pollfd> polled;
-  while (!stop_) {
+  for (;;) {
+    // In this order: who stops us says so, and then wakes us.
+    uint64_t times = 0;
+    static_cast<void>(::read(wake_.get(), &times, sizeof times));
+    if (stop_) return;
     polled.assign(1, {.fd = wake_.get(), .events = POLLIN, .revents = 0});
     {
       MutexLock lock(&mutex_);
-      uint64_t times = 0;
-      static_cast<void>(::read(wake_.get(), &times, sizeof times));
       for (auto& [key, route] : routes_) {
         if (!route.listener.valid()) continue;
         if (!route.silent) {
