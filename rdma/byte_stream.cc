@@ -49,11 +49,13 @@ class SocketStream final : public ByteStream {
 
 }  // namespace
 
-void ByteStream::Shutdown(bool abort) {
-  if (abort) {
-    const linger at_once{.l_onoff = 1, .l_linger = 0};
-    ::setsockopt(fd_.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
-  }
+void ByteStream::EndReading() {
+  ::shutdown(fd_.get(), SHUT_RD);
+}
+
+void ByteStream::Abort() {
+  const linger at_once{.l_onoff = 1, .l_linger = 0};
+  ::setsockopt(fd_.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
   ::shutdown(fd_.get(), SHUT_RDWR);
 }
 

@@ -1,5 +1,5 @@
 // A connected, non-blocking stream of bytes: a TCP socket, bare or under TLS. Read and Write may run at the same time,
-// from two threads; two Reads, or two Writes, may not. Shutdown may be called by any thread at any time.
+// from two threads; two Reads, or two Writes, may not. EndReading and Abort may be called by any thread at any time.
 #pragma once
 
 #include <sys/types.h>
@@ -23,9 +23,10 @@ class ByteStream {
   virtual ssize_t Write(std::span<const iovec> parts) = 0;
   // Bytes wait that polling the socket does not show.
   virtual bool HasBuffered() const { return false; }
-  // Ends both directions, so that readers see the end. `abort`: what was written may be lost, and the other end gets a
-  // reset.
-  void Shutdown(bool abort);
+  // Reading ends after what is there; whoever polls the socket is told.
+  void EndReading();
+  // Ends both directions, so that readers see the end. What was written may be lost, and the other end gets a reset.
+  void Abort();
   int fd() const { return fd_.get(); }
 
  protected:

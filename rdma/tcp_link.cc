@@ -47,6 +47,7 @@ TcpLink::~TcpLink() = default;
 Link::Sent TcpLink::Send(const Header& header, std::span<const std::byte> body, std::span<const std::byte> payload,
                          bool more) {
   if (blocked_.load(std::memory_order_relaxed)) return Sent::kFull;
+  if (write_failed_) return Sent::kTaken;
   Header complete = header;
   SetPayloadCrc(body, payload, &complete);
   const std::array<std::byte, kHeaderBytes> encoded = EncodeHeader(complete);
@@ -61,7 +62,8 @@ Link::Sent TcpLink::Send(const Header& header, std::span<const std::byte> body, 
     held_.store(true);
     if (holding_.load()) return Sent::kTaken;  // LetGo sees held_
   }
-  return Flush() == Sent::kBroken ? Sent::kBroken : Sent::kTaken;
+  static_cast<void>(Flush());
+  return Sent::kTaken;
 }
 
 Link::Sent TcpLink::Flush() {
@@ -71,7 +73,12 @@ Link::Sent TcpLink::Flush() {
       if (!blocked_.exchange(true)) loop_->WantWrite(this);
       return Sent::kFull;
     }
-    if (written < 0) return Sent::kBroken;
+    if (written < 0) {
+      write_failed_ = true;
+      out_.clear();
+      stream_->EndReading();
+      break;
+    }
     Advance(&out_, static_cast<size_t>(written));
   }
   out_messages_ = 0;
@@ -86,7 +93,11 @@ Link::Sent TcpLink::Continue() {
 
 void TcpLink::Close(bool abort) {
   closed_.store(true);
-  stream_->Shutdown(abort);
+  if (abort) {
+    stream_->Abort();
+  } else {
+    loop_->Part(stream_->fd());
+  }
   // What began before ends soon (it does not block); nothing begins after.
   while (in_slot_.load()) std::this_thread::yield();
   loop_->Closed();

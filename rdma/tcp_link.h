@@ -97,6 +97,8 @@ class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> 
   // Between them the slot of the payload is ours. False: the link was closed, and it is not.
   bool EnterSlot();
   void LeaveSlot() { in_slot_.store(false, std::memory_order_release); }
+  // Never kBroken: what came before the connection broke is read and delivered first, a Goodbye most of all; its end is
+  // then told by reading, and what is dropped until then is sent again or was for nobody.
   Sent Flush();
 
   const LinkTicket ticket_;
@@ -112,6 +114,7 @@ class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> 
   std::array<std::array<std::byte, kMaxControlBytes>, kBatch> out_control_;
   std::vector<iovec> out_;  // not written yet
   size_t out_messages_ = 0;
+  bool write_failed_ = false;
 
   // Set by the class's thread while it puts bytes into a slot or looks at them there: Close waits for it.
   std::atomic<bool> in_slot_{false};

@@ -37,11 +37,13 @@ int WaitUntil(int epoll, epoll_event* events, Monotonic due) {
 
 }  // namespace
 
-TcpLoop::TcpLoop(MessageClass message_class, WaitMode wait, std::chrono::microseconds spin, SpinPermits* permits)
+TcpLoop::TcpLoop(MessageClass message_class, WaitMode wait, std::chrono::microseconds spin, SpinPermits* permits,
+                 TcpPartings* partings)
     : class_(message_class),
       wait_(wait),
       window_(wait == WaitMode::kBusy ? std::chrono::nanoseconds(kBusyWindow) : std::chrono::nanoseconds(spin)),
-      permits_(permits) {}
+      permits_(permits),
+      partings_(partings) {}
 
 TcpLoop::~TcpLoop() {
   Stop();

@@ -17,6 +17,7 @@
 #include "hyperkernel/base/mutex.h"
 #include "rdma/engine.h"
 #include "rdma/tcp_link.h"
+#include "rdma/tcp_partings.h"
 #include "rdma/thread_wake.h"
 
 namespace hk {
@@ -28,7 +29,8 @@ class TcpLoop {
   static constexpr std::chrono::milliseconds kBusyWindow{100};
 
   // `permits` outlives the loop.
-  TcpLoop(MessageClass message_class, WaitMode wait, std::chrono::microseconds spin, SpinPermits* permits);
+  TcpLoop(MessageClass message_class, WaitMode wait, std::chrono::microseconds spin, SpinPermits* permits,
+          TcpPartings* partings);
   ~TcpLoop();
 
   absl::Status Start(Engine* engine);
@@ -41,6 +43,8 @@ class TcpLoop {
   void WantWrite(TcpLink* link);
   void Resume(std::shared_ptr<TcpLink> link);
   void Closed();
+  // Ends a connection such that the peer still gets what was sent.
+  void Part(int fd) { partings_->Take(fd); }
 
  private:
   // What epoll knows of a link.
@@ -64,6 +68,7 @@ class TcpLoop {
   const WaitMode wait_;
   const std::chrono::nanoseconds window_;
   SpinPermits* const permits_;
+  TcpPartings* const partings_;
   Engine* engine_ = nullptr;
   OwnedFd epoll_;
   WakeFlag wake_;

@@ -23,7 +23,7 @@ namespace {
 using std::chrono::milliseconds;
 
 // What epoll's events carry: one of these, or a handshake's number.
-constexpr uint64_t kWakeId = 0, kListenerId = 1, kFirstHandshakeId = 2;
+constexpr uint64_t kWakeId = 0, kListenerId = 1, kPartingsId = 2, kFirstHandshakeId = 3;
 // Connections accepted before anything else is looked at again: a flood does not stop the heartbeats.
 constexpr int kAcceptsPerTurn = 64;
 // How long the listener rests when there are no file descriptors left: others give some back meanwhile.
@@ -79,12 +79,13 @@ TcpWire::TcpWire(const TransportSettings& settings, TcpOptions options, std::uni
       name_of_(options.tls ? std::move(options.tls->name_of) : nullptr),
       tls_(std::move(tls)),
       permits_(cpus),
+      partings_([this] { wake_.Wake(); }),
       resolver_([this] { wake_.Wake(); }),
       next_id_(kFirstHandshakeId) {
   const WaitMode wait = EffectiveWaitMode(settings_.wait, 2, cpus);
   for (size_t i = 0; i < kMessageClasses; ++i) {
     loops_[i] = std::make_unique<TcpLoop>(static_cast<MessageClass>(i), wait,
-                                          std::chrono::microseconds(settings_.spin_us), &permits_);
+                                          std::chrono::microseconds(settings_.spin_us), &permits_, &partings_);
   }
 }
 
@@ -104,6 +105,9 @@ absl::Status TcpWire::Start(Engine* engine) {
   HK_RETURN_IF_ERROR(wake_.Open());
   epoll_event event{.events = EPOLLIN, .data = {.u64 = kWakeId}};
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.fd(), &event) != 0) return ErrnoStatus(errno, "epoll_ctl");
+  HK_RETURN_IF_ERROR(partings_.Open());
+  event.data.u64 = kPartingsId;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, partings_.fd(), &event) != 0) return ErrnoStatus(errno, "epoll_ctl");
   for (const std::unique_ptr<TcpLoop>& loop : loops_) HK_RETURN_IF_ERROR(loop->Start(engine));
   thread_ = std::thread([this] { Run(); });
   ::pthread_setname_np(thread_.native_handle(), "hk-tcp-control");
@@ -118,6 +122,7 @@ void TcpWire::Stop() {
     thread_.join();
   }
   for (const std::unique_ptr<TcpLoop>& loop : loops_) loop->Stop();
+  partings_.Finish();
   handshakes_.clear();
   listener_.Reset();
 }
@@ -150,6 +155,7 @@ void TcpWire::Run() {
     if (stop_.load()) return;
     Monotonic due = std::min(engine_->RunControl(), NextDeadline());
     const Monotonic now = std::chrono::steady_clock::now();
+    due = std::min(due, partings_.Serve(now));
     if (!listening_) {
       if (now >= accept_after_) {
         epoll_event event{.events = EPOLLIN, .data = {.u64 = kListenerId}};
@@ -172,7 +178,7 @@ void TcpWire::Run() {
         static_cast<void>(::read(wake_.fd(), &times, sizeof times));
       } else if (id == kListenerId) {
         Accept();
-      } else {
+      } else if (id != kPartingsId) {  // they are served in every turn
         Progress(id);
       }
     }

@@ -18,6 +18,7 @@
 #include "rdma/link.h"
 #include "rdma/tcp_handshake.h"
 #include "rdma/tcp_loop.h"
+#include "rdma/tcp_partings.h"
 #include "rdma/tcp_socket.h"
 #include "rdma/tcp_transport.h"
 
@@ -100,6 +101,7 @@ class TcpWire final : public Wire {
   const std::function<std::string(NodeId)> name_of_;
   const std::unique_ptr<TlsContext> tls_;
   SpinPermits permits_;
+  TcpPartings partings_;
   std::array<std::unique_ptr<TcpLoop>, kMessageClasses> loops_;
   Engine* engine_ = nullptr;
   OwnedFd epoll_;
