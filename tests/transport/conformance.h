@@ -10,6 +10,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <map>
@@ -26,6 +27,9 @@
 #include "rdma/transport.h"
 
 namespace hk {
+
+// When a wait that would never end is ended.
+std::chrono::seconds HangGuard();
 
 // A connection of nobody in particular to a node's port: bytes, as the wire carries them over TCP. Destroying it closes
 // it.

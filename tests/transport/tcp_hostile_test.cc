@@ -47,8 +47,6 @@ constexpr Epoch kEpoch{5};
 constexpr uint16_t kRequestType = kFirstUserType, kPageType = kFirstUserType + 1;
 constexpr uint64_t kFrames = 20'000, kSoakFrames = 1'000'000;
 constexpr int kStrangers = 10'000;
-// Ends a hang, nothing else.
-constexpr timeval kHangGuard{.tv_sec = 60, .tv_usec = 0};
 
 size_t OpenFiles() {
   DIR* directory = ::opendir("/proc/self/fd");
@@ -235,8 +233,9 @@ class Socket {
   explicit Socket(OwnedFd fd) : fd_(std::move(fd)) {
     const linger at_once{.l_onoff = 1, .l_linger = 0};
     ::setsockopt(fd_.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
-    ::setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &kHangGuard, sizeof kHangGuard);
-    ::setsockopt(fd_.get(), SOL_SOCKET, SO_SNDTIMEO, &kHangGuard, sizeof kHangGuard);
+    const timeval guard{.tv_sec = HangGuard().count(), .tv_usec = 0};
+    ::setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &guard, sizeof guard);
+    ::setsockopt(fd_.get(), SOL_SOCKET, SO_SNDTIMEO, &guard, sizeof guard);
   }
   // The target may have closed the connection already; then the bytes go nowhere.
   void Write(std::span<const std::byte> bytes) {
@@ -687,7 +686,7 @@ TEST_F(TcpHostileTest, WrongRepliesEndOnlyTheirConnection) {
     Attacker attacker(port(), 1);
     for (int i = 0; i < kReplies; ++i) {
       pollfd dialled{.fd = listener->get(), .events = POLLIN, .revents = 0};
-      ASSERT_EQ(::poll(&dialled, 1, static_cast<int>(kHangGuard.tv_sec) * 1000), 1);
+      ASSERT_EQ(::poll(&dialled, 1, static_cast<int>(HangGuard().count()) * 1000), 1);
       Socket socket(OwnedFd(::accept(listener->get(), nullptr, nullptr)));
       Hello said;
       ASSERT_EQ(DecodeHello(socket.Read(kHelloBytes), &said), WireError::kNone);
