@@ -297,10 +297,11 @@ TcpLink::Step TcpLink::ParseHeader() {
     return Step::kGoOn;
   }
   if (CheckPayload(header_, body, {}) != WireError::kNone) return Malformed("body: payload-crc");
-  if (header_.message.answer) expected_.Erase(header_.message.slot);
   const bool behind = there.size() > kHeaderBytes + header_.body_bytes;
   const Step step = StepOf(DeliverHolding(behind, body, {}));
   if (step == Step::kPaused) return step;
+  // Not before: the answer may be here before Send has come to Expect; Deliver waits for the lock that it holds.
+  if (header_.message.answer) expected_.Erase(header_.message.slot);
   // It may have freed slots.
   if (header_.message.type == static_cast<uint16_t>(OwnType::kBarrier)) expected_.Clear();
   have_header_ = false;
@@ -331,9 +332,9 @@ void TcpLink::CheckWhole() {
 TcpLink::Step TcpLink::FinishPayload() {
   const std::span<const std::byte> body = std::span<const std::byte>(body_).first(header_.body_bytes);
   if (!payload_right_) return Malformed("payload: payload-crc");
-  expected_.Erase(header_.message.slot);
   const Step step = StepOf(DeliverHolding(in_begin_ != in_end_, body, discard_ ? std::span<std::byte>() : payload_));
   if (step == Step::kPaused) return step;
+  expected_.Erase(header_.message.slot);
   in_payload_ = have_header_ = false;
   if (discard_) scratch_ = {};
   payload_ = {};
