@@ -170,7 +170,8 @@ bool TcpLoop::ReadLink(TcpLink* link) {
     case TcpLink::ReadResult::kIdle:
       break;
     case TcpLink::ReadResult::kMore:
-      more_.push_back(link);
+      // Once: an event and its place in the last turn may both have led here.
+      if (std::find(more_.begin(), more_.end(), link) == more_.end()) more_.push_back(link);
       break;
     case TcpLink::ReadResult::kPaused: {
       MutexLock lock(&mutex_);
