@@ -183,9 +183,10 @@ bool VerbsPoller::Serve(uint64_t key) {
   }
   if (progress && wait_ != WaitMode::kBlocking && std::find(hot_.begin(), hot_.end(), key) == hot_.end()) {
     if (hot_.size() == kHotLinks) {
+      // It asks for events in the next turn; not here, where it might become hot again.
       const uint64_t cold = hot_.front();
       hot_.erase(hot_.begin());
-      Serve(cold);
+      if (std::find(more_.begin(), more_.end(), cold) == more_.end()) more_.push_back(cold);
     }
     hot_.push_back(key);
   }
