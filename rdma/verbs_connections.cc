@@ -115,10 +115,10 @@ void VerbsWire::Run() {
     if (stop_.load()) return;
     TakeEvents();
     TakeDeviceEvents();
-    DestroyGone();
+    const Monotonic gone_due = DestroyGone();
     // Before the engine: it learns what failed, and says when to try again.
     const Monotonic port_due = TendPort(), overdue = EndOverdue();
-    Monotonic due = std::min({engine_->RunControl(), overdue, port_due});
+    Monotonic due = std::min({engine_->RunControl(), overdue, port_due, gone_due});
     for (auto& [peer, message_class, attempt, detail] : std::exchange(failed_dials_, {})) {
       engine_->OnDialFailed(peer, message_class, attempt, detail);
       due = Monotonic::min();
@@ -406,13 +406,24 @@ void VerbsWire::Destroy(uint64_t key) {
   connections_.erase(found);
 }
 
-void VerbsWire::DestroyGone() {
-  std::vector<uint64_t> gone;
+Monotonic VerbsWire::DestroyGone() {
+  std::vector<uint64_t> gone, held;
   {
     MutexLock lock(&mutex_);
     gone.swap(gone_);
   }
-  for (const uint64_t key : gone) Destroy(key);
+  for (const uint64_t key : gone) {
+    // Who closed it may not have let go of it yet, and the queue pair goes before its identifier.
+    if (connections_.at(key).link.use_count() > 1) {
+      held.push_back(key);
+    } else {
+      Destroy(key);
+    }
+  }
+  if (held.empty()) return Monotonic::max();
+  MutexLock lock(&mutex_);
+  gone_.insert(gone_.end(), held.begin(), held.end());
+  return std::chrono::steady_clock::now() + milliseconds(1);
 }
 
 Monotonic VerbsWire::EndOverdue() {

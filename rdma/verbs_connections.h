@@ -94,7 +94,8 @@ class VerbsWire final : public Wire {
   void Destroy(uint64_t key);
   rdma_conn_param Parameters(std::span<const std::byte> private_data) const;
   Monotonic EndOverdue();
-  void DestroyGone();
+  // When to call again.
+  Monotonic DestroyGone();
   void BoundAccepted();
   // The device.
   void DeviceGone(const std::string& detail);
