@@ -22,6 +22,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -153,6 +154,8 @@ class Engine final : public Transport {
   void FailLocked(Peer* peer, PeerFailure why, const std::string& detail, bool restart)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(peer->mutex);
   void EndLane(Lane* lane, PeerFailure why, uint64_t next_session);
+  // Frees the payloads of links that are no more.
+  void FreeRead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(tables_);
   void BeginLocked(Peer* peer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(peer->mutex);
   // Gives the class's next connection its ticket, closing the present one. False: the peer's number is impossible.
   bool Connect(Peer* peer, Lane* lane, uint64_t resume_from, LinkTicket* ticket)
@@ -247,6 +250,8 @@ class Engine final : public Transport {
   EpochFloors floors_ ABSL_GUARDED_BY(tables_);
   std::array<NodeSet, kMessageClasses> joined_ ABSL_GUARDED_BY(tables_);  // nodes that may answer: their session began
   Monotonic next_deadline_ ABSL_GUARDED_BY(tables_) = Monotonic::max();   // of requests; none is earlier
+  // Payloads of sessions that are over, which their closed links may still read (Link::ReadsPayloads).
+  std::vector<std::pair<std::weak_ptr<Link>, std::vector<SlotId>>> still_read_ ABSL_GUARDED_BY(tables_);
   StrangerLog strangers_;
 };
 

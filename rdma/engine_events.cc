@@ -277,6 +277,7 @@ Monotonic Engine::RunControl() {
     Dial(peer.get(), now);
   }
   MutexLock lock(&tables_);
+  FreeRead();
   if (next_deadline_ <= now) {
     PostExpired(slots_.Expire(now));
     next_deadline_ = slots_.NextDeadline().value_or(Monotonic::max());

@@ -51,6 +51,7 @@ void Engine::EndLane(Lane* lane, PeerFailure why, uint64_t next_session) {
   // A fenced peer is told nothing: what is under way to it may be lost, and shall be.
   const bool fenced = why == PeerFailure::kFenced;
   if (lane->link != nullptr && !fenced) SendOwn(lane, OwnType::kGoodbye, static_cast<uint8_t>(why), {});
+  const std::shared_ptr<Link> link = lane->link;
   Detach(lane, fenced);
   lane->session = next_session;
   lane->ended = true;
@@ -68,7 +69,20 @@ void Engine::EndLane(Lane* lane, PeerFailure why, uint64_t next_session) {
   });
   MutexLock tables_lock(&tables_);
   joined_[static_cast<size_t>(lane->message_class)].Remove(lane->peer);
+  if (link != nullptr && link->ReadsPayloads()) {
+    if (!payloads.empty()) still_read_.emplace_back(link, std::move(payloads));
+    return;
+  }
   for (const SlotId payload : payloads) slots_.SendDone(payload);
+}
+
+void Engine::FreeRead() {
+  for (size_t i = still_read_.size(); i-- > 0;) {
+    if (!still_read_[i].first.expired()) continue;
+    for (const SlotId payload : still_read_[i].second) slots_.SendDone(payload);
+    still_read_.erase(still_read_.begin() + static_cast<ptrdiff_t>(i));
+    PostFreeSlots();
+  }
 }
 
 void Engine::FailLocked(Peer* peer, PeerFailure why, const std::string& detail, bool restart) {

@@ -37,8 +37,8 @@ class Link {
   // follows; never for a link's first message, its Setup. kBroken: nothing more can be sent.
   enum class Sent : uint8_t { kTaken, kFull, kBroken };
   // Puts one message on the wire. `header` is complete but for the CRC of body and payload. `payload` is a send slot's
-  // memory and stays as it is until the message is acknowledged or Close was called; header and body do not. `more`:
-  // another Send follows at once, so this one may wait for it.
+  // memory and stays as it is until the message is acknowledged, or Close was called and ReadsPayloads says no, or the
+  // link is destroyed; header and body do not. `more`: another Send follows at once, so this one may wait for it.
   virtual Sent Send(const Header& header, std::span<const std::byte> body, std::span<const std::byte> payload,
                     bool more) = 0;
   // Called before anything else by Engine::OnSendable: goes on with what Send kept.
@@ -46,6 +46,8 @@ class Link {
   // Ends the connection. After it returned nothing of it lands in a slot. `abort`: what is under way may be lost (the
   // peer is fenced); else the peer still gets what was sent before. Called once; the engine then forgets the link.
   virtual void Close(bool abort) = 0;
+  // After Close: payloads of messages that were sent may still be read. Under the lane's lock.
+  virtual bool ReadsPayloads() const { return false; }
   // Deliver said kHold before: offer the message again, on the class's thread.
   virtual void Resume() = 0;
   // A request was sent on this link just now, and nobody but this peer may answer it: until this link has delivered an

@@ -34,6 +34,7 @@ class VerbsLink final : public Link {
             bool more) override;
   Sent Continue() override;
   void Close(bool abort) override;
+  bool ReadsPayloads() const override { return says_farewell_; }
   void Resume() override;
   void FillSetup(SetupBody* setup) const override;
   void OnSetup(const SetupBody& setup) override;
