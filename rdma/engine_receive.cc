@@ -78,7 +78,8 @@ Engine::Fate Engine::Deliver(const LinkTicket& ticket, const Header& header, std
       Fail(peer, session, PeerFailure::kMalformed, arrived.detail);
       return Fate::kClosed;
     case Verdict::kGoodbye:
-      Fail(peer, session, FailureOfGoodbye(static_cast<PeerFailure>(header.message.flags)), "it said goodbye");
+      Fail(peer, session, FailureOfGoodbye(static_cast<PeerFailure>(header.message.flags)),
+           fmt::format("it said goodbye, for reason {} of its own", header.message.flags));
       return Fate::kClosed;
     case Verdict::kDone:
     case Verdict::kHold:

@@ -95,14 +95,18 @@ void Engine::FailLocked(Peer* peer, PeerFailure why, const std::string& detail, 
     PostFreeSlots();
   }
   if (restart) peer->session.Restart(wire_->Random());
-  peer->begun = peer->up_due = false;
+  peer->up_due = false;
   if (peer->up) {
     HK_CHECK(!peer->failed_due);
     peer->failed_due.emplace(why, detail);
     // A peer that was well for a while is dialled again at once.
     if (clock_.Now() - peer->up_since >= milliseconds(settings_.backoff_max_ms)) peer->pause = {};
     peer->up = false;
+  } else if (peer->begun && why != PeerFailure::kLeft && why != PeerFailure::kFenced) {
+    // Nobody is told by the handler: without this an operator sees a peer that does not come up, and no reason.
+    LogDial(peer, fmt::format("the session ended before it was up: {}", detail));
   }
+  peer->begun = false;
   peer->pause = std::clamp(peer->pause * 2, milliseconds(settings_.backoff_ms), milliseconds(settings_.backoff_max_ms));
   for (DialState& dial : peer->dials) dial = {.attempt = 0, .next = clock_.Now() + peer->pause, .pause = {}};
   wire_->WakeControl();
