@@ -47,7 +47,7 @@ TcpLink::~TcpLink() = default;
 Link::Sent TcpLink::Send(const Header& header, std::span<const std::byte> body, std::span<const std::byte> payload,
                          bool more) {
   if (blocked_.load(std::memory_order_relaxed)) return Sent::kFull;
-  if (write_failed_) return Sent::kTaken;
+  if (write_error_.load(std::memory_order_relaxed) != 0) return Sent::kTaken;
   Header complete = header;
   SetPayloadCrc(body, payload, &complete);
   const std::array<std::byte, kHeaderBytes> encoded = EncodeHeader(complete);
@@ -74,7 +74,7 @@ Link::Sent TcpLink::Flush() {
       return Sent::kFull;
     }
     if (written < 0) {
-      write_failed_ = true;
+      write_error_.store(static_cast<int>(-written));
       out_.clear();
       stream_->EndReading();
       break;
@@ -246,7 +246,9 @@ TcpLink::ReadResult TcpLink::ReadAll(bool* progress) {
     if (read > 0) continue;
     if (read == -EAGAIN) return ReadResult::kIdle;
     if (!closed()) {
-      engine_->OnBroken(ticket_, read == 0 ? "closed by the peer" : std::strerror(static_cast<int>(-read)));
+      // Reading ends by itself after a failed write, whose reason is the one that matters.
+      const int error = write_error_.load() != 0 ? write_error_.load() : static_cast<int>(-read);
+      engine_->OnBroken(ticket_, error == 0 ? "closed by the peer" : std::strerror(error));
     }
     return ReadResult::kClosed;
   }

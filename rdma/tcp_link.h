@@ -114,7 +114,7 @@ class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> 
   std::array<std::array<std::byte, kMaxControlBytes>, kBatch> out_control_;
   std::vector<iovec> out_;  // not written yet
   size_t out_messages_ = 0;
-  bool write_failed_ = false;
+  std::atomic<int> write_error_{0};  // errno of the write that failed; read by the class's thread too
 
   // Set by the class's thread while it puts bytes into a slot or looks at them there: Close waits for it.
   std::atomic<bool> in_slot_{false};
