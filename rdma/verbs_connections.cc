@@ -27,6 +27,8 @@ using std::chrono::milliseconds;
 constexpr uint8_t kReceiverNotReadyRetries = 7;
 // IB_CM_REJ_CONSUMER_DEFINED: the other end has read our hello and says why in its private data.
 constexpr int kRejectedByPeer = 28;
+// Events handled before anything else is looked at again: a flood of hellos does not stop the heartbeats.
+constexpr int kEventsPerTurn = 64;
 
 }  // namespace
 
@@ -144,7 +146,7 @@ void VerbsWire::Sleep(Monotonic due) {
 
 void VerbsWire::TakeEvents() {
   rdma_cm_event* told = nullptr;
-  while (rdma_get_cm_event(events_.get(), &told) == 0) {
+  for (int i = 0; i < kEventsPerTurn && rdma_get_cm_event(events_.get(), &told) == 0; ++i) {
     Event event{.type = told->event,
                 .status = told->status,
                 .id = told->id,
