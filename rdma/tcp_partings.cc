@@ -16,19 +16,14 @@ namespace hk {
 namespace {
 
 constexpr int kEvents = 16;
-// What is read at once, and how often before others get their turn.
+// What is read of a connection before others get their turn: who ends another one waits for that long at most.
 constexpr size_t kDiscardBytes = 64 << 10;
-constexpr int kReads = 16;
 
 // False: the connection is over.
 bool Discard(int fd) {
   static thread_local std::array<std::byte, kDiscardBytes> nowhere;
-  for (int i = 0; i < kReads; ++i) {
-    const ssize_t read = ::recv(fd, nowhere.data(), nowhere.size(), MSG_DONTWAIT);
-    if (read == 0) return false;
-    if (read < 0) return errno == EAGAIN || errno == EINTR;
-  }
-  return true;
+  const ssize_t read = ::recv(fd, nowhere.data(), nowhere.size(), MSG_DONTWAIT);
+  return read > 0 || (read < 0 && (errno == EAGAIN || errno == EINTR));
 }
 
 }  // namespace

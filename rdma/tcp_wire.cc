@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <system_error>
 #include <utility>
 
 #include "fmt/format.h"
@@ -49,14 +50,21 @@ bool HostResolver::Look(const Address& address, const DialTarget& target) {
     if (shared_->running >= kMaxLookups) return false;
     ++shared_->running;
   }
-  std::thread([shared = shared_, address, target] {
+  const auto look = [shared = shared_, address, target] {
     absl::StatusOr<SocketAddress> found = Resolve(address);
     MutexLock lock(&shared->mutex);
     --shared->running;
     if (!shared->wake) return;
     shared->found.push_back({target, std::move(found)});
     shared->wake();
-  }).detach();
+  };
+  try {
+    std::thread(look).detach();
+  } catch (const std::system_error&) {  // no more threads or memory now
+    MutexLock lock(&shared_->mutex);
+    --shared_->running;
+    return false;
+  }
   return true;
 }
 

@@ -108,7 +108,7 @@ class TransportHandler {
                                 RequestFailure why) = 0;
 };
 
-// How pollers wait. kBoundedSpin: spin_us, then sleep. With fewer CPUs than pollers a back end takes kBlocking.
+// How pollers wait. kBoundedSpin: spin_us, then sleep. With fewer than 2 CPUs a back end takes kBlocking.
 enum class WaitMode : uint8_t { kBlocking, kBoundedSpin, kBusy };
 
 // Limits and times of one transport. Plain value; slots.h and wire.h have the upper limits. Invalid combinations are
