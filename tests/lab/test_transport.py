@@ -128,10 +128,17 @@ class TwoHosts(unittest.TestCase):
             barrier(f'{name}-over')
         return int(failed[1]), int(failed[2])
 
+    def both_done(self, name):
+        """Or the next test's process meets this one's."""
+        if name != 'lost':
+            barrier(f'{name}-done')
+
     def check(self, name, end, after=Load.kill):
         if HOST == 2:
-            return after(self.serve_until(name, end))
+            after(self.serve_until(name, end))
+            return self.both_done(name)
         reason, quiet_ms = self.ask_until_failure(name)
+        self.both_done(name)
         self.assertEqual(reason, LEASE_EXPIRED)
         print(f'{name}: reported {quiet_ms} ms after the last page', flush=True)
         # The lease runs from the moment at which a connection broke, and from the last word heard; the rest is the lab's.
