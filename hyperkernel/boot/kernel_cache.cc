@@ -94,6 +94,9 @@ absl::Status WriteKernel(int fd, const UnpackedKernel& kernel, const std::string
 }  // namespace
 
 absl::StatusOr<UnpackedKernel> KernelCache::Get(const ByteSource& file, const KernelImage::Payload& payload) const {
+  if (payload.bytes > kMostUnpackedBytes) {
+    return absl::UnimplementedError(fmt::format("{}: a payload of {} MiB", file.name(), payload.bytes >> 20));
+  }
   std::vector<std::byte> packed(payload.bytes);
   HK_RETURN_IF_ERROR(file.Read(payload.file_offset, packed));
   const XXH128_hash_t hash = XXH3_128bits(packed.data(), packed.size());
@@ -136,6 +139,7 @@ absl::StatusOr<UnpackedKernel> KernelCache::Find(const std::string& path) const 
 }
 
 absl::Status KernelCache::Keep(const std::string& path, const UnpackedKernel& kernel) const {
+  if (kernel.runs.size() > kMostRuns) return absl::UnimplementedError("too many runs");
   HK_RETURN_IF_ERROR(MakeDirectories(directory_, 0700));
   // Two starts may unpack one kernel at the same time.
   static std::atomic<uint64_t> files{0};
@@ -156,9 +160,10 @@ void KernelCache::DropOldest() const {
   namespace fs = std::filesystem;
   std::error_code error;
   std::vector<std::pair<fs::file_time_type, fs::path>> kept;
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory_, error)) {
-    const fs::file_time_type used = entry.last_write_time(error);
-    if (!error && entry.path().extension() == kSuffix) kept.emplace_back(used, entry.path());
+  for (fs::directory_iterator at(directory_, error), end; !error && at != end; at.increment(error)) {
+    std::error_code gone;
+    const fs::file_time_type used = at->last_write_time(gone);
+    if (!gone && at->path().extension() == kSuffix) kept.emplace_back(used, at->path());
   }
   std::ranges::sort(kept);
   for (size_t i = 0; i + kMostKernels < kept.size(); i++) fs::remove(kept[i].second, error);

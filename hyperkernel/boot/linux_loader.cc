@@ -67,11 +67,16 @@ absl::StatusOr<Gpa> PlaceInitrd(const ByteSource& initrd, const KernelImage& ima
   return Gpa(start);
 }
 
+// Between words, as arch/x86/boot/cmdline.c has it.
+bool IsSpace(char c) {
+  return static_cast<unsigned char>(c) <= ' ';
+}
+
 // A word of a kernel's command line.
 bool HasWord(std::string_view line, std::string_view word) {
   for (size_t at = line.find(word); at != std::string_view::npos; at = line.find(word, at + 1)) {
     const size_t end = at + word.size();
-    if ((at == 0 || line[at - 1] == ' ') && (end == line.size() || line[end] == ' ')) return true;
+    if ((at == 0 || IsSpace(line[at - 1])) && (end == line.size() || IsSpace(line[end]))) return true;
   }
   return false;
 }

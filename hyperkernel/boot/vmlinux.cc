@@ -103,6 +103,9 @@ absl::StatusOr<std::vector<uint32_t>> Places(const std::vector<KernelSegment>& s
   return places;
 }
 
+// 64 bit, 32 bit to subtract, 32 bit: arch/x86/boot/compressed/misc.c.
+constexpr size_t kMostLists = 3;
+
 absl::Status ReadRelocations(std::span<const std::byte> words, Vmlinux* vmlinux) {
   if (words.empty()) return absl::OkStatus();  // linked without
   if (words.size() % sizeof(uint32_t) != 0) return NotUnderstood("relocations");
@@ -110,10 +113,11 @@ absl::Status ReadRelocations(std::span<const std::byte> words, Vmlinux* vmlinux)
   uint64_t end = words.size();
   for (uint64_t at = words.size(); at >= sizeof(uint32_t); at -= sizeof(uint32_t)) {
     if (At<uint32_t>(words, at - sizeof(uint32_t)) != 0) continue;
+    if (lists.size() == kMostLists) return NotUnderstood("relocations");
     lists.push_back(words.subspan(at, end - at));
     end = at - sizeof(uint32_t);
   }
-  if (end != 0 || lists.size() < 2 || lists.size() > 3) return NotUnderstood("relocations");
+  if (end != 0 || lists.size() < 2) return NotUnderstood("relocations");
   HK_ASSIGN_OR_RETURN(vmlinux->add32, Places(vmlinux->segments, lists.front(), sizeof(uint32_t)));
   HK_ASSIGN_OR_RETURN(vmlinux->add64, Places(vmlinux->segments, lists.back(), sizeof(uint64_t)));
   if (lists.size() == 3) {

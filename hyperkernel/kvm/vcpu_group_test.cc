@@ -43,7 +43,8 @@ TEST_P(ControllerProgramTest, Passes) {
 INSTANTIATE_TEST_SUITE_P(All, ControllerProgramTest,
                          testing::Values(Program{"apic", 1}, Program{"io_apic", 1}, Program{"xapic", 1, false},
                                          Program{"timer", 1}, Program{"ipi", 2}, Program{"msr", 1},
-                                         Program{"paging", 1}, Program{"port_io", 1}, Program{"pv_eoi", 1}),
+                                         Program{"paging", 1}, Program{"port_io", 1}, Program{"pv_eoi", 1},
+                                         Program{"fault_interrupt", 1}),
                          [](const auto& test) { return std::string(test.param.name); });
 
 TEST_F(VcpuGroupTest, AnOperatorsNmiWakesAHaltedVcpu) {

@@ -135,6 +135,23 @@ void Vcpu::RunTimer() {
   if (deadline <= now) interrupts_.RunTimer(now);
 }
 
+// Whether KVM, when it completes this exit, may find that the instruction faults: an MSR that we refused; a read whose
+// value goes to memory (INS, MOVS). An interrupt injected before would be given up for the exception, its bit in
+// service for good; the window comes after the completion.
+bool MayEndInException(const kvm_run& run) {
+  switch (run.exit_reason) {
+    case KVM_EXIT_X86_RDMSR:
+    case KVM_EXIT_X86_WRMSR:
+      return run.msr.error != 0;
+    case KVM_EXIT_IO:
+      return run.io.direction == KVM_EXIT_IO_IN;
+    case KVM_EXIT_MMIO:
+      return run.mmio.is_write == 0;
+    default:
+      return false;
+  }
+}
+
 // Acts on what the local APIC has for this vCPU.
 bool Vcpu::PrepareEntry() {
   fd_.run()->request_interrupt_window = 0;
@@ -225,6 +242,7 @@ bool Vcpu::HandleExit(int result, int error) {
     unfinished_exit_ = run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO ||
                        run->exit_reason == KVM_EXIT_X86_RDMSR || run->exit_reason == KVM_EXIT_X86_WRMSR;
     next = exits_.Handle(fd_);
+    if (MayEndInException(*run)) ready_ = false;
   } else if (error == EINTR || error == EAGAIN) {
     exits_.Count(VcpuExit::kSignal);
   } else {
