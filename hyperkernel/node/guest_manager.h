@@ -88,6 +88,8 @@ class GuestManager {
                               std::string_view expected) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GiveBack(Guest* guest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartAllDue();
+  // True if the guest waited for its autostart: it does so no more.
+  bool CancelAutostart(const std::string& name);
   // `reason` is shown beside the state "running"; a `restart` goes on with the channels there are.
   absl::Status Start(const std::string& name, bool restart, const std::string& reason);
   absl::Status ForceStop(const std::string& name, v1::VmState state, const std::string& reason);

@@ -308,20 +308,28 @@ TEST_F(GuestManagerTest, AutostartStartsWhatAskedForIt) {
 }
 
 TEST_F(GuestManagerTest, WhatWaitsForItsAutostartIsShownAndMayBeOrderedAbout) {
-  for (const char* name : {"a", "b", "c", "g"}) Create(v1::ON_CRASH_STOP, true, name);
+  for (const char* name : {"a", "b", "c", "d", "e", "g"}) Create(v1::ON_CRASH_STOP, true, name);
   Reopen();
   held_ = "a";
   manager_->Autostart();
   Await([&] { return Get("a").state() == v1::VM_STATE_STARTING; });
-  for (const char* name : {"b", "c", "g"}) {
+  for (const char* name : {"b", "c", "d", "e", "g"}) {
     EXPECT_EQ(Get(name).state(), v1::VM_STATE_STOPPED);
     EXPECT_EQ(Get(name).reason(), "autostart: waits for its turn");
   }
   ASSERT_TRUE(manager_->Control("b", v1::VM_ACTION_START).ok());
   ASSERT_TRUE(manager_->Control("b", v1::VM_ACTION_FORCE_STOP).ok());
   ASSERT_TRUE(manager_->Delete("c").ok());
+  ASSERT_TRUE(manager_->Control("d", v1::VM_ACTION_STOP).ok());
+  ASSERT_TRUE(manager_->Control("e", v1::VM_ACTION_FORCE_STOP).ok());
+  EXPECT_FALSE(manager_->Control("e", v1::VM_ACTION_FORCE_STOP).ok()) << "it waits no more";
   held_ = "";
   AwaitState(v1::VM_STATE_RUNNING);
+  for (const char* name : {"d", "e"}) {
+    EXPECT_EQ(Get(name).state(), v1::VM_STATE_STOPPED);
+    EXPECT_EQ(Get(name).reason(), "stopped before its autostart");
+    EXPECT_EQ(Get(name).generation(), 0u);
+  }
   EXPECT_EQ(Get("a").state(), v1::VM_STATE_RUNNING);
   EXPECT_EQ(Get("b").state(), v1::VM_STATE_STOPPED) << "an operator has decided since";
   EXPECT_EQ(Get("b").generation(), 1u);

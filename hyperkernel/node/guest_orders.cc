@@ -191,6 +191,15 @@ absl::Status GuestManager::Reset(const std::string& name) {
   return Start(name, true, "reset by an operator");
 }
 
+bool GuestManager::CancelAutostart(const std::string& name) {
+  MutexLock lock(&mutex_);
+  const auto found = guests_.find(name);
+  if (found == guests_.end() || !found->second->start_due) return false;
+  found->second->start_due = false;
+  found->second->reason = "stopped before its autostart";
+  return true;
+}
+
 absl::StatusOr<v1::Vm> GuestManager::Control(const std::string& name, v1::VmAction action) {
   absl::Status status;
   switch (action) {
@@ -198,9 +207,10 @@ absl::StatusOr<v1::Vm> GuestManager::Control(const std::string& name, v1::VmActi
       status = Start(name, false, "");
       break;
     case v1::VM_ACTION_STOP:
-      status = PressPowerButton(name);
+      if (!CancelAutostart(name)) status = PressPowerButton(name);
       break;
     case v1::VM_ACTION_FORCE_STOP:
+      if (CancelAutostart(name)) break;
       status = ForceStop(name, v1::VM_STATE_STOPPED, "");
       if (status.ok()) {
         MutexLock lock(&mutex_);
