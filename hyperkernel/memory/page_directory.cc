@@ -313,6 +313,7 @@ class Stepper {
     const auto [rest, rest_owner] = AtRest();
     const bool at_home = rest == State::kDormant || rest == State::kStored;
     const bool known = rest != State::kElsewhere;
+    const bool in_flight = !known || before_.state == State::kBusy;  // else the owner has it, or had it
     NodeSet readers;
     const PageReport* exclusive = nullptr;
     const PageReport* owner = nullptr;
@@ -334,6 +335,7 @@ class Stepper {
       owner = exclusive;
       exclusive = nullptr;
     }
+    if (Contradicts(readers, exclusive, owner)) return Reject(DirectoryVerdict::kImpossible);
     e = DirectoryEntry{.ever_written = before_.ever_written};
     if (exclusive != nullptr) {
       e.state = State::kExclusive;
@@ -346,7 +348,7 @@ class Stepper {
       e.state = State::kShared;
       e.copyset = readers;
       e.owner = owner != nullptr ? owner->node : First(readers);
-    } else if (last != nullptr && rest != State::kLost &&
+    } else if (last != nullptr && in_flight &&
                (event_.survivors.Contains(last->retained_for) || HK_MUTANT(directory_revives_stale))) {
       // Its requester has it under eviction: not granted, because Released comes before that.
       const PageReport* evictor = Evictor(last->retained_for);
@@ -358,6 +360,24 @@ class Stepper {
       e.state = before_.ever_written && !HK_MUTANT(directory_lost_is_zero) ? State::kLost : State::kDormant;
     }
     result_.Add({.type = DirectoryActionType::kReconcile, .nodes = event_.survivors});
+  }
+  // True if nothing was under way here and somebody has a right of which this entry does not know.
+  bool Contradicts(NodeSet readers, const PageReport* exclusive, const PageReport* owner) const {
+    const DirectoryEntry& e = before_;
+    const auto is = [&e](const PageReport* report) { return report == nullptr || report->node == e.owner; };
+    switch (e.state == State::kMirroring ? e.before : e.state) {
+      case State::kDormant:
+      case State::kStored:
+        return exclusive != nullptr || owner != nullptr || (readers.bits() & ~e.copyset.bits()) != 0;
+      case State::kShared:
+        return exclusive != nullptr || !is(owner) || (readers.bits() & ~With(e.copyset, e.owner).bits()) != 0;
+      case State::kExclusive:
+        return owner != nullptr || !is(exclusive) || (exclusive == nullptr && !readers.empty());
+      case State::kLost:
+        return !readers.empty();
+      default:
+        return false;
+    }
   }
   // What held before the transaction under way, if its requester cannot have run since; Busy: it may have.
   struct Rest {

@@ -308,6 +308,7 @@ TEST(PageDirectoryTable, EveryPairIsInTheTableOrRejectedByRule) {
   std::vector<std::vector<PageReport>> reports{{{.node = kTwo}, {.node = kThree}}};
   for (PageRight right : {PageRight::kShared, PageRight::kExclusive}) {
     reports.push_back({{.node = kTwo, .right = right}, {.node = kThree}});
+    reports.push_back({{.node = kOne, .right = right}, {.node = kTwo}});
   }
   reports.push_back({{.node = kTwo, .retained = true, .retained_serial = 1, .retained_for = kThree}, {.node = kThree}});
 
@@ -325,7 +326,7 @@ TEST(PageDirectoryTable, EveryPairIsInTheTableOrRejectedByRule) {
         }
         for (const std::vector<PageReport>& some : reports) {
           event.reports = some;
-          event.survivors = Set({kTwo, kThree});
+          event.survivors = Set({some[0].node, some[1].node});
           const DirectoryResult result = Step(entry, event, kHome);
           SCOPED_TRACE(std::string(Name(entry.state)) + " " + Name(type));
           if (result.verdict == DirectoryVerdict::kDone) {

@@ -48,17 +48,17 @@
   X(Exclusive, Invalidate, Exclusive, B) X(Exclusive, Release, Exclusive, B) X(Exclusive, EpochChange, Exclusive, B) \
   X(Exclusive, Reconciled, Exclusive, B) \
   X(FetchRead, Read, FetchRead, C) X(FetchRead, Write, FetchRead, C) X(FetchRead, Overwrite, FetchRead, C) \
-  X(FetchRead, Answer, Shared, B) X(FetchRead, Nack, Absent, B) X(FetchRead, Invalidate, FetchRead, C) \
+  X(FetchRead, Answer, Shared, B) X(FetchRead, Nack, Absent, B) X(FetchRead, Invalidate, FetchRead, B) \
   X(FetchRead, Release, FetchRead, B) X(FetchRead, EpochChange, Absent, B) \
   X(FetchWrite, Read, FetchWrite, C) X(FetchWrite, Write, FetchWrite, C) X(FetchWrite, Overwrite, FetchWrite, C) \
   X(FetchWrite, Answer, Owner, B) X(FetchWrite, Answer, Exclusive, B) X(FetchWrite, Answer, FetchWrite, B) \
   X(FetchWrite, Nack, Absent, B) X(FetchWrite, Ack, Exclusive, B) X(FetchWrite, Ack, FetchWrite, B) \
-  X(FetchWrite, Invalidate, FetchWrite, C) X(FetchWrite, Release, FetchWrite, B) \
+  X(FetchWrite, Invalidate, FetchWrite, B) X(FetchWrite, Release, FetchWrite, B) \
   X(FetchWrite, EpochChange, Absent, B) \
   X(Upgrade, Read, Upgrade, C) X(Upgrade, Write, Upgrade, C) X(Upgrade, Overwrite, Upgrade, C) \
   X(Upgrade, Answer, Exclusive, B) X(Upgrade, Answer, Upgrade, B) X(Upgrade, Nack, Shared, B) \
   X(Upgrade, Ack, Exclusive, B) X(Upgrade, Ack, Upgrade, B) X(Upgrade, Invalidate, FetchWrite, B) \
-  X(Upgrade, Release, Upgrade, C) X(Upgrade, EpochChange, Shared, B) \
+  X(Upgrade, Release, Upgrade, B) X(Upgrade, EpochChange, Shared, B) \
   X(OwnerUpgrade, Read, OwnerUpgrade, C) X(OwnerUpgrade, Write, OwnerUpgrade, C) \
   X(OwnerUpgrade, Overwrite, OwnerUpgrade, C) X(OwnerUpgrade, Answer, Exclusive, B) \
   X(OwnerUpgrade, Answer, OwnerUpgrade, B) X(OwnerUpgrade, Nack, Owner, B) X(OwnerUpgrade, Ack, Exclusive, B) \
@@ -88,35 +88,33 @@
   X(Dormant, Overwrite, Mirroring, B) X(Dormant, Overwrite, Busy, B) X(Dormant, Adopt, Dormant, B) \
   X(Dormant, Evict, Dormant, C) X(Dormant, Released, Dormant, C) X(Dormant, Freeze, Dormant, B) \
   X(Dormant, Thaw, Dormant, C) X(Dormant, Thaw, Mirroring, C) X(Dormant, Thaw, Busy, C) \
-  X(Dormant, MoveOut, Elsewhere, B) X(Dormant, Rebuild, Dormant, B) X(Dormant, Rebuild, Exclusive, C) \
+  X(Dormant, MoveOut, Elsewhere, B) X(Dormant, Rebuild, Dormant, B) \
   X(Stored, Read, Stored, C) X(Stored, Read, Busy, B) X(Stored, Write, Stored, C) X(Stored, Write, Mirroring, B) \
   X(Stored, Write, Busy, B) X(Stored, Overwrite, Stored, C) X(Stored, Overwrite, Mirroring, C) \
   X(Stored, Overwrite, Busy, C) X(Stored, Adopt, Stored, B) X(Stored, Evict, Stored, C) \
   X(Stored, Released, Stored, C) X(Stored, Freeze, Stored, C) X(Stored, Thaw, Stored, C) \
   X(Stored, Thaw, Mirroring, C) X(Stored, Thaw, Busy, C) X(Stored, MoveOut, Elsewhere, C) \
-  X(Stored, Rebuild, Stored, B) X(Stored, Rebuild, Exclusive, C) \
+  X(Stored, Rebuild, Stored, B) \
   X(Shared, Read, Shared, B) X(Shared, Read, Busy, B) X(Shared, Write, Shared, B) X(Shared, Write, Mirroring, B) \
   X(Shared, Write, Busy, B) X(Shared, Overwrite, Shared, C) X(Shared, Overwrite, Mirroring, B) \
   X(Shared, Overwrite, Busy, B) X(Shared, Adopt, Shared, C) X(Shared, Adopt, Busy, B) X(Shared, Evict, Dormant, C) \
   X(Shared, Evict, Stored, B) X(Shared, Evict, Shared, B) X(Shared, Released, Shared, B) \
   X(Shared, Freeze, Shared, B) X(Shared, Thaw, Shared, C) X(Shared, Thaw, Mirroring, C) X(Shared, Thaw, Busy, C) \
   X(Shared, MoveOut, Elsewhere, B) X(Shared, Rebuild, Dormant, C) X(Shared, Rebuild, Shared, B) \
-  X(Shared, Rebuild, Exclusive, C) X(Shared, Rebuild, Lost, C) \
+  X(Shared, Rebuild, Lost, C) \
   X(Exclusive, Read, Exclusive, B) X(Exclusive, Read, Busy, B) X(Exclusive, Write, Exclusive, B) \
   X(Exclusive, Write, Busy, B) X(Exclusive, Overwrite, Exclusive, C) X(Exclusive, Overwrite, Busy, B) \
   X(Exclusive, Adopt, Exclusive, C) X(Exclusive, Adopt, Busy, B) X(Exclusive, Evict, Dormant, C) \
   X(Exclusive, Evict, Stored, B) X(Exclusive, Evict, Exclusive, B) X(Exclusive, Released, Exclusive, B) \
   X(Exclusive, Freeze, Exclusive, B) X(Exclusive, Thaw, Exclusive, C) X(Exclusive, Thaw, Busy, C) \
-  X(Exclusive, MoveOut, Elsewhere, B) X(Exclusive, Rebuild, Shared, C) X(Exclusive, Rebuild, Exclusive, B) \
-  X(Exclusive, Rebuild, Lost, B) \
+  X(Exclusive, MoveOut, Elsewhere, B) X(Exclusive, Rebuild, Exclusive, B) X(Exclusive, Rebuild, Lost, B) \
   X(Lost, Read, Lost, B) X(Lost, Write, Lost, B) X(Lost, Overwrite, Lost, B) X(Lost, Adopt, Lost, B) \
   X(Lost, Evict, Lost, C) X(Lost, Released, Lost, C) X(Lost, Freeze, Lost, C) X(Lost, Thaw, Lost, C) \
-  X(Lost, MoveOut, Elsewhere, C) X(Lost, Rebuild, Shared, C) X(Lost, Rebuild, Exclusive, C) \
-  X(Lost, Rebuild, Lost, C) \
+  X(Lost, MoveOut, Elsewhere, C) X(Lost, Rebuild, Lost, C) \
   X(Mirroring, Read, Mirroring, B) X(Mirroring, Write, Mirroring, B) X(Mirroring, Overwrite, Mirroring, B) \
   X(Mirroring, Adopt, Mirroring, B) X(Mirroring, Evict, Mirroring, B) X(Mirroring, Released, Mirroring, B) \
   X(Mirroring, Mirrored, Busy, B) X(Mirroring, Freeze, Mirroring, B) X(Mirroring, Rebuild, Dormant, B) \
-  X(Mirroring, Rebuild, Stored, C) X(Mirroring, Rebuild, Shared, C) X(Mirroring, Rebuild, Exclusive, C) \
+  X(Mirroring, Rebuild, Stored, C) X(Mirroring, Rebuild, Shared, C) \
   X(Busy, Read, Busy, B) X(Busy, Write, Busy, B) X(Busy, Overwrite, Busy, B) X(Busy, Adopt, Busy, B) \
   X(Busy, Evict, Busy, B) X(Busy, Done, Dormant, B) X(Busy, Done, Stored, B) X(Busy, Done, Shared, B) \
   X(Busy, Done, Exclusive, B) X(Busy, Done, Mirroring, B) X(Busy, Done, Busy, B) X(Busy, Done, Settling, B) \

@@ -32,6 +32,9 @@ const int kMore = Soak() ? 1 : 0;
 TEST(ProtocolExplorer, ReadWriteDrop) {
   Holds({.name = "basic", .ops = 4 + kMore, .drop = true, .store = true});
 }
+TEST(ProtocolExplorer, DropAndAskAgain) {
+  Holds({.name = "again", .ops_per_node = 3, .ops = 5, .drop = true});
+}
 TEST(ProtocolExplorer, Evict) {
   Holds({.name = "evict", .ops = 4 + kMore, .evict = true, .store = true});
 }

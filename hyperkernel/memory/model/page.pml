@@ -4,7 +4,7 @@
  * and compares the rows that are taken here with the table. A row that is not in the table is an assertion violation.
  *
  * -D features: PAGES, OPS (of each node), TOTAL (of all); OVERWRITE ADOPT DROP EVICT HOLD PIN REHOME CRASH STORED;
- * LIVE: no end of operations and no versions, for the property `ends`. -DBUG_x: a planted bug (each is an #ifdef below).
+ * LIVE=2, LIVE=3: that many nodes ask without end, no versions, for the property `ends`. -DBUG_x: a planted bug (each is an #ifdef below).
  *
  * Versions stand for bytes: 0 is zero, each store makes the next. Assertions: a store happens only if nobody else may
  * read the page (single writer); what becomes readable is the last store (no stale read after an acknowledged write).
@@ -430,7 +430,9 @@ inline settle() {
     :: else
     fi;
     forget_current();
+#ifndef BUG_QUEUE_FORGOTTEN
     begin_waiting()
+#endif
 #ifndef BUG_RELEASES_OVERTAKE
   :: else
 #endif
@@ -548,11 +550,19 @@ inline deliver() {
     :: else
     fi
   :: ty == RELEASE ->
+    z = (rser[X(me)] == se);
     if
     :: rser[X(me)] == se -> rser[X(me)] = 0; rfor[X(me)] = 0; rver[X(me)] = 0
     :: else
     fi;
+#ifdef BUG_RELEASED_ONLY_IF_RETAINED
+    if
+    :: z -> fault[me * N + from]!RELEASED, pg, 0, 0, 0, 0, se, 0
+    :: else
+    fi;
+#else
     fault[me * N + from]!RELEASED, pg, 0, 0, 0, 0, se, 0;
+#endif
     PROW(old, E_Release, st[X(me)])
   :: ty == EVICTGRANTED ->
     assert(EVICTING(st[X(me)]));
@@ -901,7 +911,13 @@ init {
   atomic {
     run node(0); run node(2); run watch();
     run line(0, 0); run line(0, 2); run line(2, 0); run line(2, 2);
-    run invalidate_line(0, 0); run invalidate_line(0, 2); run invalidate_line(2, 0); run invalidate_line(2, 2)
+    run invalidate_line(0, 0); run invalidate_line(0, 2); run invalidate_line(2, 0); run invalidate_line(2, 2);
+#if LIVE == 3
+    run node(1);
+    run line(0, 1); run line(1, 0); run line(1, 1); run line(1, 2); run line(2, 1);
+    run invalidate_line(0, 1); run invalidate_line(1, 0); run invalidate_line(1, 1); run invalidate_line(1, 2);
+    run invalidate_line(2, 1);
+#endif
   }
 #else
   atomic { run node(0); run node(1); run node(2); run watch() }
