@@ -28,39 +28,58 @@ void Holds(const WorldConfig& config, uint64_t max_states = 3'000'000) {
 }
 
 const int kMore = Soak() ? 1 : 0;
+const int kEach = 2 + kMore;
 
 TEST(ProtocolExplorer, ReadWriteDrop) {
-  Holds({.name = "basic", .ops = 4 + kMore, .drop = true, .store = true});
+  Holds({.name = "basic", .ops_per_node = kEach, .ops = 4 + kMore, .drop = true, .store = true});
 }
 TEST(ProtocolExplorer, DropAndAskAgain) {
-  Holds({.name = "again", .ops_per_node = 3, .ops = 5, .drop = true});
+  Holds({.name = "again", .ops_per_node = 3, .ops = 5 + kMore, .drop = true});
 }
 TEST(ProtocolExplorer, Evict) {
-  Holds({.name = "evict", .ops = 4 + kMore, .evict = true, .store = true});
+  Holds({.name = "evict", .ops_per_node = kEach, .ops = 4 + kMore, .evict = true, .store = true});
 }
 TEST(ProtocolExplorer, Overwrite) {
-  Holds({.name = "overwrite", .ops = 4 + kMore, .overwrite = true, .drop = true});
+  Holds({.name = "overwrite", .ops_per_node = kEach, .ops = 4 + kMore, .overwrite = true, .drop = true});
 }
 TEST(ProtocolExplorer, Adopt) {
-  Holds({.name = "adopt", .ops = 4 + kMore, .adopt = true, .evict = true});
+  Holds({.name = "adopt", .ops_per_node = kEach, .ops = 4 + kMore, .adopt = true, .evict = true});
 }
 TEST(ProtocolExplorer, HoldAndPin) {
-  Holds({.name = "hold", .ops = 4 + kMore, .pin = true, .holds = true});
+  Holds({.name = "hold", .ops_per_node = kEach, .ops = 4 + kMore, .pin = true, .holds = true});
 }
 TEST(ProtocolExplorer, HoldAndTake) {
-  Holds({.name = "take", .ops = 4 + kMore, .overwrite = true, .adopt = true, .holds = true});
+  Holds({.name = "take", .ops_per_node = kEach, .ops = 4 + kMore, .overwrite = true, .adopt = true, .holds = true});
 }
 TEST(ProtocolExplorer, Rehome) {
-  Holds({.name = "rehome", .ops = 4 + kMore, .rehome = true});
+  Holds({.name = "rehome", .ops_per_node = kEach, .ops = 4 + kMore, .rehome = true});
 }
 TEST(ProtocolExplorer, Stored) {
-  Holds({.name = "stored", .ops = 4 + kMore, .drop = true, .evict = true, .stored = true});
+  Holds({.name = "stored", .ops_per_node = kEach, .ops = 4 + kMore, .drop = true, .evict = true, .stored = true});
 }
 TEST(ProtocolExplorer, Crash) {
-  Holds({.name = "crash", .ops = 4 + kMore, .evict = true, .crashes = 1});
+  Holds({.name = "crash", .ops_per_node = kEach, .ops = 4 + kMore, .evict = true, .crashes = 1});
 }
 TEST(ProtocolExplorer, CrashOverwrite) {
-  Holds({.name = "crash2", .ops = 4 + kMore, .overwrite = true, .adopt = true, .crashes = 1});
+  Holds({.name = "crash2", .ops_per_node = kEach, .ops = 4 + kMore, .overwrite = true, .adopt = true, .crashes = 1});
+}
+
+TEST(ProtocolExplorer, CrashTwice) {
+  Holds({.name = "twice", .ops_per_node = kEach, .ops = 3 + kMore, .adopt = true, .evict = true, .crashes = 2});
+}
+TEST(ProtocolExplorer, Everything) {
+  Holds({.name = "everything",
+         .ops_per_node = kEach,
+         .ops = 3 + kMore,
+         .overwrite = true,
+         .adopt = true,
+         .drop = true,
+         .evict = true,
+         .pin = true,
+         .store = true,
+         .holds = true,
+         .rehome = true,
+         .crashes = 1});
 }
 
 // Every row that the worlds above took is in the table, and every row of the table that says so was taken: the table

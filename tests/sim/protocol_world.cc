@@ -81,12 +81,15 @@ std::vector<Choice> World::Choices() const {
       choices.push_back({.kind = Choice::kOp, .node = n, .store = true});
     }
   }
-  if (config_->rehome && !moved_ && !homes_[0].frozen) choices.push_back({.kind = Choice::kFreeze});
-  if (homes_[0].frozen && !IsUnderWay(homes_[0]) && !homes_[0].releasing) {
+  if (config_->rehome && !moved_ && home_ == 0 && nodes_[1].alive && !homes_[0].frozen)
+    choices.push_back({.kind = Choice::kFreeze});
+  if (homes_[0].frozen && nodes_[1].alive && !IsUnderWay(homes_[0]) && !homes_[0].releasing) {
     choices.push_back({.kind = Choice::kMoveOut});
   }
-  if (config_->crashes > 0 && !crashed_) {
-    for (int n = 0; n < config_->nodes; ++n) choices.push_back({.kind = Choice::kCrash, .node = n});
+  if (crashed_ < config_->crashes) {
+    for (int n = 0; n < config_->nodes; ++n) {
+      if (nodes_[static_cast<size_t>(n)].alive) choices.push_back({.kind = Choice::kCrash, .node = n});
+    }
   }
   return choices;
 }
@@ -118,6 +121,7 @@ std::optional<std::string> World::Do(const Choice& choice, SeenRows* seen) {
       entry.waiting = {};
       homes_[1] = entry;
       moved_ = true;
+      home_ = 1;
       return std::nullopt;
     }
     case Choice::kOp:
@@ -146,7 +150,7 @@ std::optional<std::string> World::StepNode(int index, const PageEvent& event, in
   WorldNode& node = nodes_[static_cast<size_t>(index)];
   const PageResult result = Step(node.page, event, Node(index), node.home);
   if (result.verdict == PageVerdict::kImpossible || result.verdict == PageVerdict::kNothingToDo ||
-      (result.verdict == PageVerdict::kStale && !crashed_)) {
+      result.verdict == PageVerdict::kStale) {
     return "node " + std::to_string(index) + " rejects " + Name(event.type) + " in " + Name(node.page.state);
   }
   if (result.verdict == PageVerdict::kDone && seen != nullptr) {
@@ -314,21 +318,20 @@ std::optional<std::string> World::Deliver(size_t index, SeenRows* seen) {
 // A node is gone: everything under way with it, because the epoch changes; survivors report; the home, or the next node
 // in its place, rebuilds; all in one step, because nothing else is done meanwhile.
 std::optional<std::string> World::Crash(int victim, SeenRows* seen) {
-  crashed_ = true;
+  ++crashed_;
   nodes_[static_cast<size_t>(victim)] = WorldNode{};
   nodes_[static_cast<size_t>(victim)].alive = false;
   flights_.clear();
-  const int old_home = moved_ ? 1 : 0;
-  int home = old_home;
-  if (home == victim) {
-    home = victim == 0 ? 1 : 0;
-    homes_[home] = DirectoryEntry{};
-    homes_[home].state = DirectoryState::kElsewhere;
-    homes_[home].ever_written = mirrored_;
+  if (home_ == victim) {
     homes_[victim] = DirectoryEntry{};
     homes_[victim].state = DirectoryState::kElsewhere;
+    home_ = 0;
+    while (!nodes_[static_cast<size_t>(home_)].alive) ++home_;
+    homes_[home_] = DirectoryEntry{};
+    homes_[home_].state = DirectoryState::kElsewhere;
+    homes_[home_].ever_written = mirrored_;
   }
-  moved_ = home != 0;
+  const int home = home_;
   std::vector<PageReport> reports;
   NodeSet survivors;
   for (int n = 0; n < config_->nodes; ++n) {
@@ -354,7 +357,7 @@ std::optional<std::string> World::Crash(int victim, SeenRows* seen) {
 
 std::optional<std::string> World::Check(bool rest) const {
   const auto wrong = [](int node, const char* what) { return "node " + std::to_string(node) + ": " + what; };
-  const int home = moved_ ? 1 : 0;
+  const int home = home_;
   const DirectoryEntry& entry = homes_[home];
   const bool calm = !IsUnderWay(entry) && nodes_[static_cast<size_t>(home)].alive;
   int writers = 0;
@@ -413,7 +416,7 @@ void Put(std::string* out, const PageMessage& m) {
 
 void World::Serialize(std::string* out) const {
   out->clear();
-  for (int value : {latest_, stored_, ops_, int{mirrored_}, int{moved_}, int{crashed_}, int{lost_}}) {
+  for (int value : {latest_, stored_, ops_, int{mirrored_}, int{moved_}, home_, crashed_, int{lost_}}) {
     Put(out, static_cast<uint64_t>(value));
   }
   Put(out, serial_);
@@ -447,7 +450,7 @@ void World::Serialize(std::string* out) const {
       Put(out, page.deferred.message);
     }
   }
-  for (int h = 0; h < 2; ++h) {
+  for (int h = 0; h < config_->nodes; ++h) {
     const DirectoryEntry& e = homes_[h];
     Put(out, static_cast<uint64_t>(e.state));
     if (e.state == DirectoryState::kElsewhere) continue;
@@ -494,7 +497,7 @@ std::string World::Describe(const Choice& choice) const {
 
 std::string World::Describe() const {
   std::string text =
-      "    home " + std::string(Name(homes_[moved_ ? 1 : 0].state)) + ", last store " + std::to_string(latest_) + ";";
+      "    home " + std::string(Name(homes_[home_].state)) + ", last store " + std::to_string(latest_) + ";";
   for (const WorldNode& node : nodes_) {
     text += " " + std::string(node.alive ? Name(node.page.state) : "dead") + "/" + std::to_string(node.frame) +
             (node.page.retained ? "+retained" : "") + (node.page.deferred.active ? "+deferred" : "");

@@ -88,16 +88,16 @@ class World {
 
   const WorldConfig* config_;
   std::vector<WorldNode> nodes_;
-  DirectoryEntry homes_[2];      // of nodes 0 and 1
-  std::vector<Flight> flights_;  // sorted by channel, in order within each
+  DirectoryEntry homes_[kMaxExplorerNodes];  // of each node
+  std::vector<Flight> flights_;              // sorted by channel, in order within each
   int latest_ = 0;
   int stored_ = 0;
   int ops_ = 0;
   bool mirrored_ = false;
   bool moved_ = false;
-  bool crashed_ = false;
+  int crashed_ = 0;
   bool lost_ = false;
-  int new_home_ = 0;
+  int home_ = 0;
   uint64_t serial_ = 0;
 };
 
