@@ -93,6 +93,7 @@ class Stepper {
     PageMessage nack = To(request.requester, PageMessageType::kNack);
     nack.requester = request.requester;
     nack.transaction = request.transaction;
+    nack.kind = request.kind;
     nack.reason = reason;
     Send(nack);
   }
@@ -103,8 +104,8 @@ class Stepper {
       return Reject(DirectoryVerdict::kImpossible);
     }
     if (state() == State::kElsewhere) return Nack(message_, NackReason::kMoved);
-    // A node has one request at a time. Only what it asked before and Settling has finished for it may still be here.
-    if ((state() == State::kMirroring || state() == State::kBusy) && entry().current.requester == requester) {
+    // A node has one request at a time. While Busy, its next one may have overtaken its Done (the classes differ).
+    if (state() == State::kMirroring && entry().current.requester == requester) {
       return Reject(DirectoryVerdict::kImpossible);
     }
     for (size_t i = 0; i < entry().waiting_count; ++i) {

@@ -64,9 +64,9 @@ inline constexpr size_t kDirectoryEvents = 0 HK_DIRECTORY_EVENTS(X);
 // beyond it: Nack(kBusy), and the requester tries again.
 inline constexpr size_t kMaxWaitingRequests = 16;
 
-// One event. Plain value. `message`: for messages. `serial`: above every serial of this home before; for requests,
-// Done, Released, Mirrored and Thaw, which may begin transactions (up to kMaxWaitingRequests + 1 serials are used up,
-// in case of Nacks none). MoveOut: `home`. Rebuild: `reports`, one of each survivor, and `survivors`.
+// One event. Plain value. `message`: for messages. `serial`: above every serial of this page before, for the events
+// that may begin a transaction (requests, Done, Released, Mirrored, Thaw); one at most is used. MoveOut: `home`.
+// Rebuild: `reports`, one of each survivor, and `survivors`.
 struct DirectoryEvent {
   DirectoryEventType type = DirectoryEventType::kRead;
   PageMessage message{};
@@ -128,7 +128,7 @@ enum class DirectoryVerdict : uint8_t {
 // Nacks of all that waited, and the transaction that begins.
 inline constexpr size_t kMaxDirectoryActions = kMaxWaitingRequests + 4;
 
-// The outcome of one step. Plain value. `serials_used`: how many from event.serial on.
+// The outcome of one step. Plain value. `serials_used`: 1 if event.serial is taken.
 struct DirectoryResult {
   DirectoryVerdict verdict = DirectoryVerdict::kDone;
   DirectoryEntry entry;

@@ -95,7 +95,8 @@ enum class PageActionType : uint8_t {
   kSend,           // the message
   kSendPage,       // the message, with the page's bytes as payload
   kKeepData,       // keep the answer's slot: its acks are missing
-  kInstall,        // make the page readable, with `right` kExclusive writable, bytes from `source`
+  kInstall,        // make the page readable, with `right` kExclusive writable, bytes from `source`; kNone: those here,
+                   // or zeroes if there are none (an Overwrite)
   kProtect,        // take write access away
   kUnmap,          // make inaccessible, keep the bytes
   kMap,            // make accessible again with `right`

@@ -64,6 +64,9 @@ TEST(ProtocolExplorer, CrashOverwrite) {
   Holds({.name = "crash2", .ops_per_node = kEach, .ops = 4 + kMore, .overwrite = true, .adopt = true, .crashes = 1});
 }
 
+TEST(ProtocolExplorer, Prefetch) {
+  Holds({.name = "prefetch", .ops_per_node = 3, .ops = 4 + kMore, .drop = true, .evict = true, .bulk = true});
+}
 TEST(ProtocolExplorer, CrashTwice) {
   Holds({.name = "twice", .ops_per_node = kEach, .ops = 3 + kMore, .adopt = true, .evict = true, .crashes = 2});
 }

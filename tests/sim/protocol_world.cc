@@ -6,7 +6,7 @@
 namespace hk::sim {
 namespace {
 
-constexpr uint8_t kMirrorClass = 2;
+constexpr uint8_t kMirrorClass = 3;
 
 bool IsUnderWay(const DirectoryEntry& entry) {
   return entry.state == DirectoryState::kMirroring || entry.state == DirectoryState::kBusy ||
@@ -22,7 +22,7 @@ NodeId Node(int index) {
 }
 
 int ChannelOf(const Flight& flight) {
-  return (flight.message.from.value() * kMaxExplorerNodes + flight.message.to.value()) * 3 + flight.channel_class;
+  return (flight.message.from.value() * kMaxExplorerNodes + flight.message.to.value()) * 4 + flight.channel_class;
 }
 
 std::string TextOf(const PageMessage& m) {
@@ -95,6 +95,9 @@ std::vector<Choice> World::Choices() const {
 }
 
 void World::Post(uint8_t channel_class, const PageMessage& message, int version) {
+  const bool of_request = message.type == PageMessageType::kRequest || message.type == PageMessageType::kForward ||
+                          message.type == PageMessageType::kAnswer || message.type == PageMessageType::kNack;
+  if (config_->bulk && of_request && message.kind == RequestKind::kRead && channel_class == 0) channel_class = 2;
   const Flight flight{.channel_class = channel_class, .message = message, .version = version};
   const auto at =
       std::upper_bound(flights_.begin(), flights_.end(), flight,
@@ -481,8 +484,10 @@ std::string World::Describe(const Choice& choice) const {
     case Choice::kOp:
       return node + (choice.store ? "stores" : Name(choice.op));
     case Choice::kDeliver:
-      return flights_[choice.flight].channel_class == kMirrorClass ? "Mirrored"
-                                                                   : TextOf(flights_[choice.flight].message);
+      return flights_[choice.flight].channel_class == kMirrorClass
+                 ? "Mirrored"
+                 : TextOf(flights_[choice.flight].message) +
+                       (flights_[choice.flight].channel_class == 2 ? " (bulk)" : "");
     case Choice::kHoldOver:
       return node + "HoldOver";
     case Choice::kFreeze:

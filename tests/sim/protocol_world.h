@@ -27,7 +27,8 @@ struct WorldConfig {
   bool write = true, overwrite = false, adopt = false, drop = false, evict = false, pin = false, store = false;
   bool holds = false;   // HoldOver comes at any time later; otherwise at once
   bool rehome = false;  // from node 0 to node 1, once
-  int crashes = 0;      // of any node, once, at any time
+  int crashes = 0;      // of any nodes, one after another, at any time
+  bool bulk = false;    // reads are prefetches: they and their answers go by the bulk class
   bool stored = false;  // the page begins Stored
 };
 
@@ -36,7 +37,7 @@ using SeenRows = std::set<std::tuple<char, int, int, int>>;
 
 // A message under way. Plain value.
 struct Flight {
-  uint8_t channel_class = 0;  // 0 fault, 1 invalidate, 2 the mirror's answer
+  uint8_t channel_class = 0;  // 0 fault, 1 invalidate, 2 bulk, 3 the mirror's answer
   PageMessage message{};
   int version = 0;  // of the payload
 };
