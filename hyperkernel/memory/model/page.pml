@@ -3,7 +3,7 @@
  * protocol_table.h (numbers of states and events, and the rows), compiles this with the features of each configuration,
  * and compares the rows that are taken here with the table. A row that is not in the table is an assertion violation.
  *
- * -D features: PAGES, OPS (of each node), TOTAL (of all); OVERWRITE ADOPT DROP EVICT HOLD PIN REHOME CRASH STORED;
+ * -D features: PAGES, OPS (of each node), TOTAL (of all); OVERWRITE ADOPT DROP EVICT HOLD PIN REHOME CRASH STORED BULK;
  * LIVE=2, LIVE=3: that many nodes ask without end, no versions, for the property `ends`. -DBUG_x: a planted bug (each is an #ifdef below).
  *
  * Versions stand for bytes: 0 is zero, each store makes the next. Assertions: a store happens only if nobody else may
@@ -62,7 +62,14 @@
 #define X(n) (pg * N + (n))
 
 /* type, page, requester, kind or right, source or has_copy or reason, acks, serial, version */
-chan fault[N * N] = [4] of {byte, byte, byte, byte, byte, byte, byte, byte};
+#ifdef BULK
+#define LANES 2   /* reads are prefetches: they and what answers them go by the bulk class */
+#define LANE(k) ((k) == READ -> N * N : 0)
+#else
+#define LANES 1
+#define LANE(k) 0
+#endif
+chan fault[LANES * N * N] = [4] of {byte, byte, byte, byte, byte, byte, byte, byte};
 chan inval[N * N] = [4] of {byte, byte, byte, byte, byte, byte, byte, byte};
 chan mirror = [PAGES] of {byte};
 
@@ -177,7 +184,7 @@ inline store() {
 
 inline request(k, copy) {
   kind[X(me)] = k;
-  fault[me * N + view[X(me)]]!REQUEST, pg, me, k, copy, 0, 0, 0
+  fault[LANE(k) + me * N + view[X(me)]]!REQUEST, pg, me, k, copy, 0, 0, 0
 }
 
 #ifdef BUG_GRANT_BEFORE_LAST_ACK
@@ -223,7 +230,7 @@ inline install() {
 inline serve() {
   if
   :: ev == E_ForwardRead ->
-    fault[me * N + rq]!ANSWER, pg, rq, R_SHARED, S_PAYLOAD, ak, se, frame[X(me)];
+    fault[LANE(READ) + me * N + rq]!ANSWER, pg, rq, R_SHARED, S_PAYLOAD, ak, se, frame[X(me)];
 #ifndef BUG_READER_WITHOUT_PROTECTION
     if
     :: st[X(me)] == P_Exclusive -> st[X(me)] = P_Owner
@@ -319,10 +326,10 @@ inline invalidate_each(set) {
   }
 }
 inline answer(right, source, set) {
-  fault[me * N + creq[pg]]!ANSWER, pg, creq[pg], right, source, set, cser[pg], 0
+  fault[LANE(ckind[pg]) + me * N + creq[pg]]!ANSWER, pg, creq[pg], right, source, set, cser[pg], 0
 }
 inline forward(set) {
-  fault[me * N + downer[pg]]!FORWARD, pg, creq[pg], ckind[pg], 0, set, cser[pg], 0
+  fault[LANE(ckind[pg]) + me * N + downer[pg]]!FORWARD, pg, creq[pg], ckind[pg], 0, set, cser[pg], 0
 }
 inline grant() {
 #ifdef LIVE
@@ -395,9 +402,9 @@ inline grant() {
 /* Begins rq's request (kd, fl) or refuses it. */
 inline begin() {
   if
-  :: ds[pg] == D_Lost -> fault[me * N + rq]!NACK, pg, rq, 0, LOST, 0, 0, 0
+  :: ds[pg] == D_Lost -> fault[LANE(kd) + me * N + rq]!NACK, pg, rq, 0, LOST, 0, 0, 0
   :: ds[pg] != D_Lost && kd == TAKE && (!OWNED(ds[pg]) || downer[pg] == rq) ->
-    fault[me * N + rq]!NACK, pg, rq, 0, NOTHING, 0, 0, 0
+    fault[LANE(kd) + me * N + rq]!NACK, pg, rq, 0, NOTHING, 0, 0, 0
   :: else ->
     assert(!(OWNED(ds[pg]) && downer[pg] == rq && (ds[pg] == D_Exclusive || !fl || kd == READ)));
     creq[pg] = rq; ckind[pg] = kd; chas[pg] = fl; before[pg] = ds[pg];
@@ -456,12 +463,17 @@ inline deliver() {
   :: ty == REQUEST ->
     if
     :: at[pg] != me ->
-      fault[me * N + rq]!NACK, pg, rq, 0, MOVED, 0, 0, 0;
+      fault[LANE(kd) + me * N + rq]!NACK, pg, rq, 0, MOVED, 0, 0, 0;
       DROW(D_Elsewhere, kd, D_Elsewhere)
     :: else ->
       ev = kd;
       if
-      :: UNDERWAY(ds[pg]) || frozen[pg] -> waiting[pg]!rq, kd, fl
+      :: UNDERWAY(ds[pg]) || frozen[pg] ->
+        assert(ds[pg] != D_Mirroring || creq[pg] != rq);   /* while Busy it may have overtaken its own Done */
+#ifdef BUG_OVERTAKING_REFUSED
+        assert(ds[pg] != D_Busy || creq[pg] != rq);
+#endif
+        waiting[pg]!rq, kd, fl
       :: else -> begin()
       fi;
       DROW(dold, ev, ds[pg])
@@ -682,8 +694,17 @@ end:
 #endif
 #ifndef LIVE
   :: d_step { fault[0 * N + id]?ty, pg, rq, kd, fl, ak, se, ve -> me = id; from = 0; deliver() }
+#ifdef BULK
+  :: d_step { fault[N * N + 0 * N + id]?ty, pg, rq, kd, fl, ak, se, ve -> me = id; from = 0; deliver() }
+#endif
   :: d_step { fault[1 * N + id]?ty, pg, rq, kd, fl, ak, se, ve -> me = id; from = 1; deliver() }
+#ifdef BULK
+  :: d_step { fault[N * N + 1 * N + id]?ty, pg, rq, kd, fl, ak, se, ve -> me = id; from = 1; deliver() }
+#endif
   :: d_step { fault[2 * N + id]?ty, pg, rq, kd, fl, ak, se, ve -> me = id; from = 2; deliver() }
+#ifdef BULK
+  :: d_step { fault[N * N + 2 * N + id]?ty, pg, rq, kd, fl, ak, se, ve -> me = id; from = 2; deliver() }
+#endif
   :: d_step { inval[0 * N + id]?ty, pg, rq, kd, fl, ak, se, ve -> me = id; from = 0; deliver_invalidate() }
   :: d_step { inval[1 * N + id]?ty, pg, rq, kd, fl, ak, se, ve -> me = id; from = 1; deliver_invalidate() }
   :: d_step { inval[2 * N + id]?ty, pg, rq, kd, fl, ak, se, ve -> me = id; from = 2; deliver_invalidate() }
@@ -714,11 +735,13 @@ inline crash() {
   crashed = 1;
   alive[x] = 0;
   pg = 0;
-  for (i : 0 .. N * N - 1) {
+  for (i : 0 .. LANES * N * N - 1) {
     do
     :: len(fault[i]) > 0 -> fault[i]?ty, z, rq, kd, fl, ak, se, ve
     :: else -> break
-    od;
+    od
+  };
+  for (i : 0 .. N * N - 1) {
     do
     :: len(inval[i]) > 0 -> inval[i]?ty, z, rq, kd, fl, ak, se, ve
     :: else -> break
@@ -860,7 +883,13 @@ inline crash() {
 #else
 #define FREE true
 #endif
-#define QUIET (len(mirror) == 0 && EMPTY(fault) && EMPTY(inval) && FREE && !frozen[0])
+#ifdef BULK
+#define BULK_EMPTY (len(fault[9]) + len(fault[10]) + len(fault[11]) + len(fault[12]) + len(fault[13]) + len(fault[14]) + \
+  len(fault[15]) + len(fault[16]) + len(fault[17]) == 0)
+#else
+#define BULK_EMPTY true
+#endif
+#define QUIET (len(mirror) == 0 && BULK_EMPTY && EMPTY(fault) && EMPTY(inval) && FREE && !frozen[0])
 
 proctype watch() {
 end:
@@ -871,7 +900,7 @@ end:
   :: d_step { !frozen[0] && !moved[0] -> frozen[0] = 1; DROW(ds[0], DE_Freeze, ds[0]) }
   :: d_step { frozen[0] && !UNDERWAY(ds[0]) && !rel[0] -> me = 0; pg = 0;
        do
-       :: len(waiting[0]) > 0 -> waiting[0]?rq, kd, fl; fault[me * N + rq]!NACK, pg, rq, 0, MOVED, 0, 0, 0
+       :: len(waiting[0]) > 0 -> waiting[0]?rq, kd, fl; fault[LANE(kd) + me * N + rq]!NACK, pg, rq, 0, MOVED, 0, 0, 0
        :: else -> break
        od;
        frozen[0] = 0; moved[0] = 1; at[0] = 1;
