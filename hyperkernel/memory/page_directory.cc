@@ -95,6 +95,7 @@ class Stepper {
     nack.transaction = request.transaction;
     nack.kind = request.kind;
     nack.reason = reason;
+    if (reason == NackReason::kMoved) nack.home = state() == State::kElsewhere ? entry().owner : event_.home;
     Send(nack);
   }
 
@@ -303,7 +304,7 @@ class Stepper {
   void MoveOut() {
     if (!entry().frozen || UnderWay() || entry().releasing) return Reject(DirectoryVerdict::kNotNow);
     for (size_t i = 0; i < entry().waiting_count; ++i) Nack(entry().waiting[i], NackReason::kMoved);
-    entry() = DirectoryEntry{.state = State::kElsewhere};
+    entry() = DirectoryEntry{.state = State::kElsewhere, .owner = event_.home};
   }
 
   // The entry from what is known for certain. What survivors may read or write is current. Bytes under eviction are, if

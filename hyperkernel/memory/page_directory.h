@@ -80,7 +80,7 @@ struct DirectoryEvent {
 // keeps less than that (fused extents); the rest exists while something is under way.
 struct DirectoryEntry {
   DirectoryState state = DirectoryState::kDormant;
-  NodeId owner{};     // Shared, Exclusive
+  NodeId owner{};     // Shared, Exclusive; Elsewhere: the home that it went to
   NodeSet copyset{};  // Dormant, Stored: who may have a copy. Shared: the same, with the owner
   uint64_t storage = 0;
   bool ever_written = false;  // and mirrored

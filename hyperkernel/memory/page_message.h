@@ -54,6 +54,7 @@ struct PageMessage {
   uint64_t storage = 0;                   // with kStored: the stable-storage address
   NodeSet acks;                           // Forward, Answer: the nodes whose Acks the requester awaits
   NackReason reason = NackReason::kBusy;  // Nack
+  NodeId home;                            // Nack(kMoved): whom to ask instead
   friend bool operator==(const PageMessage&, const PageMessage&) = default;
 };
 

@@ -234,7 +234,8 @@ class Stepper {
   // True if the event has to wait; then it is remembered.
   bool Deferred() {
     const bool pinned = page().pins > 0 && !HK_MUTANT(page_pin_ignored);
-    if (!page().held && !pinned) return false;
+    const bool held = page().held && !HK_MUTANT(page_hold_ignored);
+    if (!held && !pinned) return false;
     if (page().deferred.active) {
       Reject(PageVerdict::kImpossible);  // the home is busy with the other
       return true;
@@ -244,9 +245,8 @@ class Stepper {
   }
 
   void Answer() {
-    if (!Pending() || message_.transaction != page().transaction || page().answered) {
-      return Reject(PageVerdict::kStale);
-    }
+    const bool mine = message_.transaction == page().transaction || HK_MUTANT(page_takes_any_answer);
+    if (!Pending() || !mine || page().answered) return Reject(PageVerdict::kStale);
     if (!Acceptable()) return Reject(PageVerdict::kImpossible);
     page().answered = true;
     page().answer = message_;
@@ -313,6 +313,7 @@ class Stepper {
     action.type =
         message_.reason == NackReason::kLost && !adopting ? PageActionType::kStopGuest : PageActionType::kRetry;
     action.reason = message_.reason;
+    action.message = message_;
     result_.Add(action);
   }
   // The state without the request or eviction under way.
@@ -409,7 +410,7 @@ class Stepper {
   }
 
   void Release() {
-    if (page().retained && page().retained_serial == message_.serial) {
+    if (page().retained && (page().retained_serial == message_.serial || HK_MUTANT(page_releases_any_serial))) {
       Do(PageActionType::kDropRetained);
       page().retained = false;
     }

@@ -105,7 +105,8 @@ enum class PageActionType : uint8_t {
   kAdoptRetained,  // the retained bytes are the page again, accessible with `right`
   kStartHold,      // HoldOver comes after the minimum hold
   kWake,           // whoever waits for the page tries again
-  kRetry,          // the request was not granted for now (`reason`): wake after a random pause
+  kRetry,          // the request was not granted for now (`reason`): wake after a random pause; kMoved: at once,
+                   // `message.home` is the page's home
   kStopGuest,      // the page is Lost and somebody needs it
 };
 

@@ -117,7 +117,7 @@ std::optional<std::string> World::Do(const Choice& choice, SeenRows* seen) {
     case Choice::kFreeze:
       return StepHome(0, {.type = DirectoryEventType::kFreeze}, seen);
     case Choice::kMoveOut: {
-      DirectoryEntry entry = homes_[0];
+      DirectoryEntry entry = homes_[0];  // goes there by the bulk class, before anybody is told
       if (auto wrong = StepHome(0, {.type = DirectoryEventType::kMoveOut, .home = Node(1)}, seen)) return wrong;
       entry.frozen = false;
       entry.waiting_count = 0;
@@ -213,7 +213,7 @@ std::optional<std::string> World::StepNode(int index, const PageEvent& event, in
         break;
       case PageActionType::kRetry:
         if (action.reason == NackReason::kMoved) {
-          node.home = Node(1);
+          node.home = action.message.home;
           again = true;
         }
         break;
