@@ -1,12 +1,12 @@
 /* The page protocol and its directory as a model for spin: three nodes, PAGES pages, channels FIFO per class and peer.
- * Written from README.md ("Page protocol"), not from the code; tests/sim/model_check generates table.pml from
+ * Written by hand after README.md ("Page protocol"), not generated from the code; tests/sim/model_check generates table.pml from
  * protocol_table.h (numbers of states and events, and the rows), compiles this with the features of each configuration,
  * and compares the rows that are taken here with the table. A row that is not in the table is an assertion violation.
  *
  * node.pml, home.pml and deliver.pml have the steps, crash.pml what follows a loss.
  *
  * -D features: PAGES, OPS (of each node), TOTAL (of all); OVERWRITE ADOPT DROP EVICT HOLD PIN REHOME CRASH STORED BULK;
- * LIVE=2, LIVE=3: that many nodes ask without end, no versions, for the property `ends`. -DBUG_x: a planted bug (each is an #ifdef below).
+ * LIVE=2, LIVE=3: that many nodes ask without end, no versions, for the property `ends`. -DBUG_x: a planted bug.
  *
  * Versions stand for bytes: 0 is zero, each store makes the next. Assertions: a store happens only if nobody else may
  * read the page (single writer); what becomes readable is the last store (no stale read after an acknowledged write).
