@@ -1,0 +1,589 @@
+#include "tests/sim/protocol_world.h"
+
+#include <algorithm>
+#include <unordered_set>
+
+namespace hk::sim {
+namespace {
+
+constexpr uint8_t kMirrorClass = 3;
+
+bool IsUnderWay(const DirectoryEntry& entry) {
+  return entry.state == DirectoryState::kMirroring || entry.state == DirectoryState::kBusy ||
+         entry.state == DirectoryState::kSettling;
+}
+
+PageRight HardwareOf(PageRight right) {
+  return right == PageRight::kOwner ? PageRight::kShared : right;
+}
+
+NodeId Node(int index) {
+  return NodeId(static_cast<uint16_t>(index));
+}
+
+int ChannelOf(const Flight& flight) {
+  return (flight.message.from.value() * kMaxExplorerNodes + flight.message.to.value()) * 4 + flight.channel_class;
+}
+
+std::string TextOf(const PageMessage& m) {
+  static constexpr const char* kNames[] = {"Request",      "Forward",     "Answer",  "Nack",     "Invalidate",
+                                           "Ack",          "Done",        "Release", "Released", "Evict",
+                                           "EvictGranted", "EvictDenied", "Offer"};
+  return std::string(kNames[static_cast<int>(m.type)]) + " " + std::to_string(m.from.value()) + "->" +
+         std::to_string(m.to.value()) + " for " + std::to_string(m.requester.value()) + " kind " +
+         std::to_string(static_cast<int>(m.kind)) + " serial " + std::to_string(m.serial) + " acks " +
+         std::to_string(m.acks.bits()) + " right " + std::to_string(static_cast<int>(m.right)) + " source " +
+         std::to_string(static_cast<int>(m.source)) + (m.has_copy ? " has a copy" : "");
+}
+
+}  // namespace
+
+World::World(const WorldConfig* config) : config_(config), nodes_(static_cast<size_t>(config->nodes)) {
+  for (DirectoryEntry& entry : homes_) entry.state = DirectoryState::kElsewhere;
+  homes_[0].state = DirectoryState::kDormant;
+  if (config->stored) {
+    homes_[0].state = DirectoryState::kStored;
+    homes_[0].ever_written = mirrored_ = true;
+    stored_ = latest_ = 1;
+  }
+}
+
+std::vector<Choice> World::Choices() const {
+  std::vector<Choice> choices;
+  for (size_t i = 0; i < flights_.size(); ++i) {
+    if (i == 0 || ChannelOf(flights_[i]) != ChannelOf(flights_[i - 1])) {
+      choices.push_back({.kind = Choice::kDeliver, .flight = i});
+    }
+  }
+  for (int n = 0; n < config_->nodes; ++n) {
+    const WorldNode& node = nodes_[static_cast<size_t>(n)];
+    if (!node.alive) continue;
+    if (config_->holds && node.page.held) choices.push_back({.kind = Choice::kHoldOver, .node = n});
+    if (node.page.pins > 0) choices.push_back({.kind = Choice::kOp, .node = n, .op = PageEventType::kUnpin});
+    if (node.ops >= config_->ops_per_node || ops_ >= config_->ops) continue;
+    const PageState state = node.page.state;
+    const auto add = [&](bool enabled, PageEventType op, bool possible) {
+      if (enabled && possible) choices.push_back({.kind = Choice::kOp, .node = n, .op = op});
+    };
+    const bool readable = state == PageState::kShared || state == PageState::kOwner;
+    const bool calm = !node.page.held && !node.page.deferred.active;
+    add(true, PageEventType::kRead, state == PageState::kAbsent);
+    add(config_->write, PageEventType::kWrite, state == PageState::kAbsent || readable);
+    add(config_->overwrite, PageEventType::kOverwrite, state == PageState::kAbsent || readable);
+    add(config_->adopt, PageEventType::kAdopt, state == PageState::kAbsent);
+    // A mutant may drop what it must not: the page decides.
+    add(config_->drop, PageEventType::kDrop, readable && calm);
+    add(config_->evict, PageEventType::kEvict,
+        (state == PageState::kOwner || state == PageState::kExclusive) && calm && node.page.pins == 0);
+    add(config_->pin, PageEventType::kPin,
+        state == PageState::kExclusive && node.page.pins == 0 && !node.page.deferred.active);
+    if (config_->store && node.hardware == PageRight::kExclusive) {
+      choices.push_back({.kind = Choice::kOp, .node = n, .store = true});
+    }
+  }
+  if (config_->rehome && !moved_ && home_ == 0 && nodes_[1].alive && !homes_[0].frozen)
+    choices.push_back({.kind = Choice::kFreeze});
+  if (homes_[0].frozen && nodes_[1].alive && !IsUnderWay(homes_[0]) && !homes_[0].releasing) {
+    choices.push_back({.kind = Choice::kMoveOut});
+  }
+  if (crashed_ < config_->crashes) {
+    for (int n = 0; n < config_->nodes; ++n) {
+      if (nodes_[static_cast<size_t>(n)].alive) choices.push_back({.kind = Choice::kCrash, .node = n});
+    }
+  }
+  return choices;
+}
+
+void World::Post(uint8_t channel_class, const PageMessage& message, int version) {
+  const bool of_request = message.type == PageMessageType::kRequest || message.type == PageMessageType::kForward ||
+                          message.type == PageMessageType::kAnswer || message.type == PageMessageType::kNack;
+  if (config_->bulk && of_request && message.kind == RequestKind::kRead && channel_class == 0) channel_class = 2;
+  const Flight flight{.channel_class = channel_class, .message = message, .version = version};
+  const auto at =
+      std::upper_bound(flights_.begin(), flights_.end(), flight,
+                       [](const Flight& left, const Flight& right) { return ChannelOf(left) < ChannelOf(right); });
+  flights_.insert(at, flight);
+}
+
+std::optional<std::string> World::Do(const Choice& choice, SeenRows* seen) {
+  WorldNode& node = nodes_[static_cast<size_t>(choice.node)];
+  switch (choice.kind) {
+    case Choice::kDeliver:
+      return Deliver(choice.flight, seen);
+    case Choice::kHoldOver:
+      return StepNode(choice.node, {.type = PageEventType::kHoldOver, .message = {}}, 0, seen);
+    case Choice::kCrash:
+      return Crash(choice.node, seen);
+    case Choice::kFreeze:
+      return StepHome(0, {.type = DirectoryEventType::kFreeze}, seen);
+    case Choice::kMoveOut: {
+      DirectoryEntry entry = homes_[0];  // goes there by the bulk class, before anybody is told
+      if (auto wrong = StepHome(0, {.type = DirectoryEventType::kMoveOut, .home = Node(1)}, seen)) return wrong;
+      entry.frozen = false;
+      entry.waiting_count = 0;
+      entry.waiting = {};
+      homes_[1] = entry;
+      moved_ = true;
+      home_ = 1;
+      return std::nullopt;
+    }
+    case Choice::kOp:
+      break;
+  }
+  if (choice.op != PageEventType::kUnpin) {
+    ++node.ops;
+    ++ops_;
+  }
+  if (choice.store) {
+    node.frame = ++latest_;
+    return std::nullopt;
+  }
+  PageEvent event{.type = choice.op, .message = {}};
+  event.message.transaction = ++node.transaction;
+  event.message.source = PageSource::kStored;
+  if (choice.op == PageEventType::kRead) node.wish = RequestKind::kRead;
+  if (choice.op == PageEventType::kWrite) node.wish = RequestKind::kWrite;
+  if (choice.op == PageEventType::kOverwrite) node.wish = RequestKind::kOverwrite;
+  if (choice.op == PageEventType::kAdopt) node.wish = RequestKind::kAdopt;
+  if (choice.op == PageEventType::kEvict) stored_ = node.frame;  // the shell wrote it before it asks
+  return StepNode(choice.node, event, 0, seen);
+}
+
+std::optional<std::string> World::StepNode(int index, const PageEvent& event, int version, SeenRows* seen) {
+  WorldNode& node = nodes_[static_cast<size_t>(index)];
+  const PageResult result = Step(node.page, event, Node(index), node.home);
+  if (result.verdict == PageVerdict::kImpossible || result.verdict == PageVerdict::kNothingToDo ||
+      result.verdict == PageVerdict::kStale) {
+    return "node " + std::to_string(index) + " rejects " + Name(event.type) + " in " + Name(node.page.state);
+  }
+  if (result.verdict == PageVerdict::kDone && seen != nullptr) {
+    seen->insert(
+        {'p', static_cast<int>(node.page.state), static_cast<int>(event.type), static_cast<int>(result.page.state)});
+  }
+  if (event.type == PageEventType::kAnswer && result.verdict == PageVerdict::kDone) node.kept = version;
+  node.page = result.page;
+  bool again = false;
+  for (size_t i = 0; i < result.action_count; ++i) {
+    const PageAction& action = result.actions[i];
+    switch (action.type) {
+      case PageActionType::kSend:
+        Post(action.message.type == PageMessageType::kAck ? 1 : 0, action.message, 0);
+        break;
+      case PageActionType::kSendPage:
+        Post(0, action.message, node.frame);
+        break;
+      case PageActionType::kKeepData:
+        break;
+      case PageActionType::kInstall:
+        if (action.source == PageSource::kPayload) node.frame = node.kept;
+        if (action.source == PageSource::kZero) node.frame = 0;
+        if (action.source == PageSource::kStored) node.frame = stored_;
+        node.hardware = HardwareOf(action.right);
+        // The instruction that faulted, or the device's input, is done before anything else.
+        if (node.wish == RequestKind::kOverwrite) node.frame = latest_;  // the check of what is overwritten is not ours
+        if (node.hardware == PageRight::kExclusive && node.wish != RequestKind::kAdopt &&
+            node.wish != RequestKind::kRead) {
+          if (node.frame != latest_) return "node " + std::to_string(index) + " writes to a stale page";
+          node.frame = ++latest_;
+        }
+        break;
+      case PageActionType::kProtect:
+        node.hardware = PageRight::kShared;
+        break;
+      case PageActionType::kUnmap:
+        node.hardware = PageRight::kNone;
+        node.retained = node.frame;
+        break;
+      case PageActionType::kMap:
+        node.hardware = HardwareOf(action.right);
+        break;
+      case PageActionType::kDropFrame:
+        if (node.hardware != PageRight::kNone) return "node " + std::to_string(index) + " drops a mapped frame";
+        break;
+      case PageActionType::kDropRetained:
+        break;
+      case PageActionType::kAdoptRetained:
+        node.frame = node.retained;
+        node.hardware = HardwareOf(action.right);
+        break;
+      case PageActionType::kStartHold:
+        if (!config_->holds) node.page.held = false;
+        break;
+      case PageActionType::kWake:
+        break;
+      case PageActionType::kRetry:
+        if (action.reason == NackReason::kMoved) {
+          node.home = action.message.home;
+          again = true;
+        }
+        break;
+      case PageActionType::kStopGuest:
+        if (!lost_) return "a page is lost although no node was";
+        break;
+    }
+  }
+  if (again) {
+    static constexpr PageEventType kAgain[] = {PageEventType::kRead, PageEventType::kWrite, PageEventType::kOverwrite,
+                                               PageEventType::kAdopt};
+    PageEvent wish{.type = kAgain[static_cast<int>(node.wish)], .message = {}};
+    wish.message.transaction = ++node.transaction;
+    return StepNode(index, wish, 0, seen);
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> World::StepHome(int home, const DirectoryEvent& event, SeenRows* seen) {
+  DirectoryEvent numbered = event;
+  numbered.serial = serial_ + 1;
+  const DirectoryResult result = Step(homes_[home], numbered, Node(home));
+  if (result.verdict != DirectoryVerdict::kDone) {
+    return "home rejects " + std::string(Name(event.type)) + " in " + Name(homes_[home].state);
+  }
+  if (seen != nullptr) {
+    seen->insert({'d', static_cast<int>(homes_[home].state), static_cast<int>(event.type),
+                  static_cast<int>(result.entry.state)});
+  }
+  serial_ += result.serials_used;
+  homes_[home] = result.entry;
+  for (size_t i = 0; i < result.action_count; ++i) {
+    const DirectoryAction& action = result.actions[i];
+    switch (action.type) {
+      case DirectoryActionType::kSend:
+        Post(0, action.message, 0);
+        break;
+      case DirectoryActionType::kSendToEach:
+        for (int n = 0; n < config_->nodes; ++n) {
+          if (!action.nodes.Contains(Node(n))) continue;
+          PageMessage message = action.message;
+          message.to = Node(n);
+          Post(1, message, 0);
+        }
+        break;
+      case DirectoryActionType::kMirror: {
+        PageMessage mirrored;
+        mirrored.from = mirrored.to = Node(home);
+        Post(kMirrorClass, mirrored, 0);
+        break;
+      }
+      case DirectoryActionType::kReconcile:
+        break;  // Crash does it
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> World::Deliver(size_t index, SeenRows* seen) {
+  const Flight flight = flights_[index];
+  flights_.erase(flights_.begin() + static_cast<std::ptrdiff_t>(index));
+  const PageMessage& message = flight.message;
+  const int to = message.to.value();
+  if (flight.channel_class == kMirrorClass) {
+    mirrored_ = true;
+    return StepHome(to, {.type = DirectoryEventType::kMirrored}, seen);
+  }
+  const auto home = [&](DirectoryEventType type) { return StepHome(to, {.type = type, .message = message}, seen); };
+  const auto node = [&](PageEventType type) {
+    return StepNode(to, {.type = type, .message = message}, flight.version, seen);
+  };
+  switch (message.type) {
+    case PageMessageType::kRequest:
+      return home(EventOf(message.kind));
+    case PageMessageType::kDone:
+      return home(DirectoryEventType::kDone);
+    case PageMessageType::kReleased:
+      return home(DirectoryEventType::kReleased);
+    case PageMessageType::kEvict:
+      return home(DirectoryEventType::kEvict);
+    case PageMessageType::kForward:
+      return node(message.kind == RequestKind::kRead    ? PageEventType::kForwardRead
+                  : message.kind == RequestKind::kAdopt ? PageEventType::kForwardAdopt
+                                                        : PageEventType::kForwardWrite);
+    case PageMessageType::kAnswer:
+      return node(PageEventType::kAnswer);
+    case PageMessageType::kNack:
+      return node(PageEventType::kNack);
+    case PageMessageType::kInvalidate:
+      return node(PageEventType::kInvalidate);
+    case PageMessageType::kAck:
+      return node(PageEventType::kAck);
+    case PageMessageType::kRelease:
+      return node(PageEventType::kRelease);
+    case PageMessageType::kEvictGranted:
+      return node(PageEventType::kEvictGranted);
+    case PageMessageType::kEvictDenied:
+      return node(PageEventType::kEvictDenied);
+    case PageMessageType::kOffer:
+      break;
+  }
+  return "a message of no meaning";
+}
+
+// A node is gone: everything under way with it, because the epoch changes; survivors report; the home, or the next node
+// in its place, rebuilds; all in one step, because nothing else is done meanwhile.
+std::optional<std::string> World::Crash(int victim, SeenRows* seen) {
+  ++crashed_;
+  nodes_[static_cast<size_t>(victim)] = WorldNode{};
+  nodes_[static_cast<size_t>(victim)].alive = false;
+  flights_.clear();
+  if (home_ == victim) {
+    homes_[victim] = DirectoryEntry{};
+    homes_[victim].state = DirectoryState::kElsewhere;
+    home_ = 0;
+    while (!nodes_[static_cast<size_t>(home_)].alive) ++home_;
+    homes_[home_] = DirectoryEntry{};
+    homes_[home_].state = DirectoryState::kElsewhere;
+    homes_[home_].ever_written = mirrored_;
+  }
+  const int home = home_;
+  std::vector<PageReport> reports;
+  NodeSet survivors;
+  for (int n = 0; n < config_->nodes; ++n) {
+    WorldNode& node = nodes_[static_cast<size_t>(n)];
+    if (!node.alive) continue;
+    node.home = Node(home);
+    if (auto wrong = StepNode(n, {.type = PageEventType::kEpochChange, .message = {}}, 0, seen)) return wrong;
+    survivors.Add(Node(n));
+    reports.push_back(ReportOf(node.page, Node(n)));
+  }
+  const DirectoryEvent rebuild{.type = DirectoryEventType::kRebuild, .reports = reports, .survivors = survivors};
+  if (auto wrong = StepHome(home, rebuild, seen)) return wrong;
+  const DirectoryEntry& entry = homes_[home];
+  lost_ = entry.state == DirectoryState::kLost;
+  for (int n = 0; n < config_->nodes; ++n) {
+    if (!survivors.Contains(Node(n))) continue;
+    PageEvent reconciled{.type = PageEventType::kReconciled, .message = {}};
+    reconciled.message.right = RightAt(entry, Node(n));
+    if (auto wrong = StepNode(n, reconciled, 0, seen)) return wrong;
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> World::Check(bool rest) const {
+  const auto wrong = [](int node, const char* what) { return "node " + std::to_string(node) + ": " + what; };
+  const int home = home_;
+  const DirectoryEntry& entry = homes_[home];
+  const bool calm = !IsUnderWay(entry) && nodes_[static_cast<size_t>(home)].alive;
+  int writers = 0;
+  int readers = 0;
+  for (int n = 0; n < config_->nodes; ++n) {
+    const WorldNode& node = nodes_[static_cast<size_t>(n)];
+    if (!node.alive) continue;
+    if (node.hardware == PageRight::kExclusive) ++writers;
+    if (node.hardware != PageRight::kNone) ++readers;
+    if (node.hardware != PageRight::kNone && node.frame != latest_) return wrong(n, "a stale copy can be read");
+    if (node.hardware != HardwareOf(RightOf(node.page.state))) return wrong(n, "hardware and state differ");
+    if (node.page.pins > 0 && node.hardware != PageRight::kExclusive) return wrong(n, "a pinned page was revoked");
+    const bool own =
+        entry.owner == Node(n) && (entry.state == DirectoryState::kShared || entry.state == DirectoryState::kExclusive);
+    if (calm && own && (!HasBytes(node.page.state) || node.frame != latest_)) {
+      return wrong(n, "the owner has not the page's bytes");
+    }
+    if (calm && RightOf(node.page.state) != PageRight::kNone && !own && !entry.copyset.Contains(Node(n))) {
+      return wrong(n, "reads a page of which the home does not know");
+    }
+    if (calm && !own && RightOf(node.page.state) >= PageRight::kOwner) return wrong(n, "is owner, home knows another");
+    if (rest && (node.page.deferred.active || node.page.retained ||
+                 (node.page.state != PageState::kAbsent && node.page.state != PageState::kShared &&
+                  node.page.state != PageState::kOwner && node.page.state != PageState::kExclusive))) {
+      return wrong(n, "waits for ever");
+    }
+  }
+  if (writers > 1 || (writers == 1 && readers > 1)) return "two may use a page that one may write";
+  if (calm && entry.state == DirectoryState::kDormant && latest_ != 0) return "written bytes became zero";
+  if (calm && entry.state == DirectoryState::kStored && latest_ != stored_) return "storage has older bytes";
+  if (calm && (entry.state == DirectoryState::kShared || entry.state == DirectoryState::kExclusive) &&
+      !nodes_[entry.owner.value()].alive) {
+    return "the owner is dead";
+  }
+  if (rest && (IsUnderWay(entry) || entry.waiting_count > 0 || entry.releasing)) return "the home waits for ever";
+  return std::nullopt;
+}
+
+namespace {
+
+void Put(std::string* out, uint64_t value) {
+  out->push_back(static_cast<char>(value));
+}
+
+void Put(std::string* out, const PageMessage& m) {
+  for (uint64_t field :
+       {uint64_t{static_cast<uint8_t>(m.type)}, uint64_t{m.from.value()}, uint64_t{m.to.value()},
+        uint64_t{m.requester.value()}, m.transaction, m.serial, uint64_t{static_cast<uint8_t>(m.kind)},
+        uint64_t{m.has_copy}, uint64_t{static_cast<uint8_t>(m.right)}, uint64_t{static_cast<uint8_t>(m.source)},
+        m.acks.bits(), uint64_t{static_cast<uint8_t>(m.reason)}}) {
+    Put(out, field);
+  }
+}
+
+}  // namespace
+
+void World::Serialize(std::string* out) const {
+  out->clear();
+  for (int value : {latest_, stored_, ops_, int{mirrored_}, int{moved_}, home_, crashed_, int{lost_}}) {
+    Put(out, static_cast<uint64_t>(value));
+  }
+  Put(out, serial_);
+  for (const WorldNode& node : nodes_) {
+    const Page& page = node.page;
+    for (uint64_t field : {uint64_t{static_cast<uint8_t>(page.state)},
+                           uint64_t{page.held},
+                           uint64_t{page.pins},
+                           uint64_t{page.deferred.active},
+                           page.transaction,
+                           uint64_t{static_cast<uint8_t>(page.kind)},
+                           uint64_t{page.answered},
+                           page.acked.bits(),
+                           uint64_t{page.retained},
+                           page.retained ? page.retained_serial : 0,
+                           uint64_t{page.retained ? page.retained_for.value() : uint16_t{0}},
+                           uint64_t{static_cast<uint8_t>(node.hardware)},
+                           uint64_t(HasBytes(page.state) ? node.frame : 0),
+                           uint64_t(page.retained ? node.retained : 0),
+                           uint64_t(page.answered ? node.kept : 0),
+                           uint64_t(node.ops),
+                           node.transaction,
+                           uint64_t{node.home.value()},
+                           uint64_t{node.alive},
+                           uint64_t{static_cast<uint8_t>(node.wish)}}) {
+      Put(out, field);
+    }
+    if (page.answered) Put(out, page.answer);
+    if (page.deferred.active) {
+      Put(out, static_cast<uint64_t>(page.deferred.type));
+      Put(out, page.deferred.message);
+    }
+  }
+  for (int h = 0; h < config_->nodes; ++h) {
+    const DirectoryEntry& e = homes_[h];
+    Put(out, static_cast<uint64_t>(e.state));
+    if (e.state == DirectoryState::kElsewhere) continue;
+    for (uint64_t field : {uint64_t{e.owner.value()}, e.copyset.bits(), uint64_t{e.ever_written}, uint64_t{e.frozen},
+                           uint64_t{e.releasing}, e.releasing ? e.released_serial : 0,
+                           uint64_t{e.releasing ? e.released_node.value() : uint16_t{0}}, uint64_t{e.waiting_count}}) {
+      Put(out, field);
+    }
+    for (size_t i = 0; i < e.waiting_count; ++i) Put(out, e.waiting[i]);
+    if (!IsUnderWay(e)) continue;
+    Put(out, e.current);
+    for (uint64_t field :
+         {e.serial, uint64_t{static_cast<uint8_t>(e.before)}, uint64_t{static_cast<uint8_t>(e.after)},
+          uint64_t{e.after_owner.value()}, e.after_copyset.bits(), uint64_t{e.leaves}, uint64_t{e.leaver.value()}}) {
+      Put(out, field);
+    }
+  }
+  for (const Flight& flight : flights_) {
+    Put(out, flight.channel_class);
+    Put(out, flight.message);
+    Put(out, static_cast<uint64_t>(flight.version));
+  }
+}
+
+std::string World::Describe(const Choice& choice) const {
+  const std::string node = "node " + std::to_string(choice.node) + " ";
+  switch (choice.kind) {
+    case Choice::kOp:
+      return node + (choice.store ? "stores" : Name(choice.op));
+    case Choice::kDeliver:
+      return flights_[choice.flight].channel_class == kMirrorClass
+                 ? "Mirrored"
+                 : TextOf(flights_[choice.flight].message) +
+                       (flights_[choice.flight].channel_class == 2 ? " (bulk)" : "");
+    case Choice::kHoldOver:
+      return node + "HoldOver";
+    case Choice::kFreeze:
+      return "Freeze";
+    case Choice::kMoveOut:
+      return "MoveOut";
+    case Choice::kCrash:
+      return node + "crashes";
+  }
+  return "";
+}
+
+std::string World::Describe() const {
+  std::string text =
+      "    home " + std::string(Name(homes_[home_].state)) + ", last store " + std::to_string(latest_) + ";";
+  for (const WorldNode& node : nodes_) {
+    text += " " + std::string(node.alive ? Name(node.page.state) : "dead") + "/" + std::to_string(node.frame) +
+            (node.page.retained ? "+retained" : "") + (node.page.deferred.active ? "+deferred" : "");
+  }
+  return text;
+}
+
+namespace {
+
+// 128 bits of a state: two states with the same are taken for one; at 10^8 states that is one chance in 10^22.
+struct Fingerprint {
+  uint64_t low = 0, high = 0;
+  friend bool operator==(const Fingerprint&, const Fingerprint&) = default;
+};
+struct FingerprintHash {
+  size_t operator()(const Fingerprint& f) const { return f.low; }
+};
+
+Fingerprint FingerprintOf(const std::string& bytes) {
+  uint64_t a = 0x9e3779b97f4a7c15, b = 0xc2b2ae3d27d4eb4f;
+  for (unsigned char byte : bytes) {
+    a = (a ^ byte) * 0x100000001b3;
+    a ^= a >> 29;
+    b = (b + byte) * 0xff51afd7ed558ccd;
+    b ^= b >> 32;
+  }
+  return {a * 0x9e3779b97f4a7c15 ^ a >> 31, b * 0xc4ceb9fe1a85ec53 ^ b >> 33};
+}
+
+struct Frame {
+  World world;
+  std::vector<Choice> choices;
+  size_t next = 0;
+  std::string how;
+};
+
+}  // namespace
+
+Exploration Explore(const WorldConfig& config, uint64_t max_states, SeenRows* seen) {
+  Exploration found;
+  std::unordered_set<Fingerprint, FingerprintHash> visited;
+  std::string bytes;
+  std::vector<Frame> stack;
+  const auto violated = [&](const std::string& what, const std::string& last, const World& world) {
+    found.violation = what;
+    for (const Frame& frame : stack) found.trace.push_back(frame.how + "\n" + frame.world.Describe());
+    found.trace.push_back(last + "\n" + world.Describe());
+  };
+  const auto enter = [&](World world, const std::string& how) {
+    world.Serialize(&bytes);
+    if (!visited.insert(FingerprintOf(bytes)).second) return true;
+    ++found.states;
+    std::vector<Choice> choices = world.Choices();
+    if (auto what = world.Check(choices.empty())) {
+      violated(*what, how, world);
+      return false;
+    }
+    stack.push_back({std::move(world), std::move(choices), 0, how});
+    found.depth = std::max(found.depth, stack.size());
+    return true;
+  };
+  if (!enter(World(&config), "start")) return found;
+  while (!stack.empty()) {
+    if (found.states >= max_states) return found;
+    Frame& top = stack.back();
+    if (top.next == top.choices.size()) {
+      stack.pop_back();
+      continue;
+    }
+    const Choice choice = top.choices[top.next++];
+    World world = top.world;
+    ++found.transitions;
+    const std::string how = top.world.Describe(choice);
+    if (auto what = world.Do(choice, seen)) {
+      violated(*what, how, world);
+      return found;
+    }
+    if (!enter(std::move(world), how)) return found;
+  }
+  found.complete = true;
+  return found;
+}
+
+}  // namespace hk::sim
