@@ -1,10 +1,11 @@
 #include "rdma/verbs_poller.h"
 
-#include <poll.h>
 #include <pthread.h>
+#include <sys/epoll.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <optional>
 #include <utility>
 
@@ -39,6 +40,10 @@ VerbsPoller::~VerbsPoller() {
 absl::Status VerbsPoller::Start(Engine* engine) {
   engine_ = engine;
   HK_RETURN_IF_ERROR(wake_.Open());
+  epoll_ = OwnedFd(::epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll_.valid()) return ErrnoStatus(errno, "epoll_create1");
+  epoll_event wakes = {.events = EPOLLIN, .data = {.ptr = nullptr}};
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.fd(), &wakes) != 0) return ErrnoStatus(errno, "epoll_ctl");
   thread_ = std::thread([this] { Run(); });
   ::pthread_setname_np(thread_.native_handle(), kThreadNames[static_cast<size_t>(class_)]);
   return absl::OkStatus();
@@ -123,13 +128,15 @@ Monotonic VerbsPoller::Reap() {
 void VerbsPoller::Mail() {
   std::vector<std::shared_ptr<VerbsLink>> added;
   std::vector<uint64_t> resumed, peer_closed;
+  std::shared_ptr<ibv_comp_channel> channel;
   {
     MutexLock lock(&mutex_);
     added.swap(added_);
     resumed.swap(resumed_);
-    events_ = channel_;
     peer_closed.swap(peer_closed_);
+    channel = channel_;
   }
+  if (channel != events_) WatchChannel(std::move(channel));
   for (std::shared_ptr<VerbsLink>& link : added) {
     const uint64_t key = link->key();
     if (link->closed()) reap_ = true;
@@ -150,6 +157,15 @@ void VerbsPoller::Mail() {
     Serve(key);
   }
   if (reap_.exchange(false)) farewell_due_ = Reap();
+}
+
+void VerbsPoller::WatchChannel(std::shared_ptr<ibv_comp_channel> channel) {
+  // Before it is let go of: another file may get its number.
+  if (events_ != nullptr) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, events_->fd, nullptr);
+  events_ = std::move(channel);
+  if (events_ == nullptr) return;
+  epoll_event completes = {.events = EPOLLIN, .data = {.ptr = events_.get()}};
+  HK_CHECK(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, events_->fd, &completes) == 0);
 }
 
 bool VerbsPoller::Serve(uint64_t key) {
@@ -224,13 +240,19 @@ bool VerbsPoller::Wait(Monotonic due) {
   const auto left = sleeps && due != Monotonic::max() ? due - now : std::chrono::nanoseconds(0);
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(left);
   const timespec timeout{.tv_sec = seconds.count(), .tv_nsec = (left - seconds).count()};
-  std::array<pollfd, 2> fds = {pollfd{.fd = wake_.fd(), .events = POLLIN, .revents = 0},
-                               pollfd{.fd = events_ == nullptr ? -1 : events_->fd, .events = POLLIN, .revents = 0}};
-  ::ppoll(fds.data(), fds.size(), sleeps && due == Monotonic::max() ? nullptr : &timeout, nullptr);
+  // One call that looks only at what is ready.
+  std::array<epoll_event, 2> ready;
+  const int count = ::epoll_pwait2(epoll_.get(), ready.data(), ready.size(),
+                                   sleeps && due == Monotonic::max() ? nullptr : &timeout, nullptr);
   if (sleeps) wake_.Awake();
-  if ((fds[0].revents & POLLIN) != 0) wake_.Drain();
   bool progress = false;
-  if (events_ != nullptr && fds[1].revents != 0) progress |= TakeEvent(events_.get());
+  for (int i = 0; i < count; ++i) {
+    if (ready[static_cast<size_t>(i)].data.ptr == nullptr) {
+      wake_.Drain();
+    } else {
+      progress |= TakeEvent(events_.get());
+    }
+  }
   for (const uint64_t key : more) progress |= Serve(key);
   return progress;
 }

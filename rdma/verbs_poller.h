@@ -17,6 +17,7 @@
 
 #include "absl/status/status.h"
 #include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/mutex.h"
 #include "rdma/engine.h"
 #include "rdma/thread_wake.h"
@@ -70,6 +71,7 @@ class VerbsPoller {
   // Polls until nothing is left, or others shall have their turn; true if a message came.
   bool Serve(uint64_t key);
   void LeaveSpin();
+  void WatchChannel(std::shared_ptr<ibv_comp_channel> channel);
   Watch* Find(uint64_t key);
   void Remove(uint64_t key);
   // When the next farewell ends.
@@ -82,6 +84,7 @@ class VerbsPoller {
   const std::function<void(uint64_t)> gone_;
   Engine* engine_ = nullptr;
   WakeFlag wake_;
+  OwnedFd epoll_;  // wake_ (null) and the channel
   std::thread thread_;
   std::atomic<bool> stop_{false};
 
