@@ -43,16 +43,4 @@ interrupt:
 general_protection:
     skip_msr_access r14d
 common_code
-    .balign 16
-gates:
-    .rept 13
-    no_gate
-    .endr
-    gate general_protection
-    .rept VECTOR - 14
-    no_gate
-    .endr
-    gate interrupt
-gates_end:
-idt: .word gates_end - gates - 1
-    .quad gates
+idt_with VECTOR, interrupt, general_protection

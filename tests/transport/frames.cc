@@ -23,6 +23,18 @@ Header Numbered(MessageClass message_class, uint64_t sequence) {
   return header;
 }
 
+Hello GoodHello(NodeId from, NodeId to, MessageClass message_class, uint64_t session, uint64_t peer_session) {
+  Hello hello;
+  hello.message_class = message_class;
+  hello.cluster = ClusterHash("conformance");
+  hello.from = from;
+  hello.to = to;
+  hello.node_epoch = Epoch(1);
+  hello.session = session;
+  hello.peer_session = peer_session;
+  return hello;
+}
+
 void Reseal(std::vector<std::byte>* frame) {
   const uint32_t crc = Crc32c(std::span(*frame).first(kHeaderBytes - 4));
   for (size_t i = 0; i < 4; ++i) (*frame)[kHeaderBytes - 4 + i] = static_cast<std::byte>(crc >> (8 * i));

@@ -18,15 +18,7 @@ class Impostor {
   explicit Impostor(BackEnd* back_end) : back_end_(back_end) {}
 
   Hello FirstHello(MessageClass message_class) const {
-    Hello hello;
-    hello.message_class = message_class;
-    hello.cluster = ClusterHash("conformance");
-    hello.from = NodeId(0);
-    hello.to = NodeId(1);
-    hello.node_epoch = Epoch(1);
-    hello.session = session_;
-    hello.peer_session = peer_session_;
-    return hello;
+    return GoodHello(NodeId(0), NodeId(1), message_class, session_, peer_session_);
   }
   // Connects and says hello; the reply, if one came before the connection was closed.
   std::optional<Hello> SayHello(MessageClass message_class, const Hello& hello) {

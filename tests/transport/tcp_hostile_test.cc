@@ -313,15 +313,7 @@ class Attacker {
   }
 
   Hello HelloFor(MessageClass message_class) const {
-    Hello hello;
-    hello.message_class = message_class;
-    hello.cluster = ClusterHash("conformance");
-    hello.from = kAttacker;
-    hello.to = kTarget;
-    hello.node_epoch = Epoch(1);
-    hello.session = session_;
-    hello.peer_session = peer_session_;
-    return hello;
+    return GoodHello(kAttacker, kTarget, message_class, session_, peer_session_);
   }
 
   // Any reply to a hello, right ones among them, and what may follow it.

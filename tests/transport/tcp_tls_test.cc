@@ -38,13 +38,7 @@ class TcpTlsTest : public testing::Test {
     EXPECT_TRUE(b->AddPeer(a.id(), back_end_.Address(b.id(), a.id())).ok());
   }
   static std::array<std::byte, kHelloBytes> HelloOf(NodeId from) {
-    Hello hello;
-    hello.cluster = ClusterHash("conformance");
-    hello.from = from;
-    hello.to = kListener;
-    hello.node_epoch = Epoch(1);
-    hello.session = 5;
-    return EncodeHello(hello);
+    return EncodeHello(GoodHello(from, kListener, MessageClass::kFault, 5));
   }
   // The listener closes the connection, having said nothing that can be read, and counts it.
   void ExpectTurnedAway(Node& listener, std::unique_ptr<Stranger> stranger) {

@@ -10,6 +10,7 @@
 
 #include "rdma/slots.h"
 #include "rdma/wire.h"
+#include "tests/transport/frames.h"
 
 namespace hk {
 namespace {
@@ -17,15 +18,6 @@ namespace {
 using Bytes = std::vector<std::byte>;
 
 constexpr std::byte kSpoiled{0xee};
-
-Bytes Frame(const Header& header, std::span<const std::byte> body = {}) {
-  Header complete = header;
-  complete.body_bytes = static_cast<uint16_t>(body.size());
-  const auto encoded = EncodeHeader(complete);
-  Bytes bytes(encoded.begin(), encoded.end());
-  bytes.insert(bytes.end(), body.begin(), body.end());
-  return bytes;
-}
 
 Header OfType(MessageClass message_class, uint16_t type, uint64_t sequence) {
   Header header;
@@ -59,15 +51,7 @@ class HostilePeer {
   HostilePeer(BackEnd* back_end, uint64_t session) : back_end_(back_end), session_(session) {}
 
   Hello FirstHello(MessageClass message_class) const {
-    Hello hello;
-    hello.message_class = message_class;
-    hello.cluster = ClusterHash("conformance");
-    hello.from = NodeId(0);
-    hello.to = NodeId(1);
-    hello.node_epoch = Epoch(1);
-    hello.session = session_;
-    hello.peer_session = peer_session_;
-    return hello;
+    return GoodHello(NodeId(0), NodeId(1), message_class, session_, peer_session_);
   }
   // All three classes, with their Setups.
   void Connect() {
