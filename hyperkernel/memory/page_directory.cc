@@ -442,20 +442,12 @@ DirectoryEventType EventOf(RequestKind kind) {
 }
 
 const char* Name(DirectoryState state) {
-  static constexpr const char* kNames[] = {
-#define X(name) #name,
-      HK_DIRECTORY_STATES(X)
-#undef X
-  };
+  static constexpr const char* kNames[] = {HK_DIRECTORY_STATES(HK_NAME_ENTRY)};
   return kNames[static_cast<size_t>(state)];
 }
 
 const char* Name(DirectoryEventType event) {
-  static constexpr const char* kNames[] = {
-#define X(name) #name,
-      HK_DIRECTORY_EVENTS(X)
-#undef X
-  };
+  static constexpr const char* kNames[] = {HK_DIRECTORY_EVENTS(HK_NAME_ENTRY)};
   return kNames[static_cast<size_t>(event)];
 }
 

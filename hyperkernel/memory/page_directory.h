@@ -39,26 +39,14 @@ namespace hk {
 // Dormant: bytes are zero. Stored: storage has them. Shared, Exclusive: the owner has them. Lost: nobody. Mirroring:
 // a first write waits for the second node's word. Busy: a transaction is under way. Settling: it is done, but an
 // earlier Release is not yet answered. Elsewhere: the page's home is another node.
-enum class DirectoryState : uint8_t {
-#define X(name) k##name,
-  HK_DIRECTORY_STATES(X)
-#undef X
-};
-#define X(name) +1
-inline constexpr size_t kDirectoryStates = 0 HK_DIRECTORY_STATES(X);
-#undef X
+enum class DirectoryState : uint8_t { HK_DIRECTORY_STATES(HK_ENUMERATOR) };
+inline constexpr size_t kDirectoryStates = 0 HK_DIRECTORY_STATES(HK_PLUS_ONE);
 
 // Requests by kind, Evict, Done and Released are messages. Mirrored: the second node has the ever-written bit. Freeze,
 // Thaw: the extent is to be moved (or not): nothing new begins. MoveOut: it has been. Rebuild: after an epoch change;
 // of an Elsewhere entry it knows only ever_written.
-enum class DirectoryEventType : uint8_t {
-#define X(name) k##name,
-  HK_DIRECTORY_EVENTS(X)
-#undef X
-};
-#define X(name) +1
-inline constexpr size_t kDirectoryEvents = 0 HK_DIRECTORY_EVENTS(X);
-#undef X
+enum class DirectoryEventType : uint8_t { HK_DIRECTORY_EVENTS(HK_ENUMERATOR) };
+inline constexpr size_t kDirectoryEvents = 0 HK_DIRECTORY_EVENTS(HK_PLUS_ONE);
 
 // Requests of one page that wait for its transaction. A node has one at most, so up to 17 nodes never meet the bound;
 // beyond it: Nack(kBusy), and the requester tries again.

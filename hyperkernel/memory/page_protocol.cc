@@ -507,20 +507,12 @@ bool HasBytes(PageState state) {
 }
 
 const char* Name(PageState state) {
-  static constexpr const char* kNames[] = {
-#define X(name) #name,
-      HK_PAGE_STATES(X)
-#undef X
-  };
+  static constexpr const char* kNames[] = {HK_PAGE_STATES(HK_NAME_ENTRY)};
   return kNames[static_cast<size_t>(state)];
 }
 
 const char* Name(PageEventType event) {
-  static constexpr const char* kNames[] = {
-#define X(name) #name,
-      HK_PAGE_EVENTS(X)
-#undef X
-  };
+  static constexpr const char* kNames[] = {HK_PAGE_EVENTS(HK_NAME_ENTRY)};
   return kNames[static_cast<size_t>(event)];
 }
 

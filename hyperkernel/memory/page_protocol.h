@@ -37,26 +37,14 @@ namespace hk {
 // Exclusive: readable and writable. Fetch*: nothing readable, request under way. Upgrade, OwnerUpgrade: readable,
 // request for Exclusive under way. Evict*: eviction under way, bytes kept for others, not accessible here; EvictGone:
 // without.
-enum class PageState : uint8_t {
-#define X(name) k##name,
-  HK_PAGE_STATES(X)
-#undef X
-};
-#define X(name) +1
-inline constexpr size_t kPageStates = 0 HK_PAGE_STATES(X);
-#undef X
+enum class PageState : uint8_t { HK_PAGE_STATES(HK_ENUMERATOR) };
+inline constexpr size_t kPageStates = 0 HK_PAGE_STATES(HK_PLUS_ONE);
 
 // Local wishes: Read and Write (faults), Overwrite (a device will write all of it), Adopt (an offer taken), Drop and
 // Evict (pressure), Pin, Unpin, HoldOver (the minimum hold has passed). From the home: Reconciled, after an EpochChange
 // (the rest of what follows it in the table are messages).
-enum class PageEventType : uint8_t {
-#define X(name) k##name,
-  HK_PAGE_EVENTS(X)
-#undef X
-};
-#define X(name) +1
-inline constexpr size_t kPageEvents = 0 HK_PAGE_EVENTS(X);
-#undef X
+enum class PageEventType : uint8_t { HK_PAGE_EVENTS(HK_ENUMERATOR) };
+inline constexpr size_t kPageEvents = 0 HK_PAGE_EVENTS(HK_PLUS_ONE);
 
 // One event. Plain value. `message` is valid for messages; Evict takes source and storage from it; Read, Write,
 // Overwrite and Adopt take its `transaction`, a number this node never used before; Reconciled its `right`.

@@ -6,6 +6,11 @@
 // explorer, C only the code (what it stands for is left out of the model: see README.md, "What is checked").
 #pragma once
 
+// What a list of names is turned into: enumerators, their number, their names.
+#define HK_ENUMERATOR(name) k##name,
+#define HK_PLUS_ONE(name) +1
+#define HK_NAME_ENTRY(name) #name,
+
 // clang-format off
 #define HK_PAGE_STATES(X) \
   X(Absent) X(Shared) X(Owner) X(Exclusive) X(FetchRead) X(FetchWrite) X(Upgrade) X(OwnerUpgrade) \
