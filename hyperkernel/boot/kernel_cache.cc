@@ -1,6 +1,7 @@
 #include "hyperkernel/boot/kernel_cache.h"
 
 #include <fcntl.h>
+#include <openssl/evp.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 #include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/file.h"
 #include "hyperkernel/base/log.h"
@@ -56,6 +58,16 @@ absl::StatusOr<Trailer> TrailerOf(const UnpackedKernel& kernel) {
   const XXH128_hash_t hash = XXH3_128bits_digest(state.get());
   return Trailer{
       .bytes = kernel.bytes.size(), .runs = kernel.runs.size(), .hash_low = hash.low64, .hash_high = hash.high64};
+}
+
+// Of a hash that nobody can aim with: whoever gives one machine its kernel must not choose what another one boots.
+absl::StatusOr<std::string> NameOf(std::span<const std::byte> packed) {
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest;
+  unsigned size = 0;
+  if (EVP_Digest(packed.data(), packed.size(), digest.data(), &size, EVP_sha256(), nullptr) != 1) {
+    return absl::InternalError("no SHA-256 in OpenSSL");
+  }
+  return fmt::format("{:02x}", fmt::join(std::span(digest).first(size), ""));
 }
 
 bool RunsFit(const std::vector<Run>& runs, uint64_t size) {
@@ -99,8 +111,8 @@ absl::StatusOr<UnpackedKernel> KernelCache::Get(const ByteSource& file, const Ke
   }
   std::vector<std::byte> packed(payload.bytes);
   HK_RETURN_IF_ERROR(file.Read(payload.file_offset, packed));
-  const XXH128_hash_t hash = XXH3_128bits(packed.data(), packed.size());
-  const std::string path = fmt::format("{}/{:016x}{:016x}{}", directory_, hash.high64, hash.low64, kSuffix);
+  HK_ASSIGN_OR_RETURN(const std::string name, NameOf(packed));
+  const std::string path = fmt::format("{}/{}{}", directory_, name, kSuffix);
   absl::StatusOr<UnpackedKernel> found = Find(path);
   if (found.ok()) return found;
   if (!absl::IsNotFound(found.status())) {

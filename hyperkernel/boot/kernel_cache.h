@@ -1,7 +1,7 @@
 // Unpacked kernels kept on disk, so that a kernel is unpacked once and not at every start and reset. What is found is
 // checked before it is used; what is damaged or missing is made anew. Losing the directory costs time, nothing else.
 //
-// A file's name is the hash of the packed bytes; a file is the unpacked bytes with holes between the runs, the
+// A file's name is the SHA-256 of the packed bytes; a file is the unpacked bytes with holes between the runs, the
 // table of the runs, and a trailer with the numbers of both and a hash over runs and table. Files appear by rename.
 #pragma once
 
