@@ -218,6 +218,15 @@ TEST_F(KernelCacheTest, TheOnesNotUsedForLongestGo) {
   EXPECT_TRUE(fs::exists(first)) << "it was used just now";
 }
 
+TEST_F(KernelCacheTest, APayloadBeyondTheLimitIsNotRead) {
+  const FileBytes packed = PackXz(SomeKernel(1));
+  const std::unique_ptr<ByteSource> file = MakeMemorySource("/k", packed);
+  // Reading would fail otherwise: the file ends before.
+  const absl::Status status =
+      KernelCache(directory_).Get(*file, {.file_offset = 0, .bytes = kMostUnpackedBytes + 1}).status();
+  EXPECT_TRUE(absl::IsUnimplemented(status)) << status;
+}
+
 TEST_F(KernelCacheTest, WithoutADirectoryItStillUnpacks) {
   std::ofstream(directory_).put('x');  // a file is in the way
   Get(1);
