@@ -179,7 +179,8 @@ TEST_F(VcpuGroupTest, LeavesNothingBehind) {
     const size_t before = CurrentProcessState().descriptors;
     for (int i = 0; i < 5; ++i) EXPECT_TRUE(guest.Renew().ok());
     EXPECT_EQ(CurrentProcessState().descriptors, before);
-    EXPECT_TRUE(guest.devices.WaitForTicks(guest.devices.ticks() + 3, kProgramLimit));
+    EXPECT_TRUE(guest.devices.WaitForTicks(guest.devices.ticks() + 3, kProgramLimit))
+        << "step " << guest.devices.step() << " " << guest.devices.reason();
   });
 }
 

@@ -328,6 +328,29 @@ TEST_F(VcpuTest, LeavesNothingBehind) {
   });
 }
 
+// A restored vCPU between STI and HLT takes its interrupt after the HLT: before, the HLT would wait for another one.
+TEST_F(VcpuTest, AnInterruptWaitsForTheEndOfAShadow) {
+  TestGuest guest("shadow");
+  guest.Start();
+  ASSERT_TRUE(guest.devices.WaitForTicks(1, kProgramLimit)) << guest.devices.reason();
+  ASSERT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
+  auto state = guest.vcpu[0]->SaveState(After(seconds(5)));
+  ASSERT_TRUE(state.ok()) << state.status();
+  state->regs.rip = state->regs.rbx;
+  state->regs.rflags |= 1 << 9;
+  state->events.interrupt.shadow = KVM_X86_SHADOW_INT_STI;
+  std::unique_ptr<Vm> vm = guest.MakeVm();
+  ASSERT_TRUE(guest.vcpu[0]->RestoreState(vm.get(), *std::move(state), After(seconds(5))).ok());
+  guest.vm.swap(vm);  // the one that is used outlives the vCPU
+  guest.apics[0]->Post({.kind = VcpuWork::Kind::kInterrupt, .vector = 0x40});
+  ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
+  const FakeDevices::End end = guest.devices.WaitForEnd(kProgramLimit);
+  if (end == FakeDevices::End::kFailed && guest.devices.step() == 2 && ReadHostCpu().hypervisor == "TCGTCGTCGTCG") {
+    GTEST_SKIP() << "QEMU's TCG, on which this host runs, forgets a guest's interrupt shadow at VMRUN";
+  }
+  EXPECT_EQ(end, FakeDevices::End::kPassed) << "step " << guest.devices.step() << " " << guest.devices.reason();
+}
+
 TEST_F(VcpuTest, AVcpuThatCannotBeMadeIsAnError) {
   TestGuest guest("spin");
   std::vector<kvm_cpuid_entry2> nonsense(1);

@@ -155,6 +155,7 @@ start:
     iretq
 .endm
 low:
+    end_wait
     enter_handler
     served 1
     leave_handler

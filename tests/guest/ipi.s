@@ -49,6 +49,7 @@ start:
     pass
 .endif
 answered:
+    end_wait
     push rax
     push rcx
     push rdx

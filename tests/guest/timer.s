@@ -59,6 +59,7 @@ start:
     must_equal
     pass
 timer:
+    end_wait
     push rax
     push rcx
     push rdx

@@ -47,6 +47,7 @@ start:
     out PORT_RESULT, al
     jmp 1b
 timer:
+    end_wait
     push rax
     push rcx
     push rdx

@@ -75,6 +75,7 @@ start:
     wait_for r15d, 3
     pass
 served:
+    end_wait
     push rax
     push rcx
     push rdx
