@@ -1,0 +1,62 @@
+// A guest-physical space on this node: its frames in the frame store, the view that programs run on, and the fault
+// engine, as one thing. The host-side face of DESIGN 4 and 5: a VM's memory, a space without a guest, a test's threads.
+//
+// Thread-safe. Addresses are guest-physical bytes from 0.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/frame_store.h"
+#include "hyperkernel/memory/space_engine.h"
+#include "hyperkernel/memory/space_router.h"
+#include "rdma/transport.h"
+
+namespace hk {
+
+// A space, attached to this node.
+class GuestSpace {
+ public:
+  struct Options {
+    SpaceConfig config;
+    std::string name;  // of the frame file: FRAME_STORE/NAME.GENERATION
+    // Called once, on a thread of the space: it is stopped, and why (node, GPA). Programs on its view that wait for
+    // pages get SIGBUS, or EFAULT from KVM_RUN.
+    std::function<void(const absl::Status&)> stopped;
+  };
+  // Makes the file, the views and the engine, and joins the router. All arguments outlive the space. Errors:
+  // kInvalidArgument, kResourceExhausted (frame budget), kAlreadyExists, errno of what failed, in words for operators.
+  static absl::StatusOr<std::unique_ptr<GuestSpace>> Attach(Options options, const FrameStore& frames,
+                                                            Transport* transport, SpaceRouter* router,
+                                                            const Clock& clock);
+  // Leaves: no program may run on the view any more. What other nodes want from this one is lost.
+  virtual ~GuestSpace() = default;
+
+  virtual uint64_t bytes() const = 0;
+  // For programs (vCPUs, threads of tests): ordinary memory whose pages come when they are touched. The daemon's own
+  // threads use Read and Write instead.
+  virtual std::byte* view() = 0;
+
+  // Copies, page by page, each as if one instruction did it; all pages of a call together are not one. Errors:
+  // kOutOfRange (nothing done), kDeadlineExceeded naming the page, or why the space stopped.
+  virtual absl::Status Read(Gpa from, std::span<std::byte> to, Monotonic deadline) = 0;
+  virtual absl::Status Write(Gpa to, std::span<const std::byte> from, Monotonic deadline) = 0;
+
+  // OK, or why it stopped.
+  virtual absl::Status state() const = 0;
+  virtual SpaceStatistics Statistics() const = 0;
+  virtual std::vector<ExtentUse> Uses(uint64_t first, size_t most) const = 0;
+  // Bytes of frames taken on this node.
+  virtual uint64_t frame_bytes() const = 0;
+  virtual SpaceEngine& engine() = 0;
+};
+
+}  // namespace hk

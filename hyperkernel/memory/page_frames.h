@@ -1,0 +1,47 @@
+// What the fault engine (space_engine.h) does to the frames of one space on this node. The daemon's are a sparse file
+// under userfaultfd (space_frames.h); tests and the simulator have them in ordinary memory.
+//
+// Thread safety: calls for one page are serial (the engine's lock), for different pages they may run at once. None of
+// them waits for another page, a message or a fault.
+// Errors mean that this node can no longer keep the page right: the engine then stops the space's users with the
+// reason.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "absl/status/status.h"
+#include "hyperkernel/base/types.h"
+
+namespace hk {
+
+// What programs may do with a page that is here. Ordered: more is greater.
+enum class PageAccess : uint8_t { kNone, kRead, kWrite };
+
+// Frames of one space. A page is here (it has a frame and can be read) or not (a touch of it is a fault).
+class PageFrames {
+ public:
+  virtual ~PageFrames() = default;
+
+  // Gives a page that is not here a frame with these bytes (kPageSize, or none: zeroes), accessible from now on with
+  // `access` (kRead or kWrite). A page that turns out to be here already is an error: somebody else filled it.
+  virtual absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) = 0;
+  // Changes what programs may do with a page that is here: kRead or kWrite. After SetAccess(kRead) no program writes to
+  // it any more, on any CPU.
+  virtual absl::Status SetAccess(Gfn page, PageAccess access) = 0;
+  // Takes the page away and its frame back. With `keep` (kPageSize): what its bytes were, with every store that any
+  // program has made.
+  virtual absl::Status Remove(Gfn page, std::span<std::byte> keep) = 0;
+
+  // Copies from and to a page that is here, at `offset`, within the page. Write: REQUIRES access kWrite.
+  virtual absl::Status Read(Gfn page, size_t offset, std::span<std::byte> to) = 0;
+  virtual absl::Status Write(Gfn page, size_t offset, std::span<const std::byte> from) = 0;
+
+  // Programs that wait for the page look again.
+  virtual void Wake(Gfn page) = 0;
+  // The page cannot be had: programs that touch it must end (KVM_RUN with EFAULT, a thread with SIGBUS); never zeroes.
+  virtual void Fail(Gfn page) = 0;
+};
+
+}  // namespace hk
