@@ -21,6 +21,8 @@ import lab_run
 
 ROUNDS = int(os.environ.get('HK_BENCH_ROUNDS', '5'))
 LATENCY_LIMIT, BULK_LIMIT = 1.5, 0.7
+# What the transport really sends for a page: a request; then the page and its header, which with a path MTU of 4096 are two packets.
+REQUEST_BYTES, ANSWER_BYTES = 160, 4096 + 160
 PAGES, BULKS = 1500, 1500
 BULK_BYTES = 64 << 10
 PORT, FLOOR_PORT = 7400, 7410
@@ -82,6 +84,8 @@ def measure(wait):
             ('page', lambda: product('pingpong', wait, PAGES)['p50_us']),
             ('read', lambda: perftest('ib_read_lat', 4096, PAGES, TYPICAL, *events)),
             ('send', lambda: perftest('ib_send_lat', 64, PAGES, TYPICAL, *events)),
+            ('request', lambda: perftest('ib_send_lat', REQUEST_BYTES, PAGES, TYPICAL, *events)),
+            ('answer', lambda: perftest('ib_send_lat', ANSWER_BYTES, PAGES, TYPICAL, *events)),
             ('bulk', lambda: product('bulk', wait, BULKS)['mb_per_s']),
             ('write', lambda: perftest('ib_write_bw', BULK_BYTES, BULKS, AVERAGE_MB_S) * MIB / 1e6),
         ]
@@ -102,6 +106,10 @@ def report(wait, rounds):
     ratio = median(rounds, lambda one: one['page'] / (one['read'] + one['send']))
     emit(f'transport.verbs.page_{wait}', ratio * floor, 'us', floor, LATENCY_LIMIT * floor, wait=wait, floor_wait=floor_wait,
          floor_is='ib_read_lat -s 4096 + ib_send_lat -s 64', p50_us=round(median(rounds, lambda one: one['page']), 1))
+    floor = median(rounds, lambda one: one['request'] + one['answer'])
+    ratio = median(rounds, lambda one: one['page'] / (one['request'] + one['answer']))
+    emit(f'transport.verbs.page_{wait}_beside_two_sends', ratio * floor, 'us', floor, wait=wait, floor_wait=floor_wait,
+         floor_is=f'ib_send_lat -s {REQUEST_BYTES} + ib_send_lat -s {ANSWER_BYTES}: both ends woken, as a page fault wakes them')
     floor = median(rounds, lambda one: one['write'])
     ratio = median(rounds, lambda one: one['bulk'] / one['write'])
     emit(f'transport.verbs.bulk_{wait}', ratio * floor, 'MB/s', floor, BULK_LIMIT * floor, at_least=True, wait=wait, floor_wait='busy',
