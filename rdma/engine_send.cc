@@ -36,7 +36,8 @@ absl::Status Engine::Admit(Lane* lane, const Message& message, const SendOptions
     if (name.counter < lane->peer_setup.first_slot_counter && !HK_MUTANT(void_slots_answered)) {
       return absl::AbortedError("the slot is of before this session");
     }
-    if (name.index >= lane->peer_setup.slot_count) return absl::InvalidArgumentError("the peer has no such slot");
+    // Whose fault it is nobody knows here: the request may have been forwarded, or be of a life before.
+    if (name.index >= lane->peer_setup.slot_count) return absl::AbortedError("the peer has no such slot");
     const auto told = lane->told.find(message.guest);
     if (told != lane->told.end() && told->second.IsAbove(message.generation, message.epoch) &&
         !HK_MUTANT(forgotten_guest_answers)) {

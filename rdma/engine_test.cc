@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "hyperkernel/base/log.h"
 #include "rdma/simulation.h"
+#include "rdma/slots.h"
 
 namespace hk {
 namespace {
@@ -134,7 +135,7 @@ class EngineTest : public ::testing::Test {
     hello.session = session;
     hello.peer_session = sessions_[peer];
     hello.received = end.received;
-    const Engine::Admission admission = engine_->OnHello(hello);
+    const Engine::Admission admission = engine_->OnHello(hello, "somewhere");
     if (!admission.ticket) return false;
     sessions_[peer] = admission.reply.session;
     end.ticket = *admission.ticket;
@@ -208,6 +209,7 @@ class EngineTest : public ::testing::Test {
   std::unique_ptr<Engine> engine_;
   std::map<std::pair<NodeId, MessageClass>, End> ends_;
   std::map<NodeId, uint64_t> sessions_;
+  uint64_t last_session_ = 600;
 };
 
 TEST_F(EngineTest, RoomThatIsThereBeforeOnPeerUpReturnsIsTold) {
@@ -366,6 +368,61 @@ TEST_F(EngineTest, WhatAPeerWasToldHoldsForAnswersAlsoWhenTheGuestIsForgotten) {
   for (const MessageClass message_class : kClasses) ASSERT_TRUE(Connect(kPeer, message_class, 501));
   engine_->RunControl();
   EXPECT_TRUE(engine_->Send(kPeer, message, {}).ok());
+}
+
+TEST_F(EngineTest, AnAnswerIntoASlotThatThePeerDoesNotHaveIsAborted) {
+  Up(kPeer);
+  // Forwarded by another: what it names is not the caller's to know.
+  Message message = Plain(1);
+  message.answer = true;
+  message.slot = SlotName{kFault, SlotUse::kReceive, 2, 5}.Encode();
+  message.slot_node = kPeer;
+  EXPECT_EQ(engine_->Send(kPeer, message, {}).code(), absl::StatusCode::kAborted);
+  message.slot = SlotName{kFault, SlotUse::kReceive, 1, 5}.Encode();
+  EXPECT_TRUE(engine_->Send(kPeer, message, {}).ok());
+}
+
+TEST_F(EngineTest, ARequestIntoASlotThatItMayNotNameFailsThePeer) {
+  const auto ends = [&](NodeId slot_node, uint32_t index, Engine::Fate fate) {
+    ends_.clear();
+    sessions_.clear();
+    ++last_session_;
+    for (const MessageClass message_class : kClasses) ASSERT_TRUE(Connect(kPeer, message_class, last_session_));
+    engine_->RunControl();
+    Message message = Plain(1);
+    message.slot = SlotName{kFault, SlotUse::kReceive, index, 5}.Encode();
+    message.slot_node = slot_node;
+    handler_.calls.clear();
+    EXPECT_EQ(engine_->Deliver(Fault().ticket, Numbered(kPeer, message), {}, {}), fate);
+    engine_->RunControl();
+    EXPECT_EQ(handler_.calls, std::vector<std::string>({fate == Engine::Fate::kTaken ? "message 1" : "failed 0"}));
+    engine_->ResetPeer(kPeer, Epoch());
+    engine_->RunControl();
+  };
+  ends(kPeer, 1, Engine::Fate::kTaken);
+  ends(kOther, 3, Engine::Fate::kTaken);  // forwarded: how many slots it has, or had, is not this peer's to know
+  ends(kPeer, 2, Engine::Fate::kClosed);
+  ends(kSelf, 1, Engine::Fate::kClosed);
+  EXPECT_EQ(engine_->Statistics().malformed, 2u);
+}
+
+TEST_F(EngineTest, ARefusedHelloIsLoggedWithItsAddressAndWhatItClaimed) {
+  log::Init("test", log::Level::kWarning);
+  testing::internal::CaptureStderr();
+  Hello hello;
+  hello.cluster = ClusterHash("another");
+  hello.from = NodeId(9);
+  hello.to = kSelf;
+  hello.session = 1;
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_FALSE(engine_->OnHello(hello, "192.0.2.7:" + std::to_string(i)).ticket.has_value());
+  }
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_NE(log.find("192.0.2.7:0"), std::string::npos) << log;
+  EXPECT_NE(log.find("node 9"), std::string::npos) << log;
+  EXPECT_EQ(log.find("192.0.2.7:1"), std::string::npos) << log;
+  EXPECT_EQ(engine_->Statistics().handshakes_refused, 100u);
+  log::Init("test", log::Level::kError);
 }
 
 TEST_F(EngineTest, StatisticsAreOfTheUsersMessagesOnly) {

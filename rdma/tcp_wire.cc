@@ -319,7 +319,7 @@ void TcpWire::OnHello(TcpHandshake* handshake) {
       return;
     }
   }
-  const Engine::Admission admission = engine_->OnHello(hello);
+  const Engine::Admission admission = engine_->OnHello(hello, handshake->who());
   const bool said = handshake->Reply(admission.reply);
   if (!admission.ticket) return;
   if (said) {

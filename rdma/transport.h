@@ -179,7 +179,7 @@ class Transport {
 
   // Queues the message; the order of returns is the order of arrival. Errors, nothing sent, slots unchanged:
   // kUnavailable: the peer is not up. kResourceExhausted: queue full, OnWritable follows. kAborted: an old epoch; or a
-  // slot (ours or the answer's) from before a session of the answering node: take another, drop the answer.
+  // slot (ours or the answer's) from before a session of the answering node, or none: take another, drop the answer.
   // kInvalidArgument, kFailedPrecondition: the caller broke a rule above.
   // On OK a request's slot is the transport's until answered or expired, a payload's is shared until the peer has it.
   virtual absl::Status Send(NodeId to, const Message& message, const SendOptions& options = {}) = 0;

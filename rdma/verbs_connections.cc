@@ -313,7 +313,7 @@ void VerbsWire::OnRequest(Event* event) {
     }
     return reject(engine_->RefuseVersion());
   }
-  const Engine::Admission admission = engine_->OnHello(hello);
+  const Engine::Admission admission = engine_->OnHello(hello, PeerAddress(id.get()));
   if (!admission.ticket) return reject(admission.reply);
   Connection& connection = connections_[key];
   connection.id = std::move(id);
