@@ -20,6 +20,8 @@ struct SocketAddress {
   const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
   // "127.0.0.1:7000", "[::1]:7000"; for people.
   std::string ToString() const;
+  // The same for all addresses that one host has at will: of IPv6 it is given a subnet, of IPv4 an address.
+  std::string Source() const;
 };
 
 // The first address of a host and port. Blocks, perhaps for long, unless `address.is_literal`. Errors: kUnavailable.

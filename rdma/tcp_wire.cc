@@ -217,15 +217,14 @@ void TcpWire::End(uint64_t id, StrangerEnd reason, const std::string& detail) {
     engine_->OnDialFailed(target->peer, target->message_class, target->attempt, detail);
     return;
   }
-  --strangers_;
+  strangers_.Remove(id);
   engine_->CountStranger(reason, handshake->who(), detail);
 }
 
-bool TcpWire::CloseOldest(StrangerEnd reason) {
-  const auto oldest = std::find_if(handshakes_.begin(), handshakes_.end(),
-                                   [](const auto& entry) { return !entry.second->target().has_value(); });
-  if (oldest == handshakes_.end()) return false;
-  End(oldest->first, reason, "closed for a newer connection");
+bool TcpWire::MakeRoom(StrangerEnd reason) {
+  const std::optional<uint64_t> victim = strangers_.Victim();
+  if (!victim) return false;
+  End(*victim, reason, "closed for a newer connection");
   return true;
 }
 
@@ -244,7 +243,7 @@ bool TcpWire::AcceptOne() {
       ::accept4(listener_.get(), reinterpret_cast<sockaddr*>(&from.storage), &from.size, SOCK_NONBLOCK | SOCK_CLOEXEC));
   if (!fd.valid()) {
     if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-      if (CloseOldest(StrangerEnd::kNoFiles)) return true;
+      if (MakeRoom(StrangerEnd::kNoFiles)) return true;
       engine_->CountStranger(StrangerEnd::kNoFiles, "listener", "no file descriptors or memory; the listener rests");
       ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener_.get(), nullptr);
       listening_ = false;
@@ -260,14 +259,16 @@ bool TcpWire::AcceptOne() {
     engine_->CountStranger(StrangerEnd::kNoFiles, from.ToString(), MessageOf(handshake.status()));
     return true;
   }
-  if (strangers_ >= settings_.strangers && !HK_MUTANT(strangers_unbounded)) CloseOldest(StrangerEnd::kCrowded);
-  ++strangers_;
-  Progress(Add(*std::move(handshake)));  // most often its first bytes are there
+  const uint64_t id = Add(*std::move(handshake), from.Source());
+  // The new one counts too: it takes no room from others than its source's, if that has most already.
+  if (strangers_.size() > settings_.strangers && !HK_MUTANT(strangers_unbounded)) MakeRoom(StrangerEnd::kCrowded);
+  Progress(id);  // most often its first bytes are there
   return true;
 }
 
-uint64_t TcpWire::Add(std::unique_ptr<TcpHandshake> handshake) {
+uint64_t TcpWire::Add(std::unique_ptr<TcpHandshake> handshake, const std::string& source) {
   const uint64_t id = next_id_++;
+  if (!handshake->target()) strangers_.Add(id, source);
   epoll_event event{.events = Interest(*handshake), .data = {.u64 = id}};
   const int fd = handshake->fd();
   handshakes_.emplace(id, std::move(handshake));
@@ -302,7 +303,7 @@ void TcpWire::Progress(uint64_t id) {
   if (done->target()) {
     OnReply(done.get());
   } else {
-    --strangers_;
+    strangers_.Remove(id);
     OnHello(done.get());
   }
 }
@@ -365,7 +366,7 @@ void TcpWire::Connect(const SocketAddress& address, const DialTarget& target) {
     failed_.push_back({target, MessageOf(handshake.status())});
     return;
   }
-  Add(*std::move(handshake));
+  Add(*std::move(handshake), "");
 }
 
 void TcpWire::TakeDials() {
