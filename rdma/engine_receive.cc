@@ -261,6 +261,8 @@ Engine::Fate Engine::Destination(const LinkTicket& ticket, const Header& header,
 
 bool Engine::Acknowledge(Lane* lane, uint64_t through) {
   if (through == lane->window.acknowledged()) return true;
+  // Else the payload's slot would be free, and what is put there next would go out in its place.
+  if (lane->link != nullptr && through >= lane->link->FirstUnsent() && !HK_MUTANT(unsent_acknowledged)) return false;
   std::vector<SlotId>* const delivered = &lane->delivered;
   return lane->window.Acknowledge(through, [delivered](const Outgoing& outgoing) {
     if (outgoing.payload != SlotId()) delivered->push_back(outgoing.payload);

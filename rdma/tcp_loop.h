@@ -9,6 +9,7 @@
 #include <memory>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -43,8 +44,10 @@ class TcpLoop {
   void WantWrite(TcpLink* link);
   void Resume(std::shared_ptr<TcpLink> link);
   void Closed();
-  // Ends a connection such that the peer still gets what was sent.
-  void Part(int fd) { partings_->Take(fd); }
+  // Ends a connection such that the peer still gets what was sent, and `rest`.
+  void Part(std::shared_ptr<ByteStream> stream, std::vector<std::byte> rest) {
+    partings_->Take(std::move(stream), std::move(rest));
+  }
 
  private:
   // What epoll knows of a link.
@@ -52,6 +55,7 @@ class TcpLoop {
     std::shared_ptr<TcpLink> link;
     uint32_t events = 0;  // 0: not registered
     bool paused = false;
+    bool lost = false;  // epoll would not have it: it is in lost_, or was
   };
 
   void Run();
@@ -82,6 +86,8 @@ class TcpLoop {
   Mutex mutex_;
   std::unordered_map<TcpLink*, Watch> watches_ ABSL_GUARDED_BY(mutex_);  // only the thread removes
   std::vector<std::shared_ptr<TcpLink>> resumed_ ABSL_GUARDED_BY(mutex_);
+  // Links that cannot be watched, and why: the thread breaks them, since no lock of theirs is held then.
+  std::vector<std::pair<std::shared_ptr<TcpLink>, absl::Status>> lost_ ABSL_GUARDED_BY(mutex_);
 
   // The thread's own.
   std::vector<TcpLink*> more_;  // have more to read

@@ -164,15 +164,7 @@ void TcpWire::Run() {
     Monotonic due = std::min(engine_->RunControl(), NextDeadline());
     const Monotonic now = std::chrono::steady_clock::now();
     due = std::min(due, partings_.Serve(now));
-    if (!listening_) {
-      if (now >= accept_after_) {
-        epoll_event event{.events = EPOLLIN, .data = {.u64 = kListenerId}};
-        HK_CHECK(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.get(), &event) == 0);
-        listening_ = true;
-      } else {
-        due = std::min(due, accept_after_);
-      }
-    }
+    if (!listening_) due = std::min(due, Listen(now));
     const bool sleeps = failed_.empty() && due > now && wake_.Sleep();
     // The deadlines here are of milliseconds; rounded up, so that they have passed when the thread wakes.
     const auto left =
@@ -193,6 +185,21 @@ void TcpWire::Run() {
     TakeDials();
     CloseLate();
   }
+}
+
+// Goes on accepting, or says when.
+Monotonic TcpWire::Listen(Monotonic now) {
+  if (now < accept_after_) return accept_after_;
+  epoll_event event{.events = EPOLLIN, .data = {.u64 = kListenerId}};
+  listening_ = ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.get(), &event) == 0;
+  if (listening_) return Monotonic::max();
+  Rest(MessageOf(ErrnoStatus(errno, "epoll_ctl")));
+  return accept_after_;
+}
+
+void TcpWire::Rest(const std::string& why) {
+  engine_->CountStranger(StrangerEnd::kNoFiles, "listener", fmt::format("{}; the listener rests", why));
+  accept_after_ = std::chrono::steady_clock::now() + kAcceptRest;
 }
 
 Monotonic TcpWire::NextDeadline() const {
@@ -244,10 +251,9 @@ bool TcpWire::AcceptOne() {
   if (!fd.valid()) {
     if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
       if (MakeRoom(StrangerEnd::kNoFiles)) return true;
-      engine_->CountStranger(StrangerEnd::kNoFiles, "listener", "no file descriptors or memory; the listener rests");
       ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener_.get(), nullptr);
       listening_ = false;
-      accept_after_ = std::chrono::steady_clock::now() + kAcceptRest;
+      Rest("no file descriptors or memory");
       return false;
     }
     return errno != EAGAIN;  // else the connection was gone before it was accepted (accept(2))
@@ -285,7 +291,9 @@ void TcpWire::Progress(uint64_t id) {
   switch (handshake->Progress()) {
     case TcpHandshake::Result::kWait: {
       epoll_event event{.events = Interest(*handshake), .data = {.u64 = id}};
-      HK_CHECK(::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, handshake->fd(), &event) == 0);
+      if (::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, handshake->fd(), &event) != 0) {
+        End(id, StrangerEnd::kNoFiles, MessageOf(ErrnoStatus(errno, "epoll_ctl")));
+      }
       return;
     }
     case TcpHandshake::Result::kFailed:

@@ -82,6 +82,9 @@ class TcpWire final : public Wire {
 
   void Run();
   Monotonic NextDeadline() const;
+  Monotonic Listen(Monotonic now);
+  // The listener is not looked at for a while.
+  void Rest(const std::string& why);
   void Accept();
   bool AcceptOne();
   void Connect(const SocketAddress& address, const DialTarget& target);
