@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <optional>
 #include <utility>
 
+#include "fmt/format.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -87,9 +89,22 @@ void TcpLoop::UpdateWatch(Watch* watch) {
     return;
   }
   // No memory, or no watches left (epoll_ctl(2)): that is this connection's end, not the node's.
+  Lose(watch, ErrnoStatus(errno, "epoll_ctl"));
+}
+
+void TcpLoop::Lose(Watch* watch, absl::Status why) {
   if (std::exchange(watch->lost, true)) return;
-  lost_.emplace_back(watch->link, ErrnoStatus(errno, "epoll_ctl"));
+  lost_.emplace_back(watch->link, std::move(why));
   wake_.Wake();
+}
+
+void TcpLoop::BreakDead(Monotonic now, std::chrono::milliseconds patience) {
+  MutexLock lock(&mutex_);
+  for (auto& [link, watch] : watches_) {
+    const std::optional<AckState> state = AckStateOf(link->fd());
+    if (!state || !watch.acks.IsDead(*state, now, patience)) continue;
+    Lose(&watch, absl::UnavailableError(fmt::format("acknowledged nothing for {} ms", patience.count())));
+  }
 }
 
 void TcpLoop::Add(std::shared_ptr<TcpLink> link) {

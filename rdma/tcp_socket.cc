@@ -115,4 +115,9 @@ void SetTcpOptions(int fd, std::chrono::milliseconds patience) {
   ::setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof timeout);
 }
 
+void ClearTcpPatience(int fd) {
+  const unsigned none = 0;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &none, sizeof none);
+}
+
 }  // namespace hk

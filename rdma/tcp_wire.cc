@@ -30,6 +30,8 @@ constexpr int kAcceptsPerTurn = 64;
 // How long the listener rests when there are no file descriptors left: others give some back meanwhile.
 constexpr milliseconds kAcceptRest{100};
 constexpr int kEvents = 64;
+// How often connections are looked at: a dead one is found within a lease and a quarter.
+constexpr int kLooksPerLease = 4;
 
 uint32_t Interest(const TcpHandshake& handshake) {
   return handshake.WantsWrite() ? uint32_t{EPOLLOUT} : uint32_t{EPOLLIN};
@@ -163,7 +165,7 @@ void TcpWire::Run() {
     if (stop_.load()) return;
     Monotonic due = std::min(engine_->RunControl(), NextDeadline());
     const Monotonic now = std::chrono::steady_clock::now();
-    due = std::min(due, partings_.Serve(now));
+    due = std::min({due, partings_.Serve(now), BreakDead(now)});
     if (!listening_) due = std::min(due, Listen(now));
     const bool sleeps = failed_.empty() && due > now && wake_.Sleep();
     // The deadlines here are of milliseconds; rounded up, so that they have passed when the thread wakes.
@@ -185,6 +187,14 @@ void TcpWire::Run() {
     TakeDials();
     CloseLate();
   }
+}
+
+// Connections that are lost and carry nothing that anybody waits for show by this alone: a lost host fails its lease.
+Monotonic TcpWire::BreakDead(Monotonic now) {
+  if (now < dead_due_) return dead_due_;
+  const milliseconds lease(settings_.lease_ms);
+  for (const std::unique_ptr<TcpLoop>& loop : loops_) loop->BreakDead(now, lease);
+  return dead_due_ = now + lease / kLooksPerLease;
 }
 
 // Goes on accepting, or says when.
@@ -340,6 +350,7 @@ void TcpWire::OnHello(TcpHandshake* handshake) {
 
 void TcpWire::Finish(const LinkTicket& ticket, TcpHandshake* handshake) {
   TcpLoop* const loop = loops_[static_cast<size_t>(ticket.message_class)].get();
+  if (!HK_MUTANT(slow_readers_given_up)) ClearTcpPatience(handshake->fd());
   auto link = std::make_shared<TcpLink>(ticket, handshake->TakeStream(), engine_, loop);
   if (engine_->Attach(ticket, link)) loop->Add(std::move(link));
 }

@@ -82,6 +82,7 @@ class TcpWire final : public Wire {
 
   void Run();
   Monotonic NextDeadline() const;
+  Monotonic BreakDead(Monotonic now);
   Monotonic Listen(Monotonic now);
   // The listener is not looked at for a while.
   void Rest(const std::string& why);
@@ -122,6 +123,7 @@ class TcpWire final : public Wire {
   std::vector<Failed> failed_;
   Monotonic accept_after_{};  // the listener rests until then
   bool listening_ = false;
+  Monotonic dead_due_{};  // when to look for dead connections
 };
 
 }  // namespace hk
