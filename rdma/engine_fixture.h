@@ -144,7 +144,8 @@ class EngineTest : public ::testing::Test {
     end.ticket = *admission.ticket;
     std::shared_ptr<Link> link = make_link_ ? make_link_(end.ticket) : nullptr;
     if (link == nullptr) link = end.link = std::make_shared<FakeLink>();
-    return engine_->Attach(end.ticket, std::move(link)) && Say(peer, message_class, OwnType::kSetup) == Engine::Fate::kTaken;
+    return engine_->Attach(end.ticket, std::move(link)) &&
+           Say(peer, message_class, OwnType::kSetup) == Engine::Fate::kTaken;
   }
   // A message of the transport's own, not numbered.
   Engine::Fate Say(NodeId peer, MessageClass message_class, OwnType type) {

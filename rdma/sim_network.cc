@@ -24,7 +24,7 @@ struct SimPiece {
   Kind kind = Kind::kBytes;
   Monotonic at{};  // when it arrives
   std::vector<std::byte> bytes{};
-  SlotId slot{};  // kWrite
+  SlotId slot{};                         // kWrite
   std::span<const std::byte> payload{};  // the sender's memory, or `read`
   std::vector<std::byte> read{};
 

@@ -33,7 +33,7 @@ class StrangerQueue {
   size_t size() const { return sources_.size(); }
 
  private:
-  std::map<uint64_t, std::string> sources_;         // by age
+  std::map<uint64_t, std::string> sources_;        // by age
   std::map<std::string, std::set<uint64_t>> ids_;  // no set is empty
 };
 

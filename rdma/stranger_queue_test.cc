@@ -46,8 +46,7 @@ TEST(StrangerQueueTest, APeersConnectionsAreNoMoreThanOne) {
 }
 
 std::string SourceOf(const std::string& host) {
-  const auto resolved =
-      Resolve({.kind = Address::Kind::kTcp, .path = {}, .host = host, .port = 1, .is_literal = true});
+  const auto resolved = Resolve({.kind = Address::Kind::kTcp, .path = {}, .host = host, .port = 1, .is_literal = true});
   EXPECT_TRUE(resolved.ok()) << resolved.status();
   return resolved.ok() ? resolved->Source() : "";
 }

@@ -12,7 +12,7 @@ namespace hk {
 
 // What the kernel knows of a connection. Plain value.
 struct AckState {
-  bool waits = false;  // bytes that the window has room for, or a question about a shut one, are not acknowledged
+  bool waits = false;        // bytes that the window has room for, or a question about a shut one, are not acknowledged
   uint64_t acked_bytes = 0;  // so far
 };
 // nullopt: `fd` is no TCP connection, or not any more.

@@ -121,10 +121,10 @@ class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> 
   size_t out_messages_ = 0;
   // Of each of them its number, and how many bytes there are up to its end, from the first one's beginning.
   std::array<std::pair<uint64_t, size_t>, kBatch> out_ends_;
-  size_t out_written_ = 0;                // of these bytes
-  uint64_t dropped_from_ = UINT64_MAX;    // first number that a failed write took away
-  std::vector<std::byte> goodbye_;        // not written yet; goes last
-  std::atomic<int> write_error_{0};  // errno of the write that failed; read by the class's thread too
+  size_t out_written_ = 0;              // of these bytes
+  uint64_t dropped_from_ = UINT64_MAX;  // first number that a failed write took away
+  std::vector<std::byte> goodbye_;      // not written yet; goes last
+  std::atomic<int> write_error_{0};     // errno of the write that failed; read by the class's thread too
 
   // Set by the class's thread while it puts bytes into a slot or looks at them there: Close waits for it.
   std::atomic<bool> in_slot_{false};

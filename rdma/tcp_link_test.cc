@@ -214,8 +214,9 @@ TEST_P(TcpGoodbyeTest, FollowsTheMessageThatWasBegun) {
 }
 
 INSTANTIATE_TEST_SUITE_P(TcpGoodbyeTest, TcpGoodbyeTest,
-                         testing::Combine(testing::Values(size_t{0}, size_t{1}, kHeaderBytes, TcpGoodbyeTest::kPageBytes - 1,
-                                                          TcpGoodbyeTest::kPageBytes, TcpGoodbyeTest::kPageBytes + 1,
+                         testing::Combine(testing::Values(size_t{0}, size_t{1}, kHeaderBytes,
+                                                          TcpGoodbyeTest::kPageBytes - 1, TcpGoodbyeTest::kPageBytes,
+                                                          TcpGoodbyeTest::kPageBytes + 1,
                                                           2 * TcpGoodbyeTest::kPageBytes),
                                           testing::Values(size_t{0}, size_t{16384})));
 

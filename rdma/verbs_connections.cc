@@ -167,9 +167,23 @@ void VerbsWire::TakeDeviceEvents() {
   ibv_async_event event = {};
   while (ibv_get_async_event(port_->context(), &event) == 0) {
     const ibv_event_type type = event.event_type;
+    // Before it is acknowledged: until then its queue pair stays.
+    if (type == IBV_EVENT_COMM_EST) OnEarlyMessage(event.element.qp);
     ibv_ack_async_event(&event);
-    // What befalls a queue pair shows in its completions.
+    // What else befalls a queue pair shows in its completions.
     if (type == IBV_EVENT_DEVICE_FATAL) return DeviceGone("the device failed");
+  }
+}
+
+// The peer's first message came and its last word of the handshake (RTU) did not: rdma_cm takes the one for the other
+// when it is told (rdma_notify(3)), and says ESTABLISHED. EISCONN: it came meanwhile.
+void VerbsWire::OnEarlyMessage(const ibv_qp* pair) {
+  for (const auto& [key, connection] : connections_) {
+    if (connection.phase != Phase::kAccepted || connection.id->qp != pair) continue;
+    if (rdma_notify(connection.id.get(), IBV_EVENT_COMM_EST) == 0 || errno == EISCONN) return;
+    log::Debug("transport", "rdma_notify",
+               {{"detail", MessageOf(ErrnoStatus(errno, PeerAddress(connection.id.get())))}});
+    return;  // the handshake's deadline ends it
   }
 }
 

@@ -79,6 +79,7 @@ class VerbsWire final : public Wire {
   // Events.
   void TakeEvents();
   void TakeDeviceEvents();
+  void OnEarlyMessage(const ibv_qp* pair);
   void OnEvent(Event* event);
   void OnRequest(Event* event);
   void OnDialling(uint64_t key, Connection* connection, const Event& event);

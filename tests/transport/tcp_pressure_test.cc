@@ -1,5 +1,5 @@
-// A peer over TCP that lives and does not read, and one of whose connections is dead: the first is waited for as long as
-// its heartbeats come, the second is not.
+// A peer over TCP that lives and does not read, and one of whose connections is dead: the first is waited for as long
+// as its heartbeats come, the second is not.
 #include <linux/filter.h>
 #include <poll.h>
 #include <sys/socket.h>
