@@ -59,7 +59,7 @@ struct Message {
   Epoch epoch;
   uint64_t transaction = 0;
   Gfn gfn;
-  NodeId slot_node;  // whose slot it is; meaningless without slot
+  NodeId slot_node;  // whose slot it is: an answer's receiver, never another message's; meaningless without slot
   SlotId slot;  // receive slot of slot_node. slot_node = sender: a request of the sender; else forwarded or answered
   std::span<const std::byte> body;  // <= kMaxBodyBytes; Send copies it; received: valid during the handler's call
 };

@@ -15,6 +15,7 @@
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
 #include "rdma/send_rules.h"
+#include "rdma/stranger_queue.h"
 #include "rdma/verbs_queues.h"
 
 namespace hk {
@@ -353,15 +354,14 @@ void VerbsWire::OnRequest(Event* event) {
 }
 
 void VerbsWire::BoundAccepted() {
-  size_t accepted = 0;
-  uint64_t oldest = 0;
+  StrangerQueue accepted;
   for (const auto& [key, connection] : connections_) {
-    if (connection.phase != Phase::kAccepted) continue;
-    if (accepted++ == 0) oldest = key;
+    if (connection.phase == Phase::kAccepted) accepted.Add(key, PeerSource(connection.id.get()));
   }
-  if (accepted <= settings_.strangers) return;
-  engine_->CountStranger(StrangerEnd::kCrowded, PeerAddress(connections_.at(oldest).id.get()), "too many at once");
-  GiveUp(oldest, "closed for a newer one");
+  if (accepted.size() <= settings_.strangers) return;
+  const uint64_t victim = *accepted.Victim();
+  engine_->CountStranger(StrangerEnd::kCrowded, PeerAddress(connections_.at(victim).id.get()), "too many at once");
+  GiveUp(victim, "closed for a newer one");
 }
 
 // --- Both ---
