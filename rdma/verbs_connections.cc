@@ -44,8 +44,16 @@ VerbsWire::VerbsWire(const TransportSettings& settings, const Address& listen)
       }
       WakeControl();
     };
-    pollers_[i] = std::make_unique<VerbsPoller>(
-        static_cast<MessageClass>(i), wait, std::chrono::microseconds(settings_.spin_us), &permits_, std::move(gone));
+    auto early = [this](uint64_t key) {
+      {
+        MutexLock lock(&mutex_);
+        early_.push_back(key);
+      }
+      WakeControl();
+    };
+    pollers_[i] =
+        std::make_unique<VerbsPoller>(static_cast<MessageClass>(i), wait, std::chrono::microseconds(settings_.spin_us),
+                                      &permits_, std::move(gone), std::move(early));
   }
 }
 
@@ -118,6 +126,7 @@ void VerbsWire::Run() {
     if (stop_.load()) return;
     TakeEvents();
     TakeDeviceEvents();
+    TakeEarly();
     const Monotonic gone_due = DestroyGone();
     // Before the engine: it learns what failed, and says when to try again.
     const Monotonic port_due = TendPort(), overdue = EndOverdue();
@@ -169,23 +178,35 @@ void VerbsWire::TakeDeviceEvents() {
   while (ibv_get_async_event(port_->context(), &event) == 0) {
     const ibv_event_type type = event.event_type;
     // Before it is acknowledged: until then its queue pair stays.
-    if (type == IBV_EVENT_COMM_EST) OnEarlyMessage(event.element.qp);
+    if (type == IBV_EVENT_COMM_EST) {
+      for (auto& [key, connection] : connections_) {
+        if (connection.id->qp == event.element.qp) OnEarlyMessage(&connection);
+      }
+    }
     ibv_ack_async_event(&event);
     // What else befalls a queue pair shows in its completions.
     if (type == IBV_EVENT_DEVICE_FATAL) return DeviceGone("the device failed");
   }
 }
 
-// The peer's first message came and its last word of the handshake (RTU) did not: rdma_cm takes the one for the other
-// when it is told (rdma_notify(3)), and says ESTABLISHED. EISCONN: it came meanwhile.
-void VerbsWire::OnEarlyMessage(const ibv_qp* pair) {
-  for (const auto& [key, connection] : connections_) {
-    if (connection.phase != Phase::kAccepted || connection.id->qp != pair) continue;
-    if (rdma_notify(connection.id.get(), IBV_EVENT_COMM_EST) == 0 || errno == EISCONN) return;
-    log::Debug("transport", "rdma_notify",
-               {{"detail", MessageOf(ErrnoStatus(errno, PeerAddress(connection.id.get())))}});
-    return;  // the handshake's deadline ends it
+void VerbsWire::TakeEarly() {
+  std::vector<uint64_t> early;
+  {
+    MutexLock lock(&mutex_);
+    early.swap(early_);
   }
+  for (const uint64_t key : early) {
+    const auto found = connections_.find(key);
+    if (found != connections_.end()) OnEarlyMessage(&found->second);
+  }
+}
+
+// The peer's first message came and its last word of the handshake (RTU) did not: rdma_cm takes the one for the other
+// when it is told (rdma_notify(3)), and says ESTABLISHED. Not all devices have an event for it, so the receive queue's
+// is taken too. An error: it came meanwhile (EISCONN), or the handshake's deadline ends it.
+void VerbsWire::OnEarlyMessage(Connection* connection) {
+  if (connection->phase != Phase::kAccepted) return;
+  static_cast<void>(rdma_notify(connection->id.get(), IBV_EVENT_COMM_EST));
 }
 
 void VerbsWire::OnEvent(Event* event) {
@@ -194,6 +215,14 @@ void VerbsWire::OnEvent(Event* event) {
   const auto found = connections_.find(event->key);
   if (found == connections_.end()) return;  // destroyed before its event was read, or the listener's
   Connection& connection = found->second;
+  if (connection.link != nullptr) {
+    // A peer may reject what is a connection here already, if its last word was lost.
+    const bool over = event->type == RDMA_CM_EVENT_DISCONNECTED || event->type == RDMA_CM_EVENT_ADDR_CHANGE ||
+                      event->type == RDMA_CM_EVENT_REJECTED || event->type == RDMA_CM_EVENT_CONNECT_ERROR ||
+                      event->type == RDMA_CM_EVENT_UNREACHABLE;
+    if (over) PollerOf(connection.message_class).PeerClosed(event->key);
+    return;
+  }
   switch (event->type) {
     case RDMA_CM_EVENT_ADDR_RESOLVED:
     case RDMA_CM_EVENT_ROUTE_RESOLVED:
@@ -221,8 +250,7 @@ void VerbsWire::OnEvent(Event* event) {
                     fmt::format("{}: {}", rdma_event_str(event->type), std::strerror(std::abs(event->status))));
     case RDMA_CM_EVENT_DISCONNECTED:
     case RDMA_CM_EVENT_ADDR_CHANGE:
-      if (connection.link == nullptr) return GiveUp(event->key, "closed by the peer");
-      return PollerOf(connection.message_class).PeerClosed(event->key);
+      return GiveUp(event->key, "closed by the peer");
     default:
       return;
   }
@@ -345,6 +373,7 @@ void VerbsWire::OnRequest(Event* event) {
     rdma_reject(connection.id.get(), bytes.data(), bytes.size());
     return GiveUp(key, MessageOf(status));
   }
+  if (!connection.pair->ArmReceives()) return GiveUp(key, "ibv_req_notify_cq failed");
   const std::array<std::byte, kHelloBytes> reply = EncodeHello(admission.reply);
   rdma_conn_param parameters = Parameters(reply);
   if (rdma_accept(connection.id.get(), &parameters) != 0) {
