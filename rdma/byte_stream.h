@@ -5,6 +5,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include <cstddef>
 #include <memory>
 #include <span>
 
@@ -21,6 +22,9 @@ class ByteStream {
   // other negative errno: the stream is broken. `parts`: at least one, not all empty.
   virtual ssize_t Read(std::span<const iovec> parts) = 0;
   virtual ssize_t Write(std::span<const iovec> parts) = 0;
+  // How many of the bytes that a Write got -EAGAIN for have to come first in the next one, and as many at least (fewer
+  // only if there were fewer).
+  virtual size_t RetryBytes() const { return 0; }
   // Bytes wait that polling the socket does not show.
   virtual bool HasBuffered() const { return false; }
   // Reading ends after what is there; whoever polls the socket is told.

@@ -70,13 +70,13 @@ class Engine final : public Transport {
 
   // --- Handshake: control thread ---
 
-  // The accepting end got a hello. `reply` is to be said whatever comes of it. With a ticket the connection is the
-  // class's: Attach its link, or OnBroken.
+  // The accepting end got a hello from the address `who`, for people. `reply` is to be said whatever comes of it. With
+  // a ticket the connection is the class's: Attach its link, or OnBroken.
   struct Admission {
     Hello reply;
     std::optional<LinkTicket> ticket;
   };
-  Admission OnHello(const Hello& hello);
+  Admission OnHello(const Hello& hello, const std::string& who);
   // The dialling end got the reply to `attempt`. Without a ticket: close the connection.
   std::optional<LinkTicket> OnReply(NodeId peer, MessageClass message_class, uint64_t attempt, const Hello& reply);
   // No reply came, or none that can be read. `detail` is for people.

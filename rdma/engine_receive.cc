@@ -29,6 +29,18 @@ PeerFailure FailureOfGoodbye(PeerFailure said) {
   return PeerFailure::kRestarted;
 }
 
+// Which rule of slots a message breaks that is no answer; null: none. Of a slot of a third node the sender may know no
+// more than we do: that one's restart may have changed how many there are.
+const char* BrokenSlotRule(NodeId self, const Lane& lane, const Message& message)
+    ABSL_SHARED_LOCKS_REQUIRED(lane.mutex) {
+  if (message.slot == SlotId() || HK_MUTANT(named_slots_unchecked)) return nullptr;
+  if (message.slot_node == self) return "it names a slot of ours in what is no answer";
+  if (message.slot_node == lane.peer && SlotName::Decode(message.slot).index >= lane.peer_setup.slot_count) {
+    return "it names a slot that it does not have";
+  }
+  return nullptr;
+}
+
 bool IsPeerFailure(uint8_t number) {
   return number >= static_cast<uint8_t>(PeerFailure::kLeaseExpired) &&
          number <= static_cast<uint8_t>(PeerFailure::kLocal);
@@ -175,6 +187,10 @@ Engine::Verdict Engine::TakeMessage(Lane* lane, Arrived* arrived) {
   }
   const bool old = floors_.IsOld(message);
   if (message.answer) return TakeAnswer(lane, old, arrived);
+  if (const char* const broken = BrokenSlotRule(settings_.self, *lane, message)) {
+    arrived->detail = broken;
+    return Verdict::kMalformed;
+  }
   if (!old) return Verdict::kDeliver;
   ++lane->statistics.dropped[static_cast<size_t>(DropReason::kOldEpoch)];
   return Verdict::kDone;
@@ -245,6 +261,8 @@ Engine::Fate Engine::Destination(const LinkTicket& ticket, const Header& header,
 
 bool Engine::Acknowledge(Lane* lane, uint64_t through) {
   if (through == lane->window.acknowledged()) return true;
+  // Else the payload's slot would be free, and what is put there next would go out in its place.
+  if (lane->link != nullptr && through >= lane->link->FirstUnsent() && !HK_MUTANT(unsent_acknowledged)) return false;
   std::vector<SlotId>* const delivered = &lane->delivered;
   return lane->window.Acknowledge(through, [delivered](const Outgoing& outgoing) {
     if (outgoing.payload != SlotId()) delivered->push_back(outgoing.payload);

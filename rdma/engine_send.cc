@@ -36,7 +36,8 @@ absl::Status Engine::Admit(Lane* lane, const Message& message, const SendOptions
     if (name.counter < lane->peer_setup.first_slot_counter && !HK_MUTANT(void_slots_answered)) {
       return absl::AbortedError("the slot is of before this session");
     }
-    if (name.index >= lane->peer_setup.slot_count) return absl::InvalidArgumentError("the peer has no such slot");
+    // Whose fault it is nobody knows here: the request may have been forwarded, or be of a life before.
+    if (name.index >= lane->peer_setup.slot_count) return absl::AbortedError("the peer has no such slot");
     const auto told = lane->told.find(message.guest);
     if (told != lane->told.end() && told->second.IsAbove(message.generation, message.epoch) &&
         !HK_MUTANT(forgotten_guest_answers)) {
@@ -105,7 +106,7 @@ void Engine::Pump(Lane* lane) {
   // The peer's window is not known before its Setup.
   while (lane->link != nullptr && lane->setup_received && !lane->link_full) {
     Header header;
-    const Outgoing* next = lane->window.Next(&header.sequence);
+    Outgoing* const next = lane->window.Next(&header.sequence);
     if (next == nullptr) break;
     header.message = next->message;
     header.acknowledged = lane->received.received();
@@ -118,6 +119,11 @@ void Engine::Pump(Lane* lane) {
         lane->link->Send(header, std::as_bytes(std::span(next->body)), payload, lane->window.MoreAfterNext());
     if (!Handed(lane, sent)) continue;
     const bool again = lane->window.Sent();
+    if (HK_MUTANT(payload_freed_when_sent) && next->payload != SlotId()) {
+      MutexLock tables_lock(&tables_);
+      slots_.SendDone(std::exchange(next->payload, SlotId()));
+      next->payload_bytes = 0;
+    }
     if (header.message.type < kFirstUserType) continue;  // statistics are the users'
     if (again) {
       ++lane->statistics.resent_messages;

@@ -14,10 +14,6 @@ namespace {
 
 using std::chrono::milliseconds;
 
-std::string NodeName(NodeId node) {
-  return fmt::format("node {}", node.value());
-}
-
 }  // namespace
 
 void Engine::RedialLater(DialState* dial) {
@@ -169,11 +165,12 @@ bool Engine::Connect(Peer* peer, Lane* lane, uint64_t resume_from, LinkTicket* t
   return true;
 }
 
-Engine::Admission Engine::OnHello(const Hello& hello) {
+Engine::Admission Engine::OnHello(const Hello& hello, const std::string& who) {
   const NodeIdentity identity = Identity();
   Peer* peer = Find(hello.from);
   auto refuse = [&](const Hello& reply) {
-    CountStranger(StrangerEnd::kRefused, NodeName(hello.from), std::string(HelloKindName(reply.kind)));
+    CountStranger(StrangerEnd::kRefused, who,
+                  fmt::format("it says that it is node {}: {}", hello.from.value(), HelloKindName(reply.kind)));
     return Admission{reply, std::nullopt};
   };
   if (peer == nullptr) return refuse(*RefuseStranger(identity, hello, false));

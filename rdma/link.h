@@ -41,6 +41,9 @@ class Link {
   // link is destroyed; header and body do not. `more`: another Send follows at once, so this one may wait for it.
   virtual Sent Send(const Header& header, std::span<const std::byte> body, std::span<const std::byte> payload,
                     bool more) = 0;
+  // The number of the first message that Send took and the wire has not, as a whole, or not yet: nobody can have
+  // received it. All bits set: there is none, or the back end cannot know. Under the lane's lock.
+  virtual uint64_t FirstUnsent() const { return UINT64_MAX; }
   // Called before anything else by Engine::OnSendable: goes on with what Send kept.
   virtual Sent Continue() { return Sent::kTaken; }
   // Ends the connection. After it returned nothing of it lands in a slot. `abort`: what is under way may be lost (the

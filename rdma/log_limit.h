@@ -54,7 +54,7 @@ inline constexpr size_t kStrangerReasons = 7;
 // Counts strangers, and logs each reason once per interval. Thread-safe.
 class StrangerLog {
  public:
-  // `who`: the address it came from, or the peer's number.
+  // `who`: the address it came from. Neither it nor `detail` is kept: what strangers say names no counter.
   void Count(StrangerEnd reason, const std::string& who, const std::string& detail, Monotonic now);
   uint64_t count(StrangerEnd reason) const {
     return counts_[static_cast<size_t>(reason)].load(std::memory_order_relaxed);

@@ -34,8 +34,12 @@ absl::Status CheckSlots(NodeId to, const Message& message, const SendOptions& op
       return absl::InvalidArgumentError("a message names a receive slot of its class");
     }
     if (message.slot_node.value() >= kMaxNodes) return absl::InvalidArgumentError("slot_node is no node");
-    if (message.answer && message.slot_node != to)
+    if (message.answer && message.slot_node != to) {
       return absl::InvalidArgumentError("an answer goes to its slot's node");
+    }
+    if (!message.answer && message.slot_node == to) {
+      return absl::InvalidArgumentError("a request does not go to its slot's node");
+    }
   }
   if (payload != (options.payload_bytes != 0))
     return absl::InvalidArgumentError("payload and payload_bytes go together");

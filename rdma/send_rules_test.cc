@@ -97,6 +97,10 @@ TEST(SendRulesTest, EachRuleIsNamed) {
   message.slot_node = NodeId(kMaxNodes);
   EXPECT_THAT(Refusal(message), HasSubstr("no node"));
 
+  message = Request();
+  message.slot_node = kPeer;
+  EXPECT_THAT(Refusal(message), HasSubstr("does not go to its slot's node"));
+
   message = Answer();
   message.slot = SlotId();
   EXPECT_THAT(Refusal(message), HasSubstr("names the slot"));

@@ -24,10 +24,17 @@ struct SimPiece {
   Kind kind = Kind::kBytes;
   Monotonic at{};  // when it arrives
   std::vector<std::byte> bytes{};
-  SlotId slot{};  // kWrite
-  std::vector<std::byte> payload{};
+  SlotId slot{};                         // kWrite
+  std::span<const std::byte> payload{};  // the sender's memory, or `read`
+  std::vector<std::byte> read{};
 
   size_t size() const { return 1 + bytes.size() + payload.size(); }
+  // Reads the sender's memory, which may be used for something else from now on.
+  void ReadPayload() {
+    if (payload.data() == read.data()) return;
+    read.assign(payload.begin(), payload.end());
+    payload = read;
+  }
 };
 
 // Both ends of a connection, and what is under way from each.
@@ -144,7 +151,7 @@ bool SimNetwork::Send(const std::shared_ptr<Connection>& connection, int end, Sl
     HK_CHECK(settings_.direct_writes);
     piece.kind = SimPiece::Kind::kWrite;
     piece.slot = slot;
-    piece.payload.assign(payload.begin(), payload.end());
+    piece.payload = payload;
     Put(connection, end, std::move(piece));
     return true;
   }
@@ -178,6 +185,7 @@ void SimNetwork::End(const std::shared_ptr<Connection>& connection, int end, boo
   if (abort) {
     Truncate(connection, end);
   } else if (!connection->ends[end].close_sent) {
+    for (SimPiece& piece : connection->ends[end].sent) piece.ReadPayload();
     Put(connection, end, {.kind = SimPiece::Kind::kClose});
   }
 }
@@ -185,7 +193,10 @@ void SimNetwork::End(const std::shared_ptr<Connection>& connection, int end, boo
 void SimNetwork::Truncate(const std::shared_ptr<Connection>& connection, int end) {
   Connection::End& from = connection->ends[end];
   size_t bytes = 0;
-  for (const SimPiece& piece : from.sent) bytes += piece.size();
+  for (SimPiece& piece : from.sent) {
+    bytes += piece.size();
+    piece.ReadPayload();
+  }
   size_t kept = simulation_->Below(bytes + 1), index = 0;
   counters_.lost_bytes += bytes - kept;
   while (index < from.sent.size() && kept >= from.sent[index].size()) kept -= from.sent[index++].size();
@@ -193,7 +204,7 @@ void SimNetwork::Truncate(const std::shared_ptr<Connection>& connection, int end
     // Part of a piece: of a write the first bytes land, and nobody is told.
     SimPiece& piece = from.sent[index++];
     if (piece.kind == SimPiece::Kind::kWrite) {
-      piece.payload.resize(std::min(kept, piece.payload.size()));
+      piece.payload = piece.payload.first(std::min(kept, piece.payload.size()));
       piece.bytes.clear();
     } else {
       piece.bytes.resize(std::min(kept, piece.bytes.size()));

@@ -33,8 +33,8 @@ struct SimNetworkSettings {
   // Numbered messages behind which an earlier one of the same connection comes again. None with direct_writes: a queue
   // pair does not repeat, and a repeated write would land in another use of its slot.
   uint32_t repeats_per_million = 0;
-  // Payloads land in the slot's memory when they arrive, before anyone looks, as RDMA writes do. Else they are part of
-  // the stream, as over TCP.
+  // Payloads land in the slot's memory when they arrive, before anyone looks, as RDMA writes do, and are read from the
+  // sender's memory no earlier than a device might. Else they are part of the stream, as over TCP.
   bool direct_writes = false;
 };
 
@@ -70,7 +70,8 @@ class SimSocket {
   void SetHandler(std::weak_ptr<SimSocketHandler> handler);
   // False: the connection is known to have ended; OnClosed follows all the same.
   bool Send(std::span<const std::byte> bytes);
-  // direct_writes: `payload` lands in the other end's `slot`, then `bytes` arrive.
+  // direct_writes: `payload` lands in the other end's `slot`, then `bytes` arrive. The memory is read when it lands, or
+  // when this end gives the connection up or loses it: until then it stays as it is.
   bool SendWrite(SlotId slot, std::span<const std::byte> payload, std::span<const std::byte> bytes);
   // Ends the connection after everything sent has arrived, or at once; nothing is received any more.
   void Close();

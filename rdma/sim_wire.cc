@@ -170,7 +170,7 @@ void SimWire::TakeHello(const std::shared_ptr<SimHandshake>& handshake) {
   if (error != WireError::kNone) {
     return HandshakeEnded(handshake, StrangerEnd::kMalformed, std::string(WireErrorName(error)));
   }
-  const Engine::Admission admission = engine_->OnHello(hello);
+  const Engine::Admission admission = engine_->OnHello(hello, "sim");
   handshake->socket->Send(EncodeHello(admission.reply));
   if (!admission.ticket) return HandshakeEnded(handshake, StrangerEnd::kRefused, "");
   Attach(*admission.ticket, handshake);

@@ -46,11 +46,21 @@ TcpLink::~TcpLink() = default;
 
 Link::Sent TcpLink::Send(const Header& header, std::span<const std::byte> body, std::span<const std::byte> payload,
                          bool more) {
-  if (blocked_.load(std::memory_order_relaxed)) return Sent::kFull;
-  if (write_error_.load(std::memory_order_relaxed) != 0) return Sent::kTaken;
+  const bool goodbye = header.message.type == static_cast<uint16_t>(OwnType::kGoodbye);
+  if (blocked_.load(std::memory_order_relaxed) && !goodbye) return Sent::kFull;
+  if (write_error_.load(std::memory_order_relaxed) != 0) {
+    if (header.sequence != 0) dropped_from_ = std::min(dropped_from_, header.sequence);
+    return Sent::kTaken;
+  }
   Header complete = header;
   SetPayloadCrc(body, payload, &complete);
   const std::array<std::byte, kHeaderBytes> encoded = EncodeHeader(complete);
+  if (goodbye) {
+    SayGoodbye(encoded);
+    return Sent::kTaken;
+  }
+  out_ends_[out_messages_] = {header.sequence, kHeaderBytes + body.size() + payload.size()};
+  if (out_messages_ > 0) out_ends_[out_messages_].second += out_ends_[out_messages_ - 1].second;
   std::span<std::byte> control = out_control_[out_messages_++];
   std::memcpy(control.data(), encoded.data(), encoded.size());
   if (!body.empty()) std::memcpy(control.data() + kHeaderBytes, body.data(), body.size());
@@ -75,13 +85,16 @@ Link::Sent TcpLink::Flush() {
     }
     if (written < 0) {
       write_error_.store(static_cast<int>(-written));
+      dropped_from_ = FirstUnsent();
       out_.clear();
       stream_->EndReading();
       break;
     }
+    out_written_ += static_cast<size_t>(written);
     Advance(&out_, static_cast<size_t>(written));
   }
   out_messages_ = 0;
+  out_written_ = 0;
   held_.store(false, std::memory_order_relaxed);
   blocked_.store(false, std::memory_order_release);
   return Sent::kTaken;
@@ -91,12 +104,48 @@ Link::Sent TcpLink::Continue() {
   return Flush();
 }
 
+uint64_t TcpLink::FirstUnsent() const {
+  if (out_.empty()) return dropped_from_;
+  for (const auto& [sequence, end] : std::span(out_ends_).first(out_messages_)) {
+    if (end > out_written_ && sequence != 0) return std::min(sequence, dropped_from_);
+  }
+  return dropped_from_;
+}
+
+// The last message: it need not wait for room in the socket, since what it waits for is bounded (TcpPartings).
+void TcpLink::SayGoodbye(std::span<const std::byte> bytes) {
+  static_cast<void>(Flush());
+  if (write_error_.load(std::memory_order_relaxed) != 0) return;
+  goodbye_.assign(bytes.begin(), bytes.end());
+  if (!out_.empty()) return;
+  const iovec part = PartOf(goodbye_);
+  const ssize_t written = stream_->Write({&part, 1});
+  if (written > 0) goodbye_.erase(goodbye_.begin(), goodbye_.begin() + written);
+}
+
+std::vector<std::byte> TcpLink::Rest() const {
+  std::vector<std::byte> rest;
+  if (write_error_.load(std::memory_order_relaxed) != 0) return rest;
+  // Messages of which nothing was written are dropped with the session.
+  size_t end = 0;
+  for (size_t i = 0; i < out_messages_ && end < out_written_ + stream_->RetryBytes(); ++i) end = out_ends_[i].second;
+  size_t left = out_.empty() ? 0 : end - std::min(end, out_written_);
+  for (const iovec& part : out_) {
+    const size_t bytes = std::min(left, part.iov_len);
+    const auto* const begin = static_cast<const std::byte*>(part.iov_base);
+    rest.insert(rest.end(), begin, begin + bytes);
+    left -= bytes;
+  }
+  rest.insert(rest.end(), goodbye_.begin(), goodbye_.end());
+  return rest;
+}
+
 void TcpLink::Close(bool abort) {
   closed_.store(true);
   if (abort) {
     stream_->Abort();
   } else {
-    loop_->Part(stream_->fd());
+    loop_->Part(stream_, Rest());
   }
   // What began before ends soon (it does not block); nothing begins after.
   while (in_slot_.load()) std::this_thread::yield();

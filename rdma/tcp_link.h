@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "hyperkernel/base/mutex.h"
@@ -36,6 +37,7 @@ class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> 
   Sent Send(const Header& header, std::span<const std::byte> body, std::span<const std::byte> payload,
             bool more) override;
   Sent Continue() override;
+  uint64_t FirstUnsent() const override;
   void Close(bool abort) override;
   void Resume() override;
   void Expect(SlotId slot) override;
@@ -100,9 +102,12 @@ class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> 
   // Never kBroken: what came before the connection broke is read and delivered first, a Goodbye most of all; its end is
   // then told by reading, and what is dropped until then is sent again or was for nobody.
   Sent Flush();
+  void SayGoodbye(std::span<const std::byte> bytes);
+  // What has to be written before the connection can end: the rest of a message that was begun, and our Goodbye.
+  std::vector<std::byte> Rest() const;
 
   const LinkTicket ticket_;
-  const std::unique_ptr<ByteStream> stream_;
+  const std::shared_ptr<ByteStream> stream_;
   Engine* const engine_;
   TcpLoop* const loop_;
   std::atomic<bool> closed_{false};
@@ -114,7 +119,12 @@ class TcpLink final : public Link, public std::enable_shared_from_this<TcpLink> 
   std::array<std::array<std::byte, kMaxControlBytes>, kBatch> out_control_;
   std::vector<iovec> out_;  // not written yet
   size_t out_messages_ = 0;
-  std::atomic<int> write_error_{0};  // errno of the write that failed; read by the class's thread too
+  // Of each of them its number, and how many bytes there are up to its end, from the first one's beginning.
+  std::array<std::pair<uint64_t, size_t>, kBatch> out_ends_;
+  size_t out_written_ = 0;              // of these bytes
+  uint64_t dropped_from_ = UINT64_MAX;  // first number that a failed write took away
+  std::vector<std::byte> goodbye_;      // not written yet; goes last
+  std::atomic<int> write_error_{0};     // errno of the write that failed; read by the class's thread too
 
   // Set by the class's thread while it puts bytes into a slot or looks at them there: Close waits for it.
   std::atomic<bool> in_slot_{false};

@@ -7,9 +7,10 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <optional>
 #include <utility>
 
-#include "hyperkernel/base/check.h"
+#include "fmt/format.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -70,6 +71,7 @@ void TcpLoop::Stop() {
   MutexLock lock(&mutex_);
   watches_.clear();
   resumed_.clear();
+  lost_.clear();
 }
 
 void TcpLoop::UpdateWatch(Watch* watch) {
@@ -82,8 +84,27 @@ void TcpLoop::UpdateWatch(Watch* watch) {
   // Not watched at all while nothing is wanted: a hang-up would be reported without end.
   const int operation = watch->events == 0 ? EPOLL_CTL_ADD : wanted == 0 ? EPOLL_CTL_DEL : EPOLL_CTL_MOD;
   epoll_event event{.events = wanted, .data = {.ptr = watch->link.get()}};
-  HK_CHECK(::epoll_ctl(epoll_.get(), operation, watch->link->fd(), &event) == 0);
-  watch->events = wanted;
+  if (::epoll_ctl(epoll_.get(), operation, watch->link->fd(), &event) == 0) {
+    watch->events = wanted;
+    return;
+  }
+  // No memory, or no watches left (epoll_ctl(2)): that is this connection's end, not the node's.
+  Lose(watch, ErrnoStatus(errno, "epoll_ctl"));
+}
+
+void TcpLoop::Lose(Watch* watch, absl::Status why) {
+  if (std::exchange(watch->lost, true)) return;
+  lost_.emplace_back(watch->link, std::move(why));
+  wake_.Wake();
+}
+
+void TcpLoop::BreakDead(Monotonic now, std::chrono::milliseconds patience) {
+  MutexLock lock(&mutex_);
+  for (auto& [link, watch] : watches_) {
+    const std::optional<AckState> state = AckStateOf(link->fd());
+    if (!state || !watch.acks.IsDead(*state, now, patience)) continue;
+    Lose(&watch, absl::UnavailableError(fmt::format("acknowledged nothing for {} ms", patience.count())));
+  }
 }
 
 void TcpLoop::Add(std::shared_ptr<TcpLink> link) {
@@ -131,6 +152,12 @@ void TcpLoop::Remove(TcpLink* link) {
 }
 
 void TcpLoop::Mail() {
+  std::vector<std::pair<std::shared_ptr<TcpLink>, absl::Status>> lost;
+  {
+    MutexLock lock(&mutex_);
+    lost.swap(lost_);
+  }
+  for (const auto& [link, status] : lost) engine_->OnBroken(link->ticket(), MessageOf(status));
   if (reap_.exchange(false)) {
     std::vector<TcpLink*> closed;
     {

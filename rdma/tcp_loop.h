@@ -9,6 +9,7 @@
 #include <memory>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -16,6 +17,7 @@
 #include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/mutex.h"
 #include "rdma/engine.h"
+#include "rdma/tcp_acks.h"
 #include "rdma/tcp_link.h"
 #include "rdma/tcp_partings.h"
 #include "rdma/thread_wake.h"
@@ -43,8 +45,13 @@ class TcpLoop {
   void WantWrite(TcpLink* link);
   void Resume(std::shared_ptr<TcpLink> link);
   void Closed();
-  // Ends a connection such that the peer still gets what was sent.
-  void Part(int fd) { partings_->Take(fd); }
+  // Breaks the connections whose other host has acknowledged nothing for `patience` though it should. Called again and
+  // again, several times in that time.
+  void BreakDead(Monotonic now, std::chrono::milliseconds patience);
+  // Ends a connection such that the peer still gets what was sent, and `rest`.
+  void Part(std::shared_ptr<ByteStream> stream, std::vector<std::byte> rest) {
+    partings_->Take(std::move(stream), std::move(rest));
+  }
 
  private:
   // What epoll knows of a link.
@@ -52,6 +59,8 @@ class TcpLoop {
     std::shared_ptr<TcpLink> link;
     uint32_t events = 0;  // 0: not registered
     bool paused = false;
+    bool lost = false;  // it is in lost_, or was
+    AckWatch acks;
   };
 
   void Run();
@@ -62,6 +71,7 @@ class TcpLoop {
   bool IsWatched(TcpLink* link);
   bool ReadLink(TcpLink* link);
   void Remove(TcpLink* link);
+  void Lose(Watch* watch, absl::Status why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void UpdateWatch(Watch* watch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const MessageClass class_;
@@ -82,6 +92,8 @@ class TcpLoop {
   Mutex mutex_;
   std::unordered_map<TcpLink*, Watch> watches_ ABSL_GUARDED_BY(mutex_);  // only the thread removes
   std::vector<std::shared_ptr<TcpLink>> resumed_ ABSL_GUARDED_BY(mutex_);
+  // Links that cannot go on, and why: the thread breaks them, since no lock of theirs is held then.
+  std::vector<std::pair<std::shared_ptr<TcpLink>, absl::Status>> lost_ ABSL_GUARDED_BY(mutex_);
 
   // The thread's own.
   std::vector<TcpLink*> more_;  // have more to read

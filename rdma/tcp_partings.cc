@@ -1,6 +1,5 @@
 #include "rdma/tcp_partings.h"
 
-#include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -9,6 +8,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -29,8 +29,8 @@ bool Discard(int fd) {
 }  // namespace
 
 void TcpPartings::Close(std::map<uint64_t, Parting>::iterator parting) {
-  // Its link may still have a descriptor of the same socket, so closing ours takes it from no epoll.
-  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, parting->second.fd.get(), nullptr);
+  // Its link may still have the socket, so leaving ours takes it from no epoll.
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, parting->second.stream->fd(), nullptr);
   partings_.erase(parting);
 }
 
@@ -39,18 +39,34 @@ absl::Status TcpPartings::Open() {
   return epoll_.valid() ? absl::OkStatus() : ErrnoStatus(errno, "epoll_create1");
 }
 
-void TcpPartings::Take(int fd) {
-  OwnedFd own(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
-  ::shutdown(fd, own.valid() ? SHUT_WR : SHUT_RDWR);
-  if (!own.valid()) return;  // no descriptors left: the peer may learn by its lease only
+void TcpPartings::Take(std::shared_ptr<ByteStream> stream, std::vector<std::byte> rest) {
+  const int fd = stream->fd();
+  if (HK_MUTANT(goodbye_of_a_full_socket_lost)) rest.clear();
+  if (rest.empty()) ::shutdown(fd, SHUT_WR);
   {
     MutexLock lock(&mutex_);
-    epoll_event event{.events = EPOLLIN, .data = {.u64 = next_}};
-    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, own.get(), &event) != 0) return;
+    epoll_event event{.events = rest.empty() ? EPOLLIN : EPOLLIN | EPOLLOUT, .data = {.u64 = next_}};
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+      ::shutdown(fd, SHUT_WR);  // the peer may learn by its lease only
+      return;
+    }
     if (partings_.size() >= kMost) Close(partings_.begin());
-    partings_.emplace(next_++, Parting{std::move(own), std::chrono::steady_clock::now() + kPatience});
+    const Monotonic deadline = std::chrono::steady_clock::now() + kPatience;
+    partings_.emplace(next_++, Parting{std::move(stream), std::move(rest), deadline});
   }
   wake_();
+}
+
+bool TcpPartings::Write(Parting* parting, uint64_t number) {
+  const iovec part{.iov_base = parting->rest.data(), .iov_len = parting->rest.size()};
+  const ssize_t written = parting->stream->Write({&part, 1});
+  if (written < 0) return written == -EAGAIN;
+  parting->rest.erase(parting->rest.begin(), parting->rest.begin() + written);
+  if (!parting->rest.empty()) return true;
+  const int fd = parting->stream->fd();
+  ::shutdown(fd, SHUT_WR);
+  epoll_event event{.events = EPOLLIN, .data = {.u64 = number}};
+  return ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event) == 0;
 }
 
 Monotonic TcpPartings::Serve(Monotonic now) {
@@ -59,8 +75,13 @@ Monotonic TcpPartings::Serve(Monotonic now) {
   std::array<epoll_event, kEvents> events;
   const int count = ::epoll_wait(epoll_.get(), events.data(), kEvents, 0);
   for (int i = 0; i < count; ++i) {
-    const auto found = partings_.find(events[static_cast<size_t>(i)].data.u64);
-    if (found != partings_.end() && !Discard(found->second.fd.get())) Close(found);
+    const epoll_event& event = events[static_cast<size_t>(i)];
+    const auto found = partings_.find(event.data.u64);
+    if (found == partings_.end()) continue;
+    Parting& parting = found->second;
+    const bool writes = (event.events & EPOLLOUT) != 0 && !parting.rest.empty();
+    const bool reads = (event.events & ~uint32_t{EPOLLOUT}) != 0;
+    if ((writes && !Write(&parting, found->first)) || (reads && !Discard(parting.stream->fd()))) Close(found);
   }
   while (!partings_.empty() && partings_.begin()->second.deadline <= now) Close(partings_.begin());
   return partings_.empty() ? Monotonic::max() : partings_.begin()->second.deadline;

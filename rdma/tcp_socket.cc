@@ -19,6 +19,9 @@ namespace {
 // Connections that wait for accept: a burst of all peers of a full cluster (63 x 3), and strangers beside them.
 constexpr int kBacklog = 1024;
 
+// The subnet of an IPv6 address that a host is given as a whole (RFC 4291, 2.5.4).
+constexpr size_t kSubnetBytes = 8;
+
 absl::StatusOr<OwnedFd> MakeSocket(int family) {
   OwnedFd fd(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
   if (!fd.valid()) return ErrnoStatus(errno, "TCP socket");
@@ -40,6 +43,17 @@ std::string SocketAddress::ToString() const {
     return fmt::format("[{}]:{}", text, ntohs(v6->sin6_port));
   }
   return text;
+}
+
+std::string SocketAddress::Source() const {
+  const auto text = [](const void* bytes, size_t count) { return std::string(static_cast<const char*>(bytes), count); };
+  if (storage.ss_family == AF_INET) {
+    return text(&reinterpret_cast<const sockaddr_in*>(&storage)->sin_addr, sizeof(in_addr));
+  }
+  if (storage.ss_family != AF_INET6) return "";
+  const in6_addr& v6 = reinterpret_cast<const sockaddr_in6*>(&storage)->sin6_addr;
+  if (!IN6_IS_ADDR_V4MAPPED(&v6)) return text(v6.s6_addr, kSubnetBytes);
+  return text(v6.s6_addr + sizeof(in6_addr) - sizeof(in_addr), sizeof(in_addr));
 }
 
 absl::StatusOr<SocketAddress> Resolve(const Address& address) {
@@ -99,6 +113,11 @@ void SetTcpOptions(int fd, std::chrono::milliseconds patience) {
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
   const auto timeout = static_cast<unsigned>(patience.count());
   ::setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof timeout);
+}
+
+void ClearTcpPatience(int fd) {
+  const unsigned none = 0;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &none, sizeof none);
 }
 
 }  // namespace hk

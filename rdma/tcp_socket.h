@@ -20,6 +20,8 @@ struct SocketAddress {
   const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
   // "127.0.0.1:7000", "[::1]:7000"; for people.
   std::string ToString() const;
+  // The same for all addresses that one host has at will: of IPv6 it is given a subnet, of IPv4 an address.
+  std::string Source() const;
 };
 
 // The first address of a host and port. Blocks, perhaps for long, unless `address.is_literal`. Errors: kUnavailable.
@@ -37,8 +39,9 @@ absl::StatusOr<OwnedFd> ConnectTcp(const SocketAddress& to);
 // How a connection attempt ended.
 absl::Status ConnectResult(int fd, const std::string& to);
 
-// TCP_NODELAY, and an end for what the other host does not acknowledge: bytes that are lost for `patience` break the
-// connection, which is then resumed.
+// TCP_NODELAY, and an end, during the handshake, for what the other end does not take for `patience`.
 void SetTcpOptions(int fd, std::chrono::milliseconds patience);
+// After the handshake: what is not taken waits (tcp_acks.h says how long).
+void ClearTcpPatience(int fd);
 
 }  // namespace hk

@@ -30,6 +30,8 @@ constexpr int kAcceptsPerTurn = 64;
 // How long the listener rests when there are no file descriptors left: others give some back meanwhile.
 constexpr milliseconds kAcceptRest{100};
 constexpr int kEvents = 64;
+// How often connections are looked at: a dead one is found within a lease and a quarter.
+constexpr int kLooksPerLease = 4;
 
 uint32_t Interest(const TcpHandshake& handshake) {
   return handshake.WantsWrite() ? uint32_t{EPOLLOUT} : uint32_t{EPOLLIN};
@@ -163,16 +165,8 @@ void TcpWire::Run() {
     if (stop_.load()) return;
     Monotonic due = std::min(engine_->RunControl(), NextDeadline());
     const Monotonic now = std::chrono::steady_clock::now();
-    due = std::min(due, partings_.Serve(now));
-    if (!listening_) {
-      if (now >= accept_after_) {
-        epoll_event event{.events = EPOLLIN, .data = {.u64 = kListenerId}};
-        HK_CHECK(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.get(), &event) == 0);
-        listening_ = true;
-      } else {
-        due = std::min(due, accept_after_);
-      }
-    }
+    due = std::min({due, partings_.Serve(now), BreakDead(now)});
+    if (!listening_) due = std::min(due, Listen(now));
     const bool sleeps = failed_.empty() && due > now && wake_.Sleep();
     // The deadlines here are of milliseconds; rounded up, so that they have passed when the thread wakes.
     const auto left =
@@ -193,6 +187,29 @@ void TcpWire::Run() {
     TakeDials();
     CloseLate();
   }
+}
+
+// Connections that are lost and carry nothing that anybody waits for show by this alone: a lost host fails its lease.
+Monotonic TcpWire::BreakDead(Monotonic now) {
+  if (now < dead_due_) return dead_due_;
+  const milliseconds lease(settings_.lease_ms);
+  for (const std::unique_ptr<TcpLoop>& loop : loops_) loop->BreakDead(now, lease);
+  return dead_due_ = now + lease / kLooksPerLease;
+}
+
+// Goes on accepting, or says when.
+Monotonic TcpWire::Listen(Monotonic now) {
+  if (now < accept_after_) return accept_after_;
+  epoll_event event{.events = EPOLLIN, .data = {.u64 = kListenerId}};
+  listening_ = ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.get(), &event) == 0;
+  if (listening_) return Monotonic::max();
+  Rest(MessageOf(ErrnoStatus(errno, "epoll_ctl")));
+  return accept_after_;
+}
+
+void TcpWire::Rest(const std::string& why) {
+  engine_->CountStranger(StrangerEnd::kNoFiles, "listener", fmt::format("{}; the listener rests", why));
+  accept_after_ = std::chrono::steady_clock::now() + kAcceptRest;
 }
 
 Monotonic TcpWire::NextDeadline() const {
@@ -217,15 +234,14 @@ void TcpWire::End(uint64_t id, StrangerEnd reason, const std::string& detail) {
     engine_->OnDialFailed(target->peer, target->message_class, target->attempt, detail);
     return;
   }
-  --strangers_;
+  strangers_.Remove(id);
   engine_->CountStranger(reason, handshake->who(), detail);
 }
 
-bool TcpWire::CloseOldest(StrangerEnd reason) {
-  const auto oldest = std::find_if(handshakes_.begin(), handshakes_.end(),
-                                   [](const auto& entry) { return !entry.second->target().has_value(); });
-  if (oldest == handshakes_.end()) return false;
-  End(oldest->first, reason, "closed for a newer connection");
+bool TcpWire::MakeRoom(StrangerEnd reason) {
+  const std::optional<uint64_t> victim = strangers_.Victim();
+  if (!victim) return false;
+  End(*victim, reason, "closed for a newer connection");
   return true;
 }
 
@@ -244,11 +260,10 @@ bool TcpWire::AcceptOne() {
       ::accept4(listener_.get(), reinterpret_cast<sockaddr*>(&from.storage), &from.size, SOCK_NONBLOCK | SOCK_CLOEXEC));
   if (!fd.valid()) {
     if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-      if (CloseOldest(StrangerEnd::kNoFiles)) return true;
-      engine_->CountStranger(StrangerEnd::kNoFiles, "listener", "no file descriptors or memory; the listener rests");
+      if (MakeRoom(StrangerEnd::kNoFiles)) return true;
       ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener_.get(), nullptr);
       listening_ = false;
-      accept_after_ = std::chrono::steady_clock::now() + kAcceptRest;
+      Rest("no file descriptors or memory");
       return false;
     }
     return errno != EAGAIN;  // else the connection was gone before it was accepted (accept(2))
@@ -260,14 +275,16 @@ bool TcpWire::AcceptOne() {
     engine_->CountStranger(StrangerEnd::kNoFiles, from.ToString(), MessageOf(handshake.status()));
     return true;
   }
-  if (strangers_ >= settings_.strangers && !HK_MUTANT(strangers_unbounded)) CloseOldest(StrangerEnd::kCrowded);
-  ++strangers_;
-  Progress(Add(*std::move(handshake)));  // most often its first bytes are there
+  const uint64_t id = Add(*std::move(handshake), from.Source());
+  // The new one counts too: it takes no room from others than its source's, if that has most already.
+  if (strangers_.size() > settings_.strangers && !HK_MUTANT(strangers_unbounded)) MakeRoom(StrangerEnd::kCrowded);
+  Progress(id);  // most often its first bytes are there
   return true;
 }
 
-uint64_t TcpWire::Add(std::unique_ptr<TcpHandshake> handshake) {
+uint64_t TcpWire::Add(std::unique_ptr<TcpHandshake> handshake, const std::string& source) {
   const uint64_t id = next_id_++;
+  if (!handshake->target()) strangers_.Add(id, source);
   epoll_event event{.events = Interest(*handshake), .data = {.u64 = id}};
   const int fd = handshake->fd();
   handshakes_.emplace(id, std::move(handshake));
@@ -284,7 +301,9 @@ void TcpWire::Progress(uint64_t id) {
   switch (handshake->Progress()) {
     case TcpHandshake::Result::kWait: {
       epoll_event event{.events = Interest(*handshake), .data = {.u64 = id}};
-      HK_CHECK(::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, handshake->fd(), &event) == 0);
+      if (::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, handshake->fd(), &event) != 0) {
+        End(id, StrangerEnd::kNoFiles, MessageOf(ErrnoStatus(errno, "epoll_ctl")));
+      }
       return;
     }
     case TcpHandshake::Result::kFailed:
@@ -302,7 +321,7 @@ void TcpWire::Progress(uint64_t id) {
   if (done->target()) {
     OnReply(done.get());
   } else {
-    --strangers_;
+    strangers_.Remove(id);
     OnHello(done.get());
   }
 }
@@ -319,7 +338,7 @@ void TcpWire::OnHello(TcpHandshake* handshake) {
       return;
     }
   }
-  const Engine::Admission admission = engine_->OnHello(hello);
+  const Engine::Admission admission = engine_->OnHello(hello, handshake->who());
   const bool said = handshake->Reply(admission.reply);
   if (!admission.ticket) return;
   if (said) {
@@ -331,6 +350,7 @@ void TcpWire::OnHello(TcpHandshake* handshake) {
 
 void TcpWire::Finish(const LinkTicket& ticket, TcpHandshake* handshake) {
   TcpLoop* const loop = loops_[static_cast<size_t>(ticket.message_class)].get();
+  if (!HK_MUTANT(slow_readers_given_up)) ClearTcpPatience(handshake->fd());
   auto link = std::make_shared<TcpLink>(ticket, handshake->TakeStream(), engine_, loop);
   if (engine_->Attach(ticket, link)) loop->Add(std::move(link));
 }
@@ -365,7 +385,7 @@ void TcpWire::Connect(const SocketAddress& address, const DialTarget& target) {
     failed_.push_back({target, MessageOf(handshake.status())});
     return;
   }
-  Add(*std::move(handshake));
+  Add(*std::move(handshake), "");
 }
 
 void TcpWire::TakeDials() {

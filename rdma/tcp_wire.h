@@ -16,6 +16,7 @@
 #include "hyperkernel/base/mutex.h"
 #include "rdma/engine.h"
 #include "rdma/link.h"
+#include "rdma/stranger_queue.h"
 #include "rdma/tcp_handshake.h"
 #include "rdma/tcp_loop.h"
 #include "rdma/tcp_partings.h"
@@ -81,18 +82,23 @@ class TcpWire final : public Wire {
 
   void Run();
   Monotonic NextDeadline() const;
+  Monotonic BreakDead(Monotonic now);
+  Monotonic Listen(Monotonic now);
+  // The listener is not looked at for a while.
+  void Rest(const std::string& why);
   void Accept();
   bool AcceptOne();
   void Connect(const SocketAddress& address, const DialTarget& target);
   void TakeDials();
-  uint64_t Add(std::unique_ptr<TcpHandshake> handshake);
+  // `source`: of an accepted one. Returns its number.
+  uint64_t Add(std::unique_ptr<TcpHandshake> handshake, const std::string& source);
   void Progress(uint64_t id);
   void OnHello(TcpHandshake* handshake);
   void OnReply(TcpHandshake* handshake);
   void Finish(const LinkTicket& ticket, TcpHandshake* handshake);
   void CloseLate();
-  // Closes the stranger that waits longest. False: there is none.
-  bool CloseOldest(StrangerEnd reason);
+  // Closes one stranger so that others have room. False: there is none.
+  bool MakeRoom(StrangerEnd reason);
   void End(uint64_t id, StrangerEnd reason, const std::string& detail);
 
   const TransportSettings settings_;
@@ -112,11 +118,12 @@ class TcpWire final : public Wire {
 
   // The thread's own.
   std::map<uint64_t, std::unique_ptr<TcpHandshake>> handshakes_;  // by age
-  size_t strangers_ = 0;                                          // accepted ones among them
+  StrangerQueue strangers_;                                       // accepted ones among them
   uint64_t next_id_;
   std::vector<Failed> failed_;
   Monotonic accept_after_{};  // the listener rests until then
   bool listening_ = false;
+  Monotonic dead_due_{};  // when to look for dead connections
 };
 
 }  // namespace hk

@@ -154,6 +154,11 @@ bool TlsStream::HasBuffered() const {
   return SSL_has_pending(ssl_) == 1;
 }
 
+// A record that was begun is finished with the same bytes (SSL_write(3)).
+size_t TlsStream::RetryBytes() const {
+  return kRecordBytes;
+}
+
 std::string TlsStream::PeerName() const {
   MutexLock lock(&mutex_);
   X509* certificate = SSL_get0_peer_certificate(ssl_);

@@ -22,6 +22,7 @@ class TlsStream final : public ByteStream {
   ssize_t Read(std::span<const iovec> parts) override;
   ssize_t Write(std::span<const iovec> parts) override;
   bool HasBuffered() const override;
+  size_t RetryBytes() const override;
 
   // Goes on with the handshake. True: it is done. False: poll for WantsWrite or reading, and call again.
   // kUnauthenticated with the reason: the connection is over.

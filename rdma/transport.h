@@ -59,7 +59,7 @@ struct Message {
   Epoch epoch;
   uint64_t transaction = 0;
   Gfn gfn;
-  NodeId slot_node;  // whose slot it is; meaningless without slot
+  NodeId slot_node;  // whose slot it is: an answer's receiver, never another message's; meaningless without slot
   SlotId slot;  // receive slot of slot_node. slot_node = sender: a request of the sender; else forwarded or answered
   std::span<const std::byte> body;  // <= kMaxBodyBytes; Send copies it; received: valid during the handler's call
 };
@@ -179,7 +179,7 @@ class Transport {
 
   // Queues the message; the order of returns is the order of arrival. Errors, nothing sent, slots unchanged:
   // kUnavailable: the peer is not up. kResourceExhausted: queue full, OnWritable follows. kAborted: an old epoch; or a
-  // slot (ours or the answer's) from before a session of the answering node: take another, drop the answer.
+  // slot (ours or the answer's) from before a session of the answering node, or none: take another, drop the answer.
   // kInvalidArgument, kFailedPrecondition: the caller broke a rule above.
   // On OK a request's slot is the transport's until answered or expired, a payload's is shared until the peer has it.
   virtual absl::Status Send(NodeId to, const Message& message, const SendOptions& options = {}) = 0;

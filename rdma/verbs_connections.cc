@@ -15,6 +15,7 @@
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
 #include "rdma/send_rules.h"
+#include "rdma/stranger_queue.h"
 #include "rdma/verbs_queues.h"
 
 namespace hk {
@@ -43,8 +44,16 @@ VerbsWire::VerbsWire(const TransportSettings& settings, const Address& listen)
       }
       WakeControl();
     };
-    pollers_[i] = std::make_unique<VerbsPoller>(
-        static_cast<MessageClass>(i), wait, std::chrono::microseconds(settings_.spin_us), &permits_, std::move(gone));
+    auto early = [this](uint64_t key) {
+      {
+        MutexLock lock(&mutex_);
+        early_.push_back(key);
+      }
+      WakeControl();
+    };
+    pollers_[i] =
+        std::make_unique<VerbsPoller>(static_cast<MessageClass>(i), wait, std::chrono::microseconds(settings_.spin_us),
+                                      &permits_, std::move(gone), std::move(early));
   }
 }
 
@@ -117,6 +126,7 @@ void VerbsWire::Run() {
     if (stop_.load()) return;
     TakeEvents();
     TakeDeviceEvents();
+    TakeEarly();
     const Monotonic gone_due = DestroyGone();
     // Before the engine: it learns what failed, and says when to try again.
     const Monotonic port_due = TendPort(), overdue = EndOverdue();
@@ -167,10 +177,36 @@ void VerbsWire::TakeDeviceEvents() {
   ibv_async_event event = {};
   while (ibv_get_async_event(port_->context(), &event) == 0) {
     const ibv_event_type type = event.event_type;
+    // Before it is acknowledged: until then its queue pair stays.
+    if (type == IBV_EVENT_COMM_EST) {
+      for (auto& [key, connection] : connections_) {
+        if (connection.id->qp == event.element.qp) OnEarlyMessage(&connection);
+      }
+    }
     ibv_ack_async_event(&event);
-    // What befalls a queue pair shows in its completions.
+    // What else befalls a queue pair shows in its completions.
     if (type == IBV_EVENT_DEVICE_FATAL) return DeviceGone("the device failed");
   }
+}
+
+void VerbsWire::TakeEarly() {
+  std::vector<uint64_t> early;
+  {
+    MutexLock lock(&mutex_);
+    early.swap(early_);
+  }
+  for (const uint64_t key : early) {
+    const auto found = connections_.find(key);
+    if (found != connections_.end()) OnEarlyMessage(&found->second);
+  }
+}
+
+// The peer's first message came and its last word of the handshake (RTU) did not: rdma_cm takes the one for the other
+// when it is told (rdma_notify(3)), and says ESTABLISHED. Not all devices have an event for it, so the receive queue's
+// is taken too. An error: it came meanwhile (EISCONN), or the handshake's deadline ends it.
+void VerbsWire::OnEarlyMessage(Connection* connection) {
+  if (connection->phase != Phase::kAccepted) return;
+  static_cast<void>(rdma_notify(connection->id.get(), IBV_EVENT_COMM_EST));
 }
 
 void VerbsWire::OnEvent(Event* event) {
@@ -179,6 +215,14 @@ void VerbsWire::OnEvent(Event* event) {
   const auto found = connections_.find(event->key);
   if (found == connections_.end()) return;  // destroyed before its event was read, or the listener's
   Connection& connection = found->second;
+  if (connection.link != nullptr) {
+    // A peer may reject what is a connection here already, if its last word was lost.
+    const bool over = event->type == RDMA_CM_EVENT_DISCONNECTED || event->type == RDMA_CM_EVENT_ADDR_CHANGE ||
+                      event->type == RDMA_CM_EVENT_REJECTED || event->type == RDMA_CM_EVENT_CONNECT_ERROR ||
+                      event->type == RDMA_CM_EVENT_UNREACHABLE;
+    if (over) PollerOf(connection.message_class).PeerClosed(event->key);
+    return;
+  }
   switch (event->type) {
     case RDMA_CM_EVENT_ADDR_RESOLVED:
     case RDMA_CM_EVENT_ROUTE_RESOLVED:
@@ -206,8 +250,7 @@ void VerbsWire::OnEvent(Event* event) {
                     fmt::format("{}: {}", rdma_event_str(event->type), std::strerror(std::abs(event->status))));
     case RDMA_CM_EVENT_DISCONNECTED:
     case RDMA_CM_EVENT_ADDR_CHANGE:
-      if (connection.link == nullptr) return GiveUp(event->key, "closed by the peer");
-      return PollerOf(connection.message_class).PeerClosed(event->key);
+      return GiveUp(event->key, "closed by the peer");
     default:
       return;
   }
@@ -313,7 +356,7 @@ void VerbsWire::OnRequest(Event* event) {
     }
     return reject(engine_->RefuseVersion());
   }
-  const Engine::Admission admission = engine_->OnHello(hello);
+  const Engine::Admission admission = engine_->OnHello(hello, PeerAddress(id.get()));
   if (!admission.ticket) return reject(admission.reply);
   Connection& connection = connections_[key];
   connection.id = std::move(id);
@@ -330,6 +373,7 @@ void VerbsWire::OnRequest(Event* event) {
     rdma_reject(connection.id.get(), bytes.data(), bytes.size());
     return GiveUp(key, MessageOf(status));
   }
+  if (!connection.pair->ArmReceives()) return GiveUp(key, "ibv_req_notify_cq failed");
   const std::array<std::byte, kHelloBytes> reply = EncodeHello(admission.reply);
   rdma_conn_param parameters = Parameters(reply);
   if (rdma_accept(connection.id.get(), &parameters) != 0) {
@@ -339,15 +383,14 @@ void VerbsWire::OnRequest(Event* event) {
 }
 
 void VerbsWire::BoundAccepted() {
-  size_t accepted = 0;
-  uint64_t oldest = 0;
+  StrangerQueue accepted;
   for (const auto& [key, connection] : connections_) {
-    if (connection.phase != Phase::kAccepted) continue;
-    if (accepted++ == 0) oldest = key;
+    if (connection.phase == Phase::kAccepted) accepted.Add(key, PeerSource(connection.id.get()));
   }
-  if (accepted <= settings_.strangers) return;
-  engine_->CountStranger(StrangerEnd::kCrowded, PeerAddress(connections_.at(oldest).id.get()), "too many at once");
-  GiveUp(oldest, "closed for a newer one");
+  if (accepted.size() <= settings_.strangers) return;
+  const uint64_t victim = *accepted.Victim();
+  engine_->CountStranger(StrangerEnd::kCrowded, PeerAddress(connections_.at(victim).id.get()), "too many at once");
+  GiveUp(victim, "closed for a newer one");
 }
 
 // --- Both ---

@@ -79,7 +79,9 @@ class VerbsWire final : public Wire {
   // Events.
   void TakeEvents();
   void TakeDeviceEvents();
+  void TakeEarly();
   void OnEvent(Event* event);
+  void OnEarlyMessage(Connection* connection);
   void OnRequest(Event* event);
   void OnDialling(uint64_t key, Connection* connection, const Event& event);
   void OnEstablished(uint64_t key, Connection* connection, const Event& event);
@@ -111,7 +113,8 @@ class VerbsWire final : public Wire {
   std::atomic<bool> stop_{false};
 
   Mutex mutex_;
-  std::vector<uint64_t> gone_ ABSL_GUARDED_BY(mutex_);  // links that pollers have forgotten
+  std::vector<uint64_t> gone_ ABSL_GUARDED_BY(mutex_);   // links that pollers have forgotten
+  std::vector<uint64_t> early_ ABSL_GUARDED_BY(mutex_);  // queue pairs that received before they were links
   std::map<uint64_t, VerbsLink*> live_ ABSL_GUARDED_BY(mutex_);
 
   RdmaEvents events_;

@@ -25,12 +25,14 @@ constexpr std::array<const char*, kMessageClasses> kThreadNames = {"hk-rdma-faul
 }  // namespace
 
 VerbsPoller::VerbsPoller(MessageClass message_class, WaitMode wait, std::chrono::microseconds spin,
-                         SpinPermits* permits, std::function<void(uint64_t key)> gone)
+                         SpinPermits* permits, std::function<void(uint64_t key)> gone,
+                         std::function<void(uint64_t key)> early)
     : class_(message_class),
       wait_(wait),
       window_(wait == WaitMode::kBusy ? std::chrono::nanoseconds(kBusyWindow) : std::chrono::nanoseconds(spin)),
       permits_(permits),
-      gone_(std::move(gone)) {}
+      gone_(std::move(gone)),
+      early_(std::move(early)) {}
 
 VerbsPoller::~VerbsPoller() {
   Stop();
@@ -202,7 +204,10 @@ bool VerbsPoller::TakeEvent(ibv_comp_channel* channel) {
   const bool receives = watch != nullptr && watch->link->IsReceiveQueue(queue);
   // After this the queue may be gone, if its link is.
   ibv_ack_cq_events(queue, 1);
-  if (watch == nullptr) return false;
+  if (watch == nullptr) {
+    early_(key);  // or of a link that is gone
+    return false;
+  }
   if (receives) {
     watch->armed = false;
     return Serve(key);

@@ -32,9 +32,10 @@ class VerbsPoller {
   // How long a closed link may take to get its last messages to the peer: some round trips; Stop may take as long.
   static constexpr std::chrono::milliseconds kFarewell{500};
 
-  // `gone`: the poller has forgotten the link of this key; called on the thread, or in Stop. `permits` outlives it.
+  // `gone`: the poller has forgotten the link of this key; called on the thread, or in Stop. `early`: something was
+  // received on a queue pair whose link was not added; on the thread. `permits` outlives it.
   VerbsPoller(MessageClass message_class, WaitMode wait, std::chrono::microseconds spin, SpinPermits* permits,
-              std::function<void(uint64_t key)> gone);
+              std::function<void(uint64_t key)> gone, std::function<void(uint64_t key)> early);
   ~VerbsPoller();
 
   absl::Status Start(Engine* engine);
@@ -79,7 +80,7 @@ class VerbsPoller {
   const WaitMode wait_;
   const std::chrono::nanoseconds window_;
   SpinPermits* const permits_;
-  const std::function<void(uint64_t)> gone_;
+  const std::function<void(uint64_t)> gone_, early_;
   Engine* engine_ = nullptr;
   WakeFlag wake_;
   std::thread thread_;

@@ -8,12 +8,14 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/status.h"
+#include "rdma/tcp_socket.h"
 #include "rdma/verbs_device.h"
 
 namespace hk {
@@ -60,6 +62,15 @@ std::string PeerAddress(rdma_cm_id* id) {
   const socklen_t size = address->sa_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
   if (::getnameinfo(address, size, host.data(), host.size(), nullptr, 0, NI_NUMERICHOST) != 0) return "unknown";
   return fmt::format("{}:{}", host.data(), ntohs(rdma_get_dst_port(id)));
+}
+
+std::string PeerSource(rdma_cm_id* id) {
+  const sockaddr* address = rdma_get_peer_addr(id);
+  if (address == nullptr) return "";
+  SocketAddress peer;
+  peer.size = address->sa_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
+  std::memcpy(&peer.storage, address, peer.size);
+  return peer.Source();
 }
 
 void CloseRemovedDevice(std::unique_ptr<VerbsPort> port) {

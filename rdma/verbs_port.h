@@ -37,6 +37,8 @@ struct RdmaAddress {
 };
 // "10.0.0.1:7001": where an identifier's other end is; for people.
 std::string PeerAddress(rdma_cm_id* id);
+// SocketAddress::Source of it.
+std::string PeerSource(rdma_cm_id* id);
 
 // Immutable after Open. Opened and destroyed on one thread; the rest is thread-safe. Queue pairs are made on it, and go
 // before it.

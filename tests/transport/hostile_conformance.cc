@@ -3,6 +3,7 @@
 #include <cstring>
 #include <optional>
 
+#include "rdma/slots.h"
 #include "rdma/wire.h"
 #include "tests/transport/conformance.h"
 #include "tests/transport/frames.h"
@@ -15,6 +16,8 @@ using Bytes = std::vector<std::byte>;
 // Speaks the protocol byte by byte as node 0 to node 1, so that it can break it.
 class Impostor {
  public:
+  static constexpr uint32_t kSlots = 4;  // of a class, as its Setup says
+
   explicit Impostor(BackEnd* back_end) : back_end_(back_end) {}
 
   Hello FirstHello(MessageClass message_class) const {
@@ -53,6 +56,7 @@ class Impostor {
     SetupBody setup;
     setup.window_messages = 8;
     setup.heartbeat_ms = 100;
+    setup.slot_count = message_class == MessageClass::kInvalidate ? 0 : kSlots;
     Write(message_class, Frame(header, EncodeSetup(setup)));
   }
   void Write(MessageClass message_class, std::span<const std::byte> bytes) { Link(message_class).Write(bytes); }
@@ -207,6 +211,15 @@ TEST_P(TransportConformance, AMalformedMessageFailsThatPeerOnly) {
   header.message.slot_node = NodeId(1);
   header.message.slot = SlotId(uint64_t{1} << 63);
   bad.push_back({"answer into a slot that was never given out", Frame(header)});
+  header.message.slot = SlotName{kFault, SlotUse::kReceive, 9999, 1}.Encode();
+  bad.push_back({"answer into a slot that there is not", Frame(header)});
+  header = Numbered(kFault, 1);
+  header.message.slot_node = NodeId(1);
+  header.message.slot = SlotName{kFault, SlotUse::kReceive, 0, 1}.Encode();
+  bad.push_back({"a request into a slot of the node that it is sent to", Frame(header)});
+  header.message.slot_node = NodeId(0);
+  header.message.slot = SlotName{kFault, SlotUse::kReceive, Impostor::kSlots, 1}.Encode();
+  bad.push_back({"a request into a slot that its sender does not have", Frame(header)});
   header = Numbered(kFault, 0);
   header.message.type = static_cast<uint16_t>(OwnType::kHeartbeat);
   bad.push_back({"a heartbeat on another class", Frame(header)});

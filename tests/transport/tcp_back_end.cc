@@ -152,6 +152,20 @@ OwnedFd ConnectLoopback(uint16_t port) {
   return fd;
 }
 
+OwnedFd ConnectLoopbackFrom(uint8_t last, uint16_t port) {
+  const auto address = Resolve(LoopbackAddress(port));
+  const auto from = Resolve({.kind = Address::Kind::kTcp,
+                             .path = {},
+                             .host = fmt::format("127.0.0.{}", last),
+                             .port = 0,
+                             .is_literal = true});
+  HK_CHECK(address.ok() && from.ok());
+  OwnedFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  HK_CHECK(::bind(fd.get(), from->get(), from->size) == 0);
+  HK_CHECK(::connect(fd.get(), address->get(), address->size) == 0);
+  return fd;
+}
+
 std::string TestCluster::NameOf(NodeId node) {
   return fmt::format("n{}", node.value());
 }
@@ -222,6 +236,10 @@ std::unique_ptr<Stranger> TcpBackEnd::Connect(NodeId to) {
 
 std::unique_ptr<Stranger> TcpBackEnd::ConnectBare(NodeId to) {
   return std::make_unique<TcpStranger>(ConnectLoopback(PortOf(to)));
+}
+
+std::unique_ptr<Stranger> TcpBackEnd::ConnectBareFrom(uint8_t last, NodeId to) {
+  return std::make_unique<TcpStranger>(ConnectLoopbackFrom(last, PortOf(to)));
 }
 
 std::unique_ptr<Stranger> TcpBackEnd::ConnectTls(NodeId to, const TcpTls& identity) {

@@ -22,6 +22,8 @@ namespace hk {
 Address LoopbackAddress(uint16_t port);
 // A blocking socket, connected to a port of this host.
 OwnedFd ConnectLoopback(uint16_t port);
+// The same from another address of this host: 127.0.0.`last`.
+OwnedFd ConnectLoopbackFrom(uint8_t last, uint16_t port);
 
 // Certificates of a cluster in which node N is called "nN"; made once, in memory.
 struct TestCluster {
@@ -51,6 +53,8 @@ class TcpBackEnd final : public ThreadedBackEnd {
   // A stranger without TLS, whatever the back end has; and one with the given certificate, or none if it is empty.
   std::unique_ptr<Stranger> ConnectBare(NodeId to);
   std::unique_ptr<Stranger> ConnectTls(NodeId to, const TcpTls& identity);
+  // A stranger without TLS from another address: 127.0.0.`last`.
+  std::unique_ptr<Stranger> ConnectBareFrom(uint8_t last, NodeId to);
   uint16_t PortOf(NodeId node);
 
  private:

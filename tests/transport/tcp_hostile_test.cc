@@ -343,6 +343,27 @@ TEST_F(TcpHostileTest, TenThousandStrangersAreCountedAndLoggedOnce) {
   EXPECT_TRUE(Await([&] { return OpenFiles() == files; })) << OpenFiles() << " files are open, not " << files;
 }
 
+TEST_F(TcpHostileTest, AFloodFromOneAddressEndsNoOthersHandshake) {
+  constexpr uint8_t kFloodFrom = 2;
+  constexpr size_t kFlood = 5'000;
+  ASSERT_TRUE((*target_)->AddPeer(kAttacker, "127.0.0.1:1").ok());
+  Attacker honest(port(), 1);
+  Socket slow(port());
+  const auto hello = EncodeHello(honest.HelloFor(MessageClass::kFault));
+  slow.Write(std::span(hello).first(kHelloBytes / 2));
+  std::vector<std::unique_ptr<Socket>> silent(3 * Settings(kTarget).strangers);
+  for (size_t i = 0; i < kFlood; ++i) {
+    silent[i % silent.size()] = std::make_unique<Socket>(ConnectLoopbackFrom(kFloodFrom, port()));
+  }
+  EXPECT_TRUE(Await([&] { return Strangers() >= kFlood - Settings(kTarget).strangers; })) << Strangers();
+  EXPECT_EQ((*target_)->Statistics().handshakes_refused, 0u);
+  slow.Write(std::span(hello).subspan(kHelloBytes / 2));
+  Hello reply;
+  ASSERT_EQ(DecodeHello(slow.Read(kHelloBytes), &reply), WireError::kNone) << "its handshake was ended";
+  EXPECT_EQ(reply.kind, HelloKind::kAcceptFresh);
+  ExpectFriendUnharmed();
+}
+
 TEST_F(TcpHostileTest, APeerThatFailsAgainAndAgainIsLoggedOncePerInterval) {
   constexpr int kTimes = 50;
   ASSERT_TRUE((*target_)->AddPeer(kAttacker, "127.0.0.1:1").ok());

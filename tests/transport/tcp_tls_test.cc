@@ -103,6 +103,26 @@ TEST_F(TcpTlsTest, ACertificateOfAnotherNodeOrOfNoNodeIsTurnedAway) {
   }
 }
 
+// A handshake of TLS takes longer than a hello, so a flood of strangers meets more of them under way.
+TEST_F(TcpTlsTest, AFloodFromOneAddressEndsNoOthersHandshake) {
+  constexpr uint8_t kFloodFrom = 2;
+  constexpr size_t kFlood = 2'000;
+  const std::unique_ptr<Node> listener = Make(kListener);
+  ASSERT_TRUE((*listener)->AddPeer(kDialler, back_end_.Address(kListener, kDialler)).ok());
+  auto slow = back_end_.ConnectTls(kListener, TestCluster::TlsAs("node:n0"));
+  EXPECT_TRUE(slow->Read().empty());  // its first flight is on its way
+  const uint32_t kept = listener->settings().strangers;
+  std::vector<std::unique_ptr<Stranger>> silent(2 * kept);
+  for (size_t i = 0; i < kFlood; ++i) silent[i % silent.size()] = back_end_.ConnectBareFrom(kFloodFrom, kListener);
+  ASSERT_TRUE(back_end_.RunUntil([&] { return (*listener)->Statistics().strangers_closed >= kFlood - kept; }));
+  EXPECT_FALSE(slow->Closed());
+  slow->Write(HelloOf(kDialler));
+  ASSERT_TRUE(back_end_.RunUntil([&] { return slow->Read().size() >= kHelloBytes || slow->Closed(); }));
+  Hello reply;
+  ASSERT_EQ(DecodeHello(slow->Read(), &reply), WireError::kNone);
+  EXPECT_EQ(reply.kind, HelloKind::kAcceptFresh);
+}
+
 TEST_F(TcpTlsTest, AHelloOfANodeWithoutNameIsTurnedAway) {
   // The listener knows no name for any node: an empty name is nobody's.
   TcpTls identity = TestCluster::TlsAs("node:n1");

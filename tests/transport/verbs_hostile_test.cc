@@ -53,11 +53,14 @@ class HostilePeer {
   Hello FirstHello(MessageClass message_class) const {
     return GoodHello(NodeId(0), NodeId(1), message_class, session_, peer_session_);
   }
+  // The network loses the last word of each handshake.
+  void OmitLastWords() { last_words_ = false; }
   // All three classes, with their Setups.
   void Connect() {
     for (size_t i = 0; i < kMessageClasses; ++i) {
       const auto message_class = static_cast<MessageClass>(i);
       links_[i] = OpenStranger(back_end_);
+      if (!last_words_) links_[i]->OmitLastWord();
       links_[i]->Write(EncodeHello(FirstHello(message_class)));
       Hello reply;
       ASSERT_EQ(DecodeHello(links_[i]->Read(), &reply), WireError::kNone);
@@ -80,6 +83,7 @@ class HostilePeer {
   BackEnd* const back_end_;
   const uint64_t session_;
   uint64_t peer_session_ = 0;
+  bool last_words_ = true;
   std::array<std::unique_ptr<VerbsStranger>, kMessageClasses> links_;
   std::array<SetupBody, kMessageClasses> setups_;
 };
@@ -102,6 +106,16 @@ TEST_P(VerbsHostile, PrivateDataThatIsNoHelloIsRejected) {
   }
   ASSERT_TRUE(Settle(a, b));
   EXPECT_EQ(a.Count(Seen::Kind::kFailed) + b.Count(Seen::Kind::kFailed), 0u);
+}
+
+// The handshake's deadline is far, and rdma_cm on its own would wait for 4 s and more.
+TEST_P(VerbsHostile, AFirstMessageMakesAConnectionWhoseLastWordWasLost) {
+  Node& b = StartNode(1);
+  ASSERT_TRUE(b->AddPeer(NodeId(0), back_end_->Address(NodeId(1), NodeId(0))).ok());
+  HostilePeer peer(back_end_.get(), 5);
+  peer.OmitLastWords();
+  peer.Connect();
+  ASSERT_TRUE(Await([&] { return b.IsUp(NodeId(0)); }));
 }
 
 TEST_P(VerbsHostile, AFloodOfStrangersTouchesNoPeer) {

@@ -24,8 +24,10 @@ constexpr rdma_event_channel* kSynchronous = nullptr;
 VerbsStranger::~VerbsStranger() {
   if (id_ == nullptr) return;
   // It waits for the event of the end, which Closed may have taken: then another 4 s for nothing.
-  if (connected_ && !closed_) rdma_disconnect(id_.get());
+  // Without last word there is no connection to end, as far as rdma_cm here knows, and no such event.
+  if (connected_ && !closed_ && says_last_word_) rdma_disconnect(id_.get());
   if (id_->qp != nullptr) rdma_destroy_qp(id_.get());
+  if (bare_pair_ != nullptr) ibv_destroy_qp(bare_pair_);
   sends_.reset();
   receives_.reset();
   region_.reset();
@@ -75,7 +77,7 @@ void VerbsStranger::Post(ibv_send_wr* work, ibv_sge* part) {
   work->num_sge = 1;
   ibv_send_wr* bad = nullptr;
   // The node may have closed the connection already; then the bytes go nowhere.
-  static_cast<void>(ibv_post_send(id_->qp, work, &bad));
+  static_cast<void>(ibv_post_send(pair(), work, &bad));
 }
 
 void VerbsStranger::Connect(std::span<const std::byte> hello) {
@@ -99,7 +101,13 @@ void VerbsStranger::Connect(std::span<const std::byte> hello) {
   wanted.qp_type = IBV_QPT_RC;
   wanted.cap = {
       .max_send_wr = 64, .max_recv_wr = kReceives, .max_send_sge = 1, .max_recv_sge = 1, .max_inline_data = 400};
-  HK_CHECK(rdma_create_qp(id, domain_.get(), &wanted) == 0);
+  if (says_last_word_) {
+    HK_CHECK(rdma_create_qp(id, domain_.get(), &wanted) == 0);
+  } else {
+    bare_pair_ = ibv_create_qp(domain_.get(), &wanted);
+    HK_CHECK(bare_pair_ != nullptr);
+    ChangeBarePair(IBV_QPS_INIT);
+  }
   for (uint32_t i = 0; i < kReceives; ++i) {
     ibv_sge part = {.addr = reinterpret_cast<uintptr_t>(memory_.data() + size_t{i} * kBytes),
                     .length = kBytes,
@@ -109,15 +117,28 @@ void VerbsStranger::Connect(std::span<const std::byte> hello) {
     work.sg_list = &part;
     work.num_sge = 1;
     ibv_recv_wr* bad = nullptr;
-    HK_CHECK(ibv_post_recv(id->qp, &work, &bad) == 0);
+    HK_CHECK(ibv_post_recv(pair(), &work, &bad) == 0);
   }
   rdma_conn_param parameters = {};
   parameters.private_data = hello.data();
   parameters.private_data_len = static_cast<uint8_t>(hello.size());
   parameters.retry_count = parameters.rnr_retry_count = 7;
+  if (bare_pair_ != nullptr) parameters.qp_num = bare_pair_->qp_num;
   connected_ = rdma_connect(id, &parameters) == 0;
   closed_ = !connected_;
   TakeReply();
+  if (bare_pair_ == nullptr) return;
+  HK_CHECK(connected_);
+  ChangeBarePair(IBV_QPS_RTR);
+  ChangeBarePair(IBV_QPS_RTS);
+}
+
+void VerbsStranger::ChangeBarePair(ibv_qp_state state) {
+  ibv_qp_attr attributes = {};
+  attributes.qp_state = state;
+  int mask = 0;
+  HK_CHECK(rdma_init_qp_attr(id_.get(), &attributes, &mask) == 0);
+  HK_CHECK(ibv_modify_qp(bare_pair_, &attributes, mask) == 0);
 }
 
 void VerbsStranger::TakeReply() {

@@ -29,6 +29,8 @@ class VerbsStranger final : public Stranger {
   std::vector<std::byte> Read() override { return read_; }
   bool Closed() override;
 
+  // Before the first Write: the handshake's last word (RTU) is never said.
+  void OmitLastWord() { says_last_word_ = false; }
   // The first message after the reply, once it is there: the node's Setup. Empty: not yet.
   std::span<const std::byte> FirstMessage();
   // Writes up to kBytes into the node's memory, with this immediate.
@@ -40,12 +42,16 @@ class VerbsStranger final : public Stranger {
 
   void Connect(std::span<const std::byte> hello);
   void TakeReply();
+  ibv_qp* pair() const { return bare_pair_ != nullptr ? bare_pair_ : id_->qp; }
+  // rdma_cm leaves a queue pair that it does not know to its user, and says RTU when he says so.
+  void ChangeBarePair(ibv_qp_state state);
   void Post(ibv_send_wr* work, ibv_sge* part);
 
   const std::string address_;
   std::vector<std::byte> read_;
   size_t first_bytes_ = 0;  // of the first message, which is at the beginning of memory_
-  bool connected_ = false, closed_ = false;
+  bool connected_ = false, closed_ = false, says_last_word_ = true;
+  ibv_qp* bare_pair_ = nullptr;  // without last word
   // In this order: what uses another goes before it.
   RdmaId id_;
   VerbsObject<ibv_pd> domain_;
