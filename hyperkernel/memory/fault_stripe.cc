@@ -65,6 +65,10 @@ absl::StatusOr<std::unique_ptr<FaultStripe>> FaultStripe::Start(uint8_t* address
 }
 
 FaultStripe::~FaultStripe() {
+  StopFaults();
+}
+
+void FaultStripe::StopFaults() {
   if (!thread_.joinable()) return;
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = ::write(stop_.get(), &one, sizeof one);

@@ -31,7 +31,8 @@ struct ViewFault {
 };
 
 // Serves the faults of [address, address+bytes) until destroyed. The handler runs on the stripe's thread; every other
-// method may be called from any thread, also inside the handler. Offsets are the stripe's, multiples of kPageSize.
+// method may be called from any thread, also inside the handler, but where it says otherwise. Offsets are the stripe's,
+// multiples of kPageSize.
 class FaultStripe {
  public:
   // Sees to it that the page gets accessible, or inaccessible, and woken: inside the call or later, from any thread.
@@ -42,6 +43,8 @@ class FaultStripe {
   static absl::StatusOr<std::unique_ptr<FaultStripe>> Start(uint8_t* address, uint64_t bytes, Handler handler);
   // Stops the thread. A thread blocked in a fault then goes on as if the memory were ordinary.
   ~FaultStripe();
+  // No handler is under way or comes any more; who faults waits until woken. Not inside the handler; once.
+  void StopFaults();
 
   // Gives zero pages to the holes of `range`, mapped at once, so that neither KVM nor the guest faults on them again
   // one by one. Pages that are there stay. Errors: errno (ENOMEM also means that the file system is full); pages before

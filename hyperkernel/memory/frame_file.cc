@@ -33,8 +33,8 @@ FrameFile::~FrameFile() {
 }
 
 absl::StatusOr<Mapping> FrameFile::MapGuestView() const {
-  HK_ASSIGN_OR_RETURN(Mapping view, Mapping::Create(bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-                                                    file_.get(), path_));
+  HK_ASSIGN_OR_RETURN(Mapping view,
+                      Mapping::Create(bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file_.get(), path_));
   // Either may be refused by a kernel without the option, which does not matter then.
   ::madvise(view.data(), bytes_, MADV_NOHUGEPAGE);
   ::madvise(view.data(), bytes_, MADV_DONTFORK);

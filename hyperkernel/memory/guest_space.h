@@ -29,7 +29,7 @@ class GuestSpace {
     SpaceConfig config;
     std::string name;  // of the frame file: FRAME_STORE/NAME.GENERATION
     // Called once, on a thread of the space: it is stopped, and why (node, GPA). Programs on its view that wait for
-    // pages get SIGBUS, or EFAULT from KVM_RUN.
+    // pages get SIGSEGV, or EFAULT from KVM_RUN.
     std::function<void(const absl::Status&)> stopped;
   };
   // Makes the file, the views and the engine, and joins the router. All arguments outlive the space. Errors:
