@@ -106,9 +106,8 @@ void SpaceRouter::Remove(GuestId guest, uint32_t generation) {
 }
 
 void SpaceRouter::OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) {
-  const bool taken = table_->One({message.guest, message.generation}, [&](SpaceEngine* engine) {
-    engine->OnMessage(from, message, payload, late);
-  });
+  const bool taken = table_->One({message.guest, message.generation},
+                                 [&](SpaceEngine* engine) { engine->OnMessage(from, message, payload, late); });
   // A space that was deleted meanwhile, or one that this node never had. The answer's slot is ours again.
   if (!taken && message.answer && table_->transport != nullptr) table_->transport->ReleaseSlot(message.slot);
 }
@@ -133,8 +132,7 @@ void SpaceRouter::OnSlotsFree(MessageClass message_class, SlotUse use) {
 // Which space asked is not said; slots are unique on a node, so no engine takes another's for its own.
 void SpaceRouter::OnRequestExpired(NodeId asked, MessageClass message_class, uint64_t transaction, SlotId slot,
                                    RequestFailure why) {
-  table_->All(
-      [&](SpaceEngine* engine) { engine->OnRequestExpired(asked, message_class, transaction, slot, why); });
+  table_->All([&](SpaceEngine* engine) { engine->OnRequestExpired(asked, message_class, transaction, slot, why); });
 }
 
 }  // namespace hk
