@@ -1,5 +1,5 @@
-// Spaces over several nodes on virtual time: production engines, protocol and transport; programs that load and store; an
-// oracle that sees it all.
+// Spaces over several nodes on virtual time: production engines, protocol and transport; programs that load and store;
+// an oracle that sees it all.
 //
 // HK_SEED=N runs one seed twice, HK_TRACE=FILE writes its trace. HK_SOAK=1 runs many.
 
@@ -45,10 +45,11 @@ SpaceWorld::Totals RunSeeds(bool crash, uint64_t seeds) {
       RunSeed(s, crash, s % kTwice == 0, nullptr, &totals);
     }
   }
-  fmt::print("{} seeds: {} loads, {} stores, {} pages served, {} revoked, {} upgrades; queues full {} times, slots gone "
-             "{} times, {} connections broken, {} stalls\n",
-             totals.seeds, totals.loads, totals.stores, totals.served, totals.revoked, totals.upgrades,
-             totals.refused_full, totals.waited_for_slots, totals.broken, totals.stalls);
+  fmt::print(
+      "{} seeds: {} loads, {} stores, {} pages served, {} revoked, {} upgrades; queues full {} times, slots gone "
+      "{} times, {} connections broken, {} stalls\n",
+      totals.seeds, totals.loads, totals.stores, totals.served, totals.revoked, totals.upgrades, totals.refused_full,
+      totals.waited_for_slots, totals.broken, totals.stalls);
   return totals;
 }
 

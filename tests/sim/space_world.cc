@@ -328,8 +328,7 @@ void SpaceWorld::Draw() {
 }
 
 bool SpaceWorld::AllUp() const {
-  return std::all_of(nodes_.begin(), nodes_.end(),
-                     [this](const auto& node) { return node->up() == node_count_ - 1; });
+  return std::all_of(nodes_.begin(), nodes_.end(), [this](const auto& node) { return node->up() == node_count_ - 1; });
 }
 
 void SpaceWorld::Run() {
@@ -344,7 +343,8 @@ void SpaceWorld::Run() {
   // All programs together, with every wait that they may meet.
   const Monotonic limit = simulation_.Now() + std::chrono::seconds(60);
   const auto busy = [this] {
-    return std::any_of(nodes_.begin(), nodes_.end(), [](const auto& node) { return node != nullptr && node->unended() > 0; });
+    return std::any_of(nodes_.begin(), nodes_.end(),
+                       [](const auto& node) { return node != nullptr && node->unended() > 0; });
   };
   Monotonic quiet = simulation_.Now() + milliseconds(5);
   while (simulation_.Now() < limit && violations().empty()) {
@@ -400,7 +400,9 @@ void SpaceWorld::CheckEnd() {
   for (uint16_t id = 0; id < node_count_; ++id) {
     Node* const node = nodes_[id].get();
     if (node == nullptr) continue;
-    const auto report = [&](const std::string& what) { oracle_.Report(fmt::format("at the end node {} {}", id, what)); };
+    const auto report = [&](const std::string& what) {
+      oracle_.Report(fmt::format("at the end node {} {}", id, what));
+    };
     if (node->unended() != 0) report(fmt::format("has {} wishes that did not end", node->unended()));
     const SpaceResidue residue = node->engine().Residue();
     if (residue.active_pages + residue.busy_entries + residue.unsent_messages + residue.waiting_for_slots != 0) {
@@ -428,7 +430,8 @@ void SpaceWorld::CheckEnd() {
       }
     }
     const SpaceStatistics statistics = node->engine().Statistics();
-    if (statistics.pages_shared + statistics.pages_owned + statistics.pages_exclusive != node->frames().pages().size()) {
+    if (statistics.pages_shared + statistics.pages_owned + statistics.pages_exclusive !=
+        node->frames().pages().size()) {
       report("counts other pages than it has");
     }
     totals_.served += statistics.served;
