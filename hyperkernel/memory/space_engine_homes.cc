@@ -4,7 +4,6 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
-#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/space_engine_impl.h"
 
@@ -50,7 +49,8 @@ std::string Engine::WhyImpossible(const Incoming& incoming) const {
   const NodeId home = HomeOf(incoming.gfn);
   if (IsForHome(m.type) && home != config_.self) return fmt::format("the page's home is node {}", home.value());
   if (IsFromHome(m.type) && m.from != home) return fmt::format("the page's home is node {}", home.value());
-  if ((m.type == Type::kForward || m.type == Type::kInvalidate) && (!IsNode(m.requester) || m.requester == config_.self)) {
+  if ((m.type == Type::kForward || m.type == Type::kInvalidate) &&
+      (!IsNode(m.requester) || m.requester == config_.self)) {
     return fmt::format("for node {}", m.requester.value());
   }
   if ((m.type == Type::kForward || m.type == Type::kAnswer) &&
@@ -76,12 +76,6 @@ void Engine::Handle(Shard* shard, Incoming incoming) {
 
 void Engine::Drain(Shard* shard) {
   while (shard->local_next < shard->local.size() && !stopped()) {
-    if (HK_MUTANT(engine_local_queue_reversed)) {
-      Incoming last = std::move(shard->local.back());
-      shard->local.pop_back();
-      Handle(shard, std::move(last));
-      continue;
-    }
     Incoming next = std::move(shard->local[shard->local_next++]);
     Handle(shard, std::move(next));
   }
@@ -138,9 +132,9 @@ bool Engine::StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent ev
           const Type type = action.message.type;
           Duty duty;
           if (type == Type::kForward || type == Type::kAnswer || type == Type::kNack) {
-            const auto found =
-                std::find_if(busy->duties.begin(), busy->duties.end(),
-                             [&action](const auto& entry) { return entry.first == action.message.requester; });
+            const auto found = std::find_if(busy->duties.begin(), busy->duties.end(), [&action](const auto& entry) {
+              return entry.first == action.message.requester;
+            });
             HK_CHECK(found != busy->duties.end());
             duty = std::move(found->second);
             busy->duties.erase(found);

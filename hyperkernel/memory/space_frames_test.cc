@@ -270,7 +270,7 @@ TEST_F(SpaceFramesTest, APageThatIsHereIsNotFilledAgain) {
 // away, it stands still at the next store: what was kept must have each store before that, and none after.
 TEST_F(SpaceFramesTest, WhatIsTakenAwayHasEveryStore) {
   Make(2);
-  constexpr uint64_t kRounds = 1000, kLine = 8;
+  constexpr uint64_t kRounds = 400, kLine = 8;
   std::atomic<uint64_t> done{0};
   std::atomic<bool> stop{false};
   ASSERT_TRUE(frames_->Install(Gfn(1), {}, PageAccess::kWrite).ok());
