@@ -10,6 +10,7 @@
 #include "hyperkernel/base/address.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/log.h"
 #include "rdma/tcp_socket.h"
 #include "rdma/tcp_transport.h"
 
@@ -33,6 +34,9 @@ T Check(absl::StatusOr<T> value) {
 }  // namespace
 
 SpaceCluster::SpaceCluster(const Settings& settings) {
+  // Peers that come and go are what is wanted here.
+  static const bool quiet = (log::Init("space", log::Level::kError), true);
+  static_cast<void>(quiet);
   std::string pattern = kDirectory;
   HK_CHECK(::mkdtemp(pattern.data()) != nullptr);
   directory_ = pattern;

@@ -17,10 +17,13 @@ namespace {
 using Kind = Litmus::Op::Kind;
 using Outcome = Litmus::Outcome;
 
-constexpr size_t kInstances = 64;  // of one round
-constexpr size_t kGroups = 4;      // pages, or pairs of pages, that they are on
-constexpr uint64_t kValues = 4;    // of a round: old, 1, 2
+constexpr size_t kInstances = 64;          // of one round
+constexpr size_t kPages = 8, kPairs = 16;  // that they are on
+constexpr uint64_t kExtents = 4;           // of x; as many of y
+constexpr uint64_t kValues = 4;            // of a round: old, 1, 2
 constexpr size_t kLineBytes = 64;
+// About what a page needs to move: so pages move at any point of an instance.
+constexpr uint64_t kOpsPerPause = 32, kLongestPauseUs = 60;
 constexpr size_t kRegisters = 4;
 constexpr uint64_t kExtentOfY = 5;  // of variables that cross pages: another home than x's
 
@@ -30,21 +33,24 @@ struct Place {
 };
 
 Place PlaceOf(Placement placement, size_t instance) {
-  const uint64_t group = instance % kGroups, line = instance / kGroups * kLineBytes;
-  // A page in an extent, and so at a home, of its own.
-  const uint64_t page = group * kExtentPages * kPageSize;
+  // Few instances on a page: what is of interest happens when a page moves.
+  const size_t groups = placement == Placement::kPages ? kPairs : kPages;
+  const size_t group = instance % groups;
+  const uint64_t line = instance / groups * kLineBytes;
+  // Spread over extents, and so homes.
+  const auto page = [](uint64_t extent, uint64_t index) { return (extent * kExtentPages + index) * kPageSize; };
+  const uint64_t x = page(group % kExtents, group / kExtents);
   switch (placement) {
     case Placement::kLine:
-      return {page + line, page + line + 32};
+      return {x + line, x + line + kLineBytes / 2};
     case Placement::kPage:
-      return {page + line, page + kPageSize / 2 + line};
+      return {x + line, x + kPageSize / 2 + line};
     case Placement::kPages:
-      return {page + line, (kGroups + (group + 1) % kGroups) * kExtentPages * kPageSize + line};
+      return {x + line, page(kExtents + (group + 1) % kExtents, group / kExtents) + line};
     case Placement::kStraddle: {
       // Some of them across two extents.
-      const uint64_t first = kExtentPages - kInstances;
-      return {(first + 2 * instance + 1) * kPageSize - 4,
-              (kExtentOfY * kExtentPages + first + 2 * instance + 1) * kPageSize - 4};
+      const uint64_t first = kExtentPages - kInstances + 2 * instance + 1;
+      return {page(0, first) - 4, page(kExtentOfY, first) - 4};
     }
   }
   HK_CHECK(false);
@@ -130,15 +136,21 @@ class Runner {
     std::array<size_t, kInstances> order;
     std::iota(order.begin(), order.end(), 0);
     for (uint64_t round = first_round_; round < first_round_ + rounds; round++) {
-      std::shuffle(order.begin(), order.end(), random);
+      // Every other round all threads are at the same instance at nearly the same time.
+      std::mt19937_64 common(seed_ ^ round);
+      std::shuffle(order.begin(), order.end(), round % 2 == 0 ? random : common);
       barrier_.arrive_and_wait();
-      for (const size_t i : order) Instance(view, t, i, round);
+      for (const size_t i : order) Instance(view, t, i, round, &random);
       barrier_.arrive_and_wait();
       if (t == 0) Judge(view, round);
     }
   }
-  void Instance(std::byte* view, size_t t, size_t i, uint64_t round) {
+  void Instance(std::byte* view, size_t t, size_t i, uint64_t round, std::mt19937_64* random) {
     for (const Litmus::Op& op : litmus_.threads[t]) {
+      // A thread that has its pages would be through before another's first fault is served.
+      if ((*random)() % kOpsPerPause == 0) {
+        std::this_thread::sleep_for(std::chrono::microseconds((*random)() % kLongestPauseUs));
+      }
       std::byte* const at = view + (op.x ? places_[i].x : places_[i].y);
       if (op.kind == Kind::kStore) Store(at, Both(round, op.which), access_);
       if (op.kind == Kind::kLoad) runs_[i].registers[op.which] = Load(at, access_);
