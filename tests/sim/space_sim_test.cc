@@ -14,7 +14,7 @@
 namespace hk::sim {
 namespace {
 
-constexpr uint64_t kSeeds = 150, kSoakSeeds = 4000;
+constexpr uint64_t kSeeds = 800, kSoakSeeds = 4000;
 // In how many of them one is run twice.
 constexpr uint64_t kTwice = 10;
 
