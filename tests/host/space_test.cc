@@ -98,6 +98,43 @@ TEST(SpaceTest, WholePagesAreReplacedAsOne) {
   for (std::thread& thread : threads) thread.join();
 }
 
+// Callers that do not wait for their pages: what they write comes whole or not at all, and what they read into is left
+// alone. A page that was to be replaced is never left without its bytes.
+TEST(SpaceTest, WhoGivesUpSpoilsNothing) {
+  constexpr uint64_t kPages = 16, kRounds = 300;
+  SpaceCluster cluster({.nodes = 2, .pages = kPages * kExtentPages});
+  const uint64_t seed = Seed();
+  std::mt19937_64 random(seed);
+  uint64_t given_up = 0;
+  for (uint64_t round = 1; round <= kRounds; round++) {
+    const size_t node = round % 2;
+    const uint64_t page = random() % kPages * kExtentPages;
+    PageWords words, kept;
+    words.fill(round);
+    ASSERT_TRUE(cluster.space(node).Write(Gpa(page * kPageSize), In(words), SpaceCluster::Soon()).ok());
+    words.fill(round + kRounds);
+    const Monotonic over = std::chrono::steady_clock::now();
+    const absl::Status written = cluster.space(1 - node).Write(Gpa(page * kPageSize), In(words), over);
+    if (!written.ok()) {
+      ASSERT_EQ(written.code(), absl::StatusCode::kDeadlineExceeded) << written;
+      EXPECT_THAT(std::string(written.message()), testing::HasSubstr(fmt::format("{:#x}", page * kPageSize)));
+      given_up++;
+    }
+    kept.fill(7);
+    const absl::Status read = cluster.space(node).Read(Gpa(page * kPageSize), Out(&kept), over);
+    const PageWords at_once = kept;
+    ASSERT_TRUE(cluster.space(node).Read(Gpa(page * kPageSize), Out(&words), SpaceCluster::Soon()).ok());
+    for (const uint64_t word : words) ASSERT_EQ(word, words[0]) << "round " << round;
+    ASSERT_TRUE(words[0] == round || words[0] == round + kRounds) << "round " << round << " reads " << words[0];
+    ASSERT_TRUE(!written.ok() || words[0] == round + kRounds);
+    if (!read.ok()) {
+      for (const uint64_t word : kept) ASSERT_EQ(word, 7u) << "it was read into after the caller had gone";
+    }
+    ASSERT_EQ(kept, at_once);
+  }
+  EXPECT_GT(given_up, kRounds / 4);
+}
+
 // A page of the content check: [0] a lock, [1] its GFN, [2] its version, the others follow from these.
 uint64_t ContentOf(uint64_t gfn, uint64_t version, size_t word) {
   return (gfn * 0x9e3779b97f4a7c15U) ^ (version * 0xbf58476d1ce4e5b9U) ^ word;
