@@ -635,7 +635,7 @@ TEST_F(SpaceEngineTest, NothingThatPeersSayBreaksIt) {
   uint64_t stops = 0, sent = 0;
   std::vector<Wish> wishes(100'000);
   size_t next_wish = 0;
-  for (int life = 0; life < 5000; ++life) {
+  for (int life = 0; life < 2000; ++life) {
     Make({kSelf, kPeer, kThird});
     stops_.clear();
     frames_.pages.clear();
@@ -733,7 +733,7 @@ TEST_F(SpaceEngineTest, NothingThatPeersSayBreaksIt) {
   }
   for (size_t i = 0; i < next_wish; ++i) ASSERT_EQ(wishes[i].ends, 1);
   EXPECT_GT(stops, 500u);
-  EXPECT_GT(sent, 10'000u);
+  EXPECT_GT(sent, 5'000u);
 }
 
 // Frames that many threads may use.
