@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "hyperkernel/base/log.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/status.h"
@@ -153,6 +154,7 @@ void AttachedSpace::OnStopped(const absl::Status& why) {
     MutexLock lock(&mutex_);
     state_ = why;
   }
+  log::Error("memory", "a space stopped: its programs end", {{"space", options_.name}, {"why", MessageOf(why)}});
   if (options_.stopped) timers_.After(Monotonic::duration(0), [this, why] { options_.stopped(why); });
 }
 

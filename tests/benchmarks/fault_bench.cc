@@ -140,8 +140,7 @@ class Node {
                  .failed = {}}) {
     std::string pattern = "/dev/shm/hk_fault_bench.XXXXXX";
     if (::mkdtemp(pattern.data()) == nullptr) Fail("mkdtemp");
-    directory_ = pattern;
-    frames_.emplace(Must(FrameStore::Open(directory_, pages * kPageSize)));
+    frames_.emplace(Must(FrameStore::Open(pattern, pages * kPageSize)));
     std::vector<std::string> addresses;
     std::vector<NodeId> ids;
     for (size_t i = 0; i < listeners->size(); i++) {
@@ -164,6 +163,10 @@ class Node {
     options.config.nodes = ids;
     options.config.pages = pages;
     space_ = Must(GuestSpace::Attach(std::move(options), *frames_, transport_.get(), &router_, RealClock()));
+    // Its file is open: nothing stays behind, however this ends.
+    while (::umount2(pattern.c_str(), MNT_DETACH) == 0) {
+    }
+    std::filesystem::remove_all(pattern);
     for (size_t i = 0; i < ids.size(); i++) {
       if (i != self) Must(transport_->AddPeer(ids[i], addresses[i]));
     }
@@ -175,15 +178,10 @@ class Node {
   ~Node() {
     space_.reset();
     transport_.reset();
-    frames_.reset();
-    while (::umount2(directory_.c_str(), MNT_DETACH) == 0) {
-    }
-    std::filesystem::remove_all(directory_);
   }
   GuestSpace& space() { return *space_; }
 
  private:
-  std::string directory_;
   Mutex mutex_;
   CondVar changed_;
   size_t up_ = 0;

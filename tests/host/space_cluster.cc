@@ -37,16 +37,15 @@ SpaceCluster::SpaceCluster(const Settings& settings) {
   // Peers that come and go are what is wanted here.
   static const bool quiet = (log::Init("space", log::Level::kError), true);
   static_cast<void>(quiet);
-  std::string pattern = kDirectory;
-  HK_CHECK(::mkdtemp(pattern.data()) != nullptr);
-  directory_ = pattern;
+  std::string directory = kDirectory;
+  HK_CHECK(::mkdtemp(directory.data()) != nullptr);
   std::vector<std::string> addresses;
   std::vector<NodeId> ids;
   for (size_t i = 0; i < settings.nodes; i++) {
     ids.push_back(NodeId(static_cast<uint16_t>(i)));
     nodes_.push_back(std::make_unique<Node>());
     Node* const node = nodes_.back().get();
-    node->frames.emplace(Check(FrameStore::Open(fmt::format("{}/{}", directory_, i), settings.pages * kPageSize)));
+    node->frames.emplace(Check(FrameStore::Open(fmt::format("{}/{}", directory, i), settings.pages * kPageSize)));
     node->router = std::make_unique<SpaceRouter>(SpaceRouter::Watch{.up =
                                                                         [this, node](NodeId) {
                                                                           MutexLock lock(&mutex_);
@@ -86,6 +85,12 @@ SpaceCluster::SpaceCluster(const Settings& settings) {
       if (peer != i) Check(nodes_[i]->transport->AddPeer(ids[peer], addresses[peer]));
     }
   }
+  // The files are open: nothing stays behind, however the test ends.
+  for (size_t i = 0; i < nodes_.size(); i++) {
+    while (::umount2(fmt::format("{}/{}", directory, i).c_str(), MNT_DETACH) == 0) {
+    }
+  }
+  std::filesystem::remove_all(directory);
   MutexLock lock(&mutex_);
   for (const std::unique_ptr<Node>& node : nodes_) {
     while (node->peers_up + 1 < settings.nodes) HK_CHECK(changed_.WaitUntil(&mutex_, Soon()));
@@ -96,12 +101,6 @@ SpaceCluster::~SpaceCluster() {
   // All spaces first: a node that is gone stops the others', which then say so.
   for (const std::unique_ptr<Node>& node : nodes_) node->space.reset();
   for (const std::unique_ptr<Node>& node : nodes_) node->transport.reset();
-  for (size_t i = 0; i < nodes_.size(); i++) {
-    nodes_[i]->frames.reset();
-    while (::umount2(fmt::format("{}/{}", directory_, i).c_str(), MNT_DETACH) == 0) {
-    }
-  }
-  std::filesystem::remove_all(directory_);
 }
 
 void SpaceCluster::Stop(size_t node) {

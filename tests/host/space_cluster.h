@@ -59,7 +59,6 @@ class SpaceCluster {
     absl::Status stopped;
   };
 
-  std::string directory_;
   Mutex mutex_;  // of what the nodes are told
   CondVar changed_;
   std::vector<std::unique_ptr<Node>> nodes_;
