@@ -7,6 +7,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "hyperkernel/memory/space_testing.h"
 
 namespace hk {
 namespace {
@@ -40,28 +41,6 @@ class NotingEngine final : public SpaceEngine {
   bool blocks = false;
   std::atomic<bool> entered{false}, leave{false};
   std::vector<std::string> told;
-};
-
-// Notes released slots; nothing else is used.
-class NotingTransport final : public Transport {
- public:
-  absl::Status Start() override { return absl::OkStatus(); }
-  void Stop() override {}
-  absl::Status AddPeer(NodeId, const std::string&) override { return absl::OkStatus(); }
-  void RemovePeer(NodeId) override {}
-  void ResetPeer(NodeId, Epoch) override {}
-  void SetNodeEpoch(Epoch) override {}
-  absl::Status SetEpoch(GuestId, uint32_t, Epoch) override { return absl::OkStatus(); }
-  void ForgetGuest(GuestId) override {}
-  absl::Status Send(NodeId, const Message&, const SendOptions&) override { return absl::OkStatus(); }
-  absl::StatusOr<SlotId> AcquireSlot(MessageClass, SlotUse) override { return absl::ResourceExhaustedError(""); }
-  std::span<std::byte> SlotBytes(SlotId) override { return {}; }
-  void ReleaseSlot(SlotId slot) override { released.push_back(slot.value()); }
-  absl::Status CancelRequest(SlotId) override { return absl::OkStatus(); }
-  absl::StatusOr<PeerStatistics> Statistics(NodeId) const override { return PeerStatistics(); }
-  TransportStatistics Statistics() const override { return {}; }
-
-  std::vector<uint64_t> released;
 };
 
 Message MessageFor(uint64_t guest, uint32_t generation, uint64_t transaction) {
