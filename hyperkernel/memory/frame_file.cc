@@ -15,8 +15,8 @@
 namespace hk {
 
 absl::StatusOr<std::unique_ptr<FrameFile>> FrameFile::Create(const FrameStore& frames, const std::string& name,
-                                                             uint64_t generation, uint64_t bytes) {
-  HK_ASSIGN_OR_RETURN(FrameReservation reservation, frames.Reserve(bytes));
+                                                             uint64_t generation, uint64_t bytes, uint64_t most_bytes) {
+  HK_ASSIGN_OR_RETURN(FrameReservation reservation, frames.Reserve(most_bytes));
   const std::string path = frames.PathOf(name, generation);
   OwnedFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!file.valid()) return ErrnoStatus(errno, path);

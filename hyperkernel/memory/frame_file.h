@@ -21,9 +21,10 @@ namespace hk {
 // bytes. Errors of all methods: errno with the path, or kResourceExhausted if the frame store is full.
 class FrameFile {
  public:
-  // A file of holes. kResourceExhausted: beyond the budget. kAlreadyExists: the file is there.
+  // A file of holes, and room for `most_bytes` of frames. kResourceExhausted: beyond the budget. kAlreadyExists: the
+  // file is there.
   static absl::StatusOr<std::unique_ptr<FrameFile>> Create(const FrameStore& frames, const std::string& name,
-                                                           uint64_t generation, uint64_t bytes);
+                                                           uint64_t generation, uint64_t bytes, uint64_t most_bytes);
   ~FrameFile();
 
   uint64_t bytes() const { return bytes_; }

@@ -187,7 +187,7 @@ absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(const FrameStor
     placed.push_back({ram, bytes});
     bytes += ram.bytes;
   }
-  HK_ASSIGN_OR_RETURN(std::unique_ptr<FrameFile> file, FrameFile::Create(frames, name, generation, bytes));
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<FrameFile> file, FrameFile::Create(frames, name, generation, bytes, bytes));
   auto memory = std::make_unique<FileGuestMemory>(std::move(file), std::move(placed), std::move(on_failure));
   HK_RETURN_IF_ERROR(memory->Map());
   return memory;

@@ -81,6 +81,11 @@ absl::Status CheckOptions(const GuestSpace::Options& options) {
   return absl::OkStatus();
 }
 
+// What the engine may have here at a time.
+uint64_t MostFrames(const SpaceConfig& config) {
+  return config.max_pages == 0 ? config.pages : std::min(config.max_pages, config.pages);
+}
+
 class AttachedSpace final : public GuestSpace {
  public:
   AttachedSpace(Options options, Transport* transport, SpaceRouter* router, std::unique_ptr<SpaceFrames> frames)
@@ -193,7 +198,8 @@ absl::StatusOr<std::unique_ptr<GuestSpace>> GuestSpace::Attach(Options options, 
                                                                const Clock& clock) {
   HK_RETURN_IF_ERROR(CheckOptions(options));
   HK_ASSIGN_OR_RETURN(std::unique_ptr<SpaceFrames> made,
-                      SpaceFrames::Create(frames, options.name, options.config.generation, options.config.pages));
+                      SpaceFrames::Create(frames, options.name, options.config.generation, options.config.pages,
+                                          MostFrames(options.config)));
   auto space = std::make_unique<AttachedSpace>(std::move(options), transport, router, std::move(made));
   HK_RETURN_IF_ERROR(space->Join(clock));
   return space;

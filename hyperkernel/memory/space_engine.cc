@@ -33,6 +33,9 @@ absl::Status CheckConfig(const SpaceConfig& config) {
   if (std::find(config.nodes.begin(), config.nodes.end(), config.self) == config.nodes.end()) {
     return wrong("nodes", "does not have this node");
   }
+  if (config.max_pages != 0 && config.max_pages < kLeastFrames) {
+    return wrong("max_pages", fmt::format("is {}, less than {}", config.max_pages, kLeastFrames));
+  }
   if (config.hold.count() < 0 || config.hold > kMostHold) return wrong("hold", "is out of range");
   if (config.retry.count() < 0 || config.retry > kMostHold) return wrong("retry", "is out of range");
   if (config.request_limit.count() < 1 || config.request_limit > kMostRequestLimit) {
@@ -114,7 +117,7 @@ void Engine::OnFault(Gfn page, bool write) {
     Rest(&shard, active);
     Drain(&shard);
   }
-  SweepIfDue();
+  Finish();
 }
 
 void Engine::Want(Gfn page, PageAccess access, bool overwrite, Granted granted) {
@@ -137,7 +140,7 @@ void Engine::Want(Gfn page, PageAccess access, bool overwrite, Granted granted) 
     Rest(&shard, active);
     Drain(&shard);
   }
-  SweepIfDue();
+  Finish();
 }
 
 void Engine::OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool /*late*/) {
@@ -153,18 +156,18 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
   if (!InSpace(message.gfn)) {
     Fail(absl::InternalError(fmt::format("node {} sent a message for page {:#x}, which is not in the space",
                                          from.value(), message.gfn.value())));
-    return SweepIfDue();
+    return Finish();
   }
   absl::StatusOr<PageMessage> decoded = DecodePageMessage(from, config_.self, message);
   if (!decoded.ok()) {
     FailPage(message.gfn, absl::StatusCode::kInternal, MessageOf(decoded.status()));
-    return SweepIfDue();
+    return Finish();
   }
   incoming.message = *decoded;
   if (std::string why = WhyImpossible(incoming); !why.empty()) {
     FailPage(message.gfn, absl::StatusCode::kInternal,
              fmt::format("node {} sent {}: {}", from.value(), Name(decoded->type), why));
-    return SweepIfDue();
+    return Finish();
   }
   Shard& shard = ShardOf(message.gfn);
   {
@@ -173,12 +176,12 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
     Handle(&shard, std::move(incoming));
     Drain(&shard);
   }
-  SweepIfDue();
+  Finish();
 }
 
 void Engine::OnWritable(NodeId peer, MessageClass message_class) {
   outbox_.Flush(peer, message_class, [this, peer](const absl::Status& status) { OnSendFailed(peer, status); });
-  SweepIfDue();
+  Finish();
 }
 
 void Engine::OnSlotsFree(MessageClass message_class, SlotUse use) {
@@ -191,7 +194,7 @@ void Engine::OnSlotsFree(MessageClass message_class, SlotUse use) {
     Starved(&shard, pool, &more);
     if (HK_MUTANT(engine_starved_shard_forgotten)) break;
   }
-  SweepIfDue();
+  Finish();
 }
 
 // Serves the pages that wait for a slot of this pool, the first to come first. `more`: false when there is none left;
@@ -200,6 +203,10 @@ void Engine::Starved(Shard* shard, size_t pool, bool* more) {
   const auto bit = static_cast<uint8_t>(1U << pool);
   std::deque<Gfn>& starved = shard->starved[pool];
   while (!starved.empty() && *more && !stopped()) {
+    if (pool == kFramePool && !HasFreeFrame()) {
+      *more = false;
+      return;
+    }
     const Gfn page = starved.front();
     starved.pop_front();
     const auto found = shard->active.find(page.value());
@@ -237,18 +244,18 @@ void Engine::OnRequestExpired(NodeId asked, MessageClass /*message_class*/, uint
       FailSoon(fmt::format("the nodes that could answer a request by way of node {} are gone", asked.value()));
     }
   }
-  SweepIfDue();
+  Finish();
 }
 
 void Engine::OnPeerFailed(NodeId peer, PeerFailure /*why*/, const std::string& detail) {
   if (!IsNode(peer)) return;
   Fail(absl::UnavailableError(fmt::format("node {} failed: {}", peer.value(), detail)));
-  SweepIfDue();
+  Finish();
 }
 
 void Engine::Stop(const absl::Status& why) {
   Fail(why);
-  SweepIfDue();
+  Finish();
 }
 
 void Engine::Fail(const absl::Status& why) {
@@ -270,11 +277,12 @@ void Engine::FailPage(Gfn page, absl::StatusCode code, const std::string& why) {
 void Engine::FailSoon(const std::string& why) {
   timers_->After(kReasonComes, [this, why] {
     Fail(absl::UnavailableError(why));
-    SweepIfDue();
+    Finish();
   });
 }
 
-void Engine::SweepIfDue() {
+void Engine::Finish() {
+  if (frames_due_.load(std::memory_order_acquire)) FindFrames();
   if (!sweep_due_.load(std::memory_order_acquire) || !sweep_due_.exchange(false)) return;
   outbox_.Close();
   for (Shard& shard : shards_) {
@@ -318,22 +326,28 @@ void Engine::ArmWatch() {
 void Engine::Watch() {
   watching_.store(false);
   const Monotonic now = clock_.Now();
-  bool waiting = false;
+  bool waiting = false, no_frame = false;
   uint64_t late = std::numeric_limits<uint64_t>::max();
   for (Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);
     for (const auto& [gfn, active] : shard.active) {
       if (!active->wished()) continue;
       waiting = true;
-      if (now - active->since > config_.request_limit) late = std::min(late, gfn);
+      if (now - active->since <= config_.request_limit) continue;
+      late = std::min(late, gfn);
+      no_frame = no_frame || (active->starved & (1U << kFramePool)) != 0;
     }
   }
-  if (late != std::numeric_limits<uint64_t>::max()) {
+  if (no_frame) {
+    FailPage(Gfn(late), absl::StatusCode::kResourceExhausted,
+             fmt::format("all {} frames of the space on this node are taken, and no other node took pages in {} ms",
+                         config_.max_pages, config_.request_limit.count()));
+  } else if (late != std::numeric_limits<uint64_t>::max()) {
     FailPage(Gfn(late), absl::StatusCode::kDeadlineExceeded,
              fmt::format("it could not be had within {} ms", config_.request_limit.count()));
   }
   if (waiting && !stopped()) ArmWatch();
-  SweepIfDue();
+  Finish();
 }
 
 void Engine::OnTimer(Gfn page, bool retry) {
@@ -348,7 +362,7 @@ void Engine::OnTimer(Gfn page, bool retry) {
     Rest(&shard, active);
     Drain(&shard);
   }
-  SweepIfDue();
+  Finish();
 }
 
 SpaceStatistics Engine::Statistics() const {
@@ -365,6 +379,8 @@ SpaceStatistics Engine::Statistics() const {
     sum.served += one.served;
     sum.revoked += one.revoked;
     sum.retries += one.retries;
+    sum.dropped += one.dropped;
+    sum.adopted += one.adopted;
     sum.stale_messages += one.stale_messages;
     for (size_t i = 0; i < SpaceStatistics::kLatencyBuckets; ++i) {
       sum.read_latency[i] += one.read_latency[i];

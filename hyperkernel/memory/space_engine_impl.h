@@ -16,8 +16,11 @@ namespace hk::space {
 inline constexpr size_t kShards = 64;
 // Messages of a page that wait for a send slot: a correct home sends a forward and what stands behind it.
 inline constexpr size_t kMaxParked = 8;
+// Pages that are offered at a time, and until they are offered again (or others are) if frames are still missing.
+inline constexpr size_t kOffers = 8;
+inline constexpr std::chrono::milliseconds kOfferPause{2};
 
-// See space_engine.h. Lock order: a shard, then the outbox's lanes; never two shards.
+// See space_engine.h. Lock order: frames_mutex_, a shard, then the outbox's lanes; never two shards.
 class Engine final : public SpaceEngine {
  public:
   Engine(const SpaceConfig& config, Transport* transport, PageFrames* frames, Timers* timers, const Clock& clock,
@@ -49,12 +52,13 @@ class Engine final : public SpaceEngine {
   absl::Status reason() const;
 
   // space_engine.cc.
-  // Stops the space; the waiting wishes are ended by SweepIfDue, which whoever called this comes to without a lock.
+  // Stops the space; the waiting wishes are ended by Finish, which whoever called this comes to without a lock.
   void Fail(const absl::Status& why);
   void FailPage(Gfn page, absl::StatusCode code, const std::string& why);
   // The same in a while, if no better reason has come by then.
   void FailSoon(const std::string& why);
-  void SweepIfDue();
+  // What whoever had a shard's lock does after it: ends what waits in a stopped space, finds frames that are missing.
+  void Finish();
   void Sweep(Shard* shard) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void ArmWatch();
   void Watch();
@@ -82,6 +86,7 @@ class Engine final : public SpaceEngine {
     Incoming* incoming = nullptr;  // the message, if it is one
     LentSlot send;                 // for the page's bytes
     Duty request;                  // of the request that leaves
+    bool has_frame = false;        // it is counted already
     Duty answered;                 // of the request that is answered: the message's, or what was deferred
   };
   void StepPage(Shard* shard, ActivePage* active, const PageEvent& event, Means means)
@@ -99,6 +104,22 @@ class Engine final : public SpaceEngine {
   void Drop(Shard* shard, KeptBytes* kept) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void ArmHold(ActivePage* active, Monotonic now);
   bool FramesDid(Gfn page, const absl::Status& status);
+
+  // space_engine_frames.cc.
+  // Takes one of the frames that the node may have for a page that is to come. False: there is none.
+  bool ClaimFrame();
+  bool HasFreeFrame() const { return config_.max_pages == 0 || frames_taken_.load() < config_.max_pages; }
+  void CountFrame(PageState before, PageState after);
+  void WaitForFrame(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void FindFrames();
+  // Gives up one copy of this shard. False: there is none.
+  bool DropOne(Shard* shard) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // Offers up to `most` pages of this shard; how many.
+  size_t Offer(Shard* shard, size_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex, frames_mutex_);
+  // The next page at rest of the shard that `fits`; false after one round.
+  template <typename Fits>
+  bool FindPage(Shard* shard, Fits fits, Gfn* page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HandleOffer(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
   // space_engine_homes.cc.
   bool IsDormantHere(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
@@ -128,7 +149,12 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> stopped_{false};
   std::atomic<bool> sweep_due_{false};
   std::atomic<bool> watching_{false};
-  std::atomic<size_t> first_shard_{0};  // who is served first when slots are free
+  std::atomic<size_t> first_shard_{0};     // who is served first when slots are free
+  std::atomic<uint64_t> frames_taken_{0};  // pages that have a frame or will
+  std::atomic<bool> frames_due_{false};    // somebody waits for a frame, and there may be one or one can be made
+  std::atomic<bool> offering_{false};      // until offers are looked at again
+  Mutex frames_mutex_;                     // one looks for frames at a time; before the shards' locks
+  size_t next_offer_ ABSL_GUARDED_BY(frames_mutex_) = 0;
   mutable Mutex reason_mutex_;
   absl::Status reason_ ABSL_GUARDED_BY(reason_mutex_);
 };

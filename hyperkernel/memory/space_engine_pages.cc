@@ -68,7 +68,10 @@ void CountRight(SpaceStatistics* statistics, PageRight right, uint64_t by) {
 
 Extent* Engine::ExtentOf(Shard* shard, Gfn page) {
   std::unique_ptr<Extent>& extent = shard->extents[page.value() / kExtentPages];
-  if (extent == nullptr) extent = std::make_unique<Extent>();
+  if (extent == nullptr) {
+    extent = std::make_unique<Extent>();
+    shard->touched.push_back(page.value() / kExtentPages);
+  }
   return extent.get();
 }
 
@@ -154,6 +157,10 @@ void Engine::Wish(Shard* shard, ActivePage* active) {
     if (!Acquire(shard, active, MessageClass::kFault, SlotUse::kReceive, &slot)) return;
     means.request.slot = slot.id();
     means.request.own = std::move(slot);
+  }
+  if (state == PageState::kAbsent) {
+    if (!ClaimFrame()) return WaitForFrame(shard, active);
+    means.has_frame = true;
   }
   SpaceStatistics& statistics = shard->statistics;
   ++(write ? statistics.write_faults : statistics.read_faults);
@@ -277,12 +284,15 @@ void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, 
                                   event.message.from.value(), Name(before)));
   }
   active->page = result.page;
+  if (!means.has_frame) CountFrame(before, result.page.state);
   const PageRight right_before = hk::RightOf(before), right_after = hk::RightOf(result.page.state);
   if (right_before != right_after) {
     ExtentOf(shard, active->gfn)->pages.Count(right_before, right_after);
     CountRight(&shard->statistics, right_before, ~uint64_t{0});
     CountRight(&shard->statistics, right_after, 1);
-    if (right_after == PageRight::kNone) ++shard->statistics.revoked;
+    if (right_after == PageRight::kNone) {
+      ++(event.type == PageEventType::kDrop ? shard->statistics.dropped : shard->statistics.revoked);
+    }
   }
   if (was_deferred && !result.page.deferred.active) {
     means.answered = std::move(active->deferred);

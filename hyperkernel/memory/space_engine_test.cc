@@ -606,6 +606,7 @@ TEST_F(SpaceEngineTest, AConfigurationThatIsNoneIsRefused) {
   refused("nodes", [](SpaceConfig* c) { c->nodes = {kPeer}; });
   refused("nodes", [](SpaceConfig* c) { c->nodes = {kSelf, kSelf}; });
   refused("nodes", [](SpaceConfig* c) { c->nodes = {kSelf, NodeId(64)}; });
+  refused("max_pages", [](SpaceConfig* c) { c->max_pages = kLeastFrames - 1; });
   refused("hold", [](SpaceConfig* c) { c->hold = microseconds(-1); });
   refused("retry", [](SpaceConfig* c) { c->retry = std::chrono::seconds(2); });
   refused("request_limit", [](SpaceConfig* c) { c->request_limit = milliseconds(0); });
@@ -636,13 +637,14 @@ TEST_F(SpaceEngineTest, NothingThatPeersSayBreaksIt) {
   std::vector<Wish> wishes(100'000);
   size_t next_wish = 0;
   for (int life = 0; life < 2000; ++life) {
+    config_.max_pages = life % 3 == 0 ? kLeastFrames : 0;
     Make({kSelf, kPeer, kThird});
     stops_.clear();
     frames_.pages.clear();
     transport_.sent.clear();
     transport_.receive_slots = transport_.send_slots = below(4) == 0 ? 2 : 1000;
     for (int step = 0; step < 50 && stops_.empty(); ++step) {
-      const Gfn page(below(3) * kExtentPages + below(2));
+      const Gfn page(below(3) * kExtentPages + below(4));
       switch (below(8)) {
         case 0:
           Want(page, below(2) == 0 ? PageAccess::kRead : PageAccess::kWrite, &wishes[next_wish++], below(4) == 0);
@@ -734,6 +736,51 @@ TEST_F(SpaceEngineTest, NothingThatPeersSayBreaksIt) {
   for (size_t i = 0; i < next_wish; ++i) ASSERT_EQ(wishes[i].ends, 1);
   EXPECT_GT(stops, 500u);
   EXPECT_GT(sent, 5'000u);
+}
+
+TEST_F(SpaceEngineTest, WithoutFramesCopiesGoThenPagesAreOfferedThenTheSpaceStops) {
+  config_.max_pages = kLeastFrames;
+  Make({kSelf, kPeer});
+  Wish wishes[2 * kLeastFrames];
+  for (uint64_t i = 0; i < kLeastFrames; ++i) Want(Gfn(i), i == 3 ? PageAccess::kRead : PageAccess::kWrite, &wishes[i]);
+  clock_.now += config_.hold;
+  log_.clear();
+  // The one copy goes.
+  Want(Gfn(100), PageAccess::kWrite, &wishes[kLeastFrames]);
+  EXPECT_THAT(log_, ElementsAre("remove 3", "install 100 2", "granted"));
+  EXPECT_EQ(engine_->Statistics().dropped, 1u);
+  // Then pages are offered, again and again.
+  Want(Gfn(101), PageAccess::kWrite, &wishes[kLeastFrames + 1]);
+  ASSERT_FALSE(transport_.sent.empty());
+  EXPECT_EQ(transport_.sent.back().page.type, Type::kOffer);
+  const size_t offers = transport_.sent.size();
+  timers_.Advance(milliseconds(3));
+  EXPECT_GT(transport_.sent.size(), offers);
+  // One is taken.
+  ReceiveRequest(kPeer, Gfn(5), RequestKind::kAdopt, 4);
+  EXPECT_EQ(wishes[kLeastFrames + 1].ends, 1);
+  EXPECT_FALSE(frames_.pages.contains(5));
+  EXPECT_EQ(frames_.pages.size(), kLeastFrames);
+  // And then nobody does.
+  Want(Gfn(102), PageAccess::kWrite, &wishes[kLeastFrames + 2]);
+  timers_.Advance(config_.request_limit * 2);
+  EXPECT_TRUE(absl::IsResourceExhausted(wishes[kLeastFrames + 2].status));
+  ExpectStopped("all 8 frames");
+}
+
+TEST_F(SpaceEngineTest, AnOfferIsTakenIfThereIsRoom) {
+  config_.max_pages = kLeastFrames;
+  Make({kSelf, kPeer});
+  Receive(kPeer, kThere, Of(Type::kOffer));
+  ASSERT_EQ(transport_.sent.size(), 1u);
+  EXPECT_EQ(transport_.sent[0].page.kind, RequestKind::kAdopt);
+  Grant(kThere, PageRight::kExclusive, PageSource::kPayload, 'a');
+  EXPECT_EQ(engine_->RightOf(kThere), PageRight::kExclusive);
+  Wish wishes[kLeastFrames];
+  for (uint64_t i = 0; i < kLeastFrames - 2; ++i) Want(Gfn(i), PageAccess::kWrite, &wishes[i]);
+  const size_t sent = transport_.sent.size();
+  Receive(kPeer, Gfn(kThere.value() + 1), Of(Type::kOffer));
+  EXPECT_EQ(transport_.sent.size(), sent);
 }
 
 // Frames that many threads may use.

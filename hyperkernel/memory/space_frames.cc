@@ -202,9 +202,10 @@ void FileSpaceFrames::Fail(Gfn page) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SpaceFrames>> SpaceFrames::Create(const FrameStore& frames, const std::string& name,
-                                                                 uint32_t generation, uint64_t pages) {
-  HK_CHECK(pages > 0 && pages <= UINT64_MAX / kPageSize);
-  HK_ASSIGN_OR_RETURN(std::unique_ptr<FrameFile> file, FrameFile::Create(frames, name, generation, pages * kPageSize));
+                                                                 uint32_t generation, uint64_t pages, uint64_t most) {
+  HK_CHECK(pages > 0 && pages <= UINT64_MAX / kPageSize && most <= pages);
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<FrameFile> file,
+                      FrameFile::Create(frames, name, generation, pages * kPageSize, most * kPageSize));
   HK_ASSIGN_OR_RETURN(ServiceView service, ServiceView::Create(*file));
   HK_ASSIGN_OR_RETURN(Mapping guest, file->MapGuestView());
   HK_ASSIGN_OR_RETURN(AccessMap access, AccessMap::Create(pages));

@@ -31,10 +31,11 @@ class SpaceFrames : public PageFrames {
   // A program touched the page and waits (for Wake). On a thread of the page's stripe.
   using OnFault = std::function<void(Gfn page, bool write)>;
 
-  // Makes the file FRAME_STORE/NAME.GENERATION for GFNs 0 to pages - 1, all holes, and its views. `frames` outlives
-  // this object. Errors: kResourceExhausted (budget), kAlreadyExists, errno of what failed.
+  // Makes the file FRAME_STORE/NAME.GENERATION for GFNs 0 to pages - 1, all holes, and its views. At most `most`
+  // of the pages are here at a time: that room is reserved (the engine's bound; not looked at). `frames` outlives this
+  // object. Errors: kResourceExhausted (budget), kAlreadyExists, errno of what failed.
   static absl::StatusOr<std::unique_ptr<SpaceFrames>> Create(const FrameStore& frames, const std::string& name,
-                                                             uint32_t generation, uint64_t pages);
+                                                             uint32_t generation, uint64_t pages, uint64_t most);
 
   // Takes faults from now on. Once, before any operation and before a program runs on the view. Errors: errno, naming
   // the call.

@@ -134,7 +134,7 @@ class SpaceFramesTest : public testing::Test {
   }
   // Frames that tell of faults and do nothing about them.
   void Make(uint64_t pages) {
-    auto made = SpaceFrames::Create(*store_, "s", 1, pages);
+    auto made = SpaceFrames::Create(*store_, "s", 1, pages, pages);
     ASSERT_TRUE(made.ok()) << made.status();
     frames_ = *std::move(made);
     ASSERT_TRUE(frames_->Serve([this](Gfn page, bool write) { faults_.Add({page, write}); }).ok());
@@ -421,11 +421,11 @@ TEST_F(SpaceFramesTest, StripesMeetWithoutAGap) {
 
 TEST_F(SpaceFramesTest, ASpaceTakesItsSizeOfTheBudgetAndGivesItBack) {
   Make(40 * kMib / kPageSize);
-  EXPECT_EQ(SpaceFrames::Create(*store_, "t", 1, 40 * kMib / kPageSize).status().code(),
+  EXPECT_EQ(SpaceFrames::Create(*store_, "t", 1, 40 * kMib / kPageSize, 40 * kMib / kPageSize).status().code(),
             absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(SpaceFrames::Create(*store_, "s", 1, 1).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(SpaceFrames::Create(*store_, "s", 1, 1, 1).status().code(), absl::StatusCode::kAlreadyExists);
   frames_.reset();
-  EXPECT_TRUE(SpaceFrames::Create(*store_, "t", 1, 40 * kMib / kPageSize).ok());
+  EXPECT_TRUE(SpaceFrames::Create(*store_, "t", 1, 40 * kMib / kPageSize, 40 * kMib / kPageSize).ok());
 }
 
 TEST_F(SpaceFramesTest, AFullFrameStoreIsAnErrorOfTheInstallation) {

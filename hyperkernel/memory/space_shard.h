@@ -26,6 +26,8 @@ namespace hk::space {
 
 // The kinds of slots: what a page waits for.
 inline constexpr size_t kSlotPools = 4;
+inline constexpr size_t kFramePool = kSlotPools;  // waits for a frame
+inline constexpr size_t kPools = kSlotPools + 1;
 constexpr size_t PoolOf(MessageClass message_class, SlotUse use) {
   return (message_class == MessageClass::kBulk ? 2 : 0) + (use == SlotUse::kSend ? 1 : 0);
 }
@@ -155,7 +157,11 @@ struct alignas(64) Shard {
   std::vector<Incoming> local ABSL_GUARDED_BY(mutex);  // what the node says to itself, from `local_next` on
   size_t local_next ABSL_GUARDED_BY(mutex) = 0;
   HoldList holds ABSL_GUARDED_BY(mutex);
-  std::array<std::deque<Gfn>, kSlotPools> starved ABSL_GUARDED_BY(mutex);  // pages that wait for a slot, by PoolOf
+  // Pages that wait for a slot or a frame, by pool.
+  std::array<std::deque<Gfn>, kPools> starved ABSL_GUARDED_BY(mutex);
+  std::vector<uint64_t> touched ABSL_GUARDED_BY(mutex);  // extents in the order of their first touch
+  // Where the search for a page to give up goes on: index in `touched`, page.
+  size_t hand_extent ABSL_GUARDED_BY(mutex) = 0, hand_page ABSL_GUARDED_BY(mutex) = 0;
   Pool<ActivePage> spare_pages ABSL_GUARDED_BY(mutex);
   Pool<BusyEntry> spare_entries ABSL_GUARDED_BY(mutex);
   Pool<std::array<std::byte, kPageSize>> spare_buffers ABSL_GUARDED_BY(mutex);

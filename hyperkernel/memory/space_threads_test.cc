@@ -22,7 +22,11 @@ namespace {
 
 constexpr std::chrono::seconds kPatience(60);
 constexpr int kNodes = 2, kThreads = 3, kRounds = 1500;
-constexpr uint64_t kPages[] = {0, 1, kExtentPages, kExtentPages + 9};
+// More pages than a node has frames.
+constexpr uint64_t kPages = 20, kFrames = 12;
+Gfn PageOf(uint64_t i) {
+  return Gfn(i % 2 * kExtentPages + i / 2);
+}
 
 // Runs things on a thread of its own.
 class ThreadTimers final : public Timers {
@@ -141,6 +145,7 @@ class Node final : public TransportHandler {
     config.self = id;
     for (uint16_t node = 0; node < kNodes; ++node) config.nodes.push_back(NodeId(node));
     config.pages = 2 * kExtentPages;
+    config.max_pages = kFrames;
     config.hold = std::chrono::microseconds(50);
     auto created = SpaceEngine::Create(config, transport.get(), &frames, &timers_, RealClock(),
                                        [](const absl::Status& why) { ADD_FAILURE() << why; });
@@ -224,7 +229,7 @@ TEST(SpaceThreads, TwoNodesCountTogether) {
     threads.emplace_back([&, t] {
       Node& node = *nodes[static_cast<size_t>(t % kNodes)];
       for (int round = 0; round < kRounds; ++round) {
-        const Gfn page(kPages[static_cast<size_t>(round + t) % std::size(kPages)]);
+        const Gfn page = PageOf(static_cast<uint64_t>(round / 3 + t) % kPages);
         uint64_t count = 0;
         const auto bytes = std::as_writable_bytes(std::span(&count, 1));
         if (round % 3 == 0) {
@@ -240,10 +245,11 @@ TEST(SpaceThreads, TwoNodesCountTogether) {
   }
   for (std::thread& thread : threads) thread.join();
   uint64_t sum = 0;
-  for (const uint64_t page : kPages) {
+  for (uint64_t i = 0; i < kPages; ++i) {
+    const Gfn page = PageOf(i);
     uint64_t count = 0;
-    EXPECT_TRUE(nodes[0]->With(Gfn(page), PageAccess::kRead, [&] {
-      EXPECT_TRUE(nodes[0]->frames.Read(Gfn(page), 8, std::as_writable_bytes(std::span(&count, 1))).ok());
+    EXPECT_TRUE(nodes[0]->With(page, PageAccess::kRead, [&] {
+      EXPECT_TRUE(nodes[0]->frames.Read(page, 8, std::as_writable_bytes(std::span(&count, 1))).ok());
     }));
     sum += count;
   }

@@ -72,6 +72,7 @@ SpaceCluster::SpaceCluster(const Settings& settings) {
     options.config.self = ids[i];
     options.config.nodes = ids;
     options.config.pages = settings.pages;
+    options.config.max_pages = settings.max_pages;
     options.config.hold = settings.hold;
     options.stopped = [this, node = nodes_[i].get()](const absl::Status& why) {
       MutexLock lock(&mutex_);

@@ -28,6 +28,7 @@ class SpaceCluster {
   struct Settings {
     size_t nodes = 2;
     uint64_t pages = 0;
+    uint64_t max_pages = 0;  // of a node; 0: no bound
     std::chrono::microseconds hold{200};
     WaitMode wait = WaitMode::kBlocking;
   };

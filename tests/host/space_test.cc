@@ -1,6 +1,7 @@
 // One guest-physical space over several nodes of this host: programs on the views of its nodes see one memory.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -145,6 +146,31 @@ void CheckPage(std::byte* view, uint64_t page) {
   ASSERT_EQ(Word(view, page, 1), version == 0 ? 0 : page);
   for (size_t i = 3; i < kWords; i++)
     ASSERT_EQ(Word(view, page, i), version == 0 ? 0 : ContentOf(page, version, i)) << "page " << page << " word " << i;
+}
+
+// Three nodes with frames for less than half of it each hold a space, filled by one, read by all, page for page.
+TEST(SpaceTest, NodesPoolTheirFrames) {
+  constexpr uint64_t kPages = 1280, kMost = 512;
+  SpaceCluster cluster({.nodes = 3, .pages = kPages, .max_pages = kMost});
+  const uint64_t seed = Seed();
+  PageWords words;
+  for (uint64_t page = 0; page < kPages; page++) {
+    words.fill(ContentOf(page, 1, 0));
+    const absl::Status written = cluster.space(0).Write(Gpa(page * kPageSize), In(words), SpaceCluster::Soon());
+    ASSERT_TRUE(written.ok()) << "page " << page << ": " << written;
+  }
+  std::vector<std::thread> threads;
+  for (size_t node = 0; node < 3; node++) {
+    threads.emplace_back([&, node] {
+      std::mt19937_64 random(seed + node);
+      std::vector<uint64_t> order(kPages);
+      std::iota(order.begin(), order.end(), 0);
+      std::shuffle(order.begin(), order.end(), random);
+      for (const uint64_t page : order) ASSERT_EQ(Word(cluster.view(node), page, page % kWords), ContentOf(page, 1, 0));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (size_t node = 0; node < 3; node++) EXPECT_LE(cluster.space(node).frame_bytes(), kMost * kPageSize);
 }
 
 // Threads of three nodes take pages by a spin lock in the page (lock cmpxchg over nodes), check every word, and give it

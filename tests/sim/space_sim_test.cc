@@ -46,10 +46,11 @@ SpaceWorld::Totals RunSeeds(bool crash, uint64_t seeds) {
     }
   }
   fmt::print(
-      "{} seeds: {} loads, {} stores, {} pages served, {} revoked, {} upgrades; queues full {} times, slots gone "
+      "{} seeds: {} loads, {} stores, {} pages served, {} revoked, {} dropped, {} adopted, {} upgrades; queues full {} "
+      "times, slots gone "
       "{} times, {} connections broken, {} stalls\n",
-      totals.seeds, totals.loads, totals.stores, totals.served, totals.revoked, totals.upgrades, totals.refused_full,
-      totals.waited_for_slots, totals.broken, totals.stalls);
+      totals.seeds, totals.loads, totals.stores, totals.served, totals.revoked, totals.dropped, totals.adopted,
+      totals.upgrades, totals.refused_full, totals.waited_for_slots, totals.broken, totals.stalls);
   return totals;
 }
 
@@ -67,6 +68,8 @@ TEST(SpaceSim, EveryLoadSeesTheLastStore) {
   EXPECT_GT(totals.served, seeds * 100);
   EXPECT_GT(totals.revoked, seeds * 100);
   EXPECT_GT(totals.upgrades, seeds * 10);
+  EXPECT_GT(totals.dropped, seeds);
+  EXPECT_GT(totals.adopted, seeds);
   EXPECT_GT(totals.refused_full, seeds);
   EXPECT_GT(totals.waited_for_slots, seeds);
   EXPECT_GT(totals.broken, seeds);

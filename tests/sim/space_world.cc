@@ -61,6 +61,8 @@ absl::Status SimFrames::Install(Gfn page, std::span<const std::byte> bytes, Page
   auto& [right, words] = pages_[page.value()];
   right = access;
   words = {};
+  if (most_ != 0 && pages_.size() > most_)
+    oracle_->Report(fmt::format("node {} has {} frames", node_.value(), pages_.size()));
   if (!bytes.empty()) std::memcpy(words.data(), bytes.data(), kPageSize);
   oracle_->OnAccess(node_, page, access);
   return absl::OkStatus();
@@ -132,7 +134,7 @@ void SimFrames::Store(Gfn page, size_t word, uint64_t value) {
 class SpaceWorld::Node final : public TransportHandler, public Timers {
  public:
   Node(SpaceWorld* world, NodeId id, const TransportSettings& settings)
-      : world_(world), id_(id), frames_(&world->simulation_, &world->oracle_, id) {
+      : world_(world), id_(id), frames_(&world->simulation_, &world->oracle_, id, world->config_.max_pages) {
     auto made = MakeSimTransport(&world->network_, settings, this);
     if (!made.ok() || !(*made)->Start().ok()) std::abort();
     transport_ = *std::move(made);
@@ -299,7 +301,12 @@ void SpaceWorld::Draw() {
   config_.pages = kExtentPages * (1 + below(6)) - below(100);
   static constexpr int kHolds[] = {0, 20, 200, 2000};
   config_.hold = microseconds(kHolds[below(4)]);
-  const uint64_t pages = 1 + below(below(2) == 0 ? 2 : kMostPages);
+  uint64_t pages = 1 + below(below(2) == 0 ? 2 : kMostPages);
+  if (below(3) == 0) {
+    // More pages than a node may have, fewer than all nodes together may.
+    config_.max_pages = kLeastFrames + below(5);
+    pages = config_.max_pages + 1 + below(config_.max_pages * (node_count_ - 1U) / 3);
+  }
   for (uint64_t i = 0; i < pages; ++i) pages_.push_back(Gfn(below(config_.pages)));
   words_ = below(2) == 0 ? 1 : kWords;
   store_percent_ = static_cast<uint32_t>(10 + below(80));
@@ -435,6 +442,8 @@ void SpaceWorld::CheckEnd() {
       report("counts other pages than it has");
     }
     totals_.served += statistics.served;
+    totals_.dropped += statistics.dropped;
+    totals_.adopted += statistics.adopted;
     totals_.revoked += statistics.revoked;
     totals_.upgrades += statistics.upgrades;
   }
@@ -445,6 +454,8 @@ void SpaceWorld::AddTo(Totals* totals) const {
   totals->loads += oracle_.loads();
   totals->stores += oracle_.stores();
   totals->served += totals_.served;
+  totals->dropped += totals_.dropped;
+  totals->adopted += totals_.adopted;
   totals->revoked += totals_.revoked;
   totals->upgrades += totals_.upgrades;
   totals->refused_full += totals_.refused_full;

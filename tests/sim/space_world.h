@@ -51,8 +51,9 @@ class SpaceOracle {
 // Frames of one node in ordinary memory, as strict as the real ones.
 class SimFrames final : public PageFrames {
  public:
-  SimFrames(Simulation* simulation, SpaceOracle* oracle, NodeId node)
-      : simulation_(simulation), oracle_(oracle), node_(node) {}
+  // `most`: frames at a time; 0: no bound.
+  SimFrames(Simulation* simulation, SpaceOracle* oracle, NodeId node, uint64_t most)
+      : simulation_(simulation), oracle_(oracle), node_(node), most_(most) {}
 
   // PageFrames.
   absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) override;
@@ -75,6 +76,7 @@ class SimFrames final : public PageFrames {
   Simulation* const simulation_;
   SpaceOracle* const oracle_;
   const NodeId node_;
+  const uint64_t most_;
   std::map<uint64_t, std::pair<PageAccess, PageWords>> pages_;
   std::map<uint64_t, std::vector<std::function<void(bool)>>> waiting_;
   std::map<uint64_t, bool> failed_;
@@ -91,7 +93,7 @@ class SpaceWorld {
   // What was seen. Plain value.
   struct Totals {
     uint64_t seeds = 0, loads = 0, stores = 0, served = 0, revoked = 0, upgrades = 0, stopped = 0, refused_full = 0,
-             broken = 0, stalls = 0, waited_for_slots = 0;
+             broken = 0, stalls = 0, waited_for_slots = 0, dropped = 0, adopted = 0;
   };
   SpaceWorld(uint64_t seed, const Options& options);
   ~SpaceWorld();
