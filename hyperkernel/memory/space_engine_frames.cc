@@ -55,13 +55,14 @@ void Engine::FindFrames() {
     }
     bool found = false;
     const size_t first = first_shard_.fetch_add(1, std::memory_order_relaxed);
-    for (size_t i = 0; i < kShards && starving && !found && !stopped(); ++i) {
+    const bool needed = starving || (room_wanted_.exchange(false) && !HasRoomForOthers());
+    for (size_t i = 0; i < kShards && needed && !found && !stopped(); ++i) {
       Shard& shard = shards_[(first + i) % kShards];
       MutexLock lock(&shard.mutex);
       found = DropOne(&shard);
       Drain(&shard);
     }
-    if (found) frames_due_.store(true);
+    if (found && starving) frames_due_.store(true);
     if (starving && !found && !stopped() && !offering_.exchange(true)) {
       size_t left = config_.nodes.size() > 1 ? kOffers : 0;
       for (size_t i = 0; i < kShards && left > 0; ++i) {
@@ -136,34 +137,42 @@ size_t Engine::Offer(Shard* shard, size_t most) {
   return offered;
 }
 
-// A page that another node would like to be rid of. Taken if there is room, and nothing else to do with it.
+// A page that another node would like to be rid of. Taken if there is room, and nothing else to do with it. Copies make
+// room, that of the page itself first: else owners could be full for ever beside nodes that are full of copies.
 void Engine::HandleOffer(Shard* shard, Gfn page) {
   ActivePage* const active = Activate(shard, page);
-  if (active->page.state != PageState::kAbsent || active->wished() || active->pausing || !active->parked.empty()) {
-    return Rest(shard, active);
+  if (active->page.held && !active->page.deferred.active && clock_.Now() >= active->held_until) {
+    active->page.held = false;
   }
-  // The last ones are for this node's own wishes.
-  const uint64_t kept = config_.max_pages / 8;
-  absl::StatusOr<SlotId> slot = absl::ResourceExhaustedError("no room");
-  if (config_.max_pages == 0 || frames_taken_.load() + kept < config_.max_pages ||
-      HK_MUTANT(engine_adopts_without_room)) {
-    slot = transport_->AcquireSlot(MessageClass::kFault, SlotUse::kReceive);
+  if (active->page.state == PageState::kShared && !HK_MUTANT(engine_copies_block_offers)) {
+    StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
   }
-  if (slot.ok()) {
-    Means means;
-    means.request.node = config_.self;
-    means.request.slot = *slot;
-    means.request.own = LentSlot(transport_, *slot);
-    if (ClaimFrame() || HK_MUTANT(engine_adopts_without_room)) {
-      means.has_frame = true;
-      PageEvent event{.type = PageEventType::kAdopt, .message = {}};
-      event.message.transaction = ++shard->next_transaction * kShards + ShardIndexOf(page.value() / kExtentPages);
-      active->request_slot = *slot;
-      ++shard->statistics.adopted;
-      StepPage(shard, active, event, std::move(means));
-    }
+  if (active->page.state == PageState::kAbsent && !active->wished() && !active->pausing && active->parked.empty() &&
+      !stopped()) {
+    Adopt(shard, active);
   }
   Rest(shard, active);
+}
+
+void Engine::Adopt(Shard* shard, ActivePage* active) {
+  if (!HasRoomForOthers() && !HK_MUTANT(engine_adopts_without_room)) {
+    room_wanted_.store(true);
+    frames_due_.store(true, std::memory_order_release);
+    return;
+  }
+  const absl::StatusOr<SlotId> slot = transport_->AcquireSlot(MessageClass::kFault, SlotUse::kReceive);
+  if (!slot.ok()) return;  // it is offered again
+  Means means;
+  means.request.node = config_.self;
+  means.request.slot = *slot;
+  means.request.own = LentSlot(transport_, *slot);
+  if (!ClaimFrame() && !HK_MUTANT(engine_adopts_without_room)) return;
+  means.has_frame = true;
+  PageEvent event{.type = PageEventType::kAdopt, .message = {}};
+  event.message.transaction = ++shard->next_transaction * kShards + ShardIndexOf(active->gfn.value() / kExtentPages);
+  active->request_slot = *slot;
+  ++shard->statistics.adopted;
+  StepPage(shard, active, event, std::move(means));
 }
 
 }  // namespace hk::space

@@ -109,6 +109,10 @@ class Engine final : public SpaceEngine {
   // Takes one of the frames that the node may have for a page that is to come. False: there is none.
   bool ClaimFrame();
   bool HasFreeFrame() const { return config_.max_pages == 0 || frames_taken_.load() < config_.max_pages; }
+  // The last ones are for this node's own wishes.
+  bool HasRoomForOthers() const {
+    return config_.max_pages == 0 || frames_taken_.load() + config_.max_pages / 8 < config_.max_pages;
+  }
   void CountFrame(PageState before, PageState after);
   void WaitForFrame(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void FindFrames();
@@ -120,6 +124,7 @@ class Engine final : public SpaceEngine {
   template <typename Fits>
   bool FindPage(Shard* shard, Fits fits, Gfn* page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void HandleOffer(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void Adopt(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
   // space_engine_homes.cc.
   bool IsDormantHere(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
@@ -152,6 +157,7 @@ class Engine final : public SpaceEngine {
   std::atomic<size_t> first_shard_{0};     // who is served first when slots are free
   std::atomic<uint64_t> frames_taken_{0};  // pages that have a frame or will
   std::atomic<bool> frames_due_{false};    // somebody waits for a frame, and there may be one or one can be made
+  std::atomic<bool> room_wanted_{false};   // an offer was refused
   std::atomic<bool> offering_{false};      // until offers are looked at again
   Mutex frames_mutex_;                     // one looks for frames at a time; before the shards' locks
   size_t next_offer_ ABSL_GUARDED_BY(frames_mutex_) = 0;

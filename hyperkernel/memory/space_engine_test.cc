@@ -783,6 +783,27 @@ TEST_F(SpaceEngineTest, AnOfferIsTakenIfThereIsRoom) {
   EXPECT_EQ(transport_.sent.size(), sent);
 }
 
+TEST_F(SpaceEngineTest, ACopyMakesRoomForAnOffer) {
+  config_.max_pages = kLeastFrames;
+  Make({kSelf, kPeer});
+  Wish wishes[kLeastFrames];
+  for (uint64_t i = 0; i < kLeastFrames - 1; ++i) Want(Gfn(i), PageAccess::kRead, &wishes[i]);
+  Want(kThere, PageAccess::kRead, &wishes[kLeastFrames - 1]);
+  Grant(kThere, PageRight::kShared, PageSource::kZero);
+  clock_.now += config_.hold;
+  // Any copy goes, and the next offer finds room.
+  const Gfn other(kThere.value() + 1);
+  log_.clear();
+  Receive(kPeer, other, Of(Type::kOffer));
+  EXPECT_EQ(engine_->Statistics().dropped, 1u);
+  Receive(kPeer, kThere, Of(Type::kOffer));
+  EXPECT_EQ(engine_->RightOf(kThere), PageRight::kNone);
+  EXPECT_EQ(engine_->Statistics().dropped, 2u);
+  EXPECT_EQ(transport_.sent.back().page.kind, RequestKind::kAdopt);
+  Grant(kThere, PageRight::kOwner, PageSource::kPayload, 'a');
+  EXPECT_EQ(engine_->RightOf(kThere), PageRight::kOwner);
+}
+
 // Frames that many threads may use.
 class CountingFrames final : public PageFrames {
  public:

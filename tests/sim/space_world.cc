@@ -295,6 +295,7 @@ void SpaceWorld::Draw() {
   breaks_ = below(2) == 0;
   busy_ = below(3) == 0;
 
+  config_.request_limit = std::chrono::seconds(10);  // of virtual time: far above what any wish needs
   config_.guest = GuestId(7);
   config_.generation = 3;
   for (uint16_t node = 0; node < node_count_; ++node) config_.nodes.push_back(NodeId(node));
