@@ -44,6 +44,10 @@ inline constexpr uint64_t kExtentPages = 512;
 // Most pages of a space: 4 PiB (Debian 12's CPUs have 52 bits of physical address).
 inline constexpr uint64_t kMaxSpacePages = uint64_t{1} << 40;
 
+// Fewest frames of a node: an instruction may need as many pages at once (code and data over page ends, four levels of
+// page tables), or it never ends.
+inline constexpr uint64_t kLeastFrames = 8;
+
 // Runs something later. Thread-safe; what is under way when the engine ends is dropped by its owner.
 class Timers {
  public:
@@ -59,6 +63,9 @@ struct SpaceConfig {
   NodeId self;
   std::vector<NodeId> nodes;  // ascending, without repetition; `self` is one of them
   uint64_t pages = 0;         // GFNs 0 to pages - 1
+  // Most frames of the space on this node, at least kLeastFrames; 0: no bound. Beyond it Shared copies are dropped,
+  // then pages are offered to the other nodes; if none takes any in request_limit, the space stops.
+  uint64_t max_pages = 0;
   // A granted page is kept for that long (DESIGN 4): an instruction that needs several pages at once comes to its end.
   std::chrono::microseconds hold{200};
   // Between a Nack(busy) and the next try: up to this, by chance.
@@ -76,6 +83,7 @@ struct SpaceStatistics {
   uint64_t upgrades = 0;                                                  // of write_faults: the page was readable here
   uint64_t served = 0;                                                    // pages given to others with their bytes
   uint64_t revoked = 0;                                                   // pages taken away for others
+  uint64_t dropped = 0, adopted = 0;                                      // for frames: copies; pages of others
   uint64_t retries = 0;                                                   // Nack(busy)
   uint64_t stale_messages = 0;                                            // README, R1
   std::array<uint64_t, kLatencyBuckets> read_latency{}, write_latency{};  // from the wish to the installation
@@ -85,6 +93,13 @@ struct SpaceStatistics {
 struct ExtentUse {
   uint64_t extent = 0;  // GFN / kExtentPages
   uint32_t shared = 0, owned = 0, exclusive = 0;
+};
+
+// What is under way, for tests and whoever looks for leaks: all of it is 0 when nobody wishes and nothing is on its
+// way. Plain value.
+struct SpaceResidue {
+  size_t active_pages = 0, busy_entries = 0, unsent_messages = 0, waiting_for_slots = 0;
+  size_t table_bytes = 0;  // of all extents that were touched; this one stays
 };
 
 // One space on this node.
@@ -128,6 +143,7 @@ class SpaceEngine {
   // The page's right on this node, and its home.
   virtual PageRight RightOf(Gfn page) const = 0;
   virtual NodeId HomeOf(Gfn page) const = 0;
+  virtual SpaceResidue Residue() const = 0;
 };
 
 }  // namespace hk

@@ -19,7 +19,7 @@ ALLOWED = {
     "grpcpp/": ("hyperkernel/node", "hyperkernel/cli", "tests"),
     "proto/": ("hyperkernel/node", "hyperkernel/cli", "storage-replica", "migration", "tests"),
     "linux/kvm.h": ("hyperkernel/kvm",),
-    "linux/userfaultfd.h": ("hyperkernel/memory",),
+    "linux/userfaultfd.h": ("hyperkernel/memory", "tests/benchmarks"),
     "infiniband/": ("rdma", "tests"),
     "rdma/": ("rdma", "hyperkernel/memory", "hyperkernel/node", "migration", "tests"),
     "rocksdb/": ("storage-replica", "hyperkernel/node", "tests"),
