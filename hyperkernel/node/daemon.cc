@@ -49,10 +49,11 @@ constexpr size_t kMaxServerBytes = 64 << 20;
 // descriptors.
 constexpr int kHandshakeTimeoutMs = 10000;
 
-// Takes the data plane's address, so that a second user of it is found at start, whatever the transport. Without
-// SO_REUSEADDR: with it Linux lets two sockets bind one address as long as neither listens (socket(7)), and over verbs
-// this one never does.
-absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
+// Takes the data plane's address, so that a second user of it is found at start. Over TCP with SO_REUSEADDR, or the
+// connections of a daemon that has just ended would keep the next one out (TIME_WAIT); two sockets can then be bound to
+// one address until one listens (socket(7)), which the transport does at once. Over verbs nobody listens on this socket:
+// without.
+absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address, bool tcp) {
   addrinfo hints{};
   hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
   hints.ai_socktype = SOCK_STREAM;
@@ -64,6 +65,9 @@ absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, &::freeaddrinfo);
   OwnedFd fd(::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return ErrnoStatus(errno, "socket");
+  const int reuse = tcp ? 1 : 0;
+  if (::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse) != 0)
+    return ErrnoStatus(errno, "SO_REUSEADDR");
   if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) {
     const absl::Status status = ErrnoStatus(errno, address.ToString());
     return absl::Status(status.code(),
@@ -146,7 +150,7 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   if (*leftovers > 0)
     log::Warning("daemon", "frames of guests that ended with an earlier daemon were removed",
                  {{"files", fmt::to_string(*leftovers)}});
-  absl::StatusOr<OwnedFd> reserved = ReserveDataAddress(settings.data_listen);
+  absl::StatusOr<OwnedFd> reserved = ReserveDataAddress(settings.data_listen, transport == "tcp");
   if (!reserved.ok()) return WithContext(reserved.status(), "listen.data");
   data_address = *std::move(reserved);
   absl::StatusOr<std::unique_ptr<StateStore>> opened = StateStore::Open(settings.data_directory + "/state");
