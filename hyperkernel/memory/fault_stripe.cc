@@ -2,6 +2,7 @@
 
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -28,6 +29,19 @@ constexpr uint64_t kNeededIoctls =
 constexpr size_t kBatch = 16;
 // Zeros given with one UFFDIO_COPY.
 constexpr uint64_t kMostCopyBytes = 64 << 10;
+// EAGAIN means that the kernel is changing this part of the address space: microseconds. So many tries, each giving the
+// CPU away, are a second at least.
+constexpr int kMostTries = 1'000'000;
+
+// ioctl() until it is not EAGAIN. 0 or errno.
+template <typename Request>
+int Retry(int fd, unsigned long what, Request* request) {
+  for (int tries = 0;; tries++) {
+    if (::ioctl(fd, what, request) == 0) return 0;
+    if ((errno != EAGAIN && errno != EINTR) || tries == kMostTries) return errno;
+    ::sched_yield();
+  }
+}
 
 }  // namespace
 
@@ -51,6 +65,10 @@ absl::StatusOr<std::unique_ptr<FaultStripe>> FaultStripe::Start(uint8_t* address
 }
 
 FaultStripe::~FaultStripe() {
+  StopFaults();
+}
+
+void FaultStripe::StopFaults() {
   if (!thread_.joinable()) return;
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = ::write(stop_.get(), &one, sizeof one);
@@ -71,18 +89,18 @@ void FaultStripe::Run() {
     const ssize_t n = ::read(faults_.get(), messages, sizeof messages);
     if (n < 0) continue;  // EAGAIN: another event took it back; poll tells again
     for (size_t i = 0; i < static_cast<size_t>(n) / sizeof(uffd_msg); i++) {
-      if (messages[i].event == UFFD_EVENT_PAGEFAULT) Serve(messages[i].arg.pagefault.address);
+      if (messages[i].event != UFFD_EVENT_PAGEFAULT) continue;
+      const auto& fault = messages[i].arg.pagefault;
+      // A write-protect event can be of a page that went meanwhile: a write all the same.
+      handler_(this, {.offset = (fault.address - reinterpret_cast<uint64_t>(address_)) & ~(kPageSize - 1),
+                      .write = (fault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) != 0});
     }
   }
 }
 
-void FaultStripe::Serve(uint64_t fault_address) {
-  const uint64_t offset = (fault_address - reinterpret_cast<uint64_t>(address_)) & ~(kPageSize - 1);
-  const absl::StatusOr<ViewRange> filled = handler_(this, offset);
-  if (!filled.ok()) MakeInaccessible(offset);
-  const ViewRange wake = filled.ok() ? *filled : ViewRange{.start = offset, .bytes = kPageSize};
-  uffdio_range range = {.start = reinterpret_cast<uint64_t>(address_) + wake.start, .len = wake.bytes};
-  if (::ioctl(faults_.get(), UFFDIO_WAKE, &range) < 0) {
+void FaultStripe::Wake(ViewRange range) {
+  uffdio_range request = {.start = reinterpret_cast<uint64_t>(address_) + range.start, .len = range.bytes};
+  if (::ioctl(faults_.get(), UFFDIO_WAKE, &request) < 0) {
     log::Error("memory", "a fault cannot be woken", {{"error", MessageOf(ErrnoStatus(errno, "UFFDIO_WAKE"))}});
   }
 }
@@ -105,11 +123,34 @@ absl::Status FaultStripe::FillHoles(ViewRange range) {
   return absl::OkStatus();
 }
 
-void FaultStripe::MakeInaccessible(uint64_t offset) {
+absl::Status FaultStripe::Install(uint64_t offset, const std::byte* page, bool write_protected) {
+  uffdio_copy copy = {};
+  copy.dst = reinterpret_cast<uint64_t>(address_) + offset;
+  copy.src = reinterpret_cast<uint64_t>(page);
+  copy.len = kPageSize;
+  copy.mode = UFFDIO_COPY_MODE_DONTWAKE | (write_protected ? UFFDIO_COPY_MODE_WP : 0);
+  const int error = Retry(faults_.get(), UFFDIO_COPY, &copy);
+  if (error == 0 && copy.copy == static_cast<int64_t>(kPageSize)) return absl::OkStatus();
+  if (error == EEXIST) return absl::AlreadyExistsError("UFFDIO_COPY: there is a page already");
+  if (error == ENOMEM || error == ENOSPC)
+    return absl::ResourceExhaustedError("UFFDIO_COPY: no memory, or the frame store is full");
+  return ErrnoStatus(error == 0 ? EIO : error, "UFFDIO_COPY");
+}
+
+absl::Status FaultStripe::WriteProtect(uint64_t offset, bool on) {
+  uffdio_writeprotect request = {};
+  request.range = {.start = reinterpret_cast<uint64_t>(address_) + offset, .len = kPageSize};
+  request.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+  const int error = Retry(faults_.get(), UFFDIO_WRITEPROTECT, &request);
+  return error == 0 ? absl::OkStatus() : ErrnoStatus(error, "UFFDIO_WRITEPROTECT");
+}
+
+void FaultStripe::MakeInaccessible(ViewRange range) {
   // Tried on 6.1, where a vCPU in a fault cannot be interrupted: with nothing mapped there, KVM_RUN returns EFAULT and
   // the instruction is not executed. Never zeroes.
-  void* const at = address_ + offset;
-  if (::mmap(at, kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED) {
+  void* const at = address_ + range.start;
+  if (::mmap(at, range.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) ==
+      MAP_FAILED) {
     log::Error("memory", "a page cannot be made inaccessible", {{"error", MessageOf(ErrnoStatus(errno, "mmap"))}});
   }
 }

@@ -2,10 +2,12 @@
 // because a userfaultfd has one wait-queue lock, and more readers on it make it worse.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <thread>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -13,37 +15,54 @@
 
 namespace hk {
 
+// Address space of one stripe of a view, at most.
+inline constexpr uint64_t kStripeBytes = uint64_t{1} << 30;
+
 // A part of a mapping, in bytes from the mapping's start.
 struct ViewRange {
   uint64_t start = 0;
   uint64_t bytes = 0;
 };
 
-// Serves the faults of [address, address+bytes) until destroyed. The handler runs on the stripe's thread.
+// Somebody touched a page that is not there, or wrote to a write-protected one, and waits for a Wake. Plain value.
+struct ViewFault {
+  uint64_t offset = 0;  // of the page, in the stripe
+  bool write = false;
+};
+
+// Serves the faults of [address, address+bytes) until destroyed. The handler runs on the stripe's thread; every other
+// method may be called from any thread, also inside the handler, but where it says otherwise. Offsets are the stripe's,
+// multiples of kPageSize.
 class FaultStripe {
  public:
-  // Makes the page at `offset` (of the stripe, page-aligned) readable and writable, and may do so for pages around it.
-  // Returns what is to be woken, which holds the page. An error means that it cannot be: the page is then made
-  // inaccessible and its vCPU's KVM_RUN returns EFAULT.
-  using Handler = std::function<absl::StatusOr<ViewRange>(FaultStripe* stripe, uint64_t offset)>;
+  // Sees to it that the page gets accessible, or inaccessible, and woken: inside the call or later, from any thread.
+  using Handler = std::function<void(FaultStripe* stripe, ViewFault fault)>;
 
   // Registers MISSING|WP and starts the thread. The mapping must outlive the stripe. Errors: errno, naming the call;
   // the operator's way out is in the message.
   static absl::StatusOr<std::unique_ptr<FaultStripe>> Start(uint8_t* address, uint64_t bytes, Handler handler);
   // Stops the thread. A thread blocked in a fault then goes on as if the memory were ordinary.
   ~FaultStripe();
+  // No handler is under way or comes any more; who faults waits until woken. Not inside the handler; once.
+  void StopFaults();
 
-  // For the handler: gives zero pages to the holes of `range`, mapped at once, so that neither KVM nor the guest faults
-  // on them again one by one. Pages that are there stay. `range` is page-aligned. Errors: errno (ENOMEM also means that
-  // the file system is full); pages before the failing one are filled.
+  // Gives zero pages to the holes of `range`, mapped at once, so that neither KVM nor the guest faults on them again
+  // one by one. Pages that are there stay. Errors: errno (ENOMEM also means that the file system is full); pages before
+  // the failing one are filled.
   absl::Status FillHoles(ViewRange range);
+  // Fills one hole. kAlreadyExists: there is a page. kResourceExhausted: no memory, or the file system is full.
+  absl::Status Install(uint64_t offset, const std::byte* page, bool write_protected);
+  // After it returned with `on`, nobody writes to the page through this view.
+  absl::Status WriteProtect(uint64_t offset, bool on);
+  // Nothing is there any more; whoever touches it gets SIGSEGV, or EFAULT in the kernel and from KVM_RUN. Not undone.
+  void MakeInaccessible(ViewRange range);
+  // Who waits for a page of the range tries again.
+  void Wake(ViewRange range);
 
  private:
   FaultStripe(uint8_t* address, uint64_t bytes, Handler handler)
       : address_(address), bytes_(bytes), handler_(std::move(handler)) {}
   void Run();
-  void Serve(uint64_t fault_address);
-  void MakeInaccessible(uint64_t offset);
 
   uint8_t* const address_;
   const uint64_t bytes_;

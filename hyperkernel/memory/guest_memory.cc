@@ -1,33 +1,23 @@
 #include "hyperkernel/memory/guest_memory.h"
 
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
-#include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/mapping.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/fault_stripe.h"
-#include "hyperkernel/memory/userfaultfd_trial.h"
+#include "hyperkernel/memory/frame_file.h"
 
 namespace hk {
 namespace {
 
 // Filled around a touched page: a boot touches memory in runs, and a wake-up costs far more than the pages.
 constexpr uint64_t kFaultAroundBytes = 64 << 10;
-// Address space of one userfaultfd and its reader.
-constexpr uint64_t kStripeBytes = uint64_t{1} << 30;
 
 // Which pages have a frame. Bits are only ever set. Thread-safe.
 class FrameBitmap {
@@ -62,86 +52,58 @@ struct Range {
 
 class FileGuestMemory final : public GuestMemory {
  public:
-  FileGuestMemory(std::string path, OwnedFd file, FrameReservation reservation, std::vector<Range> ranges,
-                  uint64_t bytes, FaultFailure on_failure)
-      : path_(std::move(path)),
-        file_(std::move(file)),
-        reservation_(std::move(reservation)),
+  FileGuestMemory(std::unique_ptr<FrameFile> file, std::vector<Range> ranges, FaultFailure on_failure)
+      : file_(std::move(file)),
         ranges_(std::move(ranges)),
-        bytes_(bytes),
-        frames_(bytes / kPageSize),
+        frames_(file_->bytes() / kPageSize),
         on_failure_(std::move(on_failure)) {}
-  ~FileGuestMemory() override {
-    stripes_.clear();
-    ::unlink(path_.c_str());
-  }
 
   // Makes both views. Called once, before anything else.
   absl::Status Map();
 
   const std::vector<Slot>& slots() const override { return slots_; }
-  uint64_t bytes() const override { return bytes_; }
+  uint64_t bytes() const override { return file_->bytes(); }
   uint64_t frame_bytes() const override { return frames_.count() * kPageSize; }
   absl::Status Read(Gpa from, std::span<std::byte> to) const override;
   absl::Status Write(Gpa to, std::span<const std::byte> from) override;
   absl::StatusOr<std::byte*> Populate(Gpa start, uint64_t bytes) override;
 
  private:
-  absl::Status MapServiceView();
   // Offset in the file of [start, start+bytes), which must lie in one range.
   absl::StatusOr<uint64_t> OffsetOf(Gpa start, uint64_t bytes) const;
   absl::Status WriteToFile(Gpa to, std::span<const std::byte> from);
   // Gives frames to all pages that [offset, offset+bytes) of the file touches.
   absl::Status Fill(uint64_t offset, uint64_t bytes);
-  // A fault of the guest view at file offset `stripe` + `offset`.
+  // A fault of the guest view at file offset `stripe` + `offset`. Returns what was filled.
   absl::StatusOr<ViewRange> OnFault(FaultStripe* view, uint64_t stripe, uint64_t stripe_bytes, uint64_t offset);
 
-  const std::string path_;
-  const OwnedFd file_;
-  const FrameReservation reservation_;
+  const std::unique_ptr<FrameFile> file_;
   const std::vector<Range> ranges_;
-  const uint64_t bytes_;
   FrameBitmap frames_;
   const FaultFailure on_failure_;
   std::atomic<bool> failed_{false};
   Mapping guest_view_;
-  OwnedFd service_faults_;
-  Mapping service_view_;
+  ServiceView service_view_;
   std::vector<Slot> slots_;
   std::vector<std::unique_ptr<FaultStripe>> stripes_;  // last: their threads use everything above
 };
 
-absl::Status FileGuestMemory::MapServiceView() {
-  HK_ASSIGN_OR_RETURN(service_view_,
-                      Mapping::Create(bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file_.get(), path_));
-  ::madvise(service_view_.data(), bytes_, MADV_DONTFORK);
-  HK_ASSIGN_OR_RETURN(KernelModeUserfaultfd opened, OpenKernelModeUserfaultfd());
-  service_faults_ = std::move(opened.fd);
-  HK_RETURN_IF_ERROR(
-      UserfaultfdHandshake(service_faults_.get(), UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_SIGBUS).status());
-  uffdio_register request = {};
-  request.range = {.start = reinterpret_cast<uint64_t>(service_view_.data()), .len = bytes_};
-  request.mode = UFFDIO_REGISTER_MODE_MISSING;
-  if (::ioctl(service_faults_.get(), UFFDIO_REGISTER, &request) < 0) return ErrnoStatus(errno, "UFFDIO_REGISTER");
-  return absl::OkStatus();
-}
-
 absl::Status FileGuestMemory::Map() {
-  HK_RETURN_IF_ERROR(MapServiceView());
-  HK_ASSIGN_OR_RETURN(guest_view_,
-                      Mapping::Create(bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file_.get(), path_));
-  // Either may be refused by a kernel without the option, which does not matter then.
-  ::madvise(guest_view_.data(), bytes_, MADV_NOHUGEPAGE);
-  ::madvise(guest_view_.data(), bytes_, MADV_DONTFORK);
+  HK_ASSIGN_OR_RETURN(service_view_, ServiceView::Create(*file_));
+  HK_ASSIGN_OR_RETURN(guest_view_, file_->MapGuestView());
   for (const Range& range : ranges_) {
     slots_.push_back(
         {range.ram.start, range.ram.bytes, reinterpret_cast<std::byte*>(guest_view_.data() + range.offset)});
   }
-  for (uint64_t at = 0; at < bytes_; at += kStripeBytes) {
-    const uint64_t size = std::min(kStripeBytes, bytes_ - at);
-    absl::StatusOr<std::unique_ptr<FaultStripe>> stripe = FaultStripe::Start(
-        guest_view_.data() + at, size,
-        [this, at, size](FaultStripe* view, uint64_t offset) { return OnFault(view, at, size, offset); });
+  for (uint64_t at = 0; at < bytes(); at += kStripeBytes) {
+    const uint64_t size = std::min(kStripeBytes, bytes() - at);
+    absl::StatusOr<std::unique_ptr<FaultStripe>> stripe =
+        FaultStripe::Start(guest_view_.data() + at, size, [this, at, size](FaultStripe* view, ViewFault fault) {
+          const ViewRange page{.start = fault.offset, .bytes = kPageSize};
+          const absl::StatusOr<ViewRange> filled = OnFault(view, at, size, fault.offset);
+          if (!filled.ok()) view->MakeInaccessible(page);
+          view->Wake(filled.ok() ? *filled : page);
+        });
     if (!stripe.ok()) return stripe.status();
     stripes_.push_back(*std::move(stripe));
   }
@@ -161,17 +123,7 @@ absl::Status FileGuestMemory::Fill(uint64_t offset, uint64_t bytes) {
   if (bytes == 0) return absl::OkStatus();
   const uint64_t first = offset / kPageSize, count = (offset + bytes - 1) / kPageSize - first + 1;
   if (frames_.AllSet(first, count)) return absl::OkStatus();
-  // Pages that are there stay as they are; the others become zero pages, or, if there is no space, none does
-  // (shmem_fallocate).
-  int error = 0;
-  do {
-    error =
-        ::fallocate(file_.get(), 0, static_cast<off_t>(first * kPageSize), static_cast<off_t>(count * kPageSize)) == 0
-            ? 0
-            : errno;
-  } while (error == EINTR);
-  if (error == ENOSPC) return absl::ResourceExhaustedError(fmt::format("{}: the frame store is full", path_));
-  if (error != 0) return ErrnoStatus(error, fmt::format("fallocate {}", path_));
+  HK_RETURN_IF_ERROR(file_->Allocate(first * kPageSize, count * kPageSize));
   frames_.Set(first, count);
   return absl::OkStatus();
 }
@@ -197,15 +149,7 @@ absl::StatusOr<ViewRange> FileGuestMemory::OnFault(FaultStripe* view, uint64_t s
 
 absl::Status FileGuestMemory::Read(Gpa from, std::span<std::byte> to) const {
   HK_ASSIGN_OR_RETURN(const uint64_t offset, OffsetOf(from, to.size()));
-  size_t done = 0;
-  while (done < to.size()) {
-    // pread of a hole gives zeros and takes no frame.
-    const ssize_t n = ::pread(file_.get(), to.data() + done, to.size() - done, static_cast<off_t>(offset + done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return ErrnoStatus(n < 0 ? errno : EIO, fmt::format("read {}", path_));
-    done += static_cast<size_t>(n);
-  }
-  return absl::OkStatus();
+  return file_->Read(offset, to);
 }
 
 absl::Status FileGuestMemory::Write(Gpa to, std::span<const std::byte> from) {
@@ -218,24 +162,16 @@ absl::Status FileGuestMemory::Write(Gpa to, std::span<const std::byte> from) {
 // Much at once: a page that is new is filled where it is made, neither zeroed before nor faulted in by the copy.
 absl::Status FileGuestMemory::WriteToFile(Gpa to, std::span<const std::byte> from) {
   HK_ASSIGN_OR_RETURN(const uint64_t offset, OffsetOf(to, from.size()));
-  size_t done = 0;
-  while (done < from.size()) {
-    const ssize_t n = ::pwrite(file_.get(), from.data() + done, from.size() - done, static_cast<off_t>(offset + done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && errno == ENOSPC)
-      return absl::ResourceExhaustedError(fmt::format("{}: the frame store is full", path_));
-    if (n <= 0) return ErrnoStatus(n < 0 ? errno : EIO, fmt::format("write {}", path_));
-    const uint64_t first = (offset + done) / kPageSize;
-    done += static_cast<size_t>(n);
-    frames_.Set(first, (offset + done - 1) / kPageSize - first + 1);
-  }
-  return absl::OkStatus();
+  uint64_t done = 0;
+  const absl::Status written = file_->Write(offset, from, &done);
+  if (done > 0) frames_.Set(offset / kPageSize, (offset + done - 1) / kPageSize - offset / kPageSize + 1);
+  return written;
 }
 
 absl::StatusOr<std::byte*> FileGuestMemory::Populate(Gpa start, uint64_t bytes) {
   HK_ASSIGN_OR_RETURN(const uint64_t offset, OffsetOf(start, bytes));
   HK_RETURN_IF_ERROR(Fill(offset, bytes));
-  return reinterpret_cast<std::byte*>(service_view_.data() + offset);
+  return service_view_.data() + offset;
 }
 
 }  // namespace
@@ -251,17 +187,8 @@ absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(const FrameStor
     placed.push_back({ram, bytes});
     bytes += ram.bytes;
   }
-  HK_ASSIGN_OR_RETURN(FrameReservation reservation, frames.Reserve(bytes));
-  const std::string path = frames.PathOf(name, generation);
-  OwnedFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (!file.valid()) return ErrnoStatus(errno, path);
-  if (::ftruncate(file.get(), static_cast<off_t>(bytes)) != 0) {
-    const int error = errno;
-    ::unlink(path.c_str());
-    return ErrnoStatus(error, fmt::format("ftruncate {}", path));
-  }
-  auto memory = std::make_unique<FileGuestMemory>(path, std::move(file), std::move(reservation), std::move(placed),
-                                                  bytes, std::move(on_failure));
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<FrameFile> file, FrameFile::Create(frames, name, generation, bytes));
+  auto memory = std::make_unique<FileGuestMemory>(std::move(file), std::move(placed), std::move(on_failure));
   HK_RETURN_IF_ERROR(memory->Map());
   return memory;
 }

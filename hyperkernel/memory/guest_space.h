@@ -29,7 +29,7 @@ class GuestSpace {
     SpaceConfig config;
     std::string name;  // of the frame file: FRAME_STORE/NAME.GENERATION
     // Called once, on a thread of the space: it is stopped, and why (node, GPA). Programs on its view that wait for
-    // pages get SIGBUS, or EFAULT from KVM_RUN.
+    // pages get SIGSEGV, or EFAULT from KVM_RUN.
     std::function<void(const absl::Status&)> stopped;
   };
   // Makes the file, the views and the engine, and joins the router. All arguments outlive the space. Errors:
@@ -46,7 +46,9 @@ class GuestSpace {
   virtual std::byte* view() = 0;
 
   // Copies, page by page, each as if one instruction did it; all pages of a call together are not one. Errors:
-  // kOutOfRange (nothing done), kDeadlineExceeded naming the page, or why the space stopped.
+  // kOutOfRange (nothing done), kDeadlineExceeded naming the page, or why the space stopped. After another error than
+  // kOutOfRange any of the pages may be written, each wholly or not at all, also later; `to` of Read is not touched any
+  // more.
   virtual absl::Status Read(Gpa from, std::span<std::byte> to, Monotonic deadline) = 0;
   virtual absl::Status Write(Gpa to, std::span<const std::byte> from, Monotonic deadline) = 0;
 

@@ -40,7 +40,7 @@ class PageFrames {
 
   // Programs that wait for the page look again.
   virtual void Wake(Gfn page) = 0;
-  // The page cannot be had: programs that touch it must end (KVM_RUN with EFAULT, a thread with SIGBUS); never zeroes.
+  // The page cannot be had: programs that touch it must end (KVM_RUN with EFAULT, a thread with SIGSEGV); never zeroes.
   virtual void Fail(Gfn page) = 0;
 };
 

@@ -1,0 +1,104 @@
+#include "hyperkernel/memory/frame_file.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/memory/userfaultfd_trial.h"
+
+namespace hk {
+
+absl::StatusOr<std::unique_ptr<FrameFile>> FrameFile::Create(const FrameStore& frames, const std::string& name,
+                                                             uint64_t generation, uint64_t bytes) {
+  HK_ASSIGN_OR_RETURN(FrameReservation reservation, frames.Reserve(bytes));
+  const std::string path = frames.PathOf(name, generation);
+  OwnedFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!file.valid()) return ErrnoStatus(errno, path);
+  if (::ftruncate(file.get(), static_cast<off_t>(bytes)) != 0) {
+    const int error = errno;
+    ::unlink(path.c_str());
+    return ErrnoStatus(error, fmt::format("ftruncate {}", path));
+  }
+  return std::unique_ptr<FrameFile>(new FrameFile(path, std::move(file), std::move(reservation), bytes));
+}
+
+FrameFile::~FrameFile() {
+  ::unlink(path_.c_str());
+}
+
+absl::StatusOr<Mapping> FrameFile::MapGuestView() const {
+  HK_ASSIGN_OR_RETURN(Mapping view,
+                      Mapping::Create(bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file_.get(), path_));
+  // Either may be refused by a kernel without the option, which does not matter then.
+  ::madvise(view.data(), bytes_, MADV_NOHUGEPAGE);
+  ::madvise(view.data(), bytes_, MADV_DONTFORK);
+  return view;
+}
+
+absl::Status FrameFile::Read(uint64_t offset, std::span<std::byte> to) const {
+  size_t done = 0;
+  while (done < to.size()) {
+    const ssize_t n = ::pread(file_.get(), to.data() + done, to.size() - done, static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return ErrnoStatus(n < 0 ? errno : EIO, fmt::format("read {}", path_));
+    done += static_cast<size_t>(n);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FrameFile::Write(uint64_t offset, std::span<const std::byte> from, uint64_t* done) const {
+  size_t written = 0;
+  absl::Status status;
+  while (written < from.size()) {
+    const ssize_t n =
+        ::pwrite(file_.get(), from.data() + written, from.size() - written, static_cast<off_t>(offset + written));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == ENOSPC) status = absl::ResourceExhaustedError(path_ + ": the frame store is full");
+    if (n <= 0 && status.ok()) status = ErrnoStatus(n < 0 ? errno : EIO, fmt::format("write {}", path_));
+    if (n <= 0) break;
+    written += static_cast<size_t>(n);
+  }
+  if (done != nullptr) *done = written;
+  return status;
+}
+
+absl::Status FrameFile::Fallocate(int mode, uint64_t offset, uint64_t bytes) const {
+  while (::fallocate(file_.get(), mode, static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0) {
+    if (errno == EINTR) continue;
+    if (errno == ENOSPC) return absl::ResourceExhaustedError(path_ + ": the frame store is full");
+    return ErrnoStatus(errno, fmt::format("fallocate {}", path_));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FrameFile::Allocate(uint64_t offset, uint64_t bytes) const {
+  return Fallocate(0, offset, bytes);
+}
+
+absl::Status FrameFile::Punch(uint64_t offset, uint64_t bytes) const {
+  return Fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes);
+}
+
+absl::StatusOr<ServiceView> ServiceView::Create(const FrameFile& file) {
+  ServiceView view;
+  HK_ASSIGN_OR_RETURN(view.mapping_, Mapping::Create(file.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                                                     file.fd(), file.path()));
+  ::madvise(view.mapping_.data(), file.bytes(), MADV_DONTFORK);
+  HK_ASSIGN_OR_RETURN(KernelModeUserfaultfd opened, OpenKernelModeUserfaultfd());
+  view.faults_ = std::move(opened.fd);
+  HK_RETURN_IF_ERROR(
+      UserfaultfdHandshake(view.faults_.get(), UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_SIGBUS).status());
+  uffdio_register request = {};
+  request.range = {.start = reinterpret_cast<uint64_t>(view.mapping_.data()), .len = file.bytes()};
+  request.mode = UFFDIO_REGISTER_MODE_MISSING;
+  if (::ioctl(view.faults_.get(), UFFDIO_REGISTER, &request) < 0) return ErrnoStatus(errno, "UFFDIO_REGISTER");
+  return view;
+}
+
+}  // namespace hk

@@ -1,0 +1,68 @@
+// The file that holds the frames of one guest, or of one space, on this node; and the two ways to map it (DESIGN: guest
+// memory on one node).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/fd.h"
+#include "hyperkernel/base/mapping.h"
+#include "hyperkernel/memory/frame_store.h"
+
+namespace hk {
+
+// A sparse file FRAME_STORE/NAME.GENERATION and its reservation; both go with it. Thread-safe. Offsets and sizes are
+// bytes. Errors of all methods: errno with the path, or kResourceExhausted if the frame store is full.
+class FrameFile {
+ public:
+  // A file of holes. kResourceExhausted: beyond the budget. kAlreadyExists: the file is there.
+  static absl::StatusOr<std::unique_ptr<FrameFile>> Create(const FrameStore& frames, const std::string& name,
+                                                           uint64_t generation, uint64_t bytes);
+  ~FrameFile();
+
+  uint64_t bytes() const { return bytes_; }
+  const std::string& path() const { return path_; }
+  int fd() const { return file_.get(); }
+
+  // For programs: no huge pages, and no child process has it. Faults are the caller's to register.
+  absl::StatusOr<Mapping> MapGuestView() const;
+  // Copies out; a hole reads as zeroes and gets no frame.
+  absl::Status Read(uint64_t offset, std::span<std::byte> to) const;
+  // Copies in, taking frames. `done`, if not null: bytes written, also on failure.
+  absl::Status Write(uint64_t offset, std::span<const std::byte> from, uint64_t* done = nullptr) const;
+  // Gives frames to the holes of the range: zero pages; or, if there is no space, to none of them.
+  absl::Status Allocate(uint64_t offset, uint64_t bytes) const;
+  // Takes the range's frames back, out of every mapping.
+  absl::Status Punch(uint64_t offset, uint64_t bytes) const;
+
+ private:
+  FrameFile(std::string path, OwnedFd file, FrameReservation reservation, uint64_t bytes)
+      : path_(std::move(path)), file_(std::move(file)), reservation_(std::move(reservation)), bytes_(bytes) {}
+  absl::Status Fallocate(int mode, uint64_t offset, uint64_t bytes) const;
+
+  const std::string path_;
+  const OwnedFd file_;
+  const FrameReservation reservation_;
+  const uint64_t bytes_;
+};
+
+// The daemon's own mapping of a frame file: a touch of a hole is SIGBUS and takes no frame. Immutable.
+class ServiceView {
+ public:
+  ServiceView() = default;
+  // `file` outlives the view.
+  static absl::StatusOr<ServiceView> Create(const FrameFile& file);
+  std::byte* data() const { return reinterpret_cast<std::byte*>(mapping_.data()); }
+
+ private:
+  OwnedFd faults_;  // the kernel refuses to fill holes as long as it is open
+  Mapping mapping_;
+};
+
+}  // namespace hk

@@ -1,0 +1,38 @@
+// The page protocol's messages as bytes: PageMessage to and from the transport's Message. Layout: README.md, "Bytes".
+// Pure, thread-safe. Input of a peer is never an invariant here: what no correct node sends is an absl::Status.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <span>
+
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/page_message.h"
+#include "rdma/transport.h"
+
+namespace hk {
+
+// The longest body (Answer).
+inline constexpr size_t kMaxPageBodyBytes = 27;
+
+// A body with its memory, for Message::body. Plain value.
+struct PageBody {
+  std::array<std::byte, kMaxPageBodyBytes> bytes;
+  size_t size = 0;
+  std::span<const std::byte> span() const { return std::span(bytes).first(size); }
+};
+
+// What the message has beside the header's fields.
+PageBody EncodePageBody(const PageMessage& message);
+// Sets type, transaction and whether it is an answer; the rest of the header is the caller's.
+void SetPageHeader(const PageMessage& message, Message* header);
+// The class of a message that belongs to no request; a request's messages go where the request went.
+MessageClass ClassOf(PageMessageType type);
+// The message that `from` sent to this node. kInvalidArgument: the type, the body's length or a field of it, or a slot
+// that such a message has not.
+absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Message& message);
+
+const char* Name(PageMessageType type);
+
+}  // namespace hk

@@ -1,0 +1,424 @@
+#include "hyperkernel/memory/space_engine.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/check.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/memory/space_engine_impl.h"
+
+namespace hk {
+namespace {
+
+// Far above any use; below, times are added without overflow.
+constexpr std::chrono::seconds kMostHold(1);
+// The transport's longest deadline (rdma/send_rules.h).
+constexpr std::chrono::milliseconds kMostRequestLimit(60'000);
+
+absl::Status CheckConfig(const SpaceConfig& config) {
+  const auto wrong = [](std::string_view field, std::string_view rule) {
+    return absl::InvalidArgumentError(fmt::format("space: {} {}", field, rule));
+  };
+  if (config.guest == GuestId()) return wrong("guest", "is 0");
+  if (config.pages == 0 || config.pages > kMaxSpacePages) {
+    return wrong("pages", fmt::format("is {}, not 1 to {}", config.pages, kMaxSpacePages));
+  }
+  for (size_t i = 0; i < config.nodes.size(); ++i) {
+    if (config.nodes[i].value() >= kMaxNodes) return wrong("nodes", "has a number that is no node's");
+    if (i > 0 && config.nodes[i] <= config.nodes[i - 1]) return wrong("nodes", "is not ascending");
+  }
+  if (std::find(config.nodes.begin(), config.nodes.end(), config.self) == config.nodes.end()) {
+    return wrong("nodes", "does not have this node");
+  }
+  if (config.hold.count() < 0 || config.hold > kMostHold) return wrong("hold", "is out of range");
+  if (config.retry.count() < 0 || config.retry > kMostHold) return wrong("retry", "is out of range");
+  if (config.request_limit.count() < 1 || config.request_limit > kMostRequestLimit) {
+    return wrong("request_limit", "is out of range");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SpaceEngine>> SpaceEngine::Create(const SpaceConfig& config, Transport* transport,
+                                                                 PageFrames* frames, Timers* timers, const Clock& clock,
+                                                                 Stopped stopped) {
+  HK_RETURN_IF_ERROR(CheckConfig(config));
+  return std::make_unique<space::Engine>(config, transport, frames, timers, clock, std::move(stopped));
+}
+
+namespace space {
+namespace {
+
+// Why a peer is not connected is told within this time, by the transport.
+constexpr std::chrono::seconds kReasonComes(1);
+
+NodeSet SetOf(const std::vector<NodeId>& nodes) {
+  NodeSet set;
+  for (const NodeId node : nodes) set.Add(node);
+  return set;
+}
+
+PageAccess AccessOf(PageRight right) {
+  return right == PageRight::kExclusive ? PageAccess::kWrite
+         : right == PageRight::kNone    ? PageAccess::kNone
+                                        : PageAccess::kRead;
+}
+
+}  // namespace
+
+Engine::Engine(const SpaceConfig& config, Transport* transport, PageFrames* frames, Timers* timers, const Clock& clock,
+               Stopped on_stopped)
+    : config_(config),
+      nodes_(SetOf(config.nodes)),
+      transport_(transport),
+      frames_(frames),
+      timers_(timers),
+      clock_(clock),
+      on_stopped_(std::move(on_stopped)),
+      outbox_(transport, config.nodes) {
+  for (size_t i = 0; i < kShards; ++i) {
+    MutexLock lock(&shards_[i].mutex);
+    // Serials: (epoch, counter), so that those of a later epoch are above all of an earlier one.
+    shards_[i].next_serial = (config_.epoch.value() & 0xffffff) << 40 | 1;
+    shards_[i].random = (config_.guest.value() * kShards + i + 1) * 0x9e3779b97f4a7c15U + config_.self.value();
+  }
+}
+
+absl::Status Engine::reason() const {
+  MutexLock lock(&reason_mutex_);
+  return reason_;
+}
+
+void Engine::OnFault(Gfn page, bool write) {
+  if (!InSpace(page)) {
+    frames_->Fail(page);
+    return frames_->Wake(page);
+  }
+  Shard& shard = ShardOf(page);
+  {
+    MutexLock lock(&shard.mutex);
+    if (stopped()) {
+      frames_->Fail(page);
+      return frames_->Wake(page);
+    }
+    const Monotonic now = clock_.Now();
+    ActivePage* const active = Activate(&shard, page);
+    if (!active->wished()) active->since = now;
+    (write ? active->fault_write : active->fault_read) = true;
+    Grant(&shard, active);
+    Advance(&shard, active);
+    Rest(&shard, active);
+    Drain(&shard);
+  }
+  SweepIfDue();
+}
+
+void Engine::Want(Gfn page, PageAccess access, bool overwrite, Granted granted) {
+  if (!InSpace(page)) {
+    return granted(absl::OutOfRangeError(fmt::format("page {:#x} is not in the space", page.value())));
+  }
+  Shard& shard = ShardOf(page);
+  {
+    MutexLock lock(&shard.mutex);
+    if (stopped()) return granted(reason());
+    const ExtentPages& pages = ExtentOf(&shard, page)->pages;
+    const size_t index = page.value() % kExtentPages;
+    if (!pages.active(index) && access <= AccessOf(hk::RightOf(pages.state(index)))) return granted(absl::OkStatus());
+    const Monotonic now = clock_.Now();
+    ActivePage* const active = Activate(&shard, page);
+    if (!active->wished()) active->since = now;
+    active->waiters.push_back({access, overwrite && access == PageAccess::kWrite, std::move(granted)});
+    Grant(&shard, active);
+    Advance(&shard, active);
+    Rest(&shard, active);
+    Drain(&shard);
+  }
+  SweepIfDue();
+}
+
+void Engine::OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool /*late*/) {
+  Incoming incoming;
+  incoming.gfn = message.gfn;
+  incoming.payload = payload;
+  incoming.duty.message_class = message.message_class;
+  incoming.duty.node = message.slot_node;
+  incoming.duty.slot = message.slot;
+  if (message.answer) incoming.duty.own = LentSlot(transport_, message.slot);
+  // Whoever is not of the space cannot harm it; nobody here waits for it.
+  if (stopped() || !IsNode(from)) return;
+  if (!InSpace(message.gfn)) {
+    Fail(absl::InternalError(fmt::format("node {} sent a message for page {:#x}, which is not in the space",
+                                         from.value(), message.gfn.value())));
+    return SweepIfDue();
+  }
+  absl::StatusOr<PageMessage> decoded = DecodePageMessage(from, config_.self, message);
+  if (!decoded.ok()) {
+    FailPage(message.gfn, absl::StatusCode::kInternal, MessageOf(decoded.status()));
+    return SweepIfDue();
+  }
+  incoming.message = *decoded;
+  if (std::string why = WhyImpossible(incoming); !why.empty()) {
+    FailPage(message.gfn, absl::StatusCode::kInternal,
+             fmt::format("node {} sent {}: {}", from.value(), Name(decoded->type), why));
+    return SweepIfDue();
+  }
+  Shard& shard = ShardOf(message.gfn);
+  {
+    MutexLock lock(&shard.mutex);
+    if (stopped()) return;
+    Handle(&shard, std::move(incoming));
+    Drain(&shard);
+  }
+  SweepIfDue();
+}
+
+void Engine::OnWritable(NodeId peer, MessageClass message_class) {
+  outbox_.Flush(peer, message_class, [this, peer](const absl::Status& status) { OnSendFailed(peer, status); });
+  SweepIfDue();
+}
+
+void Engine::OnSlotsFree(MessageClass message_class, SlotUse use) {
+  const size_t pool = PoolOf(message_class, use);
+  const size_t first = first_shard_.fetch_add(1, std::memory_order_relaxed);
+  bool more = true;
+  for (size_t i = 0; i < kShards && more; ++i) {
+    Shard& shard = shards_[(first + i) % kShards];
+    MutexLock lock(&shard.mutex);
+    Starved(&shard, pool, &more);
+  }
+  SweepIfDue();
+}
+
+// Serves the pages that wait for a slot of this pool, the first to come first. `more`: false when there is none left;
+// then the transport tells again.
+void Engine::Starved(Shard* shard, size_t pool, bool* more) {
+  const auto bit = static_cast<uint8_t>(1U << pool);
+  std::deque<Gfn>& starved = shard->starved[pool];
+  while (!starved.empty() && *more && !stopped()) {
+    const Gfn page = starved.front();
+    starved.pop_front();
+    const auto found = shard->active.find(page.value());
+    if (found == shard->active.end() || (found->second->starved & bit) == 0) continue;
+    ActivePage* const active = found->second.get();
+    active->starved &= static_cast<uint8_t>(~bit);
+    Advance(shard, active);
+    if ((active->starved & bit) != 0) {
+      // It keeps its place.
+      starved.pop_back();
+      starved.push_front(page);
+      *more = false;
+    }
+    Rest(shard, active);
+    Drain(shard);
+  }
+}
+
+void Engine::OnRequestExpired(NodeId asked, MessageClass /*message_class*/, uint64_t transaction, SlotId slot,
+                              RequestFailure why) {
+  Shard& shard = shards_[transaction % kShards];
+  {
+    MutexLock lock(&shard.mutex);
+    if (stopped()) return;
+    const ActivePage* mine = nullptr;
+    for (const auto& [gfn, active] : shard.active) {
+      if (active->request_slot == slot && active->page.transaction == transaction) mine = active.get();
+    }
+    if (mine == nullptr) return;
+    if (why == RequestFailure::kDeadline) {
+      FailPage(mine->gfn, absl::StatusCode::kDeadlineExceeded,
+               fmt::format("its request by way of node {} was not answered within {} ms", asked.value(),
+                           config_.request_limit.count()));
+    } else {
+      FailSoon(fmt::format("the nodes that could answer a request by way of node {} are gone", asked.value()));
+    }
+  }
+  SweepIfDue();
+}
+
+void Engine::OnPeerFailed(NodeId peer, PeerFailure /*why*/, const std::string& detail) {
+  if (!IsNode(peer)) return;
+  Fail(absl::UnavailableError(fmt::format("node {} failed: {}", peer.value(), detail)));
+  SweepIfDue();
+}
+
+void Engine::Stop(const absl::Status& why) {
+  Fail(why);
+  SweepIfDue();
+}
+
+void Engine::Fail(const absl::Status& why) {
+  {
+    MutexLock lock(&reason_mutex_);
+    if (stopped()) return;
+    reason_ = why.ok() ? absl::CancelledError("the space was stopped") : why;
+    sweep_due_.store(true, std::memory_order_release);
+    stopped_.store(true, std::memory_order_release);
+  }
+  if (on_stopped_) on_stopped_(reason());
+}
+
+void Engine::FailPage(Gfn page, absl::StatusCode code, const std::string& why) {
+  Fail(absl::Status(
+      code, fmt::format("node {}, page at GPA {:#x}: {}", config_.self.value(), GpaOf(page).value(), why)));
+}
+
+void Engine::FailSoon(const std::string& why) {
+  timers_->After(kReasonComes, [this, why] {
+    Fail(absl::UnavailableError(why));
+    SweepIfDue();
+  });
+}
+
+void Engine::SweepIfDue() {
+  if (!sweep_due_.load(std::memory_order_acquire) || !sweep_due_.exchange(false)) return;
+  outbox_.Close();
+  for (Shard& shard : shards_) {
+    MutexLock lock(&shard.mutex);
+    Sweep(&shard);
+  }
+}
+
+void Engine::Sweep(Shard* shard) {
+  const absl::Status why = reason();
+  std::vector<uint64_t> pages;
+  for (const auto& [gfn, active] : shard->active) pages.push_back(gfn);
+  std::sort(pages.begin(), pages.end());  // the same order in each run
+  for (const uint64_t gfn : pages) {
+    const auto found = shard->active.find(gfn);
+    const std::unique_ptr<ActivePage> active = std::move(found->second);
+    shard->active.erase(found);
+    static constexpr PageState kStates[] = {PageState::kAbsent, PageState::kShared, PageState::kOwner,
+                                            PageState::kExclusive};
+    const PageRight right = hk::RightOf(active->page.state);
+    ExtentOf(shard, Gfn(gfn))->pages.Set(gfn % kExtentPages, kStates[static_cast<size_t>(right)], false, false);
+    for (Waiter& waiter : active->waiters) waiter.granted(why);
+    if (active->fault_read || active->fault_write) {
+      frames_->Fail(Gfn(gfn));
+      frames_->Wake(Gfn(gfn));
+    }
+  }
+  shard->busy.clear();
+  shard->local.clear();
+  shard->local_next = 0;
+  for (std::deque<Gfn>& starved : shard->starved) starved.clear();
+}
+
+// A look at what has waited too long, as long as anything waits.
+void Engine::ArmWatch() {
+  if (watching_.load(std::memory_order_relaxed) || watching_.exchange(true)) return;
+  timers_->After(config_.request_limit / 4, [this] { Watch(); });
+}
+
+void Engine::Watch() {
+  watching_.store(false);
+  const Monotonic now = clock_.Now();
+  bool waiting = false;
+  uint64_t late = std::numeric_limits<uint64_t>::max();
+  for (Shard& shard : shards_) {
+    MutexLock lock(&shard.mutex);
+    for (const auto& [gfn, active] : shard.active) {
+      if (!active->wished()) continue;
+      waiting = true;
+      if (now - active->since > config_.request_limit) late = std::min(late, gfn);
+    }
+  }
+  if (late != std::numeric_limits<uint64_t>::max()) {
+    FailPage(Gfn(late), absl::StatusCode::kDeadlineExceeded,
+             fmt::format("it could not be had within {} ms", config_.request_limit.count()));
+  }
+  if (waiting && !stopped()) ArmWatch();
+  SweepIfDue();
+}
+
+void Engine::OnTimer(Gfn page, bool retry) {
+  Shard& shard = ShardOf(page);
+  {
+    MutexLock lock(&shard.mutex);
+    const auto found = shard.active.find(page.value());
+    if (found == shard.active.end() || stopped()) return;
+    ActivePage* const active = found->second.get();
+    (retry ? active->pausing : active->hold_timer) = false;
+    Advance(&shard, active);
+    Rest(&shard, active);
+    Drain(&shard);
+  }
+  SweepIfDue();
+}
+
+SpaceStatistics Engine::Statistics() const {
+  SpaceStatistics sum;
+  for (const Shard& shard : shards_) {
+    MutexLock lock(&shard.mutex);
+    const SpaceStatistics& one = shard.statistics;
+    sum.pages_shared += one.pages_shared;
+    sum.pages_owned += one.pages_owned;
+    sum.pages_exclusive += one.pages_exclusive;
+    sum.read_faults += one.read_faults;
+    sum.write_faults += one.write_faults;
+    sum.upgrades += one.upgrades;
+    sum.served += one.served;
+    sum.revoked += one.revoked;
+    sum.retries += one.retries;
+    sum.stale_messages += one.stale_messages;
+    for (size_t i = 0; i < SpaceStatistics::kLatencyBuckets; ++i) {
+      sum.read_latency[i] += one.read_latency[i];
+      sum.write_latency[i] += one.write_latency[i];
+    }
+  }
+  return sum;
+}
+
+std::vector<ExtentUse> Engine::Uses(uint64_t first, size_t most) const {
+  std::vector<ExtentUse> uses;
+  for (const Shard& shard : shards_) {
+    MutexLock lock(&shard.mutex);
+    for (const auto& [number, extent] : shard.extents) {
+      if (number < first || extent->pages.count(PageRight::kNone) == kExtentPages) continue;
+      uses.push_back({.extent = number,
+                      .shared = extent->pages.count(PageRight::kShared),
+                      .owned = extent->pages.count(PageRight::kOwner),
+                      .exclusive = extent->pages.count(PageRight::kExclusive)});
+    }
+  }
+  std::sort(uses.begin(), uses.end(),
+            [](const ExtentUse& left, const ExtentUse& right) { return left.extent < right.extent; });
+  if (uses.size() > most) uses.resize(most);
+  return uses;
+}
+
+PageRight Engine::RightOf(Gfn page) const {
+  const Shard& shard = ShardOf(page);
+  MutexLock lock(&shard.mutex);
+  if (const auto active = shard.active.find(page.value()); active != shard.active.end()) {
+    return hk::RightOf(active->second->page.state);
+  }
+  const auto extent = shard.extents.find(page.value() / kExtentPages);
+  if (extent == shard.extents.end()) return PageRight::kNone;
+  return hk::RightOf(extent->second->pages.state(page.value() % kExtentPages));
+}
+
+NodeId Engine::HomeOf(Gfn page) const {
+  return config_.nodes[(page.value() / kExtentPages) % config_.nodes.size()];
+}
+
+SpaceResidue Engine::Residue() const {
+  SpaceResidue residue;
+  residue.unsent_messages = outbox_.waiting();
+  for (const Shard& shard : shards_) {
+    MutexLock lock(&shard.mutex);
+    residue.active_pages += shard.active.size();
+    residue.busy_entries += shard.busy.size();
+    for (const std::deque<Gfn>& starved : shard.starved) residue.waiting_for_slots += starved.size();
+    residue.table_bytes += shard.extents.capacity() * (sizeof(uint64_t) + sizeof(void*) + 1);
+    for (const auto& [number, extent] : shard.extents) {
+      residue.table_bytes += sizeof(Extent) + extent->pages.heap_bytes() + extent->home.heap_bytes();
+    }
+  }
+  return residue;
+}
+
+}  // namespace space
+}  // namespace hk

@@ -1,0 +1,218 @@
+// The home's half of the fault engine, and the ways of all messages.
+#include <algorithm>
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/memory/space_engine_impl.h"
+
+namespace hk::space {
+namespace {
+
+using Type = PageMessageType;
+
+bool IsForHome(Type type) {
+  return type == Type::kRequest || type == Type::kDone || type == Type::kReleased || type == Type::kEvict;
+}
+bool IsFromHome(Type type) {
+  switch (type) {
+    case Type::kForward:
+    case Type::kNack:
+    case Type::kInvalidate:
+    case Type::kRelease:
+    case Type::kEvictGranted:
+    case Type::kEvictDenied:
+      return true;
+    default:
+      return false;
+  }
+}
+
+DirectoryEventType EventOfMessage(const PageMessage& message) {
+  switch (message.type) {
+    case Type::kRequest:
+      return EventOf(message.kind);
+    case Type::kDone:
+      return DirectoryEventType::kDone;
+    case Type::kReleased:
+      return DirectoryEventType::kReleased;
+    default:
+      return DirectoryEventType::kEvict;
+  }
+}
+
+}  // namespace
+
+std::string Engine::WhyImpossible(const Incoming& incoming) const {
+  const PageMessage& m = incoming.message;
+  const NodeId home = HomeOf(incoming.gfn);
+  if (IsForHome(m.type) && home != config_.self) return fmt::format("the page's home is node {}", home.value());
+  if (IsFromHome(m.type) && m.from != home) return fmt::format("the page's home is node {}", home.value());
+  if ((m.type == Type::kForward || m.type == Type::kInvalidate) && (!IsNode(m.requester) || m.requester == config_.self)) {
+    return fmt::format("for node {}", m.requester.value());
+  }
+  if ((m.type == Type::kForward || m.type == Type::kAnswer) &&
+      ((m.acks.bits() & ~nodes_.bits()) != 0 || m.acks.Contains(m.requester))) {
+    return "it names nodes that cannot acknowledge";
+  }
+  if (m.type == Type::kAnswer && m.source == PageSource::kPayload && incoming.payload.size() != kPageSize) {
+    return fmt::format("a page of {} bytes", incoming.payload.size());
+  }
+  return "";
+}
+
+bool Engine::IsDormantHere(Shard* shard, Gfn page) {
+  if (HomeOf(page) != config_.self || shard->busy.contains(page.value())) return false;
+  return ExtentOf(shard, page)->home.Get(page.value() % kExtentPages).state == DirectoryState::kDormant;
+}
+
+void Engine::Handle(Shard* shard, Incoming incoming) {
+  if (incoming.message.type == Type::kOffer) return;  // a hint; nobody adopts yet
+  if (IsForHome(incoming.message.type)) return HandleHome(shard, std::move(incoming));
+  HandlePage(shard, std::move(incoming));
+}
+
+void Engine::Drain(Shard* shard) {
+  while (shard->local_next < shard->local.size() && !stopped()) {
+    if (HK_MUTANT(engine_local_queue_reversed)) {
+      Incoming last = std::move(shard->local.back());
+      shard->local.pop_back();
+      Handle(shard, std::move(last));
+      continue;
+    }
+    Incoming next = std::move(shard->local[shard->local_next++]);
+    Handle(shard, std::move(next));
+  }
+  shard->local.clear();
+  shard->local_next = 0;
+}
+
+void Engine::HandleHome(Shard* shard, Incoming incoming) {
+  const Gfn page = incoming.gfn;
+  std::unique_ptr<BusyEntry>& slot = shard->busy[page.value()];
+  if (slot == nullptr) {
+    slot = shard->spare_entries.Take();
+    slot->entry = EntryOf(ExtentOf(shard, page)->home.Get(page.value() % kExtentPages));
+  }
+  BusyEntry* const busy = slot.get();
+  if (incoming.message.type == Type::kRequest) {
+    busy->duties.emplace_back(incoming.message.requester, std::move(incoming.duty));
+  }
+  if (!StepHome(shard, page, busy, {.type = EventOfMessage(incoming.message), .message = incoming.message})) return;
+  if (!IsAtRest(busy->entry)) return;
+  ExtentOf(shard, page)->home.Set(page.value() % kExtentPages, RestOf(busy->entry));
+  const auto found = shard->busy.find(page.value());
+  std::unique_ptr<BusyEntry> record = std::move(found->second);
+  shard->busy.erase(found);
+  record->duties.clear();
+  shard->spare_entries.Give(std::move(record));
+}
+
+// False: the space is stopped.
+bool Engine::StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent event) {
+  for (bool mirrors = true; mirrors;) {
+    mirrors = false;
+    event.serial = shard->next_serial;
+    const DirectoryResult result = Step(busy->entry, event, config_.self);
+    switch (result.verdict) {
+      case DirectoryVerdict::kDone:
+        break;
+      case DirectoryVerdict::kStale:
+        ++shard->statistics.stale_messages;
+        return true;
+      case DirectoryVerdict::kImpossible:
+      case DirectoryVerdict::kNotNow:
+        FailPage(page, absl::StatusCode::kInternal,
+                 fmt::format("coherence violation: {} from node {} at the home in state {}", Name(event.type),
+                             event.message.from.value(), Name(busy->entry.state)));
+        return false;
+    }
+    shard->next_serial += result.serials_used;
+    busy->entry = result.entry;
+    for (size_t i = 0; i < result.action_count; ++i) {
+      const DirectoryAction& action = result.actions[i];
+      switch (action.type) {
+        case DirectoryActionType::kSend: {
+          const Type type = action.message.type;
+          Duty duty;
+          if (type == Type::kForward || type == Type::kAnswer || type == Type::kNack) {
+            const auto found =
+                std::find_if(busy->duties.begin(), busy->duties.end(),
+                             [&action](const auto& entry) { return entry.first == action.message.requester; });
+            HK_CHECK(found != busy->duties.end());
+            duty = std::move(found->second);
+            busy->duties.erase(found);
+          }
+          Post(shard, page, action.message, std::move(duty));
+          break;
+        }
+        case DirectoryActionType::kSendToEach:
+          for (const NodeId node : config_.nodes) {
+            if (!action.nodes.Contains(node)) continue;
+            PageMessage message = action.message;
+            message.to = node;
+            Post(shard, page, message, Duty());
+          }
+          break;
+        case DirectoryActionType::kMirror:
+          mirrors = true;  // README: no second node is told yet
+          break;
+        case DirectoryActionType::kReconcile:
+          break;  // epochs do not change yet
+      }
+    }
+    event = {.type = DirectoryEventType::kMirrored};
+  }
+  return true;
+}
+
+void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty, SlotId payload, LentSlot give) {
+  if (message.to == config_.self) {
+    Incoming& incoming = shard->local.emplace_back();
+    incoming.gfn = page;
+    incoming.message = message;
+    incoming.duty = std::move(duty);
+    return;
+  }
+  Message header;
+  SendOptions options;
+  LentSlot request;
+  SetPageHeader(message, &header);
+  header.message_class = ClassOf(message.type);
+  header.guest = config_.guest;
+  header.generation = config_.generation;
+  header.epoch = config_.epoch;
+  header.gfn = page;
+  const bool asks = message.type == Type::kRequest || message.type == Type::kForward;
+  if (asks || header.answer) {
+    HK_CHECK(duty.slot != SlotId());
+    header.message_class = duty.message_class;
+    header.slot = duty.slot;
+    header.slot_node = duty.node;
+    if (asks && duty.node == config_.self) {
+      options.writers = nodes_;
+      options.writers.Remove(config_.self);
+      options.deadline = config_.request_limit;
+      request = std::move(duty.own);
+    }
+  }
+  if (payload != SlotId()) {
+    options.payload = payload;
+    options.payload_bytes = kPageSize;
+  }
+  const absl::Status sent =
+      outbox_.Send(message.to, header, EncodePageBody(message), options, std::move(request), std::move(give));
+  if (!sent.ok()) OnSendFailed(message.to, sent);
+}
+
+void Engine::OnSendFailed(NodeId to, const absl::Status& status) {
+  if (absl::IsUnavailable(status) || absl::IsAborted(status)) {
+    // The peer is failing, and the transport says why in a moment; or it was not there from the beginning.
+    return FailSoon(fmt::format("node {} cannot be reached: {}", to.value(), MessageOf(status)));
+  }
+  Fail(absl::InternalError(fmt::format("cannot send to node {}: {}", to.value(), MessageOf(status))));
+}
+
+}  // namespace hk::space

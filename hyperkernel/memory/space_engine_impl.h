@@ -1,0 +1,136 @@
+// The fault engine itself (contract: space_engine.h). Private to space_engine*.cc: space_engine.cc is what others call
+// and time, space_engine_pages.cc the page's half, space_engine_homes.cc the home's half and all messages.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "hyperkernel/memory/space_engine.h"
+#include "hyperkernel/memory/space_shard.h"
+
+namespace hk::space {
+
+inline constexpr size_t kShards = 64;
+// Messages of a page that wait for a send slot: a correct home sends a forward and what stands behind it.
+inline constexpr size_t kMaxParked = 8;
+
+// See space_engine.h. Lock order: a shard, then the outbox's lanes; never two shards.
+class Engine final : public SpaceEngine {
+ public:
+  Engine(const SpaceConfig& config, Transport* transport, PageFrames* frames, Timers* timers, const Clock& clock,
+         Stopped stopped);
+
+  // SpaceEngine.
+  void OnFault(Gfn page, bool write) override;
+  void Want(Gfn page, PageAccess access, bool overwrite, Granted granted) override;
+  void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) override;
+  void OnWritable(NodeId peer, MessageClass message_class) override;
+  void OnSlotsFree(MessageClass message_class, SlotUse use) override;
+  void OnRequestExpired(NodeId asked, MessageClass message_class, uint64_t transaction, SlotId slot,
+                        RequestFailure why) override;
+  void OnPeerFailed(NodeId peer, PeerFailure why, const std::string& detail) override;
+  void Stop(const absl::Status& why) override;
+  SpaceStatistics Statistics() const override;
+  std::vector<ExtentUse> Uses(uint64_t first, size_t most) const override;
+  PageRight RightOf(Gfn page) const override;
+  NodeId HomeOf(Gfn page) const override;
+  SpaceResidue Residue() const override;
+
+ private:
+  static size_t ShardIndexOf(uint64_t extent) { return (extent * 0x9e3779b97f4a7c15U) >> 58; }
+  Shard& ShardOf(Gfn page) { return shards_[ShardIndexOf(page.value() / kExtentPages)]; }
+  const Shard& ShardOf(Gfn page) const { return shards_[ShardIndexOf(page.value() / kExtentPages)]; }
+  bool InSpace(Gfn page) const { return page.value() < config_.pages; }
+  bool IsNode(NodeId node) const { return node.value() < kMaxNodes && nodes_.Contains(node); }
+  bool stopped() const { return stopped_.load(std::memory_order_acquire); }
+  absl::Status reason() const;
+
+  // space_engine.cc.
+  // Stops the space; the waiting wishes are ended by SweepIfDue, which whoever called this comes to without a lock.
+  void Fail(const absl::Status& why);
+  void FailPage(Gfn page, absl::StatusCode code, const std::string& why);
+  // The same in a while, if no better reason has come by then.
+  void FailSoon(const std::string& why);
+  void SweepIfDue();
+  void Sweep(Shard* shard) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void ArmWatch();
+  void Watch();
+  void OnTimer(Gfn page, bool retry);
+  void Starved(Shard* shard, size_t pool, bool* more) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+
+  // space_engine_pages.cc.
+  Extent* ExtentOf(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  ActivePage* Activate(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // The record goes, if nothing of the page is under way. It is not to be used after.
+  void Rest(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // Asks for what is wished, if it can be asked for now.
+  void Wish(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // Everything that may wait for a slot or for time, as far as it can go on.
+  void Advance(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void Grant(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HoldOver(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HandlePage(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // False: it needs a send slot and there is none; `incoming` is unchanged.
+  bool TryPage(Shard* shard, ActivePage* active, Incoming* incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool Acquire(Shard* shard, ActivePage* active, MessageClass message_class, SlotUse use, LentSlot* slot)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // What a step needs beside its event.
+  struct Means {
+    Incoming* incoming = nullptr;  // the message, if it is one
+    LentSlot send;                 // for the page's bytes
+    Duty request;                  // of the request that leaves
+    Duty answered;                 // of the request that is answered: the message's, or what was deferred
+  };
+  void StepPage(Shard* shard, ActivePage* active, const PageEvent& event, Means means)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // False: the frames failed, and the space is stopped.
+  bool Do(Shard* shard, ActivePage* active, PageState before, const PageResult& result, size_t index, Means* means)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool Install(Shard* shard, ActivePage* active, PageState before, const PageAction& action, Means* means)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool Unmap(Shard* shard, ActivePage* active, PageState before, const PageResult& result, size_t index, Means* means)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool SendPage(Shard* shard, ActivePage* active, const PageMessage& message, Means* means)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void Retry(Shard* shard, ActivePage* active, NackReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void Drop(Shard* shard, KeptBytes* kept) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void ArmHold(ActivePage* active, Monotonic now);
+  bool FramesDid(Gfn page, const absl::Status& status);
+
+  // space_engine_homes.cc.
+  bool IsDormantHere(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HandleHome(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent event)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void Handle(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // What the node has said to itself meanwhile.
+  void Drain(Shard* shard) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // Sends the message to another node or to this one. `duty`: of a Request, Forward, Answer or Nack. `payload`: the
+  // send slot with the page, `give` the same if it is to be released afterwards.
+  void Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty, SlotId payload = {}, LentSlot give = {})
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void OnSendFailed(NodeId to, const absl::Status& status);
+  // Empty, or why no correct node sends this.
+  std::string WhyImpossible(const Incoming& incoming) const;
+
+  const SpaceConfig config_;
+  const NodeSet nodes_;
+  Transport* const transport_;
+  PageFrames* const frames_;
+  Timers* const timers_;
+  const Clock& clock_;
+  const Stopped on_stopped_;
+  std::array<Shard, kShards> shards_;
+  SpaceOutbox outbox_;
+  std::atomic<bool> stopped_{false};
+  std::atomic<bool> sweep_due_{false};
+  std::atomic<bool> watching_{false};
+  std::atomic<size_t> first_shard_{0};  // who is served first when slots are free
+  mutable Mutex reason_mutex_;
+  absl::Status reason_ ABSL_GUARDED_BY(reason_mutex_);
+};
+
+}  // namespace hk::space

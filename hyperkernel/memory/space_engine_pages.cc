@@ -1,0 +1,470 @@
+// The page's half of the fault engine: wishes, steps of the page machine, and what is done to frames.
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/memory/space_engine_impl.h"
+
+namespace hk::space {
+namespace {
+
+bool IsForward(PageEventType type) {
+  return type == PageEventType::kForwardRead || type == PageEventType::kForwardWrite ||
+         type == PageEventType::kForwardAdopt;
+}
+
+PageEventType EventOf(const PageMessage& message) {
+  switch (message.type) {
+    case PageMessageType::kForward:
+      return message.kind == RequestKind::kRead    ? PageEventType::kForwardRead
+             : message.kind == RequestKind::kAdopt ? PageEventType::kForwardAdopt
+                                                   : PageEventType::kForwardWrite;
+    case PageMessageType::kAnswer:
+      return PageEventType::kAnswer;
+    case PageMessageType::kNack:
+      return PageEventType::kNack;
+    case PageMessageType::kInvalidate:
+      return PageEventType::kInvalidate;
+    case PageMessageType::kAck:
+      return PageEventType::kAck;
+    case PageMessageType::kRelease:
+      return PageEventType::kRelease;
+    case PageMessageType::kEvictGranted:
+      return PageEventType::kEvictGranted;
+    default:
+      return PageEventType::kEvictDenied;
+  }
+}
+
+PageAccess AccessOf(PageRight right) {
+  return right == PageRight::kExclusive ? PageAccess::kWrite
+         : right == PageRight::kNone    ? PageAccess::kNone
+                                        : PageAccess::kRead;
+}
+
+bool IsResting(PageState state) {
+  return state == PageState::kAbsent || state == PageState::kShared || state == PageState::kOwner ||
+         state == PageState::kExclusive;
+}
+
+size_t BucketOf(Monotonic::duration latency) {
+  const int64_t ns = std::chrono::nanoseconds(latency).count();
+  if (ns <= 1) return 0;
+  const auto bits = static_cast<size_t>(std::bit_width(static_cast<uint64_t>(ns)));
+  return std::min(bits - 1, SpaceStatistics::kLatencyBuckets - 1);
+}
+
+void CountRight(SpaceStatistics* statistics, PageRight right, uint64_t by) {
+  if (right == PageRight::kShared) statistics->pages_shared += by;
+  if (right == PageRight::kOwner) statistics->pages_owned += by;
+  if (right == PageRight::kExclusive) statistics->pages_exclusive += by;
+}
+
+}  // namespace
+
+Extent* Engine::ExtentOf(Shard* shard, Gfn page) {
+  std::unique_ptr<Extent>& extent = shard->extents[page.value() / kExtentPages];
+  if (extent == nullptr) extent = std::make_unique<Extent>();
+  return extent.get();
+}
+
+ActivePage* Engine::Activate(Shard* shard, Gfn page) {
+  ExtentPages& pages = ExtentOf(shard, page)->pages;
+  const size_t index = page.value() % kExtentPages;
+  std::unique_ptr<ActivePage>& slot = shard->active[page.value()];
+  if (slot != nullptr) return slot.get();
+  slot = shard->spare_pages.Take();
+  ActivePage* const active = slot.get();
+  active->gfn = page;
+  active->page.state = pages.state(index);
+  active->page.held = pages.held(index);
+  if (active->page.held) active->held_until = shard->holds.Until(page);
+  pages.Set(index, pages.state(index), false, true);
+  return active;
+}
+
+void Engine::Rest(Shard* shard, ActivePage* active) {
+  const Page& page = active->page;
+  if (!IsResting(page.state) || page.pins > 0 || page.deferred.active || page.retained || active->wished() ||
+      active->pausing || !active->parked.empty() || stopped()) {
+    return;
+  }
+  HK_DCHECK(active->unmapped.empty() && active->retained.empty() && !active->answer_slot);
+  const Gfn gfn = active->gfn;
+  bool held = page.held;
+  if (held) {
+    const Monotonic now = clock_.Now();
+    shard->holds.Expire(now, [this, shard](Gfn over) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+      ExtentPages& pages = ExtentOf(shard, over)->pages;
+      const size_t index = over.value() % kExtentPages;
+      if (!pages.active(index)) pages.Set(index, pages.state(index), false, false);
+    });
+    held = now < active->held_until;
+    if (held) shard->holds.Add(gfn, active->held_until);
+  }
+  ExtentOf(shard, gfn)->pages.Set(gfn.value() % kExtentPages, page.state, held, false);
+  const auto found = shard->active.find(gfn.value());
+  std::unique_ptr<ActivePage> record = std::move(found->second);
+  shard->active.erase(found);
+  record->Reset();
+  shard->spare_pages.Give(std::move(record));
+}
+
+bool Engine::Acquire(Shard* shard, ActivePage* active, MessageClass message_class, SlotUse use, LentSlot* slot) {
+  absl::StatusOr<SlotId> acquired = transport_->AcquireSlot(message_class, use);
+  if (acquired.ok()) {
+    *slot = LentSlot(transport_, *acquired);
+    return true;
+  }
+  const size_t pool = PoolOf(message_class, use);
+  const auto bit = static_cast<uint8_t>(1U << pool);
+  if ((active->starved & bit) == 0) {
+    active->starved |= bit;
+    shard->starved[pool].push_back(active->gfn);
+  }
+  ArmWatch();
+  return false;
+}
+
+void Engine::Wish(Shard* shard, ActivePage* active) {
+  const PageState state = active->page.state;
+  if (!active->wished() || active->pausing || !IsResting(state) || state == PageState::kExclusive) return;
+  bool write = active->fault_write;
+  bool overwrite = !active->fault_read && !active->fault_write;
+  for (const Waiter& waiter : active->waiters) {
+    write = write || waiter.access == PageAccess::kWrite;
+    overwrite = overwrite && waiter.overwrite;
+  }
+  if (!write && state != PageState::kAbsent) return;
+  Means means;
+  const DeferredRevoke& deferred = active->page.deferred;
+  // The wish for more lets the other have it first, and asks anew.
+  if (deferred.active && IsForward(deferred.type) &&
+      !Acquire(shard, active, active->deferred.message_class, SlotUse::kSend, &means.send)) {
+    return;
+  }
+  means.request.node = config_.self;
+  const bool leaves = config_.nodes.size() > 1 && (deferred.active || !IsDormantHere(shard, active->gfn));
+  if (leaves) {
+    LentSlot slot;
+    if (!Acquire(shard, active, MessageClass::kFault, SlotUse::kReceive, &slot)) return;
+    means.request.slot = slot.id();
+    means.request.own = std::move(slot);
+  }
+  SpaceStatistics& statistics = shard->statistics;
+  ++(write ? statistics.write_faults : statistics.read_faults);
+  if (write && state != PageState::kAbsent) ++statistics.upgrades;
+  PageEvent event{.type = !write      ? PageEventType::kRead
+                          : overwrite ? PageEventType::kOverwrite
+                                      : PageEventType::kWrite,
+                  .message = {}};
+  // The shard is in the number: an expired request is found by it.
+  event.message.transaction = ++shard->next_transaction * kShards + ShardIndexOf(active->gfn.value() / kExtentPages);
+  active->request_slot = means.request.slot;
+  ArmWatch();
+  StepPage(shard, active, event, std::move(means));
+}
+
+void Engine::Advance(Shard* shard, ActivePage* active) {
+  while (!active->parked.empty() && !stopped()) {
+    if (!TryPage(shard, active, &active->parked.front())) break;
+    active->parked.erase(active->parked.begin());
+  }
+  if (active->page.held && active->page.deferred.active && !stopped()) {
+    const Monotonic now = clock_.Now();
+    if (now >= active->held_until) {
+      HoldOver(shard, active);
+    } else {
+      ArmHold(active, now);
+    }
+  }
+  if (!stopped()) Wish(shard, active);
+}
+
+void Engine::HoldOver(Shard* shard, ActivePage* active) {
+  Means means;
+  if (IsForward(active->page.deferred.type) &&
+      !Acquire(shard, active, active->deferred.message_class, SlotUse::kSend, &means.send)) {
+    return;
+  }
+  StepPage(shard, active, {.type = PageEventType::kHoldOver, .message = {}}, std::move(means));
+}
+
+void Engine::ArmHold(ActivePage* active, Monotonic now) {
+  if (active->hold_timer) return;
+  active->hold_timer = true;
+  timers_->After(active->held_until - now, [this, page = active->gfn] { OnTimer(page, false); });
+}
+
+void Engine::Grant(Shard* /*shard*/, ActivePage* active) {
+  const PageAccess access = AccessOf(hk::RightOf(active->page.state));
+  if (access == PageAccess::kNone || !active->wished()) return;
+  size_t kept = 0;
+  for (size_t i = 0; i < active->waiters.size(); ++i) {
+    Waiter& waiter = active->waiters[i];
+    if (waiter.access <= access) {
+      waiter.granted(absl::OkStatus());
+    } else {
+      if (kept != i) active->waiters[kept] = std::move(waiter);
+      ++kept;
+    }
+  }
+  active->waiters.resize(kept);
+  // Who waits to write has nothing of a page that it may read.
+  if (active->fault_read || (active->fault_write && access == PageAccess::kWrite)) {
+    active->fault_read = false;
+    if (access == PageAccess::kWrite) active->fault_write = false;
+    frames_->Wake(active->gfn);
+  }
+}
+
+void Engine::HandlePage(Shard* shard, Incoming incoming) {
+  ActivePage* const active = Activate(shard, incoming.gfn);
+  if (!active->parked.empty() || !TryPage(shard, active, &incoming)) {
+    if (active->parked.size() == kMaxParked) {
+      return FailPage(incoming.gfn, absl::StatusCode::kInternal,
+                      fmt::format("node {} sends more than a home can", incoming.message.from.value()));
+    }
+    active->parked.push_back(std::move(incoming));
+  }
+  Advance(shard, active);
+  Rest(shard, active);
+}
+
+bool Engine::TryPage(Shard* shard, ActivePage* active, Incoming* incoming) {
+  Page& page = active->page;
+  if (page.held && !page.deferred.active && clock_.Now() >= active->held_until) page.held = false;
+  Means means;
+  means.incoming = incoming;
+  const PageEvent event{.type = EventOf(incoming->message), .message = incoming->message};
+  if (IsForward(event.type)) {
+    const bool blocked = page.held || page.pins > 0;
+    const bool waits = blocked && (page.state == PageState::kExclusive ||
+                                   (page.state == PageState::kOwner && event.type != PageEventType::kForwardRead));
+    const bool has_bytes = HasBytes(page.state);
+    if (has_bytes && !waits &&
+        !Acquire(shard, active, incoming->duty.message_class, SlotUse::kSend, &means.send)) {
+      return HK_MUTANT(engine_starved_forward_lost);
+    }
+  }
+  StepPage(shard, active, event, std::move(means));
+  return true;
+}
+
+void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, Means means) {
+  const PageState before = active->page.state;
+  const bool was_deferred = active->page.deferred.active;
+  const PageResult result = Step(active->page, event, config_.self, HomeOf(active->gfn));
+  switch (result.verdict) {
+    case PageVerdict::kDone:
+      break;
+    case PageVerdict::kWait:
+    case PageVerdict::kRefused:
+      return;
+    case PageVerdict::kStale:
+      ++shard->statistics.stale_messages;
+      return;
+    case PageVerdict::kImpossible:
+    case PageVerdict::kNothingToDo:
+      return FailPage(active->gfn, absl::StatusCode::kInternal,
+                      fmt::format("coherence violation: {} from node {} in state {}", Name(event.type),
+                                  event.message.from.value(), Name(before)));
+  }
+  active->page = result.page;
+  const PageRight right_before = hk::RightOf(before), right_after = hk::RightOf(result.page.state);
+  if (right_before != right_after) {
+    ExtentOf(shard, active->gfn)->pages.Count(right_before, right_after);
+    CountRight(&shard->statistics, right_before, ~uint64_t{0});
+    CountRight(&shard->statistics, right_after, 1);
+    if (right_after == PageRight::kNone) ++shard->statistics.revoked;
+  }
+  if (was_deferred && !result.page.deferred.active) {
+    means.answered = std::move(active->deferred);
+  } else if (means.incoming != nullptr && result.page.deferred.active && !was_deferred) {
+    active->deferred = std::move(means.incoming->duty);
+  } else if (IsForward(event.type)) {
+    means.answered = std::move(means.incoming->duty);
+  }
+  bool installs = false;
+  for (size_t i = 0; i < result.action_count; ++i) {
+    installs = installs || result.actions[i].type == PageActionType::kInstall;
+  }
+  // What installs a page lets those go on who wait for it before it tells the home: that costs a system call.
+  const bool sends_first = HK_MUTANT(engine_done_before_install);
+  for (const bool sends : {sends_first, !sends_first}) {
+    for (size_t i = 0; i < result.action_count; ++i) {
+      const bool is_send = result.actions[i].type == PageActionType::kSend;
+      if (installs ? is_send != sends : sends != sends_first) continue;
+      if (!Do(shard, active, before, result, i, &means)) return;
+    }
+    if (!installs) break;
+  }
+  if (active->page.retained && !active->unmapped.empty() && !HasBytes(active->page.state)) {
+    active->retained = std::move(active->unmapped);
+  }
+  if (active->page.transaction == 0) active->request_slot = SlotId();
+}
+
+bool Engine::FramesDid(Gfn page, const absl::Status& status) {
+  if (status.ok()) return true;
+  FailPage(page, status.code(), MessageOf(status));
+  return false;
+}
+
+bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageResult& result, size_t index,
+                Means* means) {
+  const PageAction& action = result.actions[index];
+  switch (action.type) {
+    case PageActionType::kSend:
+      Post(shard, active->gfn, action.message,
+           action.message.type == PageMessageType::kRequest ? std::move(means->request) : Duty());
+      return true;
+    case PageActionType::kSendPage:
+      return SendPage(shard, active, action.message, means);
+    case PageActionType::kKeepData:
+      active->answer_payload = means->incoming->payload;
+      if (HK_MUTANT(engine_answer_slot_early)) {
+        means->incoming->duty.own.Release();
+        return true;
+      }
+      active->answer_slot = std::move(means->incoming->duty.own);
+      return true;
+    case PageActionType::kInstall:
+      return Install(shard, active, before, action, means);
+    case PageActionType::kProtect:
+      return FramesDid(active->gfn, frames_->SetAccess(active->gfn, PageAccess::kRead));
+    case PageActionType::kUnmap:
+      return Unmap(shard, active, before, result, index, means);
+    case PageActionType::kMap:
+    case PageActionType::kAdoptRetained: {
+      KeptBytes& kept = action.type == PageActionType::kMap ? active->unmapped : active->retained;
+      HK_CHECK(!kept.empty());
+      if (!FramesDid(active->gfn, frames_->Install(active->gfn, kept.bytes(), AccessOf(action.right)))) return false;
+      Drop(shard, &kept);
+      return true;
+    }
+    case PageActionType::kDropFrame:
+      Drop(shard, &active->unmapped);  // empty, if the frame has just been dropped with the mapping
+      return true;
+    case PageActionType::kDropRetained:
+      Drop(shard, &active->retained);
+      return true;
+    case PageActionType::kStartHold:
+      active->held_until = clock_.Now() + config_.hold;
+      if (config_.hold.count() == 0 || HK_MUTANT(engine_hold_not_kept)) active->page.held = false;
+      return true;
+    case PageActionType::kWake:
+      Grant(shard, active);
+      return true;
+    case PageActionType::kRetry:
+      Retry(shard, active, action.reason);
+      return true;
+    case PageActionType::kStopGuest:
+      FailPage(active->gfn, absl::StatusCode::kDataLoss, "it is lost: the node that had its only copy is gone");
+      return false;
+  }
+  return true;
+}
+
+bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const PageAction& action, Means* means) {
+  const bool here = hk::RightOf(before) != PageRight::kNone;
+  std::span<const std::byte> bytes;
+  switch (action.source) {
+    case PageSource::kNone:
+    case PageSource::kZero:
+      break;
+    case PageSource::kPayload:
+      bytes = active->answer_slot || active->answer_payload.data() != nullptr ? active->answer_payload
+                                                                              : means->incoming->payload;
+      break;
+    case PageSource::kStored:
+      FailPage(active->gfn, absl::StatusCode::kUnimplemented, "its bytes are in storage, which is not read yet");
+      return false;
+  }
+  if (here && action.source != PageSource::kNone) {
+    FailPage(active->gfn, absl::StatusCode::kInternal, "coherence violation: bytes for a page that is here");
+    return false;
+  }
+  const PageAccess access = AccessOf(action.right);
+  if (!FramesDid(active->gfn, here ? frames_->SetAccess(active->gfn, access)
+                                   : frames_->Install(active->gfn, bytes, access))) {
+    return false;
+  }
+  active->answer_payload = {};
+  active->answer_slot.Release();
+  const Monotonic now = clock_.Now();
+  SpaceStatistics& statistics = shard->statistics;
+  if (active->wished()) {
+    ++(access == PageAccess::kWrite ? statistics.write_latency
+                                    : statistics.read_latency)[BucketOf(now - active->since)];
+    active->since = now;  // for whoever wants more still
+  }
+  return true;
+}
+
+bool Engine::Unmap(Shard* shard, ActivePage* active, PageState before, const PageResult& result, size_t index,
+                   Means* means) {
+  const Gfn page = active->gfn;
+  if (index + 1 < result.action_count && result.actions[index + 1].type == PageActionType::kDropFrame) {
+    return FramesDid(page, frames_->Remove(page, {}));
+  }
+  KeptBytes& kept = active->unmapped;
+  // The bytes go where they leave from, if they leave now, and stay there until they are confirmed.
+  if (means->send) {
+    kept.slot = std::move(means->send);
+  } else {
+    kept.buffer = shard->spare_buffers.Take();
+  }
+  // First no more stores, then the bytes.
+  if (before == PageState::kExclusive && !FramesDid(page, frames_->SetAccess(page, PageAccess::kRead))) return false;
+  return FramesDid(page, frames_->Remove(page, kept.bytes()));
+}
+
+bool Engine::SendPage(Shard* shard, ActivePage* active, const PageMessage& message, Means* means) {
+  SlotId payload = active->unmapped.slot.id();
+  if (payload == SlotId()) {
+    HK_CHECK(means->send);
+    const std::span<std::byte> to = means->send.bytes().first(kPageSize);
+    if (!active->unmapped.empty()) {
+      std::memcpy(to.data(), active->unmapped.bytes().data(), kPageSize);
+    } else if (!FramesDid(active->gfn, frames_->Read(active->gfn, 0, to))) {
+      return false;
+    }
+    payload = means->send.id();
+  }
+  ++shard->statistics.served;
+  Post(shard, active->gfn, message, std::move(means->answered), payload, std::move(means->send));
+  return true;
+}
+
+void Engine::Drop(Shard* shard, KeptBytes* kept) {
+  kept->slot.Release();
+  shard->spare_buffers.Give(std::move(kept->buffer));
+}
+
+void Engine::Retry(Shard* shard, ActivePage* active, NackReason reason) {
+  switch (reason) {
+    case NackReason::kBusy: {
+      ++shard->statistics.retries;
+      active->pausing = true;
+      uint64_t& random = shard->random;  // xorshift64
+      random ^= random << 13;
+      random ^= random >> 7;
+      random ^= random << 17;
+      const auto most = static_cast<uint64_t>(config_.retry.count());
+      timers_->After(std::chrono::microseconds(random % (most + 1)), [this, page = active->gfn] { OnTimer(page, true); });
+      return;
+    }
+    case NackReason::kMoved:
+      return FailPage(active->gfn, absl::StatusCode::kInternal, "its home says that it has moved, and homes do not yet");
+    case NackReason::kNothing:
+    case NackReason::kLost:
+      return;  // of an offer taken
+  }
+}
+
+}  // namespace hk::space

@@ -1,0 +1,214 @@
+#include "hyperkernel/memory/space_frames.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mapping.h"
+#include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/memory/fault_stripe.h"
+#include "hyperkernel/memory/frame_file.h"
+
+namespace hk {
+namespace {
+
+constexpr uint64_t kStripePages = kStripeBytes / kPageSize;
+alignas(kPageSize) constexpr std::byte kZeroPage[kPageSize] = {};
+
+// What is here: a byte per page, in memory that is only taken where it was written. Thread-safe, page by page.
+class AccessMap {
+ public:
+  static absl::StatusOr<AccessMap> Create(uint64_t pages) {
+    AccessMap map;
+    HK_ASSIGN_OR_RETURN(map.bytes_, Mapping::Create(pages, PROT_READ | PROT_WRITE,
+                                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, "access map"));
+    return map;
+  }
+  PageAccess Get(Gfn page) const { return static_cast<PageAccess>(At(page).load(std::memory_order_acquire)); }
+  void Set(Gfn page, PageAccess access) { At(page).store(static_cast<uint8_t>(access), std::memory_order_release); }
+
+ private:
+  std::atomic_ref<uint8_t> At(Gfn page) const { return std::atomic_ref<uint8_t>(bytes_.data()[page.value()]); }
+
+  Mapping bytes_;
+};
+
+class FileSpaceFrames final : public SpaceFrames {
+ public:
+  FileSpaceFrames(std::unique_ptr<FrameFile> file, ServiceView service, Mapping guest, AccessMap access)
+      : file_(std::move(file)),
+        pages_(file_->bytes() / kPageSize),
+        service_view_(std::move(service)),
+        guest_view_(std::move(guest)),
+        access_(std::move(access)) {}
+  ~FileSpaceFrames() override { StopServing(); }
+
+  absl::Status Serve(OnFault on_fault) override;
+  void StopServing() override;
+  std::byte* view() const override { return reinterpret_cast<std::byte*>(guest_view_.data()); }
+  uint64_t bytes() const override { return file_->bytes(); }
+  uint64_t frame_bytes() const override { return frames_.load(std::memory_order_relaxed) * kPageSize; }
+
+  absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) override;
+  absl::Status SetAccess(Gfn page, PageAccess access) override;
+  absl::Status Remove(Gfn page, std::span<std::byte> keep) override;
+  absl::Status Read(Gfn page, size_t offset, std::span<std::byte> to) override;
+  absl::Status Write(Gfn page, size_t offset, std::span<const std::byte> from) override;
+  void Wake(Gfn page) override;
+  void Fail(Gfn page) override;
+
+ private:
+  // Where a page is: its stripe, and its offset there.
+  struct Place {
+    FaultStripe* stripe;
+    uint64_t offset;
+  };
+  Place PlaceOf(Gfn page) const {
+    return {.stripe = stripes_[page.value() / kStripePages].get(), .offset = page.value() % kStripePages * kPageSize};
+  }
+  // Of the space, and here with at least `least`.
+  absl::Status Check(Gfn page, PageAccess least) const;
+  absl::Status WithPage(const absl::Status& status, Gfn page) const {
+    return status.ok() ? status : WithContext(status, fmt::format("{}, GFN {:#x}", file_->path(), page.value()));
+  }
+
+  const std::unique_ptr<FrameFile> file_;
+  const uint64_t pages_;
+  const ServiceView service_view_;
+  const Mapping guest_view_;
+  AccessMap access_;
+  std::atomic<uint64_t> frames_{0};
+  std::vector<std::unique_ptr<FaultStripe>> stripes_;
+  std::atomic<bool> serving_{false};
+};
+
+absl::Status FileSpaceFrames::Serve(OnFault on_fault) {
+  HK_CHECK(stripes_.empty());
+  for (uint64_t at = 0; at < bytes(); at += kStripeBytes) {
+    absl::StatusOr<std::unique_ptr<FaultStripe>> stripe =
+        FaultStripe::Start(guest_view_.data() + at, std::min(kStripeBytes, bytes() - at),
+                           [first = at / kPageSize, on_fault, this](FaultStripe*, ViewFault fault) {
+                             if (serving_.load(std::memory_order_acquire))
+                               on_fault(Gfn(first + fault.offset / kPageSize), fault.write);
+                           });
+    if (!stripe.ok()) {
+      stripes_.clear();
+      return stripe.status();
+    }
+    stripes_.push_back(*std::move(stripe));
+  }
+  serving_ = true;
+  return absl::OkStatus();
+}
+
+void FileSpaceFrames::StopServing() {
+  if (!serving_.exchange(false)) return;
+  for (size_t i = 0; i < stripes_.size(); i++) {
+    const ViewRange all{.start = 0, .bytes = std::min(kStripeBytes, bytes() - i * kStripeBytes)};
+    stripes_[i]->StopFaults();
+    stripes_[i]->MakeInaccessible(all);
+    stripes_[i]->Wake(all);
+  }
+}
+
+absl::Status FileSpaceFrames::Check(Gfn page, PageAccess least) const {
+  if (page.value() >= pages_) {
+    return absl::OutOfRangeError(
+        fmt::format("{}, GFN {:#x}: beyond its {:#x} pages", file_->path(), page.value(), pages_));
+  }
+  if (access_.Get(page) >= least) return absl::OkStatus();
+  return absl::FailedPreconditionError(fmt::format(
+      "{}, GFN {:#x}: {}", file_->path(), page.value(),
+      access_.Get(page) == PageAccess::kNone ? "is not here" : "is write-protected and must not be written"));
+}
+
+absl::Status FileSpaceFrames::Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) {
+  HK_CHECK(access != PageAccess::kNone && (bytes.empty() || bytes.size() == kPageSize));
+  HK_RETURN_IF_ERROR(Check(page, PageAccess::kNone));
+  const Place at = PlaceOf(page);
+  const bool write_protected = access == PageAccess::kRead && !HK_MUTANT(frames_readers_unprotected);
+  HK_RETURN_IF_ERROR(
+      WithPage(at.stripe->Install(at.offset, bytes.empty() ? kZeroPage : bytes.data(), write_protected), page));
+  access_.Set(page, access);
+  frames_.fetch_add(1, std::memory_order_relaxed);
+  return absl::OkStatus();
+}
+
+absl::Status FileSpaceFrames::SetAccess(Gfn page, PageAccess access) {
+  HK_CHECK(access != PageAccess::kNone);
+  HK_RETURN_IF_ERROR(Check(page, PageAccess::kRead));
+  if (access_.Get(page) == access) return absl::OkStatus();
+  const Place at = PlaceOf(page);
+  HK_RETURN_IF_ERROR(WithPage(at.stripe->WriteProtect(at.offset, access == PageAccess::kRead), page));
+  access_.Set(page, access);
+  return absl::OkStatus();
+}
+
+absl::Status FileSpaceFrames::Remove(Gfn page, std::span<std::byte> keep) {
+  HK_CHECK(keep.empty() || keep.size() == kPageSize);
+  HK_RETURN_IF_ERROR(Check(page, PageAccess::kRead));
+  const uint64_t offset = page.value() * kPageSize;
+  if (!keep.empty()) {
+    if (!HK_MUTANT(frames_removed_while_written)) HK_RETURN_IF_ERROR(SetAccess(page, PageAccess::kRead));
+    HK_RETURN_IF_ERROR(WithPage(file_->Read(offset, keep), page));
+  }
+  HK_RETURN_IF_ERROR(WithPage(file_->Punch(offset, kPageSize), page));
+  access_.Set(page, PageAccess::kNone);
+  frames_.fetch_sub(1, std::memory_order_relaxed);
+  return absl::OkStatus();
+}
+
+// A whole page goes by a system call: it needs no entry in the daemon's page table, which a first touch would make (a
+// fault) and the page's removal take down again. A part goes by the daemon's view: loads and stores, so that a device's
+// aligned word is one access to the program that looks at it; the kernel's copy may go by bytes.
+absl::Status FileSpaceFrames::Read(Gfn page, size_t offset, std::span<std::byte> to) {
+  HK_CHECK(offset <= kPageSize && to.size() <= kPageSize - offset);
+  HK_RETURN_IF_ERROR(Check(page, PageAccess::kRead));
+  const uint64_t at = page.value() * kPageSize + offset;
+  if (to.size() == kPageSize) return WithPage(file_->Read(at, to), page);
+  if (!to.empty()) std::memcpy(to.data(), service_view_.data() + at, to.size());
+  return absl::OkStatus();
+}
+
+absl::Status FileSpaceFrames::Write(Gfn page, size_t offset, std::span<const std::byte> from) {
+  HK_CHECK(offset <= kPageSize && from.size() <= kPageSize - offset);
+  HK_RETURN_IF_ERROR(Check(page, PageAccess::kWrite));
+  const uint64_t at = page.value() * kPageSize + offset;
+  if (from.size() == kPageSize) return WithPage(file_->Write(at, from), page);
+  if (!from.empty()) std::memcpy(service_view_.data() + at, from.data(), from.size());
+  return absl::OkStatus();
+}
+
+void FileSpaceFrames::Wake(Gfn page) {
+  if (!Check(page, PageAccess::kNone).ok()) return;
+  const Place at = PlaceOf(page);
+  at.stripe->Wake({.start = at.offset, .bytes = kPageSize});
+}
+
+void FileSpaceFrames::Fail(Gfn page) {
+  if (!Check(page, PageAccess::kNone).ok()) return;
+  const Place at = PlaceOf(page);
+  at.stripe->MakeInaccessible({.start = at.offset, .bytes = kPageSize});
+  at.stripe->Wake({.start = at.offset, .bytes = kPageSize});
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SpaceFrames>> SpaceFrames::Create(const FrameStore& frames, const std::string& name,
+                                                                 uint32_t generation, uint64_t pages) {
+  HK_CHECK(pages > 0 && pages <= UINT64_MAX / kPageSize);
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<FrameFile> file, FrameFile::Create(frames, name, generation, pages * kPageSize));
+  HK_ASSIGN_OR_RETURN(ServiceView service, ServiceView::Create(*file));
+  HK_ASSIGN_OR_RETURN(Mapping guest, file->MapGuestView());
+  HK_ASSIGN_OR_RETURN(AccessMap access, AccessMap::Create(pages));
+  return std::make_unique<FileSpaceFrames>(std::move(file), std::move(service), std::move(guest), std::move(access));
+}
+
+}  // namespace hk

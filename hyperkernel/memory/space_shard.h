@@ -1,0 +1,170 @@
+// The records of the fault engine: what a shard of a space keeps about extents at rest and about pages and entries of
+// which something is under way. Private to space_engine*.cc.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/mutex.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/extent_table.h"
+#include "hyperkernel/memory/page_directory.h"
+#include "hyperkernel/memory/page_protocol.h"
+#include "hyperkernel/memory/space_engine.h"
+#include "hyperkernel/memory/space_outbox.h"
+#include "rdma/transport.h"
+
+namespace hk::space {
+
+// The kinds of slots: what a page waits for.
+inline constexpr size_t kSlotPools = 4;
+constexpr size_t PoolOf(MessageClass message_class, SlotUse use) {
+  return (message_class == MessageClass::kBulk ? 2 : 0) + (use == SlotUse::kSend ? 1 : 0);
+}
+
+// Where a request is to be answered. Whoever has it must answer, or hand it on.
+struct Duty {
+  MessageClass message_class = MessageClass::kFault;
+  NodeId node;   // whose slot it is
+  SlotId slot;   // 0: a request of this node that nobody else will answer
+  LentSlot own;  // the same slot, while it is ours: our request has not left, or its answer is here
+};
+
+// A message that came, from another node or from this one.
+struct Incoming {
+  Gfn gfn;
+  PageMessage message;
+  Duty duty;                            // Request, Forward; Answer and Nack: `own` is the slot
+  std::span<const std::byte> payload;  // in `own`
+};
+
+// A wish that is not fulfilled yet.
+struct Waiter {
+  PageAccess access = PageAccess::kNone;
+  bool overwrite = false;
+  SpaceEngine::Granted granted;
+};
+
+using Buffer = std::unique_ptr<std::array<std::byte, kPageSize>>;
+
+// The bytes of a page that is not mapped: in the send slot that takes them away, or in memory of their own.
+struct KeptBytes {
+  LentSlot slot;
+  Buffer buffer;
+  bool empty() const { return !slot && buffer == nullptr; }
+  std::span<std::byte> bytes() const {
+    return slot ? slot.bytes().first(kPageSize) : std::span<std::byte>(*buffer);
+  }
+};
+
+// A page of which something is under way. Reused.
+struct ActivePage {
+  Gfn gfn;
+  Page page;
+  Monotonic held_until;
+  Monotonic since;  // of the oldest wish; meaningless without one
+  std::vector<Waiter> waiters;
+  bool fault_read = false, fault_write = false;  // programs wait
+  bool pausing = false;                          // until the retry's timer
+  bool hold_timer = false;                       // one is on its way
+  uint8_t starved = 0;                           // bits: in which of the shard's lists
+  Duty deferred;                                 // of page.deferred
+  SlotId request_slot;                           // of the request under way, wherever it is
+  LentSlot answer_slot;                          // kKeepData
+  std::span<const std::byte> answer_payload;     // in it
+  KeptBytes unmapped, retained;
+  std::vector<Incoming> parked;  // messages that wait for a send slot, and those behind them
+
+  bool wished() const { return fault_read || fault_write || !waiters.empty(); }
+  void Reset() {
+    std::vector<Waiter> kept = std::move(waiters);
+    kept.clear();
+    *this = ActivePage();
+    waiters = std::move(kept);
+  }
+};
+
+// A directory entry of which something is under way. Reused.
+struct BusyEntry {
+  DirectoryEntry entry;
+  // Of the requests that wait and of the one under way, until it is answered or forwarded.
+  std::vector<std::pair<NodeId, Duty>> duties;
+};
+
+// Pages at rest that are still held, in the order of their grants. A page may be there twice: its last entry counts.
+class HoldList {
+ public:
+  void Add(Gfn page, Monotonic until) { holds_.push_back({page, until}); }
+  // Until when, or the beginning of time.
+  Monotonic Until(Gfn page) const {
+    for (auto hold = holds_.rbegin(); hold != holds_.rend(); ++hold) {
+      if (hold->page == page) return hold->until;
+    }
+    return Monotonic();
+  }
+  // Takes out what is over, and tells of each page that is not held any more.
+  template <typename Over>
+  void Expire(Monotonic now, Over over) {
+    while (!holds_.empty() && holds_.front().until <= now) {
+      const Gfn page = holds_.front().page;
+      holds_.pop_front();
+      if (Until(page) == Monotonic()) over(page);
+    }
+  }
+
+ private:
+  // One grant.
+  struct Hold {
+    Gfn page;
+    Monotonic until;
+  };
+  std::deque<Hold> holds_;
+};
+
+// Things that are used again, up to `kMost` of them.
+template <typename T>
+class Pool {
+ public:
+  std::unique_ptr<T> Take() {
+    if (free_.empty()) return std::make_unique<T>();
+    std::unique_ptr<T> taken = std::move(free_.back());
+    free_.pop_back();
+    return taken;
+  }
+  void Give(std::unique_ptr<T> thing) {
+    if (thing != nullptr && free_.size() < kMost) free_.push_back(std::move(thing));
+  }
+
+ private:
+  static constexpr size_t kMost = 16;  // per shard: 64 KiB of page buffers
+  std::vector<std::unique_ptr<T>> free_;
+};
+
+// The part of a space that one lock guards: a share of its extents.
+struct alignas(64) Shard {
+  mutable Mutex mutex;
+  absl::flat_hash_map<uint64_t, std::unique_ptr<Extent>> extents ABSL_GUARDED_BY(mutex);  // by GFN / kExtentPages
+  absl::flat_hash_map<uint64_t, std::unique_ptr<ActivePage>> active ABSL_GUARDED_BY(mutex);  // by GFN
+  absl::flat_hash_map<uint64_t, std::unique_ptr<BusyEntry>> busy ABSL_GUARDED_BY(mutex);     // by GFN
+  std::vector<Incoming> local ABSL_GUARDED_BY(mutex);  // what the node says to itself, from `local_next` on
+  size_t local_next ABSL_GUARDED_BY(mutex) = 0;
+  HoldList holds ABSL_GUARDED_BY(mutex);
+  std::array<std::deque<Gfn>, kSlotPools> starved ABSL_GUARDED_BY(mutex);  // pages that wait for a slot, by PoolOf
+  Pool<ActivePage> spare_pages ABSL_GUARDED_BY(mutex);
+  Pool<BusyEntry> spare_entries ABSL_GUARDED_BY(mutex);
+  Pool<std::array<std::byte, kPageSize>> spare_buffers ABSL_GUARDED_BY(mutex);
+  uint64_t next_transaction ABSL_GUARDED_BY(mutex) = 0;
+  uint64_t next_serial ABSL_GUARDED_BY(mutex) = 0;
+  uint64_t random ABSL_GUARDED_BY(mutex) = 0;
+  SpaceStatistics statistics ABSL_GUARDED_BY(mutex);
+};
+
+}  // namespace hk::space
