@@ -1,6 +1,6 @@
-// What a node keeps of an extent while nothing of it is under way: one byte for each page that is here, and of the pages
-// whose home it is one entry for all of them (fused), or a code of two bytes for each (split) until they are alike again.
-// Sizes: README.md, "The engine". Not thread-safe: the shard's lock.
+// What a node keeps of an extent while nothing of it is under way: one byte for each page that is here, and of the
+// pages whose home it is one entry for all of them (fused), or a code of two bytes for each (split) until they are
+// alike again. Sizes: README.md, "The engine". Not thread-safe: the shard's lock.
 #pragma once
 
 #include <array>
@@ -64,7 +64,8 @@ class ExtentPages {
   bool active(size_t page) const { return (Byte(page) & kActive) != 0; }
   void Set(size_t page, PageState state, bool held, bool active) {
     HK_DCHECK(static_cast<uint8_t>(state) <= kStateMask);
-    const uint8_t byte = static_cast<uint8_t>(static_cast<uint8_t>(state) | (held ? kHeld : 0) | (active ? kActive : 0));
+    const uint8_t byte =
+        static_cast<uint8_t>(static_cast<uint8_t>(state) | (held ? kHeld : 0) | (active ? kActive : 0));
     if (bytes_ == nullptr) {
       if (byte == 0) return;
       bytes_ = std::make_unique<std::array<uint8_t, kExtentPages>>();

@@ -107,7 +107,8 @@ TEST(PageWire, EveryTypeComesBackAsItWas) {
 
 TEST(PageWire, TheBytesAreTheDocumentedOnes) {
   const PageBody forward = EncodePageBody(Examples()[1]);
-  const std::vector<uint8_t> expected = {63, 0, 1, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 1, 0, 0, 0, 0, 0, 0, 0x80};
+  const std::vector<uint8_t> expected = {63,   0, 1, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22,
+                                         0x11, 1, 0, 0,    0,    0,    0,    0,    0x80};
   ASSERT_EQ(forward.size, expected.size());
   for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(static_cast<uint8_t>(forward.bytes[i]), expected[i]) << i;
 }
@@ -157,7 +158,8 @@ TEST(PageWire, AMessageHasItsClassAndSlot) {
     bad.answer = !good.answer;
     EXPECT_FALSE(DecodePageMessage(kFrom, kSelf, bad).ok()) << Name(m.type);
     bad = good;
-    bad.message_class = good.message_class == MessageClass::kInvalidate ? MessageClass::kFault : MessageClass::kInvalidate;
+    bad.message_class =
+        good.message_class == MessageClass::kInvalidate ? MessageClass::kFault : MessageClass::kInvalidate;
     EXPECT_FALSE(DecodePageMessage(kFrom, kSelf, bad).ok()) << Name(m.type);
     bad = good;
     bad.slot = good.slot == SlotId() ? kSlot : SlotId();

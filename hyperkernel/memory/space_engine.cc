@@ -261,8 +261,8 @@ void Engine::Fail(const absl::Status& why) {
 }
 
 void Engine::FailPage(Gfn page, absl::StatusCode code, const std::string& why) {
-  Fail(absl::Status(
-      code, fmt::format("node {}, page at GPA {:#x}: {}", config_.self.value(), GpaOf(page).value(), why)));
+  Fail(absl::Status(code,
+                    fmt::format("node {}, page at GPA {:#x}: {}", config_.self.value(), GpaOf(page).value(), why)));
 }
 
 void Engine::FailSoon(const std::string& why) {

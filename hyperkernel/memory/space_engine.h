@@ -87,8 +87,8 @@ struct ExtentUse {
   uint32_t shared = 0, owned = 0, exclusive = 0;
 };
 
-// What is under way, for tests and whoever looks for leaks: all of it is 0 when nobody wishes and nothing is on its way.
-// Plain value.
+// What is under way, for tests and whoever looks for leaks: all of it is 0 when nobody wishes and nothing is on its
+// way. Plain value.
 struct SpaceResidue {
   size_t active_pages = 0, busy_entries = 0, unsent_messages = 0, waiting_for_slots = 0;
   size_t table_bytes = 0;  // of all extents that were touched; this one stays

@@ -50,7 +50,8 @@ std::string Engine::WhyImpossible(const Incoming& incoming) const {
   const NodeId home = HomeOf(incoming.gfn);
   if (IsForHome(m.type) && home != config_.self) return fmt::format("the page's home is node {}", home.value());
   if (IsFromHome(m.type) && m.from != home) return fmt::format("the page's home is node {}", home.value());
-  if ((m.type == Type::kForward || m.type == Type::kInvalidate) && (!IsNode(m.requester) || m.requester == config_.self)) {
+  if ((m.type == Type::kForward || m.type == Type::kInvalidate) &&
+      (!IsNode(m.requester) || m.requester == config_.self)) {
     return fmt::format("for node {}", m.requester.value());
   }
   if ((m.type == Type::kForward || m.type == Type::kAnswer) &&
@@ -138,9 +139,9 @@ bool Engine::StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent ev
           const Type type = action.message.type;
           Duty duty;
           if (type == Type::kForward || type == Type::kAnswer || type == Type::kNack) {
-            const auto found =
-                std::find_if(busy->duties.begin(), busy->duties.end(),
-                             [&action](const auto& entry) { return entry.first == action.message.requester; });
+            const auto found = std::find_if(busy->duties.begin(), busy->duties.end(), [&action](const auto& entry) {
+              return entry.first == action.message.requester;
+            });
             HK_CHECK(found != busy->duties.end());
             duty = std::move(found->second);
             busy->duties.erase(found);

@@ -246,8 +246,7 @@ bool Engine::TryPage(Shard* shard, ActivePage* active, Incoming* incoming) {
     const bool waits = blocked && (page.state == PageState::kExclusive ||
                                    (page.state == PageState::kOwner && event.type != PageEventType::kForwardRead));
     const bool has_bytes = HasBytes(page.state);
-    if (has_bytes && !waits &&
-        !Acquire(shard, active, incoming->duty.message_class, SlotUse::kSend, &means.send)) {
+    if (has_bytes && !waits && !Acquire(shard, active, incoming->duty.message_class, SlotUse::kSend, &means.send)) {
       return HK_MUTANT(engine_starved_forward_lost);
     }
   }
@@ -390,8 +389,8 @@ bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const P
     return false;
   }
   const PageAccess access = AccessOf(action.right);
-  if (!FramesDid(active->gfn, here ? frames_->SetAccess(active->gfn, access)
-                                   : frames_->Install(active->gfn, bytes, access))) {
+  if (!FramesDid(active->gfn,
+                 here ? frames_->SetAccess(active->gfn, access) : frames_->Install(active->gfn, bytes, access))) {
     return false;
   }
   active->answer_payload = {};
@@ -456,11 +455,13 @@ void Engine::Retry(Shard* shard, ActivePage* active, NackReason reason) {
       random ^= random >> 7;
       random ^= random << 17;
       const auto most = static_cast<uint64_t>(config_.retry.count());
-      timers_->After(std::chrono::microseconds(random % (most + 1)), [this, page = active->gfn] { OnTimer(page, true); });
+      timers_->After(std::chrono::microseconds(random % (most + 1)),
+                     [this, page = active->gfn] { OnTimer(page, true); });
       return;
     }
     case NackReason::kMoved:
-      return FailPage(active->gfn, absl::StatusCode::kInternal, "its home says that it has moved, and homes do not yet");
+      return FailPage(active->gfn, absl::StatusCode::kInternal,
+                      "its home says that it has moved, and homes do not yet");
     case NackReason::kNothing:
     case NackReason::kLost:
       return;  // of an offer taken

@@ -33,8 +33,7 @@ absl::Status SpaceOutbox::Send(NodeId to, const Message& message, const PageBody
   return absl::OkStatus();
 }
 
-void SpaceOutbox::Flush(NodeId to, MessageClass message_class,
-                        const std::function<void(const absl::Status&)>& failed) {
+void SpaceOutbox::Flush(NodeId to, MessageClass message_class, const std::function<void(const absl::Status&)>& failed) {
   Lane* const lane = Find(to, message_class);
   if (lane == nullptr) return;
   MutexLock lock(&lane->mutex);

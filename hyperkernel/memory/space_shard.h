@@ -42,7 +42,7 @@ struct Duty {
 struct Incoming {
   Gfn gfn;
   PageMessage message;
-  Duty duty;                            // Request, Forward; Answer and Nack: `own` is the slot
+  Duty duty;                           // Request, Forward; Answer and Nack: `own` is the slot
   std::span<const std::byte> payload;  // in `own`
 };
 
@@ -60,9 +60,7 @@ struct KeptBytes {
   LentSlot slot;
   Buffer buffer;
   bool empty() const { return !slot && buffer == nullptr; }
-  std::span<std::byte> bytes() const {
-    return slot ? slot.bytes().first(kPageSize) : std::span<std::byte>(*buffer);
-  }
+  std::span<std::byte> bytes() const { return slot ? slot.bytes().first(kPageSize) : std::span<std::byte>(*buffer); }
 };
 
 // A page of which something is under way. Reused.
@@ -151,7 +149,7 @@ class Pool {
 // The part of a space that one lock guards: a share of its extents.
 struct alignas(64) Shard {
   mutable Mutex mutex;
-  absl::flat_hash_map<uint64_t, std::unique_ptr<Extent>> extents ABSL_GUARDED_BY(mutex);  // by GFN / kExtentPages
+  absl::flat_hash_map<uint64_t, std::unique_ptr<Extent>> extents ABSL_GUARDED_BY(mutex);     // by GFN / kExtentPages
   absl::flat_hash_map<uint64_t, std::unique_ptr<ActivePage>> active ABSL_GUARDED_BY(mutex);  // by GFN
   absl::flat_hash_map<uint64_t, std::unique_ptr<BusyEntry>> busy ABSL_GUARDED_BY(mutex);     // by GFN
   std::vector<Incoming> local ABSL_GUARDED_BY(mutex);  // what the node says to itself, from `local_next` on

@@ -51,8 +51,8 @@ constexpr int kHandshakeTimeoutMs = 10000;
 
 // Takes the data plane's address, so that a second user of it is found at start. Over TCP with SO_REUSEADDR, or the
 // connections of a daemon that has just ended would keep the next one out (TIME_WAIT); two sockets can then be bound to
-// one address until one listens (socket(7)), which the transport does at once. Over verbs nobody listens on this socket:
-// without.
+// one address until one listens (socket(7)), which the transport does at once. Over verbs nobody listens on this
+// socket: without.
 absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address, bool tcp) {
   addrinfo hints{};
   hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;

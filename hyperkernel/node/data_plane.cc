@@ -96,7 +96,7 @@ absl::Status DataPlane::MakeTransport(const NodeSettings& settings, const std::s
   if (!made.ok()) return WithContext(made.status(), "listen.data");
   transport_ = *std::move(made);
   router_.SetTransport(transport_.get());
-  return WithContext(transport_->Start(), "listen.data");
+  return WithContext(transport_->Start(), fmt::format("listen.data: {}", settings.data_listen.ToString()));
 }
 
 absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Start(const NodeSettings& settings, const std::string& transport,

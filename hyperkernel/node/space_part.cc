@@ -24,7 +24,9 @@ absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity
       if (note->stop.has_value()) return;
       note->stop = Stop{why, clock.Wall()};
     }
-    log::Warning("space", "stopped", {{"guest", name}, {"reason", MessageOf(why)}});
+    // Cancelled: by an operator, or because the daemon ends.
+    log::Write(absl::IsCancelled(why) ? log::Level::kInfo : log::Level::kWarning, "space", "stopped",
+               {{"guest", name}, {"reason", MessageOf(why)}});
   };
   HK_ASSIGN_OR_RETURN(std::unique_ptr<GuestSpace> memory, factory(std::move(options)));
   return std::unique_ptr<SpacePart>(new SpacePart(std::move(note), std::move(memory)));
