@@ -160,8 +160,15 @@ CLI::App* AddNamed(CLI::App* space, const char* command, const char* help, const
   return app;
 }
 
+// What is wrong with a number without a sign; empty if nothing is (CLI11's form of a check). CLI11 takes "-1" for 2^64-1.
+std::string CheckNotNegative(const std::string& text) {
+  return text.find('-') == std::string::npos ? "" : fmt::format("'{}' is negative", Printable(text));
+}
+
 void AddAt(CLI::App* app, std::shared_ptr<uint64_t> address) {
-  app->add_option("--at", *address, "Guest-physical address of the first byte: 4096, 0x1000")->required();
+  app->add_option("--at", *address, "Guest-physical address of the first byte: 4096, 0x1000")
+      ->check(CheckNotNegative)
+      ->required();
 }
 
 void AddMemoryCommands(CLI::App* space, const Options* options, std::shared_ptr<std::string> name, int* exit_code) {
@@ -220,6 +227,7 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
                               "  hkctl space create scratch --memory 1T --nodes a,b -o json",
                               name);
   create->add_option("--memory", *memory, "Size, with a unit: 640M, 1T (powers of 1024); a multiple of 4K")
+      ->check(CheckNotNegative)
       ->transform(CLI::AsSizeValue(false))
       ->required();
   create->add_option("--nodes", *nodes, "Nodes, with commas between")->delimiter(',')->required();
