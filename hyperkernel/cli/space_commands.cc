@@ -160,7 +160,8 @@ CLI::App* AddNamed(CLI::App* space, const char* command, const char* help, const
   return app;
 }
 
-// What is wrong with a number without a sign; empty if nothing is (CLI11's form of a check). CLI11 takes "-1" for 2^64-1.
+// What is wrong with a number without a sign; empty if nothing is (CLI11's form of a check). CLI11 takes "-1" for
+// 2^64-1.
 std::string CheckNotNegative(const std::string& text) {
   return text.find('-') == std::string::npos ? "" : fmt::format("'{}' is negative", Printable(text));
 }
