@@ -23,15 +23,22 @@ uint64_t RandomId() {
   return id;
 }
 
+// A peer's word for a time; one that this host's clock does not know (beyond the year 2262) is none.
 WallTime ToWall(const google::protobuf::Timestamp& time) {
-  return WallTime(std::chrono::duration_cast<WallTime::duration>(std::chrono::seconds(time.seconds()) +
-                                                                 std::chrono::nanoseconds(time.nanos())));
+  constexpr int64_t kEnd = std::chrono::duration_cast<std::chrono::seconds>(WallTime::duration::max()).count();
+  if (time.seconds() < 0 || time.seconds() >= kEnd) return WallTime();
+  return WallTime(std::chrono::seconds(time.seconds()));
 }
 
 // Errors begin with the node they happened at, as those of peers do.
 absl::Status At(const std::string& node, const absl::Status& status) {
   if (status.ok() || status.message().rfind("node '", 0) == 0) return status;
   return WithContext(status, fmt::format("node '{}'", node));
+}
+
+absl::Status CheckTakesPart(const SpaceIdentity& space, const std::string& node) {
+  if (space.Find(node) != nullptr) return absl::OkStatus();
+  return absl::PermissionDeniedError(fmt::format("node '{}' does not take part in space '{}'", node, space.name));
 }
 
 }  // namespace
@@ -280,6 +287,7 @@ absl::StatusOr<std::vector<std::string>> SpaceManager::Delete(const std::string&
 
 absl::StatusOr<std::vector<std::string>> SpaceManager::Remove(const v1::RemoveSpaceRequest& request) {
   HK_ASSIGN_OR_RETURN(const View space, FindId(request.id()));
+  HK_RETURN_IF_ERROR(CheckTakesPart(space.identity, request.from()));
   if (space.identity.coordinator != self_) {
     return absl::FailedPreconditionError(
         fmt::format("space '{}' is coordinated by node '{}'", space.identity.name, space.identity.coordinator));
@@ -291,9 +299,7 @@ absl::StatusOr<std::vector<std::string>> SpaceManager::Remove(const v1::RemoveSp
 absl::Status SpaceManager::Detach(const v1::DetachSpaceRequest& request) {
   const absl::StatusOr<View> space = FindId(request.id());
   if (!space.ok()) return absl::OkStatus();  // it is not here: that is what was wanted
-  if (space->identity.Find(request.from()) == nullptr)
-    return absl::PermissionDeniedError(
-        fmt::format("node '{}' does not take part in space '{}'", request.from(), space->identity.name));
+  HK_RETURN_IF_ERROR(CheckTakesPart(space->identity, request.from()));
   const absl::StatusOr<View> taken = BeginDelete(request.id());
   if (!taken.ok()) return taken.status();
   log::Info("space", "leaving", {{"guest", taken->identity.name}, {"peer", request.from()}});

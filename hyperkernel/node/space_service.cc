@@ -12,11 +12,16 @@
 namespace hk {
 namespace {
 
+// The answer's way to the caller, who is to hear why, and not only that it took too long.
+constexpr std::chrono::milliseconds kAnswerMargin(500);
+
 // The caller's deadline on the monotonic clock. gRPC's are on the wall clock, and "none" is its end: an hour is as
 // good.
 Monotonic DeadlineOf(const grpc::ServerContext& context) {
-  const auto left = context.deadline() - std::chrono::system_clock::now();
-  return std::chrono::steady_clock::now() + std::min<std::chrono::system_clock::duration>(left, std::chrono::hours(1));
+  using Duration = std::chrono::system_clock::duration;
+  const Duration left =
+      std::min<Duration>(context.deadline() - std::chrono::system_clock::now(), std::chrono::hours(1));
+  return std::chrono::steady_clock::now() + left - std::min<Duration>(kAnswerMargin, left / 2);
 }
 
 template <typename Value>
