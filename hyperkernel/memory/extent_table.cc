@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "hyperkernel/base/mutant.h"
+
 namespace hk {
 
 bool IsAtRest(const DirectoryEntry& entry) {
@@ -64,7 +66,7 @@ void ExtentDirectory::Set(size_t page, const RestingEntry& entry) {
   split.entries[code] = entry;
   ++split.uses[code];
   split.codes[page] = static_cast<uint16_t>(code);
-  if (split.uses[code] == kExtentPages) {
+  if (split.uses[code] == kExtentPages || HK_MUTANT(extent_fuses_unlike)) {
     fused_ = entry;
     split_.reset();
   }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/space_frames.h"
@@ -32,8 +33,10 @@ class PageCopy {
   void OnGranted(const absl::Status& granted) {
     MutexLock lock(&mutex_);
     status_ = granted;
-    if (granted.ok() && !from_.empty()) status_ = frames_->Write(page_, offset_, from_);
-    if (granted.ok() && from_.empty() && !given_up_) status_ = frames_->Read(page_, offset_, to_);
+    const bool writes = !from_.empty() && !(given_up_ && HK_MUTANT(space_given_up_write_lost));
+    if (granted.ok() && writes) status_ = frames_->Write(page_, offset_, from_);
+    const bool reads = from_.empty() && (!given_up_ || HK_MUTANT(space_reads_after_giving_up));
+    if (granted.ok() && reads) status_ = frames_->Read(page_, offset_, to_);
     done_ = true;
     changed_.Signal();
   }

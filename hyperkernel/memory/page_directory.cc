@@ -28,12 +28,13 @@ constexpr NodeSet With(NodeSet nodes, NodeId node) {
 // One step under way.
 class Stepper {
  public:
-  Stepper(const DirectoryEntry& entry, const DirectoryEvent& event, NodeId self)
-      : before_(entry), event_(event), message_(event.message), self_(self) {
+  // All of them outlive it; `result` is as it was made.
+  Stepper(const DirectoryEntry& entry, const DirectoryEvent& event, NodeId self, DirectoryResult* result)
+      : before_(entry), event_(event), message_(event.message), self_(self), result_(*result) {
     result_.entry = entry;
   }
 
-  DirectoryResult Run() {
+  void Run() {
     switch (event_.type) {
       case Event::kRead:
       case Event::kWrite:
@@ -66,7 +67,6 @@ class Stepper {
         Rebuild();
         break;
     }
-    return result_;
   }
 
  private:
@@ -406,17 +406,19 @@ class Stepper {
   }
   static NodeId First(NodeSet nodes) { return NodeId(static_cast<uint16_t>(std::countr_zero(nodes.bits()))); }
 
-  const DirectoryEntry before_;
+  const DirectoryEntry& before_;
   const DirectoryEvent& event_;
   const PageMessage& message_;
   const NodeId self_;
-  DirectoryResult result_;
+  DirectoryResult& result_;
 };
 
 }  // namespace
 
 DirectoryResult Step(const DirectoryEntry& entry, const DirectoryEvent& event, NodeId self) {
-  return Stepper(entry, event, self).Run();
+  DirectoryResult result;  // in the caller's memory: these are large values
+  Stepper(entry, event, self, &result).Run();
+  return result;
 }
 
 PageRight RightAt(const DirectoryEntry& entry, NodeId node) {

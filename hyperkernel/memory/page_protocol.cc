@@ -11,12 +11,13 @@ using State = PageState;
 // One step under way. Every handler ends in one of the verdicts; Rejected leaves the page as it was.
 class Stepper {
  public:
-  Stepper(const Page& page, const PageEvent& event, NodeId self, NodeId home)
-      : before_(page), event_(event), message_(event.message), self_(self), home_(home) {
+  // All of them outlive it; `result` is as it was made.
+  Stepper(const Page& page, const PageEvent& event, NodeId self, NodeId home, PageResult* result)
+      : before_(page), event_(event), message_(event.message), self_(self), home_(home), result_(*result) {
     result_.page = page;
   }
 
-  PageResult Run() {
+  void Run() {
     switch (event_.type) {
       case Event::kRead:
         Want(RequestKind::kRead);
@@ -80,7 +81,6 @@ class Stepper {
         Reconciled();
         break;
     }
-    return result_;
   }
 
  private:
@@ -463,18 +463,20 @@ class Stepper {
     Do(PageActionType::kWake);
   }
 
-  const Page before_;
+  const Page& before_;
   const PageEvent& event_;
   const PageMessage& message_;
   const NodeId self_;
   const NodeId home_;
-  PageResult result_;
+  PageResult& result_;
 };
 
 }  // namespace
 
 PageResult Step(const Page& page, const PageEvent& event, NodeId self, NodeId home) {
-  return Stepper(page, event, self, home).Run();
+  PageResult result;  // in the caller's memory: these are large values
+  Stepper(page, event, self, home, &result).Run();
+  return result;
 }
 
 PageReport ReportOf(const Page& page, NodeId self) {

@@ -6,6 +6,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/space_engine_impl.h"
 
@@ -188,6 +189,7 @@ void Engine::OnSlotsFree(MessageClass message_class, SlotUse use) {
     Shard& shard = shards_[(first + i) % kShards];
     MutexLock lock(&shard.mutex);
     Starved(&shard, pool, &more);
+    if (HK_MUTANT(engine_starved_shard_forgotten)) break;
   }
   SweepIfDue();
 }
@@ -294,6 +296,7 @@ void Engine::Sweep(Shard* shard) {
                                             PageState::kExclusive};
     const PageRight right = hk::RightOf(active->page.state);
     ExtentOf(shard, Gfn(gfn))->pages.Set(gfn % kExtentPages, kStates[static_cast<size_t>(right)], false, false);
+    if (HK_MUTANT(engine_stop_forgets_waiters)) continue;
     for (Waiter& waiter : active->waiters) waiter.granted(why);
     if (active->fault_read || active->fault_write) {
       frames_->Fail(Gfn(gfn));

@@ -4,7 +4,6 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
-#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/space_engine_impl.h"
 
@@ -77,12 +76,6 @@ void Engine::Handle(Shard* shard, Incoming incoming) {
 
 void Engine::Drain(Shard* shard) {
   while (shard->local_next < shard->local.size() && !stopped()) {
-    if (HK_MUTANT(engine_local_queue_reversed)) {
-      Incoming last = std::move(shard->local.back());
-      shard->local.pop_back();
-      Handle(shard, std::move(last));
-      continue;
-    }
     Incoming next = std::move(shard->local[shard->local_next++]);
     Handle(shard, std::move(next));
   }

@@ -91,7 +91,7 @@ class Engine final : public SpaceEngine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   bool Install(Shard* shard, ActivePage* active, PageState before, const PageAction& action, Means* means)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
-  bool Unmap(Shard* shard, ActivePage* active, PageState before, const PageResult& result, size_t index, Means* means)
+  bool Unmap(Shard* shard, ActivePage* active, const PageResult& result, size_t index, Means* means)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   bool SendPage(Shard* shard, ActivePage* active, const PageMessage& message, Means* means)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);

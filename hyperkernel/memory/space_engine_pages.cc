@@ -216,6 +216,7 @@ void Engine::Grant(Shard* /*shard*/, ActivePage* active) {
   active->waiters.resize(kept);
   // Who waits to write has nothing of a page that it may read.
   if (active->fault_read || (active->fault_write && access == PageAccess::kWrite)) {
+    if (HK_MUTANT(engine_reader_not_woken) && access == PageAccess::kRead) return;
     active->fault_read = false;
     if (access == PageAccess::kWrite) active->fault_write = false;
     frames_->Wake(active->gfn);
@@ -224,7 +225,9 @@ void Engine::Grant(Shard* /*shard*/, ActivePage* active) {
 
 void Engine::HandlePage(Shard* shard, Incoming incoming) {
   ActivePage* const active = Activate(shard, incoming.gfn);
-  if (!active->parked.empty() || !TryPage(shard, active, &incoming)) {
+  // A Release goes by its serial and needs no slot: the home, and with it others' slots, may wait for what follows it.
+  const bool behind = !active->parked.empty() && incoming.message.type != PageMessageType::kRelease;
+  if (behind || !TryPage(shard, active, &incoming)) {
     if (active->parked.size() == kMaxParked) {
       return FailPage(incoming.gfn, absl::StatusCode::kInternal,
                       fmt::format("node {} sends more than a home can", incoming.message.from.value()));
@@ -292,15 +295,16 @@ void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, 
   for (size_t i = 0; i < result.action_count; ++i) {
     installs = installs || result.actions[i].type == PageActionType::kInstall;
   }
-  // What installs a page lets those go on who wait for it before it tells the home: that costs a system call.
-  const bool sends_first = HK_MUTANT(engine_done_before_install);
-  for (const bool sends : {sends_first, !sends_first}) {
+  // Those who wait for a page that is installed go on before its home is told: that costs a system call. Everything
+  // else is done in the machine's order.
+  const bool sends_first = HK_MUTANT(engine_sends_first);
+  const int rounds = installs || sends_first ? 2 : 1;
+  for (int round = 0; round < rounds; ++round) {
     for (size_t i = 0; i < result.action_count; ++i) {
       const bool is_send = result.actions[i].type == PageActionType::kSend;
-      if (installs ? is_send != sends : sends != sends_first) continue;
+      if (rounds == 2 && is_send != (sends_first ? round == 0 : round == 1)) continue;
       if (!Do(shard, active, before, result, i, &means)) return;
     }
-    if (!installs) break;
   }
   if (active->page.retained && !active->unmapped.empty() && !HasBytes(active->page.state)) {
     active->retained = std::move(active->unmapped);
@@ -337,7 +341,7 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
     case PageActionType::kProtect:
       return FramesDid(active->gfn, frames_->SetAccess(active->gfn, PageAccess::kRead));
     case PageActionType::kUnmap:
-      return Unmap(shard, active, before, result, index, means);
+      return Unmap(shard, active, result, index, means);
     case PageActionType::kMap:
     case PageActionType::kAdoptRetained: {
       KeptBytes& kept = action.type == PageActionType::kMap ? active->unmapped : active->retained;
@@ -405,8 +409,7 @@ bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const P
   return true;
 }
 
-bool Engine::Unmap(Shard* shard, ActivePage* active, PageState before, const PageResult& result, size_t index,
-                   Means* means) {
+bool Engine::Unmap(Shard* shard, ActivePage* active, const PageResult& result, size_t index, Means* means) {
   const Gfn page = active->gfn;
   if (index + 1 < result.action_count && result.actions[index + 1].type == PageActionType::kDropFrame) {
     return FramesDid(page, frames_->Remove(page, {}));
@@ -418,8 +421,6 @@ bool Engine::Unmap(Shard* shard, ActivePage* active, PageState before, const Pag
   } else {
     kept.buffer = shard->spare_buffers.Take();
   }
-  // First no more stores, then the bytes.
-  if (before == PageState::kExclusive && !FramesDid(page, frames_->SetAccess(page, PageAccess::kRead))) return false;
   return FramesDid(page, frames_->Remove(page, kept.bytes()));
 }
 

@@ -8,6 +8,7 @@
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/mutex.h"
 
 namespace hk {
@@ -109,7 +110,8 @@ void SpaceRouter::OnMessage(NodeId from, const Message& message, std::span<const
   const bool taken = table_->One({message.guest, message.generation},
                                  [&](SpaceEngine* engine) { engine->OnMessage(from, message, payload, late); });
   // A space that was deleted meanwhile, or one that this node never had. The answer's slot is ours again.
-  if (!taken && message.answer && table_->transport != nullptr) table_->transport->ReleaseSlot(message.slot);
+  const bool ours = message.answer && !HK_MUTANT(router_keeps_slots);
+  if (!taken && ours && table_->transport != nullptr) table_->transport->ReleaseSlot(message.slot);
 }
 
 void SpaceRouter::OnPeerUp(NodeId peer) {

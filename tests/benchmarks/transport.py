@@ -65,4 +65,5 @@ def measure_tcp():
         emit_pairs(f'transport.tcp.bulk_{wait}', of(pairs, 'mb_per_s'), 'MB/s', LIMIT_BULK_RATIO, at_least=True, wait=wait)
 
 
-measure_tcp()
+if __name__ == '__main__':
+    measure_tcp()

@@ -1,0 +1,679 @@
+// The fault engine between a transport, frames, timers and a clock that do what the test says: what it sends, in which
+// order, and what it does when something fails. Whole clusters: tests/sim/space_sim_test.cc.
+#include "hyperkernel/memory/space_engine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "fmt/format.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "hyperkernel/base/mutex.h"
+#include "hyperkernel/memory/page_wire.h"
+
+namespace hk {
+namespace {
+
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using Type = PageMessageType;
+
+// What happened, in order.
+using Log = std::vector<std::string>;
+
+class FakeClock final : public Clock {
+ public:
+  Monotonic Now() const override { return now; }
+  WallTime Wall() const override { return {}; }
+  Monotonic now{std::chrono::seconds(1000)};
+};
+
+class FakeTimers final : public Timers {
+ public:
+  explicit FakeTimers(FakeClock* clock) : clock_(clock) {}
+  void After(Monotonic::duration delay, std::function<void()> run) override {
+    timers_.emplace(clock_->now + delay, std::move(run));
+  }
+  void Advance(Monotonic::duration by) {
+    const Monotonic end = clock_->now + by;
+    while (!timers_.empty() && timers_.begin()->first <= end) {
+      clock_->now = std::max(clock_->now, timers_.begin()->first);
+      const std::function<void()> run = std::move(timers_.begin()->second);
+      timers_.erase(timers_.begin());
+      run();
+    }
+    clock_->now = end;
+  }
+  size_t DueWithin(Monotonic::duration time) const {
+    return static_cast<size_t>(std::count_if(timers_.begin(), timers_.end(),
+                                             [&](const auto& timer) { return timer.first <= clock_->now + time; }));
+  }
+
+ private:
+  FakeClock* const clock_;
+  std::multimap<Monotonic, std::function<void()>> timers_;
+};
+
+class FakeFrames final : public PageFrames {
+ public:
+  explicit FakeFrames(Log* log) : log_(log) {}
+  absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) override {
+    if (!failure.ok()) return failure;
+    if (pages.contains(page.value())) return absl::AlreadyExistsError("the page is here");
+    pages[page.value()] = {access, bytes.empty() ? '\0' : static_cast<char>(bytes[0])};
+    log_->push_back(fmt::format("install {} {}", page.value(), static_cast<int>(access)));
+    return absl::OkStatus();
+  }
+  absl::Status SetAccess(Gfn page, PageAccess access) override {
+    pages.at(page.value()).first = access;
+    log_->push_back(fmt::format("access {} {}", page.value(), static_cast<int>(access)));
+    return absl::OkStatus();
+  }
+  absl::Status Remove(Gfn page, std::span<std::byte> keep) override {
+    if (!keep.empty()) keep[0] = static_cast<std::byte>(pages.at(page.value()).second);
+    pages.erase(page.value());
+    log_->push_back(fmt::format("remove {}", page.value()));
+    return absl::OkStatus();
+  }
+  absl::Status Read(Gfn page, size_t, std::span<std::byte> to) override {
+    to[0] = static_cast<std::byte>(pages.at(page.value()).second);
+    return absl::OkStatus();
+  }
+  absl::Status Write(Gfn page, size_t, std::span<const std::byte> from) override {
+    pages.at(page.value()).second = static_cast<char>(from[0]);
+    return absl::OkStatus();
+  }
+  void Wake(Gfn page) override { log_->push_back(fmt::format("wake {}", page.value())); }
+  void Fail(Gfn page) override { log_->push_back(fmt::format("fail {}", page.value())); }
+
+  std::map<uint64_t, std::pair<PageAccess, char>> pages;  // access, first byte
+  absl::Status failure;
+
+ private:
+  Log* const log_;
+};
+
+// Sends to nobody.
+class FakeTransport final : public Transport {
+ public:
+  explicit FakeTransport(Log* log) : log_(log) {}
+  struct Sent {
+    NodeId to;
+    Message message;
+    PageMessage page;
+    SendOptions options;
+    char payload = 0;  // its first byte
+  };
+
+  absl::Status Start() override { return absl::OkStatus(); }
+  void Stop() override {}
+  absl::Status AddPeer(NodeId, const std::string&) override { return absl::OkStatus(); }
+  void RemovePeer(NodeId) override {}
+  void ResetPeer(NodeId, Epoch) override {}
+  void SetNodeEpoch(Epoch) override {}
+  absl::Status SetEpoch(GuestId, uint32_t, Epoch) override { return absl::OkStatus(); }
+  void ForgetGuest(GuestId) override {}
+  absl::Status Send(NodeId to, const Message& message, const SendOptions& options) override {
+    if (!refusal.ok()) return refusal;
+    // As the receiver sees it.
+    const absl::StatusOr<PageMessage> page = DecodePageMessage(NodeId(0), to, message);
+    if (!page.ok()) {
+      ADD_FAILURE() << page.status();
+      return page.status();
+    }
+    Sent one{.to = to, .message = message, .page = *page, .options = options};
+    one.message.body = {};
+    if (options.payload != SlotId()) one.payload = static_cast<char>(memory.at(options.payload.value())[0]);
+    sent.push_back(one);
+    log_->push_back(fmt::format("send {} {}", Name(page->type), to.value()));
+    if (message.slot_node == NodeId(0) && !message.answer) lent.erase(message.slot.value());
+    return absl::OkStatus();
+  }
+  absl::StatusOr<SlotId> AcquireSlot(MessageClass, SlotUse use) override {
+    int& left = use == SlotUse::kSend ? send_slots : receive_slots;
+    if (left == 0) return absl::ResourceExhaustedError("none");
+    --left;
+    const SlotId slot(next_slot_++);
+    lent.insert(slot.value());
+    memory[slot.value()].resize(kPageSize);
+    return slot;
+  }
+  std::span<std::byte> SlotBytes(SlotId slot) override {
+    EXPECT_TRUE(lent.contains(slot.value()));
+    return memory.at(slot.value());
+  }
+  void ReleaseSlot(SlotId slot) override { EXPECT_EQ(lent.erase(slot.value()), 1u) << "slot " << slot.value(); }
+  absl::Status CancelRequest(SlotId) override { return absl::OkStatus(); }
+  absl::StatusOr<PeerStatistics> Statistics(NodeId) const override { return PeerStatistics(); }
+  TransportStatistics Statistics() const override { return {}; }
+
+  std::vector<Sent> sent;
+  std::set<uint64_t> lent;
+  std::map<uint64_t, std::vector<std::byte>> memory;
+  absl::Status refusal;
+  int receive_slots = 100, send_slots = 100;
+
+ private:
+  Log* const log_;
+  uint64_t next_slot_ = 100;
+};
+
+constexpr NodeId kSelf(0), kPeer(1), kThird(2);
+// With two nodes: the home of even extents is this node, of odd ones the peer.
+constexpr Gfn kHere(7), kThere(kExtentPages + 7);
+
+class SpaceEngineTest : public testing::Test {
+ protected:
+  SpaceEngineTest() { Make({kSelf, kPeer}); }
+  void Make(const std::vector<NodeId>& nodes) {
+    engine_.reset();
+    config_.guest = GuestId(5);
+    config_.generation = 2;
+    config_.epoch = Epoch(3);
+    config_.self = kSelf;
+    config_.nodes = nodes;
+    config_.pages = 4 * kExtentPages;
+    absl::StatusOr<std::unique_ptr<SpaceEngine>> made =
+        SpaceEngine::Create(config_, &transport_, &frames_, &timers_, clock_,
+                            [this](const absl::Status& why) { stops_.emplace_back(why); });
+    ASSERT_TRUE(made.ok()) << made.status();
+    engine_ = *std::move(made);
+  }
+  ~SpaceEngineTest() override {
+    engine_.reset();
+    EXPECT_THAT(transport_.lent, IsEmpty());
+  }
+
+  // A wish, and where its end is put.
+  struct Wish {
+    int ends = 0;
+    absl::Status status = absl::UnknownError("not yet");
+  };
+  void Want(Gfn page, PageAccess access, Wish* wish, bool overwrite = false) {
+    engine_->Want(page, access, overwrite, [this, wish](const absl::Status& status) {
+      ++wish->ends;
+      wish->status = status;
+      log_.push_back("granted");
+    });
+  }
+  // A message of a peer about a page.
+  void Receive(NodeId from, Gfn page, PageMessage m, SlotId slot = {}, NodeId slot_node = {}, char byte = 0) {
+    Message message;
+    SetPageHeader(m, &message);
+    message.message_class = ClassOf(m.type);
+    message.guest = config_.guest;
+    message.generation = config_.generation;
+    message.epoch = config_.epoch;
+    message.gfn = page;
+    message.slot = slot;
+    message.slot_node = slot_node;
+    const PageBody body = EncodePageBody(m);
+    message.body = body.span();
+    std::span<const std::byte> payload;
+    if (message.answer) {
+      transport_.lent.insert(slot.value());
+      if (m.source == PageSource::kPayload) {
+        transport_.memory[slot.value()][0] = static_cast<std::byte>(byte);
+        payload = transport_.memory[slot.value()];
+      }
+    }
+    engine_->OnMessage(from, message, payload, false);
+  }
+  static PageMessage Of(Type type) {
+    PageMessage m;
+    m.type = type;
+    return m;
+  }
+  void ReceiveRequest(NodeId from, Gfn page, RequestKind kind, uint64_t transaction) {
+    PageMessage m = Of(Type::kRequest);
+    m.kind = kind;
+    m.transaction = transaction;
+    Receive(from, page, m, SlotId(transaction << 16), from);
+  }
+  void ReceiveForward(Gfn page, RequestKind kind, NodeId requester, uint64_t transaction, uint64_t serial) {
+    PageMessage m = Of(Type::kForward);
+    m.kind = kind;
+    m.requester = requester;
+    m.transaction = transaction;
+    m.serial = serial;
+    Receive(kPeer, page, m, SlotId(transaction << 16), requester);
+  }
+  // The peer, home of kThere, grants the last request.
+  void Grant(Gfn page, PageRight right, PageSource source, char byte = 0, NodeSet acks = {}, NodeId from = kPeer) {
+    const FakeTransport::Sent request = transport_.sent.back();
+    ASSERT_EQ(request.page.type, Type::kRequest);
+    PageMessage m = Of(Type::kAnswer);
+    m.transaction = request.message.transaction;
+    m.serial = 77;
+    m.kind = request.page.kind;
+    m.right = right;
+    m.source = source;
+    m.acks = acks;
+    Receive(from, page, m, request.message.slot, kSelf, byte);
+  }
+  void ExpectStopped(const std::string& reason) {
+    ASSERT_EQ(stops_.size(), 1u);
+    EXPECT_THAT(std::string(stops_[0].message()), HasSubstr(reason));
+    Wish after;
+    Want(kThere, PageAccess::kRead, &after);
+    EXPECT_EQ(after.ends, 1);
+    EXPECT_EQ(after.status, stops_[0]);
+    EXPECT_EQ(engine_->Residue().active_pages, 0u);
+  }
+
+  Log log_;
+  FakeClock clock_;
+  FakeTimers timers_{&clock_};
+  FakeFrames frames_{&log_};
+  FakeTransport transport_{&log_};
+  SpaceConfig config_;
+  std::vector<absl::Status> stops_;
+  std::unique_ptr<SpaceEngine> engine_;
+};
+
+TEST_F(SpaceEngineTest, AFirstTouchAtHomeAsksNobody) {
+  transport_.receive_slots = transport_.send_slots = 0;
+  Wish read, write;
+  Want(kHere, PageAccess::kRead, &read);
+  Want(kHere, PageAccess::kWrite, &write);
+  EXPECT_EQ(read.ends + write.ends, 2);
+  EXPECT_TRUE(read.status.ok());
+  EXPECT_THAT(log_, ElementsAre("install 7 1", "granted", "access 7 2", "granted"));
+  EXPECT_EQ(engine_->RightOf(kHere), PageRight::kExclusive);
+  engine_->OnFault(kHere, true);
+  EXPECT_EQ(log_.back(), "wake 7");
+  EXPECT_EQ(engine_->Residue().active_pages + engine_->Residue().busy_entries, 0u);
+  EXPECT_THAT(engine_->Uses(0, 10), testing::SizeIs(1));
+}
+
+TEST_F(SpaceEngineTest, AFaultRunsOnBeforeItsHomeIsTold) {
+  engine_->OnFault(kThere, false);
+  Grant(kThere, PageRight::kShared, PageSource::kPayload, 'x');
+  EXPECT_THAT(log_, ElementsAre("send Request 1", "install 519 1", "wake 519", "send Done 1"));
+  EXPECT_EQ(frames_.pages[kThere.value()].second, 'x');
+  EXPECT_EQ(transport_.sent[1].page.serial, 77u);
+  // An upgrade: no data, no second installation.
+  engine_->OnFault(kThere, true);
+  EXPECT_TRUE(transport_.sent.back().page.has_copy);
+  Grant(kThere, PageRight::kExclusive, PageSource::kNone);
+  EXPECT_EQ(log_[5], "access 519 2");
+  const SpaceStatistics statistics = engine_->Statistics();
+  EXPECT_EQ(statistics.read_faults, 1u);
+  EXPECT_EQ(statistics.write_faults, 1u);
+  EXPECT_EQ(statistics.upgrades, 1u);
+  EXPECT_EQ(statistics.pages_exclusive, 1u);
+}
+
+TEST_F(SpaceEngineTest, APageIsWrittenAfterTheLastAcknowledgementFromTheSlotThatWasKept) {
+  Make({kSelf, kPeer, kThird});
+  Wish write;
+  Want(kThere, PageAccess::kWrite, &write);
+  NodeSet acks;
+  acks.Add(kThird);
+  Grant(kThere, PageRight::kExclusive, PageSource::kPayload, 'y', acks);
+  EXPECT_EQ(write.ends, 0);
+  EXPECT_EQ(transport_.lent.size(), 1u);
+  PageMessage ack = Of(Type::kAck);
+  ack.transaction = transport_.sent[0].message.transaction;
+  Receive(kThird, kThere, ack);
+  EXPECT_EQ(write.ends, 1);
+  EXPECT_EQ(frames_.pages[kThere.value()].second, 'y');
+}
+
+TEST_F(SpaceEngineTest, AGrantedPageIsHeld) {
+  Wish write;
+  Want(kHere, PageAccess::kWrite, &write);
+  frames_.pages[kHere.value()].second = 'h';
+  EXPECT_EQ(timers_.DueWithin(config_.hold), 0u);  // nothing waits for it yet
+  log_.clear();
+  ReceiveRequest(kPeer, kHere, RequestKind::kWrite, 9);
+  EXPECT_THAT(log_, IsEmpty());
+  timers_.Advance(config_.hold - microseconds(1));
+  EXPECT_THAT(log_, IsEmpty());
+  timers_.Advance(microseconds(1));
+  EXPECT_THAT(log_, ElementsAre("remove 7", "send Answer 1"));
+  EXPECT_EQ(transport_.sent.back().payload, 'h');
+  EXPECT_EQ(transport_.sent.back().message.slot, SlotId(9 << 16));
+  EXPECT_EQ(transport_.lent.size(), 1u);  // kept until it is confirmed
+  PageMessage done = Of(Type::kDone);
+  done.transaction = 9;
+  done.serial = transport_.sent.back().page.serial;
+  Receive(kPeer, kHere, done);
+  EXPECT_THAT(transport_.lent, IsEmpty());
+  EXPECT_EQ(engine_->Residue().active_pages + engine_->Residue().busy_entries, 0u);
+}
+
+TEST_F(SpaceEngineTest, AHoldThatIsOverNeedsNoTimer) {
+  Wish write;
+  Want(kHere, PageAccess::kWrite, &write);
+  clock_.now += config_.hold;
+  log_.clear();
+  ReceiveRequest(kPeer, kHere, RequestKind::kRead, 9);
+  EXPECT_THAT(log_, ElementsAre("access 7 1", "send Answer 1"));
+}
+
+TEST_F(SpaceEngineTest, ACopyIsGoneBeforeItIsSaidToBe) {
+  Wish read;
+  Want(kThere, PageAccess::kRead, &read);
+  Grant(kThere, PageRight::kShared, PageSource::kZero);
+  Make({kSelf, kPeer, kThird});
+  Want(kThere, PageAccess::kRead, &read);
+  frames_.pages.clear();
+  Grant(kThere, PageRight::kShared, PageSource::kZero);
+  clock_.now += config_.hold;
+  log_.clear();
+  PageMessage invalidate = Of(Type::kInvalidate);
+  invalidate.requester = kThird;
+  invalidate.transaction = 4;
+  Receive(kPeer, kThere, invalidate);
+  EXPECT_THAT(log_, ElementsAre("remove 519", "send Ack 2"));
+}
+
+TEST_F(SpaceEngineTest, AWishWaitsForAReceiveSlot) {
+  transport_.receive_slots = 0;
+  Wish read;
+  Want(kThere, PageAccess::kRead, &read);
+  engine_->OnFault(Gfn(kThere.value() + 1), false);
+  EXPECT_THAT(transport_.sent, IsEmpty());
+  EXPECT_EQ(engine_->Residue().waiting_for_slots, 2u);
+  transport_.receive_slots = 1;
+  engine_->OnSlotsFree(MessageClass::kFault, SlotUse::kReceive);
+  ASSERT_EQ(transport_.sent.size(), 1u);
+  EXPECT_EQ(transport_.sent[0].message.gfn, kThere);
+  EXPECT_EQ(transport_.sent[0].options.deadline, config_.request_limit);
+  transport_.receive_slots = 1;
+  engine_->OnSlotsFree(MessageClass::kFault, SlotUse::kReceive);
+  EXPECT_EQ(transport_.sent.size(), 2u);
+  EXPECT_EQ(engine_->Residue().waiting_for_slots, 0u);
+}
+
+TEST_F(SpaceEngineTest, AForwardWaitsForASendSlot) {
+  Wish write;
+  Want(kThere, PageAccess::kWrite, &write);
+  Grant(kThere, PageRight::kExclusive, PageSource::kZero);
+  Make({kSelf, kPeer, kThird});
+  frames_.pages.clear();
+  Want(kThere, PageAccess::kWrite, &write);
+  Grant(kThere, PageRight::kExclusive, PageSource::kZero);
+  clock_.now += config_.hold;
+  transport_.send_slots = 0;
+  log_.clear();
+  ReceiveForward(kThere, RequestKind::kRead, kThird, 4, 100);
+  EXPECT_THAT(log_, IsEmpty());
+  engine_->OnSlotsFree(MessageClass::kFault, SlotUse::kSend);  // somebody else was faster
+  EXPECT_THAT(log_, IsEmpty());
+  transport_.send_slots = 1;
+  engine_->OnSlotsFree(MessageClass::kFault, SlotUse::kSend);
+  EXPECT_THAT(log_, ElementsAre("access 519 1", "send Answer 2"));
+  EXPECT_EQ(engine_->Residue().active_pages, 0u);
+}
+
+TEST_F(SpaceEngineTest, WhatIsRefusedWaitsInOrder) {
+  transport_.refusal = absl::ResourceExhaustedError("full");
+  Wish wishes[3];
+  Want(kThere, PageAccess::kRead, &wishes[0]);
+  Want(Gfn(kThere.value() + 1), PageAccess::kRead, &wishes[1]);
+  EXPECT_EQ(engine_->Residue().unsent_messages, 2u);
+  transport_.refusal = absl::OkStatus();
+  Want(Gfn(kThere.value() + 2), PageAccess::kRead, &wishes[2]);
+  EXPECT_THAT(transport_.sent, IsEmpty());
+  engine_->OnWritable(kPeer, MessageClass::kFault);
+  ASSERT_EQ(transport_.sent.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(transport_.sent[i].message.gfn, Gfn(kThere.value() + i));
+  EXPECT_EQ(engine_->Residue().unsent_messages, 0u);
+}
+
+TEST_F(SpaceEngineTest, AfterNackTheWishIsTriedAgain) {
+  Wish read;
+  Want(kThere, PageAccess::kRead, &read);
+  PageMessage nack = Of(Type::kNack);
+  nack.transaction = transport_.sent[0].message.transaction;
+  nack.reason = NackReason::kBusy;
+  Receive(kPeer, kThere, nack, transport_.sent[0].message.slot, kSelf);
+  EXPECT_EQ(transport_.sent.size(), 1u);
+  timers_.Advance(config_.retry);
+  ASSERT_EQ(transport_.sent.size(), 2u);
+  EXPECT_NE(transport_.sent[1].message.transaction, transport_.sent[0].message.transaction);
+  EXPECT_EQ(engine_->Statistics().retries, 1u);
+  Grant(kThere, PageRight::kShared, PageSource::kZero);
+  EXPECT_TRUE(read.status.ok());
+}
+
+TEST_F(SpaceEngineTest, AnOldAnswerIsDroppedAndItsSlotReleased) {
+  Wish read;
+  Want(kThere, PageAccess::kRead, &read);
+  PageMessage old = Of(Type::kNack);
+  old.transaction = transport_.sent[0].message.transaction + 64;
+  Receive(kPeer, kThere, old, SlotId(5), kSelf);
+  EXPECT_EQ(engine_->Statistics().stale_messages, 1u);
+  EXPECT_EQ(read.ends, 0);
+  EXPECT_THAT(stops_, IsEmpty());
+}
+
+TEST_F(SpaceEngineTest, AnExpiredRequestStopsTheSpace) {
+  Wish read;
+  Want(kThere, PageAccess::kRead, &read);
+  engine_->OnFault(kThere, false);
+  const FakeTransport::Sent& request = transport_.sent[0];
+  // Another space's.
+  engine_->OnRequestExpired(kPeer, MessageClass::kFault, request.message.transaction, SlotId(1),
+                            RequestFailure::kDeadline);
+  EXPECT_THAT(stops_, IsEmpty());
+  log_.clear();
+  engine_->OnRequestExpired(kPeer, MessageClass::kFault, request.message.transaction, request.message.slot,
+                            RequestFailure::kDeadline);
+  EXPECT_THAT(log_, ElementsAre("granted", "fail 519", "wake 519"));
+  EXPECT_EQ(read.ends, 1);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(read.status));
+  ExpectStopped("node 0, page at GPA 0x207000");
+  log_.clear();
+  engine_->OnFault(kHere, true);
+  EXPECT_THAT(log_, ElementsAre("fail 7", "wake 7"));
+}
+
+TEST_F(SpaceEngineTest, AWishThatGetsNowhereStopsTheSpace) {
+  transport_.receive_slots = 0;
+  Wish read;
+  Want(kThere, PageAccess::kRead, &read);
+  timers_.Advance(config_.request_limit);
+  EXPECT_THAT(stops_, IsEmpty());
+  timers_.Advance(config_.request_limit / 2);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(read.status));
+  ExpectStopped("could not be had");
+}
+
+TEST_F(SpaceEngineTest, APeerOfTheSpaceThatFailsStopsIt) {
+  Wish read;
+  Want(kThere, PageAccess::kRead, &read);
+  engine_->OnPeerFailed(kThird, PeerFailure::kLeft, "it said so");
+  EXPECT_THAT(stops_, IsEmpty());
+  engine_->OnPeerFailed(kPeer, PeerFailure::kLeaseExpired, "not heard of for 2000 ms");
+  EXPECT_EQ(read.ends, 1);
+  ExpectStopped("node 1 failed: not heard of for 2000 ms");
+  engine_->Stop(absl::InternalError("later"));
+  EXPECT_EQ(stops_.size(), 1u);
+}
+
+TEST_F(SpaceEngineTest, APeerThatWasNeverThereStopsItToo) {
+  transport_.refusal = absl::UnavailableError("the peer is not up");
+  Wish read;
+  Want(kThere, PageAccess::kRead, &read);
+  EXPECT_THAT(stops_, IsEmpty());  // the transport may say why
+  timers_.Advance(std::chrono::seconds(2));
+  ExpectStopped("node 1 cannot be reached");
+}
+
+TEST_F(SpaceEngineTest, FramesThatFailStopTheSpace) {
+  frames_.failure = absl::ResourceExhaustedError("frame store: no space left");
+  Wish read;
+  Want(kHere, PageAccess::kRead, &read);
+  EXPECT_TRUE(absl::IsResourceExhausted(read.status));
+  ExpectStopped("no space left");
+}
+
+TEST_F(SpaceEngineTest, WhatNoCorrectNodeSendsStopsTheSpace) {
+  const auto stops = [this](NodeId from, Gfn page, const PageMessage& m, const std::string& why,
+                            NodeId slot_node = {}) {
+    Make({kSelf, kPeer, kThird});
+    stops_.clear();
+    const bool slot = m.type == Type::kForward || m.type == Type::kRequest;
+    Receive(from, page, m, slot ? SlotId(1 << 16) : SlotId(), slot_node);
+    ExpectStopped(why);
+  };
+  PageMessage forward = Of(Type::kForward);
+  forward.requester = kThird;
+  stops(kPeer, kThere, forward, "coherence violation: ForwardRead from node 1 in state Absent", kThird);
+  stops(kThird, kThere, forward, "the page's home is node 1", kThird);
+  stops(kPeer, Gfn(config_.pages), forward, "not in the space", kThird);
+  stops(kPeer, Gfn(~uint64_t{0}), forward, "not in the space", kThird);
+  forward.acks.Add(NodeId(9));
+  stops(kPeer, kThere, forward, "cannot acknowledge", kThird);
+  forward.acks = {};
+  forward.requester = NodeId(9);
+  stops(kPeer, kThere, forward, "for node 9", NodeId(9));
+  forward.requester = kSelf;
+  stops(kPeer, kThere, forward, "a slot that it has not", kSelf);
+  PageMessage request = Of(Type::kRequest);
+  stops(kThird, kThere, request, "the page's home is node 1", kThird);
+  stops(kThird, kHere, request, "a slot that it has not", kPeer);
+  PageMessage evict = Of(Type::kEvict);
+  stops(kThird, kHere, evict, "coherence violation: Evict");
+  PageMessage invalidate = Of(Type::kInvalidate);
+  invalidate.requester = kSelf;
+  stops(kPeer, kThere, invalidate, "for node 0");
+}
+
+TEST_F(SpaceEngineTest, AMalformedBodyStopsTheSpaceAndKeepsNoSlot) {
+  Wish read;
+  Want(kThere, PageAccess::kRead, &read);
+  Message message;
+  message.type = kFirstUserType + 2;
+  message.answer = true;
+  message.gfn = kThere;
+  message.slot = transport_.sent[0].message.slot;
+  message.slot_node = kSelf;
+  transport_.lent.insert(message.slot.value());
+  engine_->OnMessage(kPeer, message, {}, false);
+  ExpectStopped("node 1 sent a malformed Answer");
+}
+
+TEST_F(SpaceEngineTest, AStrangersMessagesAreDropped) {
+  Wish write;
+  Want(kHere, PageAccess::kWrite, &write);
+  ReceiveRequest(NodeId(9), kHere, RequestKind::kWrite, 3);
+  Receive(NodeId(9), kHere, Of(Type::kNack), SlotId(77), kSelf);
+  EXPECT_THAT(stops_, IsEmpty());
+  EXPECT_EQ(engine_->Residue().busy_entries, 0u);
+}
+
+TEST_F(SpaceEngineTest, AShortPageStopsTheSpace) {
+  Wish read;
+  Want(kThere, PageAccess::kRead, &read);
+  transport_.memory[transport_.sent[0].message.slot.value()].resize(100);
+  Grant(kThere, PageRight::kShared, PageSource::kPayload);
+  ExpectStopped("a page of 100 bytes");
+}
+
+TEST_F(SpaceEngineTest, OutOfTheSpace) {
+  Wish read;
+  Want(Gfn(config_.pages), PageAccess::kRead, &read);
+  EXPECT_TRUE(absl::IsOutOfRange(read.status));
+  engine_->OnFault(Gfn(config_.pages), false);
+  EXPECT_EQ(log_.back(), fmt::format("wake {}", config_.pages));
+}
+
+TEST_F(SpaceEngineTest, AConfigurationThatIsNoneIsRefused) {
+  const auto refused = [this](const std::string& field, const std::function<void(SpaceConfig*)>& change) {
+    SpaceConfig config = config_;
+    change(&config);
+    const auto made = SpaceEngine::Create(config, &transport_, &frames_, &timers_, clock_, {});
+    EXPECT_TRUE(absl::IsInvalidArgument(made.status()));
+    EXPECT_THAT(std::string(made.status().message()), HasSubstr(field));
+  };
+  refused("guest", [](SpaceConfig* c) { c->guest = GuestId(0); });
+  refused("pages", [](SpaceConfig* c) { c->pages = 0; });
+  refused("pages", [](SpaceConfig* c) { c->pages = kMaxSpacePages + 1; });
+  refused("nodes", [](SpaceConfig* c) { c->nodes = {}; });
+  refused("nodes", [](SpaceConfig* c) { c->nodes = {kPeer}; });
+  refused("nodes", [](SpaceConfig* c) { c->nodes = {kSelf, kSelf}; });
+  refused("nodes", [](SpaceConfig* c) { c->nodes = {kSelf, NodeId(64)}; });
+  refused("hold", [](SpaceConfig* c) { c->hold = microseconds(-1); });
+  refused("retry", [](SpaceConfig* c) { c->retry = std::chrono::seconds(2); });
+  refused("request_limit", [](SpaceConfig* c) { c->request_limit = milliseconds(0); });
+}
+
+TEST_F(SpaceEngineTest, ASparseSpaceOfATebibyteTakesNothing) {
+  config_.nodes = {kSelf, kPeer};
+  config_.pages = uint64_t{1} << 28;
+  auto made = SpaceEngine::Create(config_, &transport_, &frames_, &timers_, clock_, {});
+  ASSERT_TRUE(made.ok());
+  for (uint64_t i = 0; i < 1000; ++i) {
+    (*made)->Want(Gfn(i * 2 * kExtentPages), PageAccess::kWrite, false,
+                  [](const absl::Status& s) { EXPECT_TRUE(s.ok()); });
+  }
+  EXPECT_LT((*made)->Residue().table_bytes, 1000u * 2048);
+  EXPECT_EQ((*made)->Uses(600, 5).size(), 5u);
+  EXPECT_EQ((*made)->Uses(600, 5)[0].extent, 600u);
+}
+
+// Frames that many threads may use.
+class CountingFrames final : public PageFrames {
+ public:
+  absl::Status Install(Gfn, std::span<const std::byte>, PageAccess) override { return Count(); }
+  absl::Status SetAccess(Gfn, PageAccess) override { return Count(); }
+  absl::Status Remove(Gfn, std::span<std::byte>) override { return Count(); }
+  absl::Status Read(Gfn, size_t, std::span<std::byte>) override { return Count(); }
+  absl::Status Write(Gfn, size_t, std::span<const std::byte>) override { return Count(); }
+  void Wake(Gfn) override { calls.fetch_add(1); }
+  void Fail(Gfn) override { calls.fetch_add(1); }
+  std::atomic<uint64_t> calls{0};
+
+ private:
+  absl::Status Count() {
+    calls.fetch_add(1);
+    return absl::OkStatus();
+  }
+};
+
+TEST_F(SpaceEngineTest, ManyThreadsAndAStop) {
+  config_.nodes = {kSelf};
+  CountingFrames frames;
+  std::atomic<int> stopped{0}, ended{0};
+  // The fake timers are one thread's; with one node none is needed but the watch.
+  class NoTimers final : public Timers {
+    void After(Monotonic::duration, std::function<void()>) override {}
+  } timers;
+  auto made = SpaceEngine::Create(config_, &transport_, &frames, &timers, RealClock(),
+                                  [&](const absl::Status&) { stopped.fetch_add(1); });
+  ASSERT_TRUE(made.ok());
+  SpaceEngine& engine = **made;
+  constexpr int kThreads = 4, kWishes = 3000;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < kWishes; ++i) {
+        const Gfn page(static_cast<uint64_t>(i * 37 + t) % config_.pages);
+        engine.Want(page, i % 3 == 0 ? PageAccess::kWrite : PageAccess::kRead, false,
+                    [&](const absl::Status&) { ended.fetch_add(1); });
+        if (i % 5 == 0) engine.OnFault(page, true);
+        if (i % 100 == 0) engine.Statistics(), engine.Uses(0, 10);
+        if (t == 0 && i == kWishes / 2) engine.Stop(absl::CancelledError("enough"));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(stopped.load(), 1);
+  EXPECT_EQ(ended.load(), kThreads * kWishes);
+}
+
+}  // namespace
+}  // namespace hk

@@ -1,0 +1,81 @@
+// Spaces over several nodes on virtual time: production engines, protocol and transport; programs that load and store;
+// an oracle that sees it all.
+//
+// HK_SEED=N runs one seed twice, HK_TRACE=FILE writes its trace. HK_SOAK=1 runs many.
+
+#include <cstdlib>
+#include <fstream>
+
+#include "fmt/format.h"
+#include "gtest/gtest.h"
+#include "hyperkernel/base/log.h"
+#include "tests/sim/space_world.h"
+
+namespace hk::sim {
+namespace {
+
+constexpr uint64_t kSeeds = 800, kSoakSeeds = 4000;
+// In how many of them one is run twice.
+constexpr uint64_t kTwice = 10;
+
+void RunSeed(uint64_t seed, bool crash, bool twice, const char* trace, SpaceWorld::Totals* totals) {
+  SpaceWorld world(seed, {.crash = crash, .keep_trace = trace != nullptr});
+  world.Run();
+  if (trace != nullptr) std::ofstream(trace) << world.simulation().trace();
+  for (const std::string& violation : world.violations()) ADD_FAILURE() << violation;
+  if (!world.violations().empty()) {
+    ADD_FAILURE() << "seed " << seed << "; to run it alone, with its trace: HK_SEED=" << seed
+                  << " HK_TRACE=trace.txt tests/run sim -R space\n"
+                  << world.simulation().Tail();
+  }
+  world.AddTo(totals);
+  if (!twice) return;
+  SpaceWorld again(seed, {.crash = crash, .keep_trace = false});
+  again.Run();
+  EXPECT_EQ(again.simulation().trace_hash(), world.simulation().trace_hash()) << "seed " << seed << ", run twice";
+}
+
+SpaceWorld::Totals RunSeeds(bool crash, uint64_t seeds) {
+  log::Init("sim", log::Level::kError);
+  SpaceWorld::Totals totals;
+  if (const char* const seed = std::getenv("HK_SEED")) {
+    RunSeed(std::strtoull(seed, nullptr, 10), crash, true, std::getenv("HK_TRACE"), &totals);
+  } else {
+    for (uint64_t s = 1; s <= seeds && !testing::Test::HasFailure(); ++s) {
+      RunSeed(s, crash, s % kTwice == 0, nullptr, &totals);
+    }
+  }
+  fmt::print(
+      "{} seeds: {} loads, {} stores, {} pages served, {} revoked, {} upgrades; queues full {} times, slots gone "
+      "{} times, {} connections broken, {} stalls\n",
+      totals.seeds, totals.loads, totals.stores, totals.served, totals.revoked, totals.upgrades, totals.refused_full,
+      totals.waited_for_slots, totals.broken, totals.stalls);
+  return totals;
+}
+
+bool Soak() {
+  return std::getenv("HK_SOAK") != nullptr;
+}
+
+TEST(SpaceSim, EveryLoadSeesTheLastStore) {
+  const uint64_t seeds = Soak() ? kSoakSeeds : kSeeds;
+  const SpaceWorld::Totals totals = RunSeeds(false, seeds);
+  if (HasFailure() || std::getenv("HK_SEED") != nullptr) return;
+  // The runs are what they should be.
+  EXPECT_GT(totals.loads, seeds * 200);
+  EXPECT_GT(totals.stores, seeds * 200);
+  EXPECT_GT(totals.served, seeds * 100);
+  EXPECT_GT(totals.revoked, seeds * 100);
+  EXPECT_GT(totals.upgrades, seeds * 10);
+  EXPECT_GT(totals.refused_full, seeds);
+  EXPECT_GT(totals.waited_for_slots, seeds);
+  EXPECT_GT(totals.broken, seeds);
+  EXPECT_GT(totals.stalls, seeds);
+}
+
+TEST(SpaceSim, ALostNodeStopsTheSpaceAndEveryWishEnds) {
+  RunSeeds(true, Soak() ? kSoakSeeds / 4 : kSeeds / 5);
+}
+
+}  // namespace
+}  // namespace hk::sim

@@ -1,0 +1,456 @@
+#include "tests/sim/space_world.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "fmt/format.h"
+#include "rdma/send_rules.h"
+#include "rdma/wire.h"
+
+namespace hk::sim {
+
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+
+namespace {
+constexpr int kLeaseMs = 200;
+constexpr int kMostPages = 12;
+}  // namespace
+
+void SpaceOracle::Report(const std::string& violation) {
+  if (violations_.size() < 10) violations_.push_back(violation);
+  simulation_->Trace("VIOLATION " + violation);
+}
+
+void SpaceOracle::OnAccess(NodeId node, Gfn page, PageAccess access) {
+  simulation_->Trace(fmt::format("{} access {} {}", node.value(), page.value(), static_cast<int>(access)));
+  std::map<NodeId, PageAccess>& all = access_[page.value()];
+  all[node] = access;
+  for (const auto& [other, right] : all) {
+    if (other == node || right == PageAccess::kNone || access == PageAccess::kNone) continue;
+    if (right == PageAccess::kWrite || access == PageAccess::kWrite) {
+      Report(fmt::format("nodes {} and {} have page {} at once, with access {} and {}", node.value(), other.value(),
+                         page.value(), static_cast<int>(access), static_cast<int>(right)));
+    }
+  }
+}
+
+void SpaceOracle::OnLoad(NodeId node, Gfn page, size_t word, uint64_t value) {
+  ++loads_;
+  simulation_->Trace(fmt::format("{} load {}.{} {}", node.value(), page.value(), word, value));
+  const uint64_t expected = expected_[page.value()][word];
+  if (value != expected) {
+    Report(fmt::format("node {} loads {} from word {} of page {}, which is {}", node.value(), value, word, page.value(),
+                       expected));
+  }
+}
+
+uint64_t SpaceOracle::NextStore(NodeId node, Gfn page, size_t word) {
+  const uint64_t value = ++stores_;
+  simulation_->Trace(fmt::format("{} store {}.{} {}", node.value(), page.value(), word, value));
+  expected_[page.value()][word] = value;
+  return value;
+}
+
+absl::Status SimFrames::Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) {
+  if (pages_.contains(page.value())) return absl::AlreadyExistsError("the page is here");
+  if (access == PageAccess::kNone || (!bytes.empty() && bytes.size() != kPageSize)) {
+    return absl::InvalidArgumentError("bytes or access");
+  }
+  auto& [right, words] = pages_[page.value()];
+  right = access;
+  words = {};
+  if (!bytes.empty()) std::memcpy(words.data(), bytes.data(), kPageSize);
+  oracle_->OnAccess(node_, page, access);
+  return absl::OkStatus();
+}
+
+absl::Status SimFrames::SetAccess(Gfn page, PageAccess access) {
+  const auto found = pages_.find(page.value());
+  if (found == pages_.end() || access == PageAccess::kNone) return absl::FailedPreconditionError("no such page");
+  found->second.first = access;
+  oracle_->OnAccess(node_, page, access);
+  return absl::OkStatus();
+}
+
+absl::Status SimFrames::Remove(Gfn page, std::span<std::byte> keep) {
+  const auto found = pages_.find(page.value());
+  if (found == pages_.end()) return absl::FailedPreconditionError("no such page");
+  if (!keep.empty()) std::memcpy(keep.data(), found->second.second.data(), kPageSize);
+  pages_.erase(found);
+  oracle_->OnAccess(node_, page, PageAccess::kNone);
+  return absl::OkStatus();
+}
+
+absl::Status SimFrames::Read(Gfn page, size_t offset, std::span<std::byte> to) {
+  const auto found = pages_.find(page.value());
+  if (found == pages_.end()) return absl::FailedPreconditionError("no such page");
+  std::memcpy(to.data(), reinterpret_cast<const std::byte*>(found->second.second.data()) + offset, to.size());
+  return absl::OkStatus();
+}
+
+absl::Status SimFrames::Write(Gfn page, size_t offset, std::span<const std::byte> from) {
+  const auto found = pages_.find(page.value());
+  if (found == pages_.end() || found->second.first != PageAccess::kWrite) {
+    return absl::FailedPreconditionError("no such page");
+  }
+  std::memcpy(reinterpret_cast<std::byte*>(found->second.second.data()) + offset, from.data(), from.size());
+  return absl::OkStatus();
+}
+
+void SimFrames::Wake(Gfn page) {
+  std::vector<std::function<void(bool)>> woken = std::move(waiting_[page.value()]);
+  waiting_.erase(page.value());
+  const bool good = !failed_.contains(page.value());
+  // A thread that was woken runs a little later.
+  for (std::function<void(bool)>& then : woken) {
+    simulation_->After(simulation_->Between({}, microseconds(5)), [then = std::move(then), good] { then(good); });
+  }
+}
+
+void SimFrames::Fail(Gfn page) {
+  failed_[page.value()] = true;
+}
+
+PageAccess SimFrames::access(Gfn page) const {
+  const auto found = pages_.find(page.value());
+  return found == pages_.end() ? PageAccess::kNone : found->second.first;
+}
+
+uint64_t SimFrames::Load(Gfn page, size_t word) {
+  return pages_.at(page.value()).second[word];
+}
+
+void SimFrames::Store(Gfn page, size_t word, uint64_t value) {
+  auto& [right, words] = pages_.at(page.value());
+  if (right != PageAccess::kWrite) oracle_->Report("a store to a page that is not writable");
+  words[word] = value;
+}
+
+// One node: transport, frames, engine, and the programs on it.
+class SpaceWorld::Node final : public TransportHandler, public Timers {
+ public:
+  Node(SpaceWorld* world, NodeId id, const TransportSettings& settings)
+      : world_(world), id_(id), frames_(&world->simulation_, &world->oracle_, id) {
+    auto made = MakeSimTransport(&world->network_, settings, this);
+    if (!made.ok() || !(*made)->Start().ok()) std::abort();
+    transport_ = *std::move(made);
+    for (uint16_t other = 0; other < world->node_count_; ++other) {
+      if (NodeId(other) != id) (void)transport_->AddPeer(NodeId(other), SimNetwork::AddressOf(NodeId(other)));
+    }
+    SpaceConfig config = world->config_;
+    config.self = id;
+    auto engine = SpaceEngine::Create(config, transport_.get(), &frames_, this, world->simulation_,
+                                      [this](const absl::Status& why) { OnStopped(why); });
+    if (!engine.ok()) std::abort();
+    engine_ = *std::move(engine);
+  }
+  ~Node() override {
+    alive_.reset();
+    transport_->Stop();
+    engine_.reset();
+  }
+
+  void Begin() {
+    for (int i = 0; i < world_->programs_; ++i) Next(world_->operations_);
+  }
+
+  // Timers.
+  void After(Monotonic::duration delay, std::function<void()> run) override {
+    world_->simulation_.After(delay, [alive = std::weak_ptr<bool>(alive_), run = std::move(run)] {
+      if (!alive.expired()) run();
+    });
+  }
+
+  // TransportHandler.
+  void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) override {
+    if (message.guest != world_->config_.guest) return;
+    engine_->OnMessage(from, message, payload, late);
+  }
+  void OnPeerUp(NodeId /*peer*/) override { ++up_; }
+  void OnPeerFailed(NodeId peer, PeerFailure why, const std::string& detail) override {
+    engine_->OnPeerFailed(peer, why, detail);
+  }
+  void OnWritable(NodeId peer, MessageClass message_class) override {
+    ++world_->totals_.refused_full;
+    engine_->OnWritable(peer, message_class);
+  }
+  void OnSlotsFree(MessageClass message_class, SlotUse use) override {
+    ++world_->totals_.waited_for_slots;
+    engine_->OnSlotsFree(message_class, use);
+  }
+  void OnRequestExpired(NodeId asked, MessageClass message_class, uint64_t transaction, SlotId slot,
+                        RequestFailure why) override {
+    engine_->OnRequestExpired(asked, message_class, transaction, slot, why);
+  }
+
+  int up() const { return up_; }
+  int unended() const { return unended_; }
+  const absl::Status& stopped() const { return stopped_; }
+  SpaceEngine& engine() { return *engine_; }
+  Transport& transport() { return *transport_; }
+  const SimFrames& frames() const { return frames_; }
+
+ private:
+  Simulation& simulation() { return world_->simulation_; }
+  bool Percent(uint32_t percent) { return simulation().Chance(percent * 10'000); }
+
+  void OnStopped(const absl::Status& why) {
+    stopped_ = why;
+    simulation().Trace(fmt::format("{} stopped: {}", id_.value(), why.ToString()));
+    if (!world_->crashed_) world_->oracle_.Report(fmt::format("node {} stopped: {}", id_.value(), why.ToString()));
+  }
+
+  // One program's next step, `left` to go.
+  void Next(int left) {
+    if (left == 0 || !stopped_.ok()) return;
+    After(simulation().Between({}, world_->think_), [this, left] { Act(left); });
+  }
+
+  void Act(int left) {
+    const Gfn page = world_->PickPage();
+    const size_t word = simulation().Below(world_->words_);
+    const bool store = Percent(world_->store_percent_);
+    ++unended_;
+    if (Percent(world_->fault_percent_)) return Touch(page, word, store, left);
+    const bool overwrite = store && Percent(world_->overwrite_percent_);
+    engine_->Want(page, store ? PageAccess::kWrite : PageAccess::kRead, overwrite,
+                  [this, page, word, store, overwrite, left](const absl::Status& status) {
+                    --unended_;
+                    if (status.ok()) {
+                      if (overwrite) {
+                        for (size_t i = 0; i < kWords; ++i) frames_.Store(page, i, NextStore(page, i));
+                      } else {
+                        Access(page, word, store);
+                      }
+                    } else if (stopped_.ok()) {
+                      world_->oracle_.Report("a wish ends with " + status.ToString());
+                    }
+                    Next(left - 1);
+                  });
+  }
+
+  // As a thread under userfaultfd does it: again and again, until the page can be had.
+  void Touch(Gfn page, size_t word, bool store, int left) {
+    if (frames_.access(page) >= (store ? PageAccess::kWrite : PageAccess::kRead)) {
+      --unended_;
+      Access(page, word, store);
+      return Next(left - 1);
+    }
+    frames_.WaitFor(page, [this, page, word, store, left, alive = std::weak_ptr<bool>(alive_)](bool good) {
+      if (alive.expired()) return;
+      if (good) return Touch(page, word, store, left);
+      --unended_;
+    });
+    // The event is read a little later, when somebody else may have brought the page.
+    After(simulation().Between({}, microseconds(3)), [this, page, store] { engine_->OnFault(page, store); });
+  }
+
+  uint64_t NextStore(Gfn page, size_t word) { return world_->oracle_.NextStore(id_, page, word); }
+  void Access(Gfn page, size_t word, bool store) {
+    if (frames_.access(page) < (store ? PageAccess::kWrite : PageAccess::kRead)) {
+      return world_->oracle_.Report("a page that was granted is not here");
+    }
+    if (store) {
+      frames_.Store(page, word, NextStore(page, word));
+    } else {
+      world_->oracle_.OnLoad(id_, page, word, frames_.Load(page, word));
+    }
+  }
+
+  SpaceWorld* const world_;
+  const NodeId id_;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  SimFrames frames_;
+  std::unique_ptr<Transport> transport_;
+  std::unique_ptr<SpaceEngine> engine_;
+  absl::Status stopped_;
+  int up_ = 0;
+  int unended_ = 0;
+};
+
+SpaceWorld::SpaceWorld(uint64_t seed, const Options& options)
+    : options_(options), simulation_(seed), network_(&simulation_, {}), oracle_(&simulation_) {
+  if (options.keep_trace) simulation_.KeepTrace();
+  Draw();
+}
+
+SpaceWorld::~SpaceWorld() = default;
+
+void SpaceWorld::Draw() {
+  const auto below = [this](uint64_t limit) { return simulation_.Below(limit); };
+  node_count_ = static_cast<uint16_t>(below(4) == 0 ? 2 + 2 * below(2) : 3);
+  SimNetworkSettings& network = network_.settings();
+  network.direct_writes = below(2) == 0;
+  network.most_delay = simulation_.Between(microseconds(10), microseconds(600));
+  if (below(3) == 0) network.stalls_per_million = 50'000;
+  if (below(3) == 0) network.splits_per_million = 300'000;
+  if (below(3) == 0) {
+    network.spikes_per_million = 2'000;
+    network.spike_delay = milliseconds(20);
+  }
+  breaks_ = below(2) == 0;
+  busy_ = below(3) == 0;
+
+  config_.guest = GuestId(7);
+  config_.generation = 3;
+  for (uint16_t node = 0; node < node_count_; ++node) config_.nodes.push_back(NodeId(node));
+  config_.pages = kExtentPages * (1 + below(6)) - below(100);
+  static constexpr int kHolds[] = {0, 20, 200, 2000};
+  config_.hold = microseconds(kHolds[below(4)]);
+  const uint64_t pages = 1 + below(below(2) == 0 ? 2 : kMostPages);
+  for (uint64_t i = 0; i < pages; ++i) pages_.push_back(Gfn(below(config_.pages)));
+  words_ = below(2) == 0 ? 1 : kWords;
+  store_percent_ = static_cast<uint32_t>(10 + below(80));
+  fault_percent_ = static_cast<uint32_t>(below(3) * 50);
+  overwrite_percent_ = static_cast<uint32_t>(below(3) * 30);
+  programs_ = static_cast<int>(1 + below(6));
+  operations_ = static_cast<int>(300 / programs_ + 1);
+  think_ = simulation_.Between(microseconds(1), milliseconds(1));
+  const bool scarce = below(2) == 0;
+  for (uint16_t node = 0; node < node_count_; ++node) {
+    TransportSettings settings;
+    settings.cluster = "sim";
+    settings.self = NodeId(node);
+    settings.lease_ms = kLeaseMs;
+    settings.heartbeat_ms = kLeaseMs / 8;
+    settings.handshake_ms = 100;
+    settings.backoff_ms = 2;
+    settings.backoff_max_ms = 10;
+    if (scarce) {
+      settings.window_messages = settings.queue_messages = kMinWindow;
+      settings.fault_receive_slots = static_cast<uint32_t>(1 + below(4));
+      settings.fault_send_slots = static_cast<uint32_t>(1 + below(3));
+    }
+    settings_.push_back(settings);
+  }
+}
+
+bool SpaceWorld::AllUp() const {
+  return std::all_of(nodes_.begin(), nodes_.end(), [this](const auto& node) { return node->up() == node_count_ - 1; });
+}
+
+void SpaceWorld::Run() {
+  for (uint16_t node = 0; node < node_count_; ++node) {
+    nodes_.push_back(std::make_unique<Node>(this, NodeId(node), settings_[node]));
+  }
+  while (!AllUp() && simulation_.Step()) {
+  }
+  for (const auto& node : nodes_) node->Begin();
+  simulation_.After(milliseconds(1), [this] { Disturb(); });
+  if (options_.crash) simulation_.After(simulation_.Between({}, milliseconds(20)), [this] { Crash(); });
+  // All programs together, with every wait that they may meet.
+  const Monotonic limit = simulation_.Now() + std::chrono::seconds(60);
+  const auto busy = [this] {
+    return std::any_of(nodes_.begin(), nodes_.end(),
+                       [](const auto& node) { return node != nullptr && node->unended() > 0; });
+  };
+  Monotonic quiet = simulation_.Now() + milliseconds(5);
+  while (simulation_.Now() < limit && violations().empty()) {
+    simulation_.RunUntil(simulation_.Now() + milliseconds(1));
+    if (busy() || (options_.crash && !crashed_)) quiet = simulation_.Now() + milliseconds(5);
+    if (simulation_.Now() > quiet) break;
+  }
+  over_ = true;
+  SimNetworkSettings& network = network_.settings();
+  network.spikes_per_million = network.stalls_per_million = 0;
+  simulation_.RunUntil(simulation_.Now() + milliseconds(3 * kLeaseMs));
+  CheckEnd();
+}
+
+void SpaceWorld::Disturb() {
+  if (over_) return;
+  const NodeId a(static_cast<uint16_t>(simulation_.Below(node_count_)));
+  const NodeId b(static_cast<uint16_t>((a.value() + 1 + simulation_.Below(node_count_ - 1U)) % node_count_));
+  if (breaks_) {
+    switch (simulation_.Below(3)) {
+      case 0:
+        network_.BreakOne(a, b);
+        break;
+      case 1:
+        network_.Break(a, b);
+        break;
+      case 2:
+        // Shorter than the lease.
+        network_.Cut(a, b);
+        simulation_.After(simulation_.Between({}, milliseconds(20)), [this, a, b] { network_.Heal(a, b); });
+        break;
+    }
+  }
+  if (busy_ && nodes_[a.value()] != nullptr) {
+    const auto message_class = static_cast<MessageClass>(simulation_.Below(kMessageClasses));
+    network_.SetBusy(a, message_class, true);
+    simulation_.After(simulation_.Between({}, milliseconds(5)),
+                      [this, a, message_class] { network_.SetBusy(a, message_class, false); });
+  }
+  simulation_.After(simulation_.Between(milliseconds(1), milliseconds(40)), [this] { Disturb(); });
+}
+
+void SpaceWorld::Crash() {
+  const NodeId victim(static_cast<uint16_t>(simulation_.Below(node_count_)));
+  crashed_ = true;
+  breaks_ = busy_ = false;
+  network_.Crash(victim, simulation_.Below(2) == 0);
+  nodes_[victim.value()].reset();
+}
+
+void SpaceWorld::CheckEnd() {
+  if (!violations().empty()) return;  // what follows from it says nothing
+  for (uint16_t id = 0; id < node_count_; ++id) {
+    Node* const node = nodes_[id].get();
+    if (node == nullptr) continue;
+    const auto report = [&](const std::string& what) {
+      oracle_.Report(fmt::format("at the end node {} {}", id, what));
+    };
+    if (node->unended() != 0) report(fmt::format("has {} wishes that did not end", node->unended()));
+    const SpaceResidue residue = node->engine().Residue();
+    if (residue.active_pages + residue.busy_entries + residue.unsent_messages + residue.waiting_for_slots != 0) {
+      report(fmt::format("keeps {} pages, {} entries, {} messages, {} waits for slots", residue.active_pages,
+                         residue.busy_entries, residue.unsent_messages, residue.waiting_for_slots));
+    }
+    const TransportStatistics slots = node->transport().Statistics();
+    if (slots.slots_lent + slots.slots_in_flight + slots.slots_sending + slots.slots_quarantined != 0 && !crashed_) {
+      report(fmt::format("has {} slots lent, {} in flight, {} sending, {} quarantined", slots.slots_lent,
+                         slots.slots_in_flight, slots.slots_sending, slots.slots_quarantined));
+    }
+    if (crashed_) {
+      if (node->stopped().ok()) report("goes on although a node was lost");
+      if (slots.slots_lent != 0) report(fmt::format("has {} slots lent", slots.slots_lent));
+      continue;
+    }
+    if (const uint64_t stale = node->engine().Statistics().stale_messages; stale != 0) {
+      report(fmt::format("dropped {} messages that nobody should have sent", stale));
+    }
+    for (const auto& [page, frame] : node->frames().pages()) {
+      if (frame.second != oracle_.Expected(Gfn(page))) report(fmt::format("has another page {}", page));
+      const PageRight right = node->engine().RightOf(Gfn(page));
+      if ((right == PageRight::kExclusive) != (frame.first == PageAccess::kWrite) || right == PageRight::kNone) {
+        report(fmt::format("has page {} with another access than its right", page));
+      }
+    }
+    const SpaceStatistics statistics = node->engine().Statistics();
+    if (statistics.pages_shared + statistics.pages_owned + statistics.pages_exclusive !=
+        node->frames().pages().size()) {
+      report("counts other pages than it has");
+    }
+    totals_.served += statistics.served;
+    totals_.revoked += statistics.revoked;
+    totals_.upgrades += statistics.upgrades;
+  }
+}
+
+void SpaceWorld::AddTo(Totals* totals) const {
+  ++totals->seeds;
+  totals->loads += oracle_.loads();
+  totals->stores += oracle_.stores();
+  totals->served += totals_.served;
+  totals->revoked += totals_.revoked;
+  totals->upgrades += totals_.upgrades;
+  totals->refused_full += totals_.refused_full;
+  totals->waited_for_slots += totals_.waited_for_slots;
+  totals->broken += const_cast<SpaceWorld*>(this)->network_.counters().broken;
+  totals->stalls += const_cast<SpaceWorld*>(this)->network_.counters().stalls;
+}
+
+}  // namespace hk::sim

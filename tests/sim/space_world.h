@@ -1,0 +1,134 @@
+// A simulated cluster of fault engines: production engines, protocol and transport on virtual time, frames in ordinary
+// memory, and programs that load and store words of a few pages. An oracle sees each change of access and each load and
+// store when it happens. No thread safety: the Simulation's thread.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "hyperkernel/memory/page_frames.h"
+#include "hyperkernel/memory/space_engine.h"
+#include "rdma/sim_network.h"
+#include "rdma/sim_transport.h"
+#include "rdma/simulation.h"
+#include "rdma/transport.h"
+
+namespace hk::sim {
+
+inline constexpr size_t kWords = kPageSize / sizeof(uint64_t);
+using PageWords = std::array<uint64_t, kWords>;
+
+// What all nodes together must look like: one writer or readers, and every word what was stored last.
+class SpaceOracle {
+ public:
+  explicit SpaceOracle(Simulation* simulation) : simulation_(simulation) {}
+  // A node's access to a page changes.
+  void OnAccess(NodeId node, Gfn page, PageAccess access);
+  // A load or store of that moment.
+  void OnLoad(NodeId node, Gfn page, size_t word, uint64_t value);
+  uint64_t NextStore(NodeId node, Gfn page, size_t word);
+  // What the page should be.
+  const PageWords& Expected(Gfn page) { return expected_[page.value()]; }
+
+  void Report(const std::string& violation);
+  const std::vector<std::string>& violations() const { return violations_; }
+  uint64_t loads() const { return loads_; }
+  uint64_t stores() const { return stores_; }
+
+ private:
+  Simulation* const simulation_;
+  std::map<uint64_t, std::map<NodeId, PageAccess>> access_;  // by page
+  std::map<uint64_t, PageWords> expected_;
+  std::vector<std::string> violations_;
+  uint64_t loads_ = 0, stores_ = 0;
+};
+
+// Frames of one node in ordinary memory, as strict as the real ones.
+class SimFrames final : public PageFrames {
+ public:
+  SimFrames(Simulation* simulation, SpaceOracle* oracle, NodeId node)
+      : simulation_(simulation), oracle_(oracle), node_(node) {}
+
+  // PageFrames.
+  absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) override;
+  absl::Status SetAccess(Gfn page, PageAccess access) override;
+  absl::Status Remove(Gfn page, std::span<std::byte> keep) override;
+  absl::Status Read(Gfn page, size_t offset, std::span<std::byte> to) override;
+  absl::Status Write(Gfn page, size_t offset, std::span<const std::byte> from) override;
+  void Wake(Gfn page) override;
+  void Fail(Gfn page) override;
+
+  PageAccess access(Gfn page) const;
+  // Loads or stores one word, as a program does. REQUIRES: access.
+  uint64_t Load(Gfn page, size_t word);
+  void Store(Gfn page, size_t word, uint64_t value);
+  // A program waits until the page is woken (true) or failed (false).
+  void WaitFor(Gfn page, std::function<void(bool)> then) { waiting_[page.value()].push_back(std::move(then)); }
+  const std::map<uint64_t, std::pair<PageAccess, PageWords>>& pages() const { return pages_; }
+
+ private:
+  Simulation* const simulation_;
+  SpaceOracle* const oracle_;
+  const NodeId node_;
+  std::map<uint64_t, std::pair<PageAccess, PageWords>> pages_;
+  std::map<uint64_t, std::vector<std::function<void(bool)>>> waiting_;
+  std::map<uint64_t, bool> failed_;
+};
+
+// The run of one seed.
+class SpaceWorld {
+ public:
+  // Plain value: what a run has beside its seed.
+  struct Options {
+    bool crash = false;  // a node is lost in the middle
+    bool keep_trace = false;
+  };
+  // What was seen. Plain value.
+  struct Totals {
+    uint64_t seeds = 0, loads = 0, stores = 0, served = 0, revoked = 0, upgrades = 0, stopped = 0, refused_full = 0,
+             broken = 0, stalls = 0, waited_for_slots = 0;
+  };
+  SpaceWorld(uint64_t seed, const Options& options);
+  ~SpaceWorld();
+
+  void Run();
+  Simulation& simulation() { return simulation_; }
+  const std::vector<std::string>& violations() const { return oracle_.violations(); }
+  void AddTo(Totals* totals) const;
+
+ private:
+  class Node;
+  using Duration = Simulation::Duration;
+
+  void Draw();
+  void StartNode(NodeId id);
+  void Disturb();
+  void Crash();
+  bool AllUp() const;
+  void CheckEnd();
+  Gfn PickPage() { return pages_[simulation_.Below(pages_.size())]; }
+
+  const Options options_;
+  Simulation simulation_;
+  SimNetwork network_;
+  SpaceOracle oracle_;
+  uint16_t node_count_ = 3;
+  SpaceConfig config_;
+  std::vector<TransportSettings> settings_;
+  std::vector<Gfn> pages_;
+  std::vector<std::unique_ptr<Node>> nodes_;  // null: crashed
+  uint64_t words_ = 1;
+  uint32_t store_percent_ = 50, fault_percent_ = 50, overwrite_percent_ = 0;
+  int operations_ = 0, programs_ = 1;
+  Duration think_{};
+  bool breaks_ = false, busy_ = false, over_ = false;
+  bool crashed_ = false;
+  Totals totals_;
+};
+
+}  // namespace hk::sim
