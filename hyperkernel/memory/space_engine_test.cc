@@ -625,6 +625,117 @@ TEST_F(SpaceEngineTest, ASparseSpaceOfATebibyteTakesNothing) {
   EXPECT_EQ((*made)->Uses(600, 5)[0].extent, 600u);
 }
 
+// Whatever a peer says: the engine goes on or stops, and keeps no slot. (Sanitizers and HK_CHECK look on.)
+TEST_F(SpaceEngineTest, NothingThatPeersSayBreaksIt) {
+  uint64_t seed = 1;
+  const auto below = [&seed](uint64_t limit) {
+    seed = seed * 6364136223846793005U + 1442695040888963407U;
+    return (seed >> 33) % limit;
+  };
+  uint64_t stops = 0, sent = 0;
+  std::vector<Wish> wishes(100'000);
+  size_t next_wish = 0;
+  for (int life = 0; life < 5000; ++life) {
+    Make({kSelf, kPeer, kThird});
+    stops_.clear();
+    frames_.pages.clear();
+    transport_.sent.clear();
+    transport_.receive_slots = transport_.send_slots = below(4) == 0 ? 2 : 1000;
+    for (int step = 0; step < 50 && stops_.empty(); ++step) {
+      const Gfn page(below(3) * kExtentPages + below(2));
+      switch (below(8)) {
+        case 0:
+          Want(page, below(2) == 0 ? PageAccess::kRead : PageAccess::kWrite, &wishes[next_wish++], below(4) == 0);
+          continue;
+        case 1:
+          engine_->OnFault(page, below(2) == 0);
+          continue;
+        case 2:
+          timers_.Advance(microseconds(below(300)));
+          continue;
+        case 3:
+          engine_->OnSlotsFree(MessageClass::kFault, below(2) == 0 ? SlotUse::kSend : SlotUse::kReceive);
+          continue;
+        default:
+          break;
+      }
+      PageMessage m = Of(static_cast<Type>(below(13)));
+      m.requester = NodeId(static_cast<uint16_t>(below(3)));
+      m.kind = static_cast<RequestKind>(below(4));
+      m.has_copy = below(2) == 0;
+      m.right = static_cast<PageRight>(below(4));
+      m.source = static_cast<PageSource>(below(4));
+      m.reason = static_cast<NackReason>(below(4));
+      m.acks = NodeSet(below(3) == 0 ? below(8) : 0);
+      m.serial = (uint64_t{3} << 40) + below(4);
+      m.transaction = below(100);
+      NodeId from(static_cast<uint16_t>(1 + below(2)));
+      Gfn about = page;
+      if (below(10) != 0) {
+        // Nearly what a correct node says, so that something is under way when it is not.
+        const bool for_home = m.type == Type::kRequest || m.type == Type::kDone || m.type == Type::kReleased;
+        if (for_home) about = Gfn(below(2));
+        if (!for_home && m.type != Type::kAck && m.type != Type::kAnswer) {
+          about = Gfn(from.value() * kExtentPages + below(2));
+        }
+        m.requester = m.type == Type::kRequest ? from : NodeId(static_cast<uint16_t>(3 - from.value()));
+        m.acks.Remove(m.type == Type::kAnswer ? kSelf : m.requester);
+        const PageRight right = engine_->RightOf(about);
+        if (m.type == Type::kForward && right < PageRight::kOwner) continue;
+        if (m.type == Type::kEvict) continue;
+      }
+      SlotId slot;
+      NodeId slot_node = from;
+      if (m.type == Type::kForward) slot_node = m.requester;
+      if (m.type == Type::kForward || m.type == Type::kRequest) slot = SlotId(below(1000) << 16 | 1);
+      if (m.type == Type::kAnswer || m.type == Type::kNack) {
+        // What may be answered is what was asked; the transport drops the rest.
+        std::vector<FakeTransport::Sent> asked;
+        for (const FakeTransport::Sent& one : transport_.sent) {
+          if (one.message.slot != SlotId() && one.message.slot_node == kSelf && !one.message.answer &&
+              !transport_.lent.contains(one.message.slot.value())) {
+            asked.push_back(one);
+          }
+        }
+        if (asked.empty()) continue;
+        const FakeTransport::Sent& one = asked[below(asked.size())];
+        slot = one.message.slot;
+        slot_node = kSelf;
+        if (below(10) != 0) m.transaction = one.message.transaction;
+        if (below(10) != 0) about = one.message.gfn;
+        if (below(10) != 0) {
+          // An answer that can be taken.
+          const bool write = one.page.kind != RequestKind::kRead;
+          m.kind = one.page.kind;
+          m.right = write ? PageRight::kExclusive : PageRight::kShared;
+          m.source = write && one.page.has_copy && engine_->RightOf(about) != PageRight::kNone ? PageSource::kNone
+                     : below(2) == 0                                                           ? PageSource::kZero
+                                                                                               : PageSource::kPayload;
+          if (!write) m.acks = {};
+          if (m.type == Type::kNack) from = engine_->HomeOf(about);
+        }
+        std::erase_if(transport_.sent, [&](const FakeTransport::Sent& other) { return other.message.slot == slot; });
+      } else if (m.type == Type::kDone || m.type == Type::kAck) {
+        for (const FakeTransport::Sent& one : transport_.sent) {
+          if (one.message.gfn == page && below(2) == 0)
+            m.serial = one.page.serial, m.transaction = one.page.transaction;
+        }
+      }
+      if (below(50) == 0) about = Gfn(config_.pages + below(2));
+      ++sent;
+      Receive(from, about, m, slot, slot_node, 'f');
+    }
+    stops += stops_.size();
+    engine_->Stop(absl::CancelledError("the end"));
+    EXPECT_EQ(engine_->Residue().active_pages + engine_->Residue().busy_entries, 0u);
+    engine_.reset();
+    ASSERT_THAT(transport_.lent, IsEmpty()) << "life " << life;
+  }
+  for (size_t i = 0; i < next_wish; ++i) ASSERT_EQ(wishes[i].ends, 1);
+  EXPECT_GT(stops, 500u);
+  EXPECT_GT(sent, 10'000u);
+}
+
 // Frames that many threads may use.
 class CountingFrames final : public PageFrames {
  public:
