@@ -362,13 +362,13 @@ TEST_F(SpaceManagerTest, AStoppedSpaceSaysWhyAndCanOnlyBeDeleted) {
   const auto space = b_.manager_->Get("pool");
   ASSERT_TRUE(space.ok());
   EXPECT_EQ(space->state(), v1::SPACE_STATE_STOPPED);
-  EXPECT_EQ(space->reason(), "node 2 failed: silent for too long");
+  EXPECT_EQ(space->reason(), "node 'c' failed: silent for too long");
   EXPECT_GT(space->since().seconds(), 0);
   EXPECT_EQ(space->parts(0).state(), v1::SPACE_STATE_RUNNING);
   EXPECT_EQ(space->parts(1).state(), v1::SPACE_STATE_STOPPED);
   const absl::Status read = b_.manager_->Read("pool", 0, 1, Soon()).status();
   EXPECT_EQ(read.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(MessageOf(read), HasSubstr("space 'pool' is stopped on node 'b': node 2 failed"));
+  EXPECT_THAT(MessageOf(read), HasSubstr("space 'pool' is stopped on node 'b': node 'c' failed"));
   EXPECT_FALSE(b_.manager_->Write("pool", 0, "x", Soon()).ok());
   EXPECT_TRUE(b_.manager_->Delete("pool").ok());
   ExpectNothing();
@@ -482,6 +482,15 @@ TEST(SpaceRules, PercentilesComeFromTheHistogram) {
   EXPECT_EQ(latency.p50_ns(), 1536u);
   EXPECT_EQ(latency.p90_ns(), 1536u);
   EXPECT_EQ(latency.p99_ns(), 3u << 19);
+}
+
+TEST(SpaceRules, ReasonsNameTheNodes) {
+  const std::vector<SpaceMemberId> members{{"a", NodeId(0)}, {"far", NodeId(12)}};
+  EXPECT_EQ(WithNodeNames("node 0 failed: page 0x1 is node 12's (node 12)", members),
+            "node 'a' failed: page 0x1 is node 'far''s (node 'far')");
+  // What is no node of the space, or no number, stays.
+  for (const char* same : {"", "node", "node ", "node 1 failed", "node 'a' failed", "node 99999999", "anode 0"})
+    EXPECT_EQ(WithNodeNames(same, members), same);
 }
 
 TEST(SpaceRules, MapsOfNodesAreJoinedPartByPart) {

@@ -1,6 +1,7 @@
 #include "hyperkernel/node/space_rules.h"
 
 #include <algorithm>
+#include <charconv>
 #include <limits>
 #include <map>
 #include <set>
@@ -73,6 +74,25 @@ absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t by
         fmt::format("{} bytes at {:#x} are not within the space, which ends at {:#x}", bytes, address, space_bytes));
   }
   return absl::OkStatus();
+}
+
+std::string WithNodeNames(std::string_view reason, const std::vector<SpaceMemberId>& members) {
+  constexpr std::string_view kNode = "node ";
+  std::string out;
+  while (true) {
+    const size_t at = reason.find(kNode);
+    if (at == std::string_view::npos) return out.append(reason);
+    out += reason.substr(0, at + kNode.size());
+    const bool word = at == 0 || reason[at - 1] == ' ' || reason[at - 1] == '(';
+    reason.remove_prefix(at + kNode.size());
+    uint16_t number = 0;
+    const auto [end, error] = std::from_chars(reason.data(), reason.data() + reason.size(), number);
+    const auto member =
+        std::find_if(members.begin(), members.end(), [&](const auto& m) { return m.number.value() == number; });
+    if (!word || error != std::errc() || member == members.end()) continue;
+    out += fmt::format("'{}'", member->name);
+    reason.remove_prefix(static_cast<size_t>(end - reason.data()));
+  }
 }
 
 v1::FaultLatency LatencyOf(const std::array<uint64_t, SpaceStatistics::kLatencyBuckets>& buckets) {

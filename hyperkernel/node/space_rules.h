@@ -55,6 +55,9 @@ absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view fro
 // `bytes` at `address` are within the space. Errors: kInvalidArgument (none, too many), kOutOfRange.
 absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t bytes);
 
+// A reason as the memory has it, which knows nodes by number only ("node 2 failed"), for people ("node 'c' failed").
+std::string WithNodeNames(std::string_view reason, const std::vector<SpaceMemberId>& members);
+
 // From a histogram: bucket [i] holds times from 2^i ns to 2^(i+1) ns, and is told as its middle.
 v1::FaultLatency LatencyOf(const std::array<uint64_t, SpaceStatistics::kLatencyBuckets>& buckets);
 v1::SpaceCounters CountersOf(const SpaceStatistics& statistics);

@@ -176,7 +176,7 @@ class Space(hktest.TestCase):
         start = time.monotonic()
         for node in (a, b):
             space = self.wait_stopped(node)
-            self.assertTrue(space['reason'])
+            self.assertIn("node 'c' failed", space['reason'])
             self.assertIn(space['reason'], node.hkctl('space', 'list').out)
             self.assert_fails(node.hkctl('space', 'read', 'pool', '--at', '0x5000'), 1, "space 'pool' is stopped on node", space['reason'])
             self.assert_fails(node.hkctl('space', 'write', 'pool', '--at', '0x5000', '--text', 'x'), 1, 'is stopped')
