@@ -229,6 +229,8 @@ absl::Status FillPeers(const v1::NodeConfig& config, NodeSettings* settings) {
     HK_RETURN_IF_ERROR(CheckPeerAddress(field + ".admin", out, *settings));
     if (!peer.data().empty()) {
       HK_ASSIGN_OR_RETURN(out.data, ParseField(field + ".data", peer.data(), AddressForm::kConnectTcp));
+      if (out.data->IsWildcard())
+        return Bad(field + ".data", fmt::format("'{}' leads nowhere: write an address of that node's", peer.data()));
     }
     if (peer.name() != settings->name) settings->peers.push_back(std::move(out));
   }

@@ -146,6 +146,7 @@ const BadCase kBadCases[] = {
     {"peers { name: 'b' admin: 'x:1' } peers { name: 'b' admin: 'x:2' }", " peers[1].name:", "twice"},
     {"peers { name: 'b' admin: 'x:1' } peers { name: 'c' admin: 'x:1' }", " peers[1].admin:", "another peer's"},
     {"peers { name: 'b' admin: 'x:1' data: 'y' }", " peers[0].data:", "expected HOST:PORT"},
+    {"peers { name: 'b' admin: 'x:1' data: '0.0.0.0:7470' }", " peers[0].data:", "0.0.0.0:7470"},
     {"membership { hello_interval_ms: 1 }", " membership.hello_interval_ms:", "from 50"},
     {"membership { hello_interval_ms: 1000 unreachable_after_ms: 1500 }",
      " membership.unreachable_after_ms:", "from 2000"},

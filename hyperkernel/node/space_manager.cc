@@ -236,7 +236,8 @@ absl::Status SpaceManager::EndHere(const View& space, const absl::Status& why) {
     return absl::OkStatus();
   }
   found->second.phase = Phase::kAttached;  // stopped: to be deleted again
-  return absl::DeadlineExceededError(fmt::format("space '{}' is in use still; try again", space.identity.name));
+  // Not kDeadlineExceeded: that is a node that does not answer.
+  return absl::AbortedError(fmt::format("space '{}' is in use still; try again", space.identity.name));
 }
 
 absl::StatusOr<std::vector<std::string>> SpaceManager::DeleteAt(const View& space, const std::string& skip) {

@@ -100,7 +100,7 @@ class SpaceManager {
   absl::Status AttachOthers(const SpaceIdentity& identity);
   // Takes an attached entry for deletion. Errors: kNotFound, kFailedPrecondition.
   absl::StatusOr<View> BeginDelete(uint64_t id);
-  // Ends this node's part and the entry. Errors: kDeadlineExceeded; then the entry can be deleted again.
+  // Ends this node's part and the entry. Errors: kAborted; then the entry can be deleted again.
   absl::Status EndHere(const View& space, const absl::Status& why);
   // Deletes the space here and at all other members but `skip`.
   absl::StatusOr<std::vector<std::string>> DeleteAt(const View& space, const std::string& skip);

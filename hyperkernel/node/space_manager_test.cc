@@ -71,6 +71,7 @@ class FakeEngine final : public SpaceEngine {
 struct FakeHost {
   absl::Status attach;                  // what the next Attach ends with
   std::function<void()> before_attach;  // runs inside it
+  std::atomic<bool> stuck{false};       // reads do not end, not even by a stop
   std::atomic<bool> hang{false};        // reads wait for a page that never comes
   std::atomic<int> readers{0};          // that do
   std::atomic<FakeEngine*> last{nullptr};
@@ -88,6 +89,12 @@ class FakeSpace final : public GuestSpace {
   uint64_t bytes() const override { return options_.config.pages * kPageSize; }
   std::byte* view() override { return nullptr; }
   absl::Status Read(Gpa from, std::span<std::byte> to, Monotonic deadline) override {
+    if (host_->stuck) {
+      host_->readers++;
+      while (host_->stuck) std::this_thread::yield();
+      host_->readers--;
+      return absl::CancelledError("late");
+    }
     if (host_->hang) {
       host_->readers++;
       const absl::Status status = engine_.WaitForStop(deadline);
@@ -411,6 +418,22 @@ TEST_F(SpaceManagerTest, WhoWaitsInASpaceThatIsDeletedHearsIt) {
   EXPECT_TRUE(a_.manager_->Delete("pool").ok());
   reader.join();
   EXPECT_THAT(MessageOf(read), HasSubstr("space 'pool' is deleted"));
+  ExpectNothing();
+}
+
+TEST_F(SpaceManagerTest, WhoDoesNotEndKeepsTheSpaceAndItCanBeDeletedLater) {
+  ASSERT_TRUE(a_.manager_->Create(Request()).ok());
+  a_.host_.stuck = true;
+  std::thread reader([&] { EXPECT_FALSE(a_.manager_->Read("pool", 0, 1, Soon()).ok()); });
+  EXPECT_TRUE(Eventually([&] { return a_.host_.readers == 1; }));
+  // Asked at a member: its coordinator's word is not taken for silence.
+  EXPECT_THAT(MessageOf(b_.manager_->Delete("pool").status()), HasSubstr("space 'pool' is in use still; try again"));
+  EXPECT_EQ(a_.manager_->List().at(0).state(), v1::SPACE_STATE_STOPPED);
+  EXPECT_THAT(MessageOf(a_.manager_->Read("pool", 0, 1, Soon()).status()), HasSubstr("is stopped"));
+  EXPECT_EQ(a_.host_.spaces, 1);
+  a_.host_.stuck = false;
+  reader.join();
+  EXPECT_TRUE(a_.manager_->Delete("pool").ok());
   ExpectNothing();
 }
 

@@ -19,7 +19,7 @@ absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity
   // A machine of the same name has NAME.GENERATION; a dot is in no machine's name.
   options.name = space.name + ".space";
   options.stopped = [note, &clock, name = space.name, members = space.members](const absl::Status& cause) {
-    const absl::Status why(cause.code(), WithNodeNames(cause.message(), members));
+    const absl::Status why(cause.code(), WithNodeNames(MessageOf(cause), members));
     {
       MutexLock lock(&note->mutex);
       if (note->stop.has_value()) return;
