@@ -11,6 +11,10 @@
 namespace hk {
 namespace {
 
+// A cluster that starts makes three TLS connections per peer at once. What is given up half-way is done again, so that
+// a busy host would make none at all.
+constexpr uint32_t kTlsHandshakeMs = 5000;
+
 const char* NameOf(PeerFailure why) {
   switch (why) {
     case PeerFailure::kLeaseExpired:
@@ -87,6 +91,7 @@ absl::Status DataPlane::MakeTransport(const NodeSettings& settings, const std::s
         const auto found = names.find(node);
         return found == names.end() ? std::string() : found->second;
       };
+      limits.handshake_ms = kTlsHandshakeMs;
       options.tls = {settings.tls->ca_pem, settings.tls->certificate_pem, settings.tls->key_pem, name_of};
     }
     made = MakeTcpTransport(limits, std::move(options), &router_);
