@@ -225,13 +225,16 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
   CLI::App* create = AddNamed(space, "create", "Makes a space over some nodes; the one that is asked is one of them",
                               "A space lasts as long as the daemons of all its nodes.\n\n"
                               "Examples:\n  hkctl space create pool --memory 640M --nodes a,b,c\n"
-                              "  hkctl space create scratch --memory 1T --nodes a,b -o json",
+                              "  hkctl space create scratch --memory 64M --nodes a,b -o json",
                               name);
   create->add_option("--memory", *memory, "Size, with a unit: 640M, 1T (powers of 1024); a multiple of 4K")
       ->check(CheckNotNegative)
       ->transform(CLI::AsSizeValue(false))
       ->required();
-  create->add_option("--nodes", *nodes, "Nodes, with commas between")->delimiter(',')->required();
+  create->add_option("--nodes", *nodes, "Nodes, with commas between")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->required();
   create->callback([=] {
     v1::CreateSpaceRequest request;
     request.set_name(*name);

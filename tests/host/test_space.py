@@ -115,6 +115,9 @@ class Space(hktest.TestCase):
         nodes = self.start('a', 'b', 'c')
         a, b, c = nodes
         self.create(a, 'a', 'b')
+        # The name may come after the nodes.
+        self.assert_exit(a.hkctl('space', 'create', '--memory', '4K', '--nodes', 'a,b', 'small'), 0)
+        self.assert_exit(b.hkctl('space', 'delete', 'small'), 0)
 
         def refused(node, *arguments, says, code=1):
             with self.subTest(arguments=arguments):
