@@ -21,7 +21,8 @@ constexpr size_t kDiscardBytes = 64 << 10;
 
 // False: the connection is over.
 bool Discard(int fd) {
-  static thread_local std::array<std::byte, kDiscardBytes> nowhere;
+  // Not thread_local: every thread of the program would carry it, those of libraries with small stacks too.
+  std::array<std::byte, kDiscardBytes> nowhere;
   const ssize_t read = ::recv(fd, nowhere.data(), nowhere.size(), MSG_DONTWAIT);
   return read > 0 || (read < 0 && (errno == EAGAIN || errno == EINTR));
 }

@@ -1,6 +1,7 @@
 #include "rdma/tcp_socket.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -82,6 +83,9 @@ absl::StatusOr<OwnedFd> BindTcp(const Address& address) {
 }
 
 absl::Status ListenTcp(int fd) {
+  // The socket may be one that somebody else made: accept() must never wait for the next connection.
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) return ErrnoStatus(errno, "O_NONBLOCK");
   if (::listen(fd, kBacklog) != 0) return ErrnoStatus(errno, "listen");
   return absl::OkStatus();
 }

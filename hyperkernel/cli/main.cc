@@ -15,6 +15,7 @@
 #include "hyperkernel/cli/completion.h"
 #include "hyperkernel/cli/node_commands.h"
 #include "hyperkernel/cli/output.h"
+#include "hyperkernel/cli/space_commands.h"
 #include "hyperkernel/cli/vm_commands.h"
 #include "hyperkernel/cli/vm_exec.h"
 
@@ -46,7 +47,8 @@ void AddGlobalOptions(CLI::App* app, hk::cli::Options* options) {
   const std::map<std::string, uint64_t> units{{"ms", 1}, {"s", 1000}, {"m", 60000}};
   app->add_option(
          "--timeout", options->timeout_ms,
-         "Longest wait for an answer, with a unit: 500ms, 10s, 2m (default 10s; 60s for vm create, start, reset)")
+         "Longest wait for an answer, with a unit: 500ms, 10s, 2m (default 10s; 60s for vm create, start, reset and "
+         "space create, delete)")
       ->transform(CLI::AsNumberWithUnit(units, CLI::AsNumberWithUnit::UNIT_REQUIRED, "DURATION"))
       ->check(CLI::Range(uint64_t{1}, kMaxTimeoutMs))
       ->each([options](const std::string&) { options->timeout_given = true; });
@@ -95,6 +97,7 @@ int main(int argc, char** argv) {
   AddGlobalOptions(&app, &options);
   hk::cli::AddNodeCommands(&app, &options, &exit_code);
   hk::cli::AddVmCommands(&app, &options, &exit_code);
+  hk::cli::AddSpaceCommands(&app, &options, &exit_code);
   CLI::App* completion = app.add_subcommand("completion", "Prints a shell's completion script")->require_subcommand(1);
   CLI::App* bash = completion->add_subcommand("bash", "For bash: source <(hkctl completion bash)");
   completion->footer("Examples:\n  source <(hkctl completion bash)");

@@ -32,6 +32,21 @@ void AppendLine(std::string* out, std::string_view key, const std::string& value
   if (!value.empty()) *out += fmt::format("{:<18} {}\n", fmt::format("{}:", key), value);
 }
 
+// "up", "down", "-" for the node that was asked.
+std::string DataText(const v1::Member& member) {
+  if (!member.has_data_link()) return "-";
+  return member.data_link().state() == v1::DATA_LINK_STATE_UP ? "up" : "down";
+}
+
+// "up since ... at 10.0.0.2:7470", "down since ...: connecting".
+std::string DataLinkText(const v1::DataLink& link, std::chrono::system_clock::time_point now) {
+  std::string out = fmt::format("{} since {} ({})", link.state() == v1::DATA_LINK_STATE_UP ? "up" : "down",
+                                UtcTime(link.since()), Ago(link.since(), now));
+  if (!link.address().empty()) out += " at " + Printable(link.address());
+  if (!link.reason().empty()) out += ": " + Printable(link.reason());
+  return out;
+}
+
 }  // namespace
 
 std::string Table::ToString() const {
@@ -132,7 +147,7 @@ std::string StateText(const v1::Member& member, std::chrono::system_clock::time_
 }
 
 std::string MemberTable(const std::vector<v1::Member>& members, std::chrono::system_clock::time_point now) {
-  Table table({"NAME", "STATE", "VERSION", "CPU", "MEMORY", "FRAMES", "KERNEL", "TRANSPORT"});
+  Table table({"NAME", "STATE", "VERSION", "CPU", "MEMORY", "FRAMES", "KERNEL", "TRANSPORT", "DATA"});
   std::string notes;
   for (const v1::Member& member : members) {
     const v1::NodeInfo& info = member.info();
@@ -142,10 +157,13 @@ std::string MemberTable(const std::vector<v1::Member>& members, std::chrono::sys
           {name, StateText(member, now), Printable(info.version()), CpuText(info),
            HumanBytes(info.memory_total_bytes()),
            fmt::format("{} of {}", HumanBytes(info.frames_used_bytes()), HumanBytes(info.frame_budget_bytes())),
-           Printable(info.kernel()), Printable(info.transport())});
+           Printable(info.kernel()), Printable(info.transport()), DataText(member)});
     } else {
-      table.AddRow({name, StateText(member, now), "-", "-", "-", "-", "-", "-"});
+      table.AddRow({name, StateText(member, now), "-", "-", "-", "-", "-", "-", DataText(member)});
     }
+    // Why there is no data plane matters when the member is there.
+    if (member.state() == v1::MEMBER_STATE_UP && !member.data_link().reason().empty())
+      notes += fmt::format("{}: data plane: {}\n", name, Printable(member.data_link().reason()));
     if (!member.reason().empty()) notes += fmt::format("{}: {}\n", name, PlainReason(member.reason()));
     for (const std::string& warning : info.warnings())
       notes += fmt::format("warning: {}: {}\n", name, Printable(warning));
@@ -161,8 +179,10 @@ std::string MemberText(const v1::Member& member, std::chrono::system_clock::time
   AppendLine(&out, "Reached at", Printable(member.admin_address()));
   if (member.state() == v1::MEMBER_STATE_UP)
     AppendLine(&out, "Round trip", fmt::format("{} us", member.round_trip_us()));
+  if (member.has_data_link()) AppendLine(&out, "Data plane", DataLinkText(member.data_link(), now));
   if (!member.has_info()) return out;
   const v1::NodeInfo& info = member.info();
+  AppendLine(&out, "Number", fmt::to_string(info.number()));
   AppendLine(&out, "Node id", Printable(info.node_id()));
   AppendLine(&out, "Cluster", Printable(info.cluster()));
   AppendLine(&out, "Version", Printable(info.version()));

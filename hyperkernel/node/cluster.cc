@@ -16,7 +16,7 @@ constexpr std::chrono::hours kExpiryWarning(30 * 24);
 
 std::vector<MembershipTable::Peer> PeersOf(const NodeSettings& settings) {
   std::vector<MembershipTable::Peer> peers;
-  for (const PeerSettings& peer : settings.peers) peers.push_back({peer.name, peer.admin.ToString()});
+  for (const PeerSettings& peer : settings.peers) peers.push_back({peer.name, peer.admin.ToString(), peer.number});
   return peers;
 }
 
@@ -25,6 +25,8 @@ bool IsRefusal(const absl::Status& status) {
   return status.code() == absl::StatusCode::kFailedPrecondition ||
          status.code() == absl::StatusCode::kPermissionDenied || status.code() == absl::StatusCode::kUnimplemented;
 }
+
+}  // namespace
 
 const char* StateName(v1::MemberState state) {
   switch (state) {
@@ -41,16 +43,16 @@ const char* StateName(v1::MemberState state) {
   }
 }
 
-}  // namespace
-
 Cluster::Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameStore& frames, Metrics* metrics,
-                 const Clock& clock)
+                 const Clock& clock, ClusterHooks hooks)
     : self_(std::move(self)),
       frames_(frames),
       metrics_(metrics),
       clock_(clock),
+      hooks_(std::move(hooks)),
       expires_(settings.tls.has_value() ? std::optional(settings.tls->expires) : std::nullopt),
-      table_(PeersOf(settings), settings.cluster, settings.unreachable_after, clock.Now(), clock.Wall()),
+      table_(PeersOf(settings), settings.cluster, settings.number, settings.unreachable_after, clock.Now(),
+             clock.Wall()),
       links_(settings, this) {
   for (const PeerSettings& peer : settings.peers) metrics_->SetPeerUp(peer.name, false);
 }
@@ -76,9 +78,22 @@ std::vector<v1::Member> Cluster::Members() const {
   self.set_state(v1::MEMBER_STATE_SELF);
   *self.mutable_info() = Self();
   std::vector<v1::Member> members{std::move(self)};
-  MutexLock lock(&mutex_);
-  for (v1::Member& member : table_.Snapshot(clock_.Now())) members.push_back(std::move(member));
+  {
+    MutexLock lock(&mutex_);
+    for (v1::Member& member : table_.Snapshot(clock_.Now())) members.push_back(std::move(member));
+  }
+  for (size_t i = 1; i < members.size() && hooks_.data_link != nullptr; i++) {
+    *members[i].mutable_data_link() = hooks_.data_link(members[i].name());
+  }
   return members;
+}
+
+absl::StatusOr<NodeId> Cluster::NumberOf(const std::string& name) const {
+  if (name == self_.name()) return NodeId(static_cast<uint16_t>(self_.number()));
+  MutexLock lock(&mutex_);
+  const std::optional<NodeId> number = table_.NumberOf(name);
+  if (number.has_value()) return *number;
+  return absl::NotFoundError(fmt::format("no node '{}' in this cluster; see hkctl node list", name));
 }
 
 absl::StatusOr<v1::Member> Cluster::Find(const std::string& name) const {
@@ -114,19 +129,30 @@ std::string Cluster::ObjectionTo(const v1::HelloRequest& hello) const {
   if (hello.to() != self_.name())
     return fmt::format("this is node '{}', not '{}': check the peer's address", self_.name(), hello.to());
   MutexLock lock(&mutex_);
-  if (!table_.AdminAddress(hello.from()).has_value())
+  const std::optional<NodeId> number = table_.NumberOf(hello.from());
+  if (!number.has_value())
     return fmt::format("node '{}' is not in the peer list of node '{}'", hello.from(), self_.name());
-  return "";
+  return MembershipTable::NumberObjection(hello.from(), hello.from_number(), hello.to_number(), *number,
+                                          NodeId(static_cast<uint16_t>(self_.number())));
+}
+
+void Cluster::OnHello(const std::string& peer, v1::HelloRequest* request) {
+  if (hooks_.spaces_of == nullptr) return;
+  for (const uint64_t id : hooks_.spaces_of(peer)) request->add_spaces(id);
 }
 
 void Cluster::OnHelloAnswered(const std::string& peer, const v1::HelloResponse& response,
                               std::chrono::microseconds round_trip) {
   {
     MutexLock lock(&mutex_);
-    table_.OnAnswer(peer, response.protocol_version(), response.info(), round_trip, clock_.Now(), clock_.Wall());
+    table_.OnAnswer(peer, {response.protocol_version(), response.from_number(), response.info()}, round_trip,
+                    clock_.Now(), clock_.Wall());
   }
   metrics_->ObserveHello(peer, round_trip);
-  Note(peer);
+  if (Note(peer) != v1::MEMBER_STATE_UP) return;
+  if (hooks_.heard != nullptr) hooks_.heard(peer, response.info());
+  if (hooks_.spaces_unknown != nullptr && response.unknown_spaces_size() > 0)
+    hooks_.spaces_unknown(peer, {response.unknown_spaces().begin(), response.unknown_spaces().end()});
 }
 
 void Cluster::OnHelloFailed(const std::string& peer, const absl::Status& status) {
@@ -144,7 +170,7 @@ void Cluster::OnHelloFailed(const std::string& peer, const absl::Status& status)
   Note(peer);
 }
 
-void Cluster::Note(const std::string& peer) {
+v1::MemberState Cluster::Note(const std::string& peer) {
   v1::Member now;
   {
     MutexLock lock(&mutex_);
@@ -152,7 +178,7 @@ void Cluster::Note(const std::string& peer) {
       if (member.name() == peer) now = std::move(member);
     }
     v1::MemberState& noted = noted_[peer];
-    if (noted == now.state()) return;
+    if (noted == now.state()) return now.state();
     noted = now.state();
   }
   metrics_->SetPeerUp(peer, now.state() == v1::MEMBER_STATE_UP);
@@ -161,6 +187,7 @@ void Cluster::Note(const std::string& peer) {
                                : log::Level::kWarning;
   log::Write(level, "membership", fmt::format("peer is {}", StateName(now.state())),
              {{"peer", peer}, {"address", now.admin_address()}, {"reason", now.reason()}});
+  return now.state();
 }
 
 }  // namespace hk

@@ -1,6 +1,8 @@
 #include "hyperkernel/node/config.h"
 
 #include <algorithm>
+#include <map>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -219,7 +221,7 @@ absl::Status FillPeers(const v1::NodeConfig& config, NodeSettings* settings) {
       return Bad(field + ".name", fmt::format("'{}' is not [a-z0-9-]{{1,63}}", peer.name()));
     }
     if (!names.insert(peer.name()).second) return Bad(field + ".name", fmt::format("'{}' is there twice", peer.name()));
-    PeerSettings out{.name = peer.name(), .admin = {}, .data = {}};
+    PeerSettings out{.name = peer.name(), .number = {}, .admin = {}, .data = {}};
     HK_ASSIGN_OR_RETURN(out.admin, ParseField(field + ".admin", peer.admin(), AddressForm::kConnect));
     if (!addresses.insert(out.admin.ToString()).second) {
       return Bad(field + ".admin", fmt::format("'{}' is another peer's address as well", peer.admin()));
@@ -227,12 +229,72 @@ absl::Status FillPeers(const v1::NodeConfig& config, NodeSettings* settings) {
     HK_RETURN_IF_ERROR(CheckPeerAddress(field + ".admin", out, *settings));
     if (!peer.data().empty()) {
       HK_ASSIGN_OR_RETURN(out.data, ParseField(field + ".data", peer.data(), AddressForm::kConnectTcp));
+      if (out.data->IsWildcard())
+        return Bad(field + ".data", fmt::format("'{}' leads nowhere: write an address of that node's", peer.data()));
     }
     if (peer.name() != settings->name) settings->peers.push_back(std::move(out));
   }
   if (settings->peers.size() > kMaxPeers) {
     return Bad("peers", fmt::format("{} peers; at most {} are possible", settings->peers.size(), kMaxPeers));
   }
+  return absl::OkStatus();
+}
+
+// A number that the operator wrote, and the field it stands in.
+struct WrittenNumber {
+  std::string field;
+  std::optional<uint32_t> number;
+};
+
+// By name, this node included. Errors: out of range; this node's own entry says otherwise than `number`.
+absl::StatusOr<std::map<std::string, WrittenNumber>> WrittenNumbers(const v1::NodeConfig& config,
+                                                                    const std::string& self) {
+  std::map<std::string, WrittenNumber> numbers;
+  numbers[self] = {"number", config.has_number() ? std::optional(config.number()) : std::nullopt};
+  for (int i = 0; i < config.peers_size(); i++) {
+    const v1::Peer& peer = config.peers(i);
+    const std::string field = fmt::format("peers[{}].number", i);
+    WrittenNumber& written = numbers[peer.name()];
+    if (peer.name() == self && written.number.has_value() && peer.has_number() && peer.number() != *written.number) {
+      return Bad(field, fmt::format("{} is this node's own entry, and number is {}", peer.number(), *written.number));
+    }
+    if (peer.name() == self && !peer.has_number()) continue;
+    written = {field, peer.has_number() ? std::optional(peer.number()) : std::nullopt};
+  }
+  for (const auto& [name, written] : numbers) {
+    if (written.number.has_value() && *written.number >= kMaxNodes) {
+      return Bad(written.field, fmt::format("{} is not from 0 to {}", *written.number, kMaxNodes - 1));
+    }
+  }
+  return numbers;
+}
+
+// REQUIRES: peers are filled.
+absl::Status FillNumbers(const v1::NodeConfig& config, NodeSettings* settings) {
+  using Numbers = std::map<std::string, WrittenNumber>;
+  HK_ASSIGN_OR_RETURN(Numbers numbers, WrittenNumbers(config, settings->name));
+  const auto has = [](const auto& entry) { return entry.second.number.has_value(); };
+  if (std::none_of(numbers.begin(), numbers.end(), has)) {
+    uint32_t next = 0;  // names are unique, and the map is sorted by them
+    for (auto& [name, written] : numbers) written.number = next++;
+  }
+  std::map<uint32_t, std::string> taken;
+  for (const auto& [name, written] : numbers) {
+    if (!written.number.has_value()) {
+      const auto other = std::find_if(numbers.begin(), numbers.end(), has);
+      return Bad(written.field, fmt::format("not set for '{}', and {} is for '{}': number all nodes or none", name,
+                                            other->second.field, other->first));
+    }
+    const auto [at, is_new] = taken.emplace(*written.number, name);
+    if (!is_new && !HK_MUTANT(config_numbers_shared)) {
+      return Bad(written.field, fmt::format("{} is the number of '{}' and of '{}'", *written.number, at->second, name));
+    }
+  }
+  const auto number_of = [&numbers](const std::string& name) {
+    return NodeId(static_cast<uint16_t>(*numbers[name].number));
+  };
+  settings->number = number_of(settings->name);
+  for (PeerSettings& peer : settings->peers) peer.number = number_of(peer.name);
   return absl::OkStatus();
 }
 
@@ -318,6 +380,7 @@ absl::Status Fill(const v1::NodeConfig& config, const HostFacts& host, NodeSetti
   HK_RETURN_IF_ERROR(FillListeners(config, settings));
   HK_RETURN_IF_ERROR(FillTransport(config, settings));
   HK_RETURN_IF_ERROR(FillPeers(config, settings));
+  HK_RETURN_IF_ERROR(FillNumbers(config, settings));
   HK_RETURN_IF_ERROR(FillSecurity(config, settings));
   HK_RETURN_IF_ERROR(FillMembership(config, settings));
   if (!config.log_level().empty() && !log::ParseLevel(config.log_level(), &settings->log_level)) {

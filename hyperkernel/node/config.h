@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/address.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/types.h"
 
 namespace hk {
 
@@ -31,6 +32,7 @@ enum class TransportChoice { kAuto, kVerbs, kTcp };
 // Another node, as configured.
 struct PeerSettings {
   std::string name;
+  NodeId number{};
   Address admin;
   std::optional<Address> data;
 };
@@ -46,6 +48,7 @@ struct TlsSettings {
 // Everything the daemon needs to know, complete and free of contradictions.
 struct NodeSettings {
   std::string name;
+  NodeId number{};  // this node's; README.md, Numbers
   std::string cluster;
   std::string data_directory;
   std::string frame_directory;

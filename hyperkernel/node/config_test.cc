@@ -59,6 +59,28 @@ TEST(Config, InsecureIsAllowedAndWarned) {
                                             HasSubstr("insecure_metrics: [::]:3")));
 }
 
+TEST(Config, WithoutNumbersTheSortedNamesCount) {
+  const auto settings = Parse(
+      "name: 'b' peers { name: 'c' admin: 'unix:/c' } peers { name: 'a' admin: 'unix:/a' } "
+      "peers { name: 'b' admin: 'unix:/run/hyperkernel/admin.sock' }");
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  EXPECT_EQ(settings->number, NodeId(1));
+  EXPECT_EQ(settings->peers[0].number, NodeId(2));
+  EXPECT_EQ(settings->peers[1].number, NodeId(0));
+}
+
+TEST(Config, NumbersMayBeWritten) {
+  const char* const peers = "peers { name: 'c' admin: 'unix:/c' number: 63 } ";
+  const char* const own = "peers { name: 'b' admin: 'unix:/run/hyperkernel/admin.sock' number: 7 } ";
+  for (const std::string& text : {std::string("name: 'b' number: 7 ") + peers, std::string("name: 'b' ") + peers + own,
+                                  std::string("name: 'b' number: 7 ") + peers + own}) {
+    const auto settings = Parse(text);
+    ASSERT_TRUE(settings.ok()) << settings.status();
+    EXPECT_EQ(settings->number, NodeId(7));
+    EXPECT_EQ(settings->peers[0].number, NodeId(63));
+  }
+}
+
 struct BadCase {
   const char* text;
   const char* field;  // what the message begins with, after the file's name
@@ -124,10 +146,18 @@ const BadCase kBadCases[] = {
     {"peers { name: 'b' admin: 'x:1' } peers { name: 'b' admin: 'x:2' }", " peers[1].name:", "twice"},
     {"peers { name: 'b' admin: 'x:1' } peers { name: 'c' admin: 'x:1' }", " peers[1].admin:", "another peer's"},
     {"peers { name: 'b' admin: 'x:1' data: 'y' }", " peers[0].data:", "expected HOST:PORT"},
+    {"peers { name: 'b' admin: 'x:1' data: '0.0.0.0:7470' }", " peers[0].data:", "0.0.0.0:7470"},
     {"membership { hello_interval_ms: 1 }", " membership.hello_interval_ms:", "from 50"},
     {"membership { hello_interval_ms: 1000 unreachable_after_ms: 1500 }",
      " membership.unreachable_after_ms:", "from 2000"},
     {"log_level: 'loud'", " log_level:", "'loud'"},
+    {"number: 64", " number:", "64 is not from 0 to 63"},
+    {"peers { name: 'b' admin: 'x:1' number: 4000000000 }", " peers[0].number:", "4000000000 is not from"},
+    {"name: 'a' number: 1 peers { name: 'b' admin: 'unix:/b' }", " peers[0].number:", "not set for 'b', and number is"},
+    {"name: 'a' peers { name: 'b' admin: 'unix:/b' number: 1 }", " number:", "not set for 'a', and peers[0].number is"},
+    {"name: 'a' number: 1 peers { name: 'b' admin: 'unix:/b' number: 1 }", " peers[0].number:", "of 'a' and of 'b'"},
+    {"name: 'a' number: 1 peers { name: 'a' admin: 'unix:/run/hyperkernel/admin.sock' number: 2 }",
+     " peers[0].number:", "own entry"},
 };
 INSTANTIATE_TEST_SUITE_P(Table, BadConfig, testing::ValuesIn(kBadCases));
 

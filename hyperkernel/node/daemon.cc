@@ -22,12 +22,15 @@
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/data_directory.h"
+#include "hyperkernel/node/data_plane.h"
 #include "hyperkernel/node/grpc_log.h"
 #include "hyperkernel/node/guest_manager.h"
 #include "hyperkernel/node/kvm_machine.h"
 #include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/node_info.h"
 #include "hyperkernel/node/services.h"
+#include "hyperkernel/node/space_manager.h"
+#include "hyperkernel/node/space_peers.h"
 #include "hyperkernel/node/state_store.h"
 
 namespace hk {
@@ -35,7 +38,7 @@ namespace {
 
 constexpr std::chrono::seconds kStopDeadline(3);
 // Requests served at once; beyond it gRPC answers RESOURCE_EXHAUSTED. 63 peers' hellos and some operators fit.
-constexpr int kMaxServerThreads = 96;
+constexpr int kMaxServerThreads = 112;
 // No request of an operator or peer is larger; a stranger's must not take memory.
 constexpr int kMaxRequestBytes = 1 << 20;
 // Memory for requests and connections. gRPC looks at a request's size only when all of it has arrived, so it is this
@@ -46,10 +49,11 @@ constexpr size_t kMaxServerBytes = 64 << 20;
 // descriptors.
 constexpr int kHandshakeTimeoutMs = 10000;
 
-// Takes the data plane's address, so that a second user of it is found at start. Without SO_REUSEADDR: with it Linux
-// lets two sockets bind one address as long as neither listens (socket(7)), and this one listens only when there is a
-// transport.
-absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
+// Takes the data plane's address, so that a second user of it is found at start. Over TCP with SO_REUSEADDR, or the
+// connections of a daemon that has just ended would keep the next one out (TIME_WAIT); two sockets can then be bound to
+// one address until one listens (socket(7)), which the transport does at once. Over verbs nobody listens on this
+// socket: without.
+absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address, bool tcp) {
   addrinfo hints{};
   hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
   hints.ai_socktype = SOCK_STREAM;
@@ -61,6 +65,9 @@ absl::StatusOr<OwnedFd> ReserveDataAddress(const Address& address) {
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, &::freeaddrinfo);
   OwnedFd fd(::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return ErrnoStatus(errno, "socket");
+  const int reuse = tcp ? 1 : 0;
+  if (::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse) != 0)
+    return ErrnoStatus(errno, "SO_REUSEADDR");
   if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) {
     const absl::Status status = ErrnoStatus(errno, address.ToString());
     return absl::Status(status.code(),
@@ -103,8 +110,12 @@ struct Daemon::Parts {
   std::optional<DirectoryLock> frame_lock;
   std::optional<FrameStore> frames;
   std::optional<KernelCache> kernels;
-  OwnedFd data_address;
+  OwnedFd data_address;  // over TCP the data plane's
+  // Destroyed from below: what asks before what is asked. Hellos end with the cluster, the metrics read the transport.
+  std::unique_ptr<DataPlane> data_plane;
   Metrics metrics;
+  std::optional<ClusterSpacePeers> space_peers;
+  std::unique_ptr<SpaceManager> spaces;
   std::optional<Cluster> cluster;
   std::unique_ptr<StateStore> state;
   std::unique_ptr<GuestManager> guests;
@@ -113,6 +124,9 @@ struct Daemon::Parts {
   std::unique_ptr<grpc::Server> server;
 
   absl::Status OpenState(const NodeSettings& settings, const Clock& clock, v1::NodeInfo* self);
+  absl::Status StartDataPlane(const NodeSettings& settings, const Clock& clock, const v1::NodeInfo& self);
+  ClusterHooks Hooks(const std::string& boot_id);
+  void MakeSpaces(const NodeSettings& settings, const Clock& clock);
   absl::Status Serve(const NodeSettings& settings);
 };
 
@@ -136,7 +150,7 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   if (*leftovers > 0)
     log::Warning("daemon", "frames of guests that ended with an earlier daemon were removed",
                  {{"files", fmt::to_string(*leftovers)}});
-  absl::StatusOr<OwnedFd> reserved = ReserveDataAddress(settings.data_listen);
+  absl::StatusOr<OwnedFd> reserved = ReserveDataAddress(settings.data_listen, transport == "tcp");
   if (!reserved.ok()) return WithContext(reserved.status(), "listen.data");
   data_address = *std::move(reserved);
   absl::StatusOr<std::unique_ptr<StateStore>> opened = StateStore::Open(settings.data_directory + "/state");
@@ -145,6 +159,34 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   *self = StaticNodeInfo(settings, *identity, transport, clock.Wall());
   for (const std::string& warning : frames->warnings()) self->add_warnings(warning);
   return absl::OkStatus();
+}
+
+absl::Status Daemon::Parts::StartDataPlane(const NodeSettings& settings, const Clock& clock, const v1::NodeInfo& self) {
+  OwnedFd listener;
+  if (self.transport() == "tcp") listener = std::move(data_address);
+  absl::StatusOr<std::unique_ptr<DataPlane>> started =
+      DataPlane::Start(settings, self.transport(), std::move(listener), clock);
+  if (!started.ok()) return started.status();
+  data_plane = *std::move(started);
+  metrics.DescribeTransport(*data_plane->transport(), [plane = data_plane.get()] { return plane->Peers(); });
+  return absl::OkStatus();
+}
+
+ClusterHooks Daemon::Parts::Hooks(const std::string& boot_id) {
+  return {
+      .data_link = [this](const std::string& peer) { return data_plane->LinkTo(peer); },
+      .heard = [this, boot_id](const std::string& peer,
+                               const v1::NodeInfo& info) { data_plane->Heard(peer, info, boot_id); },
+      .spaces_of = [this](const std::string& peer) { return spaces->IdsOf(peer); },
+      .spaces_unknown = [this](const std::string& peer, const std::vector<uint64_t>& ids) { spaces->Drop(peer, ids); }};
+}
+
+void Daemon::Parts::MakeSpaces(const NodeSettings& settings, const Clock& clock) {
+  space_peers.emplace(&*cluster, data_plane.get());
+  const auto attach = [this, &clock](GuestSpace::Options options) {
+    return GuestSpace::Attach(std::move(options), *frames, data_plane->transport(), data_plane->router(), clock);
+  };
+  spaces = std::make_unique<SpaceManager>(settings.name, attach, &*space_peers, clock);
 }
 
 absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
@@ -198,7 +240,9 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   v1::NodeInfo self;
   HK_RETURN_IF_ERROR(parts->OpenState(settings, clock, &self));
   parts->metrics.DescribeNode(self, *parts->frames);
-  parts->cluster.emplace(settings, self, *parts->frames, &parts->metrics, clock);
+  HK_RETURN_IF_ERROR(parts->StartDataPlane(settings, clock, self));
+  parts->cluster.emplace(settings, self, *parts->frames, &parts->metrics, clock, parts->Hooks(self.boot_id()));
+  parts->MakeSpaces(settings, clock);
   if (settings.metrics_listen.has_value()) {
     HK_RETURN_IF_ERROR(WithContext(parts->metrics.Serve(*settings.metrics_listen), "listen.metrics"));
   }
@@ -213,8 +257,8 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
             return MakeKvmMachine(spec, generation, frames, kernels, clock, events);
           },
           clock));
-  parts->admin.emplace(&*parts->cluster, parts->guests.get(), &parts->metrics);
-  parts->peers.emplace(&*parts->cluster, &parts->metrics);
+  parts->admin.emplace(&*parts->cluster, parts->guests.get(), parts->spaces.get(), &parts->metrics);
+  parts->peers.emplace(&*parts->cluster, parts->spaces.get(), &parts->metrics);
   auto daemon = std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
   HK_RETURN_IF_ERROR(daemon->parts_->Serve(settings));
   RouteGrpcLog(log::Level::kWarning);  // errors are now about one connection, not about this node
@@ -232,6 +276,8 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
 }
 
 Daemon::~Daemon() {
+  // Requests that wait for pages end at once.
+  if (parts_->spaces != nullptr) parts_->spaces->StopAll();
   if (parts_->server != nullptr) parts_->server->Shutdown(std::chrono::system_clock::now() + kStopDeadline);
 }
 

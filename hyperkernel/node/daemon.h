@@ -1,7 +1,7 @@
 // The daemon: everything a node runs, from settings to serving. Start and stop from one thread.
 //
-// Start order: locks and identity, frame store, data-plane address, metrics, gRPC, hellos. What fails leaves nothing
-// behind but directories. Stop order is the reverse, bounded by kStopDeadline.
+// Start order: locks and identity, frame store, data-plane address, transport, metrics, gRPC, hellos. What fails leaves
+// nothing behind but directories. Stop order is the reverse, bounded by kStopDeadline.
 #pragma once
 
 #include <memory>

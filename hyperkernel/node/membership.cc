@@ -8,7 +8,7 @@
 namespace hk {
 namespace {
 
-// Why an answer cannot be worked with; empty if it can.
+// Why an answer cannot be worked with, numbers apart; empty if it can.
 std::string Objection(std::string_view expected_name, const std::string& expected_cluster, uint32_t version,
                       const v1::NodeInfo& info) {
   if (version != kPeerProtocolVersion) {
@@ -33,17 +33,30 @@ google::protobuf::Timestamp ToTimestamp(WallTime time) {
   return stamp;
 }
 
-MembershipTable::MembershipTable(const std::vector<Peer>& peers, std::string cluster,
+MembershipTable::MembershipTable(const std::vector<Peer>& peers, std::string cluster, NodeId self,
                                  std::chrono::milliseconds unreachable_after, Monotonic started, WallTime started_wall)
     : cluster_(std::move(cluster)),
+      self_(self),
       unreachable_after_(unreachable_after),
       started_(started),
       started_wall_(started_wall) {
-  for (const Peer& peer : peers) peers_[peer.name].admin_address = peer.admin_address;
+  for (const Peer& peer : peers) {
+    peers_[peer.name].admin_address = peer.admin_address;
+    peers_[peer.name].number = peer.number;
+  }
 }
 
-void MembershipTable::OnAnswer(std::string_view name, uint32_t peer_version, const v1::NodeInfo& info,
-                               std::chrono::microseconds round_trip, Monotonic now, WallTime wall) {
+std::string MembershipTable::NumberObjection(std::string_view name, uint32_t its_own, uint32_t its_self, NodeId number,
+                                             NodeId self) {
+  if ((its_own == number.value() && its_self == self.value()) || HK_MUTANT(membership_accepts_any_number)) return "";
+  return fmt::format(
+      "node '{}' is number {} to itself and {} here, this node is number {} to it and {} here: give all nodes the same "
+      "list of peers, or number all of them (number)",
+      name, its_own, number.value(), its_self, self.value());
+}
+
+void MembershipTable::OnAnswer(std::string_view name, const Answer& answer, std::chrono::microseconds round_trip,
+                               Monotonic now, WallTime wall) {
   const auto found = peers_.find(name);
   if (found == peers_.end()) return;
   State& state = found->second;
@@ -52,9 +65,11 @@ void MembershipTable::OnAnswer(std::string_view name, uint32_t peer_version, con
   state.heard_wall = wall;
   state.failure.clear();
   state.round_trip = round_trip;
-  state.rejected = Objection(name, cluster_, peer_version, info);
+  state.rejected = Objection(name, cluster_, answer.version, answer.info);
+  if (state.rejected.empty())
+    state.rejected = NumberObjection(name, answer.info.number(), answer.self_number, state.number, self_);
   // What a node that must not be worked with says of itself is not shown as this peer's facts.
-  if (state.rejected.empty()) state.info = info;
+  if (state.rejected.empty()) state.info = answer.info;
 }
 
 void MembershipTable::OnRefused(std::string_view name, std::string reason, Monotonic now, WallTime wall) {
@@ -105,10 +120,10 @@ std::vector<v1::Member> MembershipTable::Snapshot(Monotonic now) const {
   return members;
 }
 
-std::optional<std::string> MembershipTable::AdminAddress(std::string_view name) const {
+std::optional<NodeId> MembershipTable::NumberOf(std::string_view name) const {
   const auto found = peers_.find(name);
   if (found == peers_.end()) return std::nullopt;
-  return found->second.admin_address;
+  return found->second.number;
 }
 
 }  // namespace hk

@@ -16,13 +16,14 @@
 #include <vector>
 
 #include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/types.h"
 #include "proto/node.pb.h"
 
 namespace hk {
 
 // Version of the control protocol between nodes. Raised when a change would be misunderstood; nodes of other versions
 // are rejected with both numbers.
-inline constexpr uint32_t kPeerProtocolVersion = 1;
+inline constexpr uint32_t kPeerProtocolVersion = 2;
 
 // Membership of one node's static list of peers.
 class MembershipTable {
@@ -30,15 +31,22 @@ class MembershipTable {
   struct Peer {
     std::string name;
     std::string admin_address;
+    NodeId number{};
   };
-  // `started` and `started_wall` are now, on both clocks.
-  MembershipTable(const std::vector<Peer>& peers, std::string cluster, std::chrono::milliseconds unreachable_after,
-                  Monotonic started, WallTime started_wall);
+  // What a peer says in its answer to a hello.
+  struct Answer {
+    uint32_t version = 0;      // protocol version it speaks
+    uint32_t self_number = 0;  // this node's number, as it has it
+    v1::NodeInfo info;
+  };
+  // `self` is this node's number; `started` and `started_wall` are now, on both clocks.
+  MembershipTable(const std::vector<Peer>& peers, std::string cluster, NodeId self,
+                  std::chrono::milliseconds unreachable_after, Monotonic started, WallTime started_wall);
 
-  // Peer `name` answered. Judges the answer: another cluster, protocol or name makes it REJECTED. `peer_version` is the
-  // protocol version it speaks. Ignored for a name that is not in the list.
-  void OnAnswer(std::string_view name, uint32_t peer_version, const v1::NodeInfo& info,
-                std::chrono::microseconds round_trip, Monotonic now, WallTime wall);
+  // Peer `name` answered. Judges the answer: another cluster, protocol, name or numbers make it REJECTED. Ignored for a
+  // name that is not in the list.
+  void OnAnswer(std::string_view name, const Answer& answer, std::chrono::microseconds round_trip, Monotonic now,
+                WallTime wall);
   // Peer `name` answered that it will not work with us (wrong cluster, unknown caller, ...).
   void OnRefused(std::string_view name, std::string reason, Monotonic now, WallTime wall);
   // No answer. `reason` is one line.
@@ -46,12 +54,17 @@ class MembershipTable {
 
   // All peers by name, as of `now`.
   std::vector<v1::Member> Snapshot(Monotonic now) const;
-  // Admin address of a peer, if it is in the list.
-  std::optional<std::string> AdminAddress(std::string_view name) const;
+  // Number of a peer, if it is in the list.
+  std::optional<NodeId> NumberOf(std::string_view name) const;
+  // Why two nodes that number themselves so must not work with each other; empty if they agree. Given: what the other
+  // says of itself and of this node, its name, and what this node has for both.
+  static std::string NumberObjection(std::string_view name, uint32_t its_own, uint32_t its_self, NodeId number,
+                                     NodeId self);
 
  private:
   struct State {
     std::string admin_address;
+    NodeId number{};
     bool heard = false;
     Monotonic heard_at;
     WallTime heard_wall;
@@ -64,6 +77,7 @@ class MembershipTable {
   v1::Member View(const std::string& name, const State& state, Monotonic now) const;
 
   const std::string cluster_;
+  const NodeId self_;
   const std::chrono::milliseconds unreachable_after_;
   const Monotonic started_;
   const WallTime started_wall_;

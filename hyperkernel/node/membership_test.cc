@@ -17,18 +17,23 @@ class MembershipTest : public testing::Test {
     v1::NodeInfo info;
     info.set_name(name);
     info.set_cluster(cluster);
+    info.set_number(name == "c" ? 2 : 1);
     return info;
   }
   Monotonic At(int ms) { return start_ + milliseconds(ms); }
   WallTime WallAt(int ms) { return WallTime(std::chrono::seconds(1000)) + milliseconds(ms); }
   void Answer(const std::string& name, int ms) {
-    table_.OnAnswer(name, kPeerProtocolVersion, Info(name), std::chrono::microseconds(70), At(ms), WallAt(ms));
+    table_.OnAnswer(name, {kPeerProtocolVersion, 0, Info(name)}, std::chrono::microseconds(70), At(ms), WallAt(ms));
   }
   v1::Member B(int ms) { return table_.Snapshot(At(ms)).at(0); }
 
   const Monotonic start_ = Monotonic(std::chrono::hours(1));
-  MembershipTable table_{
-      {{"b", "unix:/b"}, {"c", "unix:/c"}}, "c", kAfter, start_, WallTime(std::chrono::seconds(1000))};
+  MembershipTable table_{{{"b", "unix:/b", NodeId(1)}, {"c", "unix:/c", NodeId(2)}},
+                         "c",
+                         NodeId(0),
+                         kAfter,
+                         start_,
+                         WallTime(std::chrono::seconds(1000))};
 };
 
 TEST_F(MembershipTest, ConnectingThenUnreachableIfNeverHeardOf) {
@@ -59,13 +64,13 @@ TEST_F(MembershipTest, AFailureAloneDoesNotMakeUnreachable) {
 }
 
 TEST_F(MembershipTest, AnswersThatCannotBeWorkedWithAreRejectedWithTheReason) {
-  table_.OnAnswer("b", kPeerProtocolVersion, Info("b", "other"), {}, At(0), WallAt(0));
+  table_.OnAnswer("b", {kPeerProtocolVersion, 0, Info("b", "other")}, {}, At(0), WallAt(0));
   EXPECT_EQ(B(0).state(), v1::MEMBER_STATE_REJECTED);
   EXPECT_THAT(B(0).reason(), HasSubstr("cluster 'other'"));
   EXPECT_FALSE(B(0).has_info());
-  table_.OnAnswer("b", kPeerProtocolVersion + 1, Info("b"), {}, At(1), WallAt(1));
-  EXPECT_THAT(B(1).reason(), HasSubstr("control protocol 2, this node 1"));
-  table_.OnAnswer("b", kPeerProtocolVersion, Info("z"), {}, At(2), WallAt(2));
+  table_.OnAnswer("b", {kPeerProtocolVersion + 1, 0, Info("b")}, {}, At(1), WallAt(1));
+  EXPECT_THAT(B(1).reason(), HasSubstr("control protocol 3, this node 2"));
+  table_.OnAnswer("b", {kPeerProtocolVersion, 0, Info("z")}, {}, At(2), WallAt(2));
   EXPECT_THAT(B(2).reason(), HasSubstr("is node 'z', not 'b'"));
   table_.OnRefused("b", "not in the peer list", At(3), WallAt(3));
   EXPECT_EQ(B(3).reason(), "not in the peer list");
@@ -80,8 +85,22 @@ TEST_F(MembershipTest, StrangersAreIgnoredAndPeersAreIndependent) {
   Answer("c", 0);
   EXPECT_EQ(table_.Snapshot(At(1)).size(), 2u);
   EXPECT_EQ(B(1).state(), v1::MEMBER_STATE_CONNECTING);
-  EXPECT_EQ(table_.AdminAddress("c"), "unix:/c");
-  EXPECT_FALSE(table_.AdminAddress("zz").has_value());
+  EXPECT_EQ(table_.NumberOf("c"), NodeId(2));
+  EXPECT_FALSE(table_.NumberOf("zz").has_value());
+}
+
+TEST_F(MembershipTest, NodesThatNumberTheClusterOtherwiseAreRejected) {
+  v1::NodeInfo info = Info("b");
+  info.set_number(5);
+  table_.OnAnswer("b", {kPeerProtocolVersion, 0, info}, {}, At(0), WallAt(0));
+  EXPECT_EQ(B(0).state(), v1::MEMBER_STATE_REJECTED);
+  EXPECT_THAT(B(0).reason(), HasSubstr("number 5 to itself and 1 here"));
+  EXPECT_FALSE(B(0).has_info());
+  table_.OnAnswer("b", {kPeerProtocolVersion, 3, Info("b")}, {}, At(1), WallAt(1));
+  EXPECT_EQ(B(1).state(), v1::MEMBER_STATE_REJECTED);
+  EXPECT_THAT(B(1).reason(), HasSubstr("this node is number 3 to it and 0 here"));
+  Answer("b", 2);
+  EXPECT_EQ(B(2).state(), v1::MEMBER_STATE_UP);
 }
 
 }  // namespace

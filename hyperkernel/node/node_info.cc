@@ -77,6 +77,7 @@ v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity
   ::uname(&names);
   v1::NodeInfo info;
   info.set_name(settings.name);
+  info.set_number(settings.number.value());
   info.set_node_id(identity.node_id());
   info.set_cluster(settings.cluster);
   info.set_version(kVersion);
@@ -107,10 +108,9 @@ absl::StatusOr<std::string> ResolveTransport(TransportChoice choice, const Addre
   if (choice == TransportChoice::kTcp) return "tcp";
   const absl::StatusOr<std::vector<VerbsDevice>> devices = ListVerbsDevices();
   const std::string interface = InterfaceOf(data);
-  if (devices.ok() && !data.IsLocal()) {
+  if (devices.ok() && !data.IsLocal() && !data.IsWildcard()) {
     for (const VerbsDevice& device : *devices) {
-      if (device.active && (data.IsWildcard() || device.netdev == interface))
-        return fmt::format("verbs({})", device.name);
+      if (device.active && device.netdev == interface) return fmt::format("verbs({})", device.name);
     }
   }
   if (choice == TransportChoice::kAuto) return "tcp";

@@ -23,8 +23,8 @@ v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity
 void RefreshNodeInfo(const FrameStore& frames, v1::NodeInfo* info);
 
 // The data plane that a choice means on this host: "tcp" or "verbs(DEVICE)". A device counts if its port is active and
-// its network interface has the address `data` (any interface, if that is the wildcard). Errors: kFailedPrecondition if
-// verbs are asked for and there is none.
+// its network interface has the address `data`; with the wildcard none does. Errors: kFailedPrecondition if verbs are
+// asked for and there is none.
 absl::StatusOr<std::string> ResolveTransport(TransportChoice choice, const Address& data);
 
 }  // namespace hk

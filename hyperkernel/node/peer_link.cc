@@ -42,6 +42,7 @@ struct PeerLinks::Link {
 PeerLinks::PeerLinks(const NodeSettings& settings, HelloObserver* observer)
     : name_(settings.name),
       cluster_(settings.cluster),
+      number_(settings.number),
       interval_(settings.hello_interval),
       hello_deadline_(std::min(settings.unreachable_after / kHelloDeadlineShare, kMaxHelloDeadline)),
       tls_(settings.tls),
@@ -119,6 +120,9 @@ void PeerLinks::SendHello(Link* link) {
   call.request.set_cluster(cluster_);
   call.request.set_from(name_);
   call.request.set_to(link->peer.name);
+  call.request.set_from_number(number_.value());
+  call.request.set_to_number(link->peer.number.value());
+  observer_->OnHello(link->peer.name, &call.request);
   call.context.set_deadline(std::chrono::system_clock::now() + hello_deadline_);
   call.sent = std::chrono::steady_clock::now();
   call.reader = link->stub->AsyncHello(&call.context, call.request, &queue_);
@@ -142,8 +146,8 @@ void PeerLinks::Finish(Link* link) {
   if (code == grpc::StatusCode::DEADLINE_EXCEEDED || code == grpc::StatusCode::UNAVAILABLE) link->stub = nullptr;
 }
 
-absl::StatusOr<v1::ProbeReport> PeerLinks::Probe(const std::string& peer,
-                                                 std::chrono::system_clock::time_point deadline) {
+absl::Status PeerLinks::Call(const std::string& peer, std::chrono::system_clock::time_point deadline,
+                             const Body& body) const {
   const auto found =
       std::find_if(links_.begin(), links_.end(), [&](const auto& link) { return link->peer.name == peer; });
   if (found == links_.end()) {
@@ -152,15 +156,24 @@ absl::StatusOr<v1::ProbeReport> PeerLinks::Probe(const std::string& peer,
   grpc::ClientContext context;
   const auto left = deadline - std::chrono::system_clock::now();
   context.set_deadline(deadline - std::min<std::chrono::system_clock::duration>(kAnswerMargin, left / 2));
+  const grpc::Status status = body(Connect((*found)->peer).get(), &context);
+  if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
+    return absl::DeadlineExceededError(fmt::format("node '{}': no answer in time; see hkctl node list", peer));
+  }
+  return WithContext(FromGrpc(status), fmt::format("node '{}'", peer));
+}
+
+absl::StatusOr<v1::ProbeReport> PeerLinks::Probe(const std::string& peer,
+                                                 std::chrono::system_clock::time_point deadline) const {
   v1::PeerProbeRequest request;
   request.set_from(name_);
   v1::PeerProbeResponse response;
-  const grpc::Status status = Connect((*found)->peer)->Probe(&context, request, &response);
-  if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
-    return absl::DeadlineExceededError(
-        fmt::format("node '{}': no answer in time; see hkctl node list, or give it longer (--timeout)", peer));
-  }
-  if (!status.ok()) return WithContext(FromGrpc(status), fmt::format("node '{}'", peer));
+  const absl::Status status = Call(peer, deadline, [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+    return stub->Probe(context, request, &response);
+  });
+  if (absl::IsDeadlineExceeded(status))
+    return absl::DeadlineExceededError(MessageOf(status) + ", or give it longer (--timeout)");
+  if (!status.ok()) return status;
   return response.report();
 }
 

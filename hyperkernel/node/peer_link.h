@@ -13,6 +13,7 @@
 #include <grpcpp/completion_queue.h>
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -25,10 +26,12 @@
 
 namespace hk {
 
-// What a hello came to, one call per hello. Called on the hellos' thread; must not block.
+// What a hello says and came to, each called once per hello. Called on the hellos' thread; must not block.
 class HelloObserver {
  public:
   virtual ~HelloObserver() = default;
+  // Before a hello: fills in what changes from one to the next.
+  virtual void OnHello(const std::string& peer, v1::HelloRequest* request) = 0;
   virtual void OnHelloAnswered(const std::string& peer, const v1::HelloResponse& response,
                                std::chrono::microseconds round_trip) = 0;
   virtual void OnHelloFailed(const std::string& peer, const absl::Status& status) = 0;
@@ -44,9 +47,12 @@ class PeerLinks {
 
   // Starts to say hello. Call once.
   void Start();
-  // Asks a peer for a probe of its host. Errors: kNotFound for a name that is not in the list, or what the call ended
-  // with.
-  absl::StatusOr<v1::ProbeReport> Probe(const std::string& peer, std::chrono::system_clock::time_point deadline);
+  // Runs one call to a peer, on a connection of its own, in the caller's thread. The errors are for people and name the
+  // node: kNotFound for a name that is not in the list, kDeadlineExceeded, or what the call ended with.
+  using Body = std::function<grpc::Status(v1::PeerControl::Stub*, grpc::ClientContext*)>;
+  absl::Status Call(const std::string& peer, std::chrono::system_clock::time_point deadline, const Body& body) const;
+  // Asks a peer for a probe of its host. Errors: as Call.
+  absl::StatusOr<v1::ProbeReport> Probe(const std::string& peer, std::chrono::system_clock::time_point deadline) const;
 
  private:
   struct Link;
@@ -60,6 +66,7 @@ class PeerLinks {
 
   const std::string name_;
   const std::string cluster_;
+  const NodeId number_;
   const std::chrono::milliseconds interval_;
   const std::chrono::milliseconds hello_deadline_;
   const std::optional<TlsSettings> tls_;

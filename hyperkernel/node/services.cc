@@ -21,6 +21,24 @@ grpc::Status CheckSpeaksForItself(const grpc::ServerContext& context, const std:
 
 }  // namespace
 
+grpc::Status CallLimit::Run(const std::function<grpc::Status()>& body) {
+  if (running_.fetch_add(1) >= most_) {
+    running_--;
+    return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
+                        fmt::format("{} of these are under way already; try again", most_));
+  }
+  const grpc::Status status = body();
+  running_--;
+  return status;
+}
+
+grpc::Status PeerControlService::CheckPeer(const grpc::ServerContext& context, const std::string& from) const {
+  if (const grpc::Status status = CheckSpeaksForItself(context, from); !status.ok()) return status;
+  if (from != cluster_->name() && cluster_->NumberOf(from).ok()) return grpc::Status::OK;
+  return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION,
+                      fmt::format("node '{}' is not in the peer list of node '{}'", from, cluster_->name()));
+}
+
 grpc::Status AdminService::GetVersion(grpc::ServerContext* context, const v1::GetVersionRequest*,
                                       v1::GetVersionResponse* response) {
   return Serve(metrics_, "GetVersion", *context, Role::kViewer, [&] {
@@ -64,6 +82,9 @@ grpc::Status PeerControlService::Hello(grpc::ServerContext* context, const v1::H
     if (!objection.empty()) return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, objection);
     response->set_protocol_version(kPeerProtocolVersion);
     *response->mutable_info() = cluster_->Self();
+    response->set_from_number(request->from_number());  // no objection: it is what this node has
+    for (const uint64_t id : spaces_->UnknownOf({request->spaces().begin(), request->spaces().end()}))
+      response->add_unknown_spaces(id);
     return grpc::Status::OK;
   });
 }

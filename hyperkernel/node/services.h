@@ -8,17 +8,30 @@
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/guest_manager.h"
 #include "hyperkernel/node/metrics.h"
+#include "hyperkernel/node/space_manager.h"
 #include "proto/admin.grpc.pb.h"
 #include "proto/peer.grpc.pb.h"
 
 namespace hk {
 
+// Calls that may hold a thread for seconds, so many at once and no more: there are kMaxServerThreads (daemon.cc), and
+// hellos of 63 peers must always find one.
+class CallLimit {
+ public:
+  explicit CallLimit(int most) : most_(most) {}
+  grpc::Status Run(const std::function<grpc::Status()>& body);
+
+ private:
+  const int most_;
+  std::atomic<int> running_{0};
+};
+
 // What operators ask (proto/admin.proto).
 class AdminService final : public v1::Admin::Service {
  public:
   // All must outlive this object.
-  AdminService(Cluster* cluster, GuestManager* guests, Metrics* metrics)
-      : cluster_(cluster), guests_(guests), metrics_(metrics) {}
+  AdminService(Cluster* cluster, GuestManager* guests, SpaceManager* spaces, Metrics* metrics)
+      : cluster_(cluster), guests_(guests), spaces_(spaces), metrics_(metrics) {}
   grpc::Status GetVersion(grpc::ServerContext* context, const v1::GetVersionRequest* request,
                           v1::GetVersionResponse* response) override;
   grpc::Status ListNodes(grpc::ServerContext* context, const v1::ListNodesRequest* request,
@@ -43,34 +56,67 @@ class AdminService final : public v1::Admin::Service {
                        grpc::ServerWriter<v1::ReadLogResponse>* writer) override;
   grpc::Status Exec(grpc::ServerContext* context, const v1::ExecRequest* request,
                     grpc::ServerWriter<v1::ExecResponse>* writer) override;
+  grpc::Status CreateSpace(grpc::ServerContext* context, const v1::CreateSpaceRequest* request,
+                           v1::CreateSpaceResponse* response) override;
+  grpc::Status ListSpaces(grpc::ServerContext* context, const v1::ListSpacesRequest* request,
+                          v1::ListSpacesResponse* response) override;
+  grpc::Status GetSpace(grpc::ServerContext* context, const v1::GetSpaceRequest* request,
+                        v1::GetSpaceResponse* response) override;
+  grpc::Status DeleteSpace(grpc::ServerContext* context, const v1::DeleteSpaceRequest* request,
+                           v1::DeleteSpaceResponse* response) override;
+  grpc::Status ReadSpace(grpc::ServerContext* context, const v1::ReadSpaceRequest* request,
+                         v1::ReadSpaceResponse* response) override;
+  grpc::Status WriteSpace(grpc::ServerContext* context, const v1::WriteSpaceRequest* request,
+                          v1::WriteSpaceResponse* response) override;
+  grpc::Status SpaceMap(grpc::ServerContext* context, const v1::SpaceMapRequest* request,
+                        v1::SpaceMapResponse* response) override;
+  grpc::Status SpaceTop(grpc::ServerContext* context, const v1::SpaceTopRequest* request,
+                        v1::SpaceTopResponse* response) override;
 
  private:
   // Calls that last as long as their client wants hold a thread each. There are 96 (daemon.cc), and hellos of 63 peers
   // must always find one.
   static constexpr int kMaxLongCalls = 24;
+  // Making and deleting a space, and waiting for its pages.
+  static constexpr int kMaxSpaceCalls = 16;
 
   // Runs `body` as one of kMaxLongCalls.
   grpc::Status ServeLong(const char* method, const grpc::ServerContext& context,
                          const std::function<grpc::Status()>& body);
 
   std::atomic<int> long_calls_{0};
+  CallLimit space_calls_{kMaxSpaceCalls};
   Cluster* const cluster_;
   GuestManager* const guests_;
+  SpaceManager* const spaces_;
   Metrics* const metrics_;
 };
 
 // What other nodes ask (proto/peer.proto).
 class PeerControlService final : public v1::PeerControl::Service {
  public:
-  // Both must outlive this object.
-  PeerControlService(Cluster* cluster, Metrics* metrics) : cluster_(cluster), metrics_(metrics) {}
+  // All must outlive this object.
+  PeerControlService(Cluster* cluster, SpaceManager* spaces, Metrics* metrics)
+      : cluster_(cluster), spaces_(spaces), metrics_(metrics) {}
   grpc::Status Hello(grpc::ServerContext* context, const v1::HelloRequest* request,
                      v1::HelloResponse* response) override;
   grpc::Status Probe(grpc::ServerContext* context, const v1::PeerProbeRequest* request,
                      v1::PeerProbeResponse* response) override;
+  grpc::Status AttachSpace(grpc::ServerContext* context, const v1::AttachSpaceRequest* request,
+                           v1::AttachSpaceResponse* response) override;
+  grpc::Status DetachSpace(grpc::ServerContext* context, const v1::DetachSpaceRequest* request,
+                           v1::DetachSpaceResponse* response) override;
+  grpc::Status SpaceStatus(grpc::ServerContext* context, const v1::SpaceStatusRequest* request,
+                           v1::SpaceStatusResponse* response) override;
+  grpc::Status RemoveSpace(grpc::ServerContext* context, const v1::RemoveSpaceRequest* request,
+                           v1::RemoveSpaceResponse* response) override;
 
  private:
+  // With TLS a node speaks for itself only; and it is one of this node's peers.
+  grpc::Status CheckPeer(const grpc::ServerContext& context, const std::string& from) const;
+
   Cluster* const cluster_;
+  SpaceManager* const spaces_;
   Metrics* const metrics_;
 };
 

@@ -158,6 +158,7 @@ class GrpcServices : public testing::Test {
     request.set_cluster("default");
     request.set_from(name);
     request.set_to("a");
+    request.set_from_number(name == "c" ? 2 : 1);
     return request;
   }
 
@@ -235,6 +236,8 @@ TEST_F(GrpcServices, HellosThatDoNotFitAreRefusedWithTheReason) {
       {[](v1::HelloRequest* hello) { hello->set_protocol_version(kPeerProtocolVersion + 1); }, "run the same release"},
       {[](v1::HelloRequest* hello) { hello->set_cluster("other"); }, "belongs to cluster 'default', not to 'other'"},
       {[](v1::HelloRequest* hello) { hello->set_to("z"); }, "this is node 'a', not 'z'"},
+      {[](v1::HelloRequest* hello) { hello->set_from_number(9); }, "node 'b' is number 9 to itself and 1 here"},
+      {[](v1::HelloRequest* hello) { hello->set_to_number(9); }, "this node is number 9 to it and 0 here"},
       {[](v1::HelloRequest* hello) { hello->set_cluster(std::string(500000, 'x')); }, "belongs to cluster 'default'"},
   };
   for (const Case& c : cases) {

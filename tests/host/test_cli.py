@@ -9,8 +9,9 @@ import time
 import hktest
 
 VM = ('create', 'list', 'show', 'delete', 'start', 'stop', 'reset', 'pause', 'unpause', 'renew', 'wait', 'console', 'log', 'exec')
+SPACE = ('create', 'list', 'show', 'delete', 'read', 'write', 'map', 'top')
 COMMANDS = [(), ('node',), ('node', 'list'), ('node', 'show'), ('node', 'probe'), ('version',), ('completion',), ('completion', 'bash'),
-            ('vm',), *(('vm', command) for command in VM)]
+            ('vm',), *(('vm', command) for command in VM), ('space',), *(('space', command) for command in SPACE)]
 HERE = 'unix:/nonexistent/admin.sock'
 
 
@@ -24,7 +25,7 @@ class Cli(hktest.TestCase):
         cls.b.wait_state('a', 'up')
 
     def test_every_command_answers_in_both_forms(self):
-        for command, text in ((('node', 'list'), 'NAME'), (('node', 'show'), 'Name:'), (('node', 'show', 'b'), 'Name:'), (('version',), 'hkctl '),
+        for command, text in ((('node', 'list'), 'NAME'), (('space', 'list'), 'NAME'), (('node', 'show'), 'Name:'), (('node', 'show', 'b'), 'Name:'), (('version',), 'hkctl '),
                               (('node', 'probe'), ''), (('node', 'probe', 'b'), '')):
             with self.subTest(command=command):
                 table = self.a.hkctl(*command)

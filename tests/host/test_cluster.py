@@ -46,8 +46,8 @@ class Cluster(hktest.TestCase):
         table = a.hkctl('node', 'list')
         self.assert_exit(table, 0)
         rows = table.out.splitlines()
-        self.assertEqual(rows[0].split(), ['NAME', 'STATE', 'VERSION', 'CPU', 'MEMORY', 'FRAMES', 'KERNEL', 'TRANSPORT'])
-        self.assertRegex(rows[1], r'^a +up \(self\) +\S+ +\d+ x .* of 16 MiB +' + hktest.re.escape(os.uname().release) + r' +tcp$')
+        self.assertEqual(rows[0].split(), ['NAME', 'STATE', 'VERSION', 'CPU', 'MEMORY', 'FRAMES', 'KERNEL', 'TRANSPORT', 'DATA'])
+        self.assertRegex(rows[1], r'^a +up \(self\) +\S+ +\d+ x .* of 16 MiB +' + hktest.re.escape(os.uname().release) + r' +tcp +-$')
         self.assertRegex(rows[2], r'^b +up +')
         self.assertEqual(a.hkctl('node', 'show', 'b', '-o', 'json').json()['info']['node_id'], b.members()['b']['info']['node_id'])
         text = a.hkctl('node', 'show', 'b').out

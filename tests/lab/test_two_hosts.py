@@ -18,6 +18,20 @@ def barrier(name):
 
 
 class TwoHosts(hktest.TestCase):
+    def make_space(self, node, other):
+        """A space over both hosts; what each wrote the other reads, over verbs."""
+        hktest.wait_for(lambda: node.members()[other].get('data_link', {}).get('state') == 'DATA_LINK_STATE_UP', 'the data plane is up')
+        barrier('data')
+        if HOST == 1:
+            self.assert_exit(node.hkctl('space', 'create', 'pool', '--memory', '32M', '--nodes', 'a,b'), 0)
+        barrier('made')
+        self.assert_exit(node.hkctl('space', 'write', 'pool', '--at', str(HOST * 4096), '--text', f'from host {HOST}'), 0)
+        barrier('written')
+        result = node.hkctl('space', 'read', 'pool', '--at', str((3 - HOST) * 4096), '--bytes', '11', '--raw')
+        self.assert_exit(result, 0)
+        self.assertEqual(result.out, f'from host {3 - HOST}')
+        barrier('read')
+
     def test_join_cut_heal_kill(self):
         if HOST == 1:
             make_certificates(SHARED, NAMES.values())
@@ -37,6 +51,7 @@ class TwoHosts(hktest.TestCase):
         self.assert_exit(answer, 0)
         self.assertEqual(answer.json()['node'], me)
         barrier('joined')
+        self.make_space(node, other)
 
         if HOST == 1:
             link('cut', 'link')
@@ -47,7 +62,17 @@ class TwoHosts(hktest.TestCase):
         print(f'cut: seen within {elapsed:.1f} s (unreachable_after is {UNREACHABLE_MS / 1000} s)')
         self.assertLess(elapsed, DEADLINE_S)
         print(node.hkctl('node', 'list').out, flush=True)
+        space = hktest.wait_for(lambda: next((s for s in node.hkctl('space', 'list', '-o', 'json').json()['spaces']
+                                              if s['state'] == 'SPACE_STATE_STOPPED'), None), 'the space is stopped')
+        print(f'stopped: {space["reason"]}', flush=True)
+        self.assertTrue(space['reason'])
         barrier('both-saw-the-cut')
+        # Each for itself: they cannot hear one another.
+        deleted = node.hkctl('space', 'delete', 'pool')
+        self.assert_exit(deleted, 0)
+        self.assertIn(f"note: node '{other}'", deleted.out)
+        self.assertEqual(node.hkctl('space', 'list', '-o', 'json').json()['spaces'], [])
+        barrier('both-deleted-it')
         if HOST == 1:
             link('heal', 'link')
         barrier('healed')

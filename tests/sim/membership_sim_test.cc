@@ -74,10 +74,11 @@ class Simulation {
   void MakeTable(int node) {
     std::vector<MembershipTable::Peer> peers;
     for (int i = 0; i < kNodes; i++) {
-      if (i != node) peers.push_back({NameOf(i), "sim:" + NameOf(i)});
+      if (i != node) peers.push_back({NameOf(i), "sim:" + NameOf(i), NodeId(static_cast<uint16_t>(i))});
     }
     if (tables_.size() <= static_cast<size_t>(node)) tables_.resize(node + 1);
-    tables_[node] = std::make_unique<MembershipTable>(peers, "sim", kAfter, Now(), Wall());
+    tables_[node] =
+        std::make_unique<MembershipTable>(peers, "sim", NodeId(static_cast<uint16_t>(node)), kAfter, Now(), Wall());
     lives_[node]++;
     for (int i = 0; i < kNodes; i++) answered_.erase({node, i});
   }
@@ -102,7 +103,9 @@ class Simulation {
     v1::NodeInfo info;
     info.set_name(NameOf(peer));
     info.set_cluster("sim");
-    tables_[node]->OnAnswer(NameOf(peer), kPeerProtocolVersion, info, milliseconds(1), Now(), Wall());
+    info.set_number(static_cast<uint32_t>(peer));
+    tables_[node]->OnAnswer(NameOf(peer), {kPeerProtocolVersion, static_cast<uint32_t>(node), info}, milliseconds(1),
+                            Now(), Wall());
     answered_[{node, peer}] = now_;
   }
 

@@ -1,0 +1,186 @@
+#include "hyperkernel/cli/space_output.h"
+
+#include <fmt/format.h>
+
+#include "hyperkernel/cli/output.h"
+
+namespace hk::cli {
+namespace {
+
+constexpr uint64_t kExtentBytes = 2 << 20;
+constexpr size_t kBytesPerLine = 16;
+
+std::string Line(const char* key, const std::string& value) {
+  return value.empty() ? "" : fmt::format("{:<18} {}\n", fmt::format("{}:", key), value);
+}
+
+std::string Join(const google::protobuf::RepeatedPtrField<std::string>& texts) {
+  std::string out;
+  for (const std::string& text : texts) out += (out.empty() ? "" : ",") + Printable(text);
+  return out;
+}
+
+// "12 exclusive, 3 shared"; "-" if there is none.
+std::string HoldingText(const v1::ExtentHolding& holding) {
+  std::string out;
+  const auto add = [&out](uint32_t pages, const char* right) {
+    if (pages != 0) out += fmt::format("{}{} {}", out.empty() ? "" : ", ", pages, right);
+  };
+  add(holding.exclusive(), "exclusive");
+  add(holding.owned(), "owned");
+  add(holding.shared(), "shared");
+  return out.empty() ? "-" : out;
+}
+
+std::string LatencyText(const v1::FaultLatency& latency) {
+  if (latency.count() == 0) return "-";
+  return fmt::format("{} / {} / {}", HumanNanoseconds(latency.p50_ns()), HumanNanoseconds(latency.p90_ns()),
+                     HumanNanoseconds(latency.p99_ns()));
+}
+
+std::string StateLine(v1::SpaceState state, const google::protobuf::Timestamp& since,
+                      std::chrono::system_clock::time_point now) {
+  return fmt::format("{} since {} ({})", StateName(state), UtcTime(since), Ago(since, now));
+}
+
+// One line for a node that did not answer.
+std::string Missing(const v1::SpacePart& part) {
+  return fmt::format("{}: {}\n", Printable(part.node()), PlainReason(part.reason()));
+}
+
+}  // namespace
+
+std::string StateName(v1::SpaceState state) {
+  switch (state) {
+    case v1::SPACE_STATE_CREATING:
+      return "creating";
+    case v1::SPACE_STATE_RUNNING:
+      return "running";
+    case v1::SPACE_STATE_STOPPED:
+      return "stopped";
+    case v1::SPACE_STATE_DELETING:
+      return "deleting";
+    default:
+      return "unknown";
+  }
+}
+
+std::string SpaceTable(const std::vector<v1::Space>& spaces, std::chrono::system_clock::time_point now) {
+  Table table({"NAME", "STATE", "FOR", "MEMORY", "FRAMES", "NODES", "COORDINATOR", "AGE"});
+  std::string notes;
+  for (const v1::Space& space : spaces) {
+    table.AddRow({Printable(space.name()), StateName(space.state()), Ago(space.since(), now),
+                  HumanBytes(space.memory_bytes()), HumanBytes(space.frame_bytes()), Join(space.nodes()),
+                  Printable(space.coordinator()), Ago(space.created(), now)});
+    if (!space.reason().empty()) notes += fmt::format("{}: {}\n", Printable(space.name()), Printable(space.reason()));
+  }
+  return table.ToString() + (notes.empty() ? "" : "\n" + notes);
+}
+
+std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_point now) {
+  std::string out = Line("Name", Printable(space.name()));
+  out += Line("State", StateLine(space.state(), space.since(), now));
+  out += Line("Reason", Printable(space.reason()));
+  out += Line("Id", fmt::format("{:#x}", space.id()));
+  out += Line("Memory",
+              fmt::format("{}, {} in frames here", HumanBytes(space.memory_bytes()), HumanBytes(space.frame_bytes())));
+  out += Line("Nodes", Join(space.nodes()));
+  out += Line("Coordinator", Printable(space.coordinator()));
+  out += Line("Created", fmt::format("{} ({})", UtcTime(space.created()), Ago(space.created(), now)));
+  if (space.parts_size() == 0) return out;
+  Table table({"NODE", "STATE", "FOR", "FRAMES"});
+  std::string notes;
+  for (const v1::SpacePart& part : space.parts()) {
+    const bool told = part.state() != v1::SPACE_STATE_UNSPECIFIED;
+    table.AddRow({Printable(part.node()), StateName(part.state()), told ? Ago(part.since(), now) : "-",
+                  told ? HumanBytes(part.frame_bytes()) : "-"});
+    if (!part.reason().empty()) notes += Missing(part);
+  }
+  return out + "\n" + table.ToString() + (notes.empty() ? "" : "\n" + notes);
+}
+
+std::string SpaceMapText(const v1::SpaceMapResponse& map) {
+  std::vector<std::string> header{"ADDRESS", "HOME"};
+  for (const std::string& node : map.space().nodes()) header.push_back(Printable(node));
+  Table table(std::move(header));
+  for (const v1::SpaceExtent& extent : map.extents()) {
+    std::vector<std::string> row{fmt::format("{:#x}", extent.extent() * kExtentBytes),
+                                 extent.home().empty() ? "-" : Printable(extent.home())};
+    for (const std::string& node : map.space().nodes()) {
+      std::string cell = "-";
+      for (const v1::ExtentHolding& holder : extent.holders()) {
+        if (holder.node() == node) cell = HoldingText(holder);
+      }
+      row.push_back(std::move(cell));
+    }
+    table.AddRow(std::move(row));
+  }
+  std::string notes;
+  for (const v1::SpacePart& part : map.missing()) notes += Missing(part);
+  if (map.extents().empty()) notes += "no node has a page\n";
+  return table.ToString() + (notes.empty() ? "" : "\n" + notes);
+}
+
+std::string SpaceTopText(const v1::SpaceTopResponse& top) {
+  Table table({"NODE", "SHARED", "OWNED", "EXCLUSIVE", "READ FAULTS", "WRITE FAULTS", "UPGRADES", "SERVED", "REVOKED",
+               "RETRIES", "READ P50/P90/P99", "WRITE P50/P90/P99"});
+  std::string notes;
+  for (const v1::SpaceNodeCounters& node : top.nodes()) {
+    if (!node.part().reason().empty()) notes += Missing(node.part());
+    if (!node.has_counters()) {
+      table.AddRow({Printable(node.part().node()), "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-"});
+      continue;
+    }
+    const v1::SpaceCounters& c = node.counters();
+    table.AddRow({Printable(node.part().node()), fmt::to_string(c.pages_shared()), fmt::to_string(c.pages_owned()),
+                  fmt::to_string(c.pages_exclusive()), fmt::to_string(c.read_faults()),
+                  fmt::to_string(c.write_faults()), fmt::to_string(c.upgrades()), fmt::to_string(c.served()),
+                  fmt::to_string(c.revoked()), fmt::to_string(c.retries()), LatencyText(c.read_latency()),
+                  LatencyText(c.write_latency())});
+  }
+  return table.ToString() + (notes.empty() ? "" : "\n" + notes);
+}
+
+std::string HumanNanoseconds(uint64_t ns) {
+  constexpr const char* kUnits[] = {"ns", "us", "ms", "s"};
+  auto value = static_cast<double>(ns);
+  size_t unit = 0;
+  while (value >= 1000 && unit + 1 < std::size(kUnits)) {
+    value /= 1000;
+    unit++;
+  }
+  return value < 10 && unit > 0 ? fmt::format("{:.1f} {}", value, kUnits[unit])
+                                : fmt::format("{:.0f} {}", value, kUnits[unit]);
+}
+
+std::string HexDump(uint64_t address, std::string_view bytes) {
+  std::string out;
+  std::string_view before;
+  bool starred = false;
+  for (size_t at = 0; at < bytes.size(); at += kBytesPerLine) {
+    const std::string_view line = bytes.substr(at, kBytesPerLine);
+    const bool last = at + kBytesPerLine >= bytes.size();
+    if (line == before && !last) {
+      if (!starred) out += "*\n";
+      starred = true;
+      continue;
+    }
+    before = line;
+    starred = false;
+    std::string hex, text;
+    for (size_t i = 0; i < kBytesPerLine; i++) {
+      hex += i == kBytesPerLine / 2 ? "  " : " ";
+      if (i >= line.size()) {
+        hex += "  ";
+        continue;
+      }
+      const auto byte = static_cast<unsigned char>(line[i]);
+      hex += fmt::format("{:02x}", byte);
+      text += byte >= 0x20 && byte < 0x7f ? static_cast<char>(byte) : '.';
+    }
+    out += fmt::format("{:016x} {}  |{}|\n", address + at, hex, text);
+  }
+  return out;
+}
+
+}  // namespace hk::cli

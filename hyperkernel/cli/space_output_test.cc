@@ -1,0 +1,101 @@
+#include "hyperkernel/cli/space_output.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace hk::cli {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+const std::chrono::system_clock::time_point kNow{std::chrono::seconds(2000)};
+
+v1::Space Pool() {
+  v1::Space space;
+  space.set_name("pool");
+  space.set_id(0x1234);
+  space.set_memory_bytes(uint64_t{640} << 20);
+  for (const char* node : {"a", "b"}) space.add_nodes(node);
+  space.set_coordinator("a");
+  space.set_state(v1::SPACE_STATE_RUNNING);
+  space.mutable_since()->set_seconds(1990);
+  space.mutable_created()->set_seconds(1940);
+  return space;
+}
+
+TEST(SpaceOutput, ListHasOneRowEachAndTheReasonsBelow) {
+  v1::Space stopped = Pool();
+  stopped.set_name("old");
+  stopped.set_state(v1::SPACE_STATE_STOPPED);
+  stopped.set_reason("peer 2 failed\x1b[2J");
+  const std::string text = SpaceTable({Pool(), stopped}, kNow);
+  EXPECT_THAT(text, HasSubstr("NAME  STATE    FOR  MEMORY   FRAMES  NODES  COORDINATOR  AGE\n"
+                              "pool  running  10s  640 MiB  0       a,b    a            1m0s\n"));
+  EXPECT_THAT(text, HasSubstr("\nold: peer 2 failed?[2J\n"));
+}
+
+TEST(SpaceOutput, ShowTellsOfNodesThatDoNotAnswer) {
+  v1::Space space = Pool();
+  v1::SpacePart* part = space.add_parts();
+  part->set_node("a");
+  part->set_state(v1::SPACE_STATE_RUNNING);
+  part->mutable_since()->set_seconds(1990);
+  part->set_frame_bytes(8192);
+  part = space.add_parts();
+  part->set_node("b");
+  part->set_reason("node 'b' is unreachable");
+  const std::string text = SpaceText(space, kNow);
+  EXPECT_THAT(text, HasSubstr("Id:                0x1234\n"));
+  EXPECT_THAT(text, HasSubstr("a     running  10s  8 KiB\n"));
+  EXPECT_THAT(text, HasSubstr("b     unknown  -    -\n\nb: node 'b' is unreachable\n"));
+}
+
+TEST(SpaceOutput, MapHasAColumnPerNode) {
+  v1::SpaceMapResponse map;
+  *map.mutable_space() = Pool();
+  v1::SpaceExtent* extent = map.add_extents();
+  extent->set_extent(1);
+  extent->set_home("b");
+  v1::ExtentHolding* holder = extent->add_holders();
+  holder->set_node("b");
+  holder->set_exclusive(2);
+  holder->set_shared(1);
+  EXPECT_EQ(SpaceMapText(map),
+            "ADDRESS   HOME  a  b\n"
+            "0x200000  b     -  2 exclusive, 1 shared\n");
+  map.clear_extents();
+  EXPECT_THAT(SpaceMapText(map), HasSubstr("no node has a page\n"));
+}
+
+TEST(SpaceOutput, TopHasARowPerNode) {
+  v1::SpaceTopResponse top;
+  *top.mutable_space() = Pool();
+  v1::SpaceNodeCounters* node = top.add_nodes();
+  node->mutable_part()->set_node("a");
+  node->mutable_counters()->set_read_faults(17);
+  node->mutable_counters()->mutable_read_latency()->set_count(17);
+  node->mutable_counters()->mutable_read_latency()->set_p50_ns(98304);
+  node = top.add_nodes();
+  node->mutable_part()->set_node("b");
+  node->mutable_part()->set_reason("silent");
+  const std::string text = SpaceTopText(top);
+  EXPECT_THAT(text, HasSubstr("98 us / 0 ns / 0 ns"));
+  EXPECT_THAT(text, HasSubstr("\nb: silent\n"));
+}
+
+TEST(SpaceOutput, TimesAndDumps) {
+  EXPECT_EQ(HumanNanoseconds(999), "999 ns");
+  EXPECT_EQ(HumanNanoseconds(1536), "1.5 us");
+  EXPECT_EQ(HumanNanoseconds(12'000'000), "12 ms");
+  EXPECT_EQ(HumanNanoseconds(90'000'000'000), "90 s");
+  EXPECT_EQ(HexDump(0x1000, "hello\n"),
+            "0000000000001000  68 65 6c 6c 6f 0a                                 |hello.|\n");
+  const std::string zeroes = HexDump(0, std::string(64, '\0'));
+  EXPECT_THAT(zeroes, HasSubstr("\n*\n0000000000000030"));
+  EXPECT_THAT(zeroes, Not(HasSubstr("0000000000000020")));
+  EXPECT_EQ(HexDump(0, ""), "");
+}
+
+}  // namespace
+}  // namespace hk::cli

@@ -1,0 +1,131 @@
+// The spaces that this node takes part in. Thread-safe.
+//
+// The node that is asked to make a space coordinates it: it alone attaches and deletes. Spaces live in the daemons'
+// memory: a node's restart ends its part, and what is left stops.
+//
+// Invariants:
+//  1. A space is made on all its nodes or on none: what was attached when one failed is detached again.
+//  2. A coordinator knows a space from before the first node attaches it until after all have been told to leave. So a
+//     space that its coordinator does not know is over, and a member drops it: whatever was lost on the way, a member
+//     names its spaces in every hello to their coordinator and hears which are over.
+//  3. One name, one space; one operation at a time makes or deletes it.
+//  4. The table's lock is never held over a call of a space, a peer or a wait.
+//
+// Bad input: the table in README.md, "Spaces".
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/mutex.h"
+#include "hyperkernel/node/space_part.h"
+#include "hyperkernel/node/space_peers.h"
+#include "hyperkernel/node/space_rules.h"
+#include "proto/admin.pb.h"
+#include "proto/peer.pb.h"
+
+namespace hk {
+
+// All spaces of one node.
+class SpaceManager {
+ public:
+  // `self` is this node. `peers` and `clock`, and what the factory uses, outlive the manager.
+  SpaceManager(std::string self, SpaceFactory factory, SpacePeers* peers, const Clock& clock);
+  // REQUIRES: no call is under way or comes.
+  ~SpaceManager();
+
+  // For operators. Errors: for people; kNotFound for a name that is no space's here.
+  absl::StatusOr<v1::Space> Create(const v1::CreateSpaceRequest& request);
+  std::vector<v1::Space> List() const;
+  // With every node's part.
+  absl::StatusOr<v1::Space> Get(const std::string& name) const;
+  // Returns what is left to be done and will be, one line each.
+  absl::StatusOr<std::vector<std::string>> Delete(const std::string& name);
+  // `deadline`: the caller's; kSpaceIoLimit holds as well.
+  absl::StatusOr<std::string> Read(const std::string& name, uint64_t address, uint32_t bytes, Monotonic deadline);
+  absl::Status Write(const std::string& name, uint64_t address, const std::string& data, Monotonic deadline);
+  absl::StatusOr<v1::SpaceMapResponse> Map(const std::string& name, uint64_t first_extent) const;
+  absl::StatusOr<v1::SpaceTopResponse> Top(const std::string& name) const;
+
+  // For peers.
+  absl::Status Attach(const v1::AttachSpaceRequest& request);
+  absl::Status Detach(const v1::DetachSpaceRequest& request);
+  absl::StatusOr<v1::SpaceStatusResponse> Status(const v1::SpaceStatusRequest& request) const;
+  absl::StatusOr<std::vector<std::string>> Remove(const v1::RemoveSpaceRequest& request);
+
+  // For hellos. Spaces attached here that `coordinator` coordinates.
+  std::vector<uint64_t> IdsOf(const std::string& coordinator) const;
+  // Those of a peer's spaces that this node coordinates no more.
+  std::vector<uint64_t> UnknownOf(const std::vector<uint64_t>& ids) const;
+  // `coordinator` does not know these: they are dropped, by the manager's thread.
+  void Drop(const std::string& coordinator, const std::vector<uint64_t>& ids);
+
+  // Stops all spaces, so that nothing waits in them, and makes no more.
+  void StopAll();
+
+ private:
+  enum class Phase { kCreating, kAttached, kDeleting };
+  struct Entry {
+    SpaceIdentity identity;
+    Phase phase = Phase::kCreating;
+    bool cancelled = false;           // detached while it was being made
+    WallTime since;                   // of the phase
+    std::shared_ptr<SpacePart> part;  // null while it is being made
+  };
+  // A copy of an entry, for use without the lock.
+  struct View {
+    SpaceIdentity identity;
+    Phase phase;
+    WallTime since;
+    std::shared_ptr<SpacePart> part;
+  };
+  struct Dropped {
+    std::string coordinator;
+    uint64_t id;
+  };
+
+  absl::StatusOr<SpaceIdentity> Identify(const v1::CreateSpaceRequest& request) const;
+  // Makes an entry that is being made. Errors: kAlreadyExists, kResourceExhausted, kCancelled.
+  absl::Status Begin(const SpaceIdentity& identity);
+  // Attaches this node's part of it; on an error the entry is gone.
+  absl::Status AttachHere(const SpaceIdentity& identity);
+  // Attaches the others, one after another; detaches those again if one fails.
+  absl::Status AttachOthers(const SpaceIdentity& identity);
+  // Takes an attached entry for deletion. Errors: kNotFound, kFailedPrecondition.
+  absl::StatusOr<View> BeginDelete(uint64_t id);
+  // Ends this node's part and the entry. Errors: kAborted; then the entry can be deleted again.
+  absl::Status EndHere(const View& space, const absl::Status& why);
+  // Deletes the space here and at all other members but `skip`.
+  absl::StatusOr<std::vector<std::string>> DeleteAt(const View& space, const std::string& skip);
+  absl::StatusOr<View> FindName(const std::string& name) const;
+  absl::StatusOr<View> FindId(uint64_t id) const;
+  // FindName, if it runs. Errors: kFailedPrecondition too.
+  absl::StatusOr<View> FindRunning(const std::string& name) const;
+  v1::Space SpaceOf(const View& view) const;
+  v1::SpacePart PartOf(const View& view) const;
+  v1::SpaceStatusResponse StatusOf(const View& view, const v1::SpaceStatusRequest& request) const;
+  // Every member's answer, this one's too, by name; `part` without a state has the reason of one that did not answer.
+  std::vector<v1::SpaceStatusResponse> AskAll(const View& view, uint64_t first_extent, uint32_t most) const;
+  void Run();
+
+  const std::string self_;
+  const SpaceFactory factory_;
+  SpacePeers* const peers_;
+  const Clock& clock_;
+  mutable Mutex mutex_;
+  CondVar changed_;
+  std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);  // by name
+  std::deque<Dropped> dropped_ ABSL_GUARDED_BY(mutex_);           // at most kMaxSpaces
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ending_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread thread_;
+};
+
+}  // namespace hk

@@ -1,0 +1,71 @@
+#include "hyperkernel/node/space_part.h"
+
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/status.h"
+
+namespace hk {
+
+absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity& space, NodeId self,
+                                                             const SpaceFactory& factory, const Clock& clock) {
+  auto note = std::make_shared<Note>();
+  GuestSpace::Options options;
+  options.config.guest = GuestId(space.id);
+  options.config.self = self;
+  for (const SpaceMemberId& member : space.members) options.config.nodes.push_back(member.number);
+  options.config.pages = space.bytes / kPageSize;
+  // A machine of the same name has NAME.GENERATION; a dot is in no machine's name.
+  options.name = space.name + ".space";
+  options.stopped = [note, &clock, name = space.name, members = space.members](const absl::Status& cause) {
+    const absl::Status why(cause.code(), WithNodeNames(MessageOf(cause), members));
+    {
+      MutexLock lock(&note->mutex);
+      if (note->stop.has_value()) return;
+      note->stop = Stop{why, clock.Wall()};
+    }
+    // Cancelled: by an operator, or because the daemon ends.
+    log::Write(absl::IsCancelled(why) ? log::Level::kInfo : log::Level::kWarning, "space", "stopped",
+               {{"guest", name}, {"reason", MessageOf(why)}});
+  };
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<GuestSpace> memory, factory(std::move(options)));
+  return std::unique_ptr<SpacePart>(new SpacePart(std::move(note), std::move(memory)));
+}
+
+absl::Status SpacePart::Use(const std::function<absl::Status(GuestSpace*)>& body) {
+  {
+    MutexLock lock(&mutex_);
+    if (closing_) return absl::FailedPreconditionError("the space is being deleted");
+    users_++;
+  }
+  const absl::Status status = body(memory_.get());
+  MutexLock lock(&mutex_);
+  users_--;
+  unused_.SignalAll();
+  return status;
+}
+
+void SpacePart::StopNow(const absl::Status& why) {
+  static_cast<void>(Use([&why](GuestSpace* memory) {
+    memory->engine().Stop(why);
+    return absl::OkStatus();
+  }));
+}
+
+bool SpacePart::Close(Monotonic deadline) {
+  MutexLock lock(&mutex_);
+  closing_ = true;
+  while (users_ > 0) {
+    if (!unused_.WaitUntil(&mutex_, deadline) && users_ > 0) return false;
+  }
+  memory_.reset();
+  return true;
+}
+
+std::optional<SpacePart::Stop> SpacePart::stop() const {
+  MutexLock lock(&note_->mutex);
+  return note_->stop;
+}
+
+}  // namespace hk

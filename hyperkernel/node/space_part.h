@@ -1,0 +1,64 @@
+// This node's part of a space: the attached memory, who uses it, and why it stopped. Thread-safe.
+//
+// Invariants:
+//  1. Nobody uses the memory after Close returned true: uses are counted, and none begins once Close has begun.
+//  2. The reason of the stop is the first one, and is known without a lock that the memory's own threads hold.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/mutex.h"
+#include "hyperkernel/memory/guest_space.h"
+#include "hyperkernel/node/space_rules.h"
+
+namespace hk {
+
+// Makes the memory of a space on this node; GuestSpace::Attach, but for tests.
+using SpaceFactory = std::function<absl::StatusOr<std::unique_ptr<GuestSpace>>(GuestSpace::Options)>;
+
+// One attached space. Whoever uses it owns it meanwhile.
+class SpacePart {
+ public:
+  // When and why a space stopped.
+  struct Stop {
+    absl::Status why;
+    WallTime at;
+  };
+
+  // `self` is one of the space's members; `clock` outlives the part. Errors: the factory's.
+  static absl::StatusOr<std::unique_ptr<SpacePart>> Attach(const SpaceIdentity& space, NodeId self,
+                                                           const SpaceFactory& factory, const Clock& clock);
+  // Runs `body` with the memory. Errors: kFailedPrecondition once Close has begun, or what `body` returns.
+  absl::Status Use(const std::function<absl::Status(GuestSpace*)>& body);
+  // Stops the space here: what waits in it ends with this reason.
+  void StopNow(const absl::Status& why);
+  // Gives the memory back when nobody uses it any more. False: not until the deadline; it may be called again.
+  bool Close(Monotonic deadline);
+  // Nothing: it runs.
+  std::optional<Stop> stop() const;
+
+ private:
+  // What the memory's threads write: outlives the memory, and its lock is held for nothing else.
+  struct Note {
+    mutable Mutex mutex;
+    std::optional<Stop> stop ABSL_GUARDED_BY(mutex);
+  };
+
+  SpacePart(std::shared_ptr<Note> note, std::unique_ptr<GuestSpace> memory)
+      : note_(std::move(note)), memory_(std::move(memory)) {}
+
+  const std::shared_ptr<Note> note_;
+  Mutex mutex_;
+  CondVar unused_;
+  int users_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+  std::unique_ptr<GuestSpace> memory_;  // changed only by Close, when nobody uses it
+};
+
+}  // namespace hk

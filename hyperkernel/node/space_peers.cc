@@ -1,0 +1,76 @@
+#include "hyperkernel/node/space_peers.h"
+
+#include <chrono>
+
+#include "fmt/format.h"
+#include "hyperkernel/node/cluster.h"
+#include "hyperkernel/node/data_plane.h"
+#include "hyperkernel/node/space_rules.h"
+
+namespace hk {
+namespace {
+
+std::chrono::system_clock::time_point Within(std::chrono::milliseconds limit) {
+  return std::chrono::system_clock::now() + limit;
+}
+
+}  // namespace
+
+absl::StatusOr<NodeId> ClusterSpacePeers::NumberOf(const std::string& node) const {
+  return cluster_->NumberOf(node);
+}
+
+absl::Status ClusterSpacePeers::CheckUp(const std::string& node) const {
+  const absl::StatusOr<v1::Member> member = cluster_->Find(node);
+  if (!member.ok()) return member.status();
+  if (member->state() == v1::MEMBER_STATE_SELF || member->state() == v1::MEMBER_STATE_UP) return absl::OkStatus();
+  return absl::UnavailableError(fmt::format("node '{}' is {}{}{}", node, StateName(member->state()),
+                                            member->reason().empty() ? "" : ": ", member->reason()));
+}
+
+absl::Status ClusterSpacePeers::WaitDataUp(const std::vector<std::string>& nodes) {
+  return data_plane_->WaitUp(nodes, std::chrono::steady_clock::now() + kDataPlaneLimit);
+}
+
+absl::Status ClusterSpacePeers::Attach(const std::string& node, const v1::AttachSpaceRequest& request) {
+  v1::AttachSpaceResponse response;
+  return cluster_->Call(node, Within(kAttachLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+    return stub->AttachSpace(context, request, &response);
+  });
+}
+
+absl::Status ClusterSpacePeers::Detach(const std::string& node, uint64_t id) {
+  v1::DetachSpaceRequest request;
+  request.set_from(cluster_->name());
+  request.set_id(id);
+  v1::DetachSpaceResponse response;
+  return cluster_->Call(node, Within(kPeerAnswerLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+    return stub->DetachSpace(context, request, &response);
+  });
+}
+
+absl::StatusOr<v1::SpaceStatusResponse> ClusterSpacePeers::Status(const std::string& node,
+                                                                  const v1::SpaceStatusRequest& request) {
+  v1::SpaceStatusResponse response;
+  const absl::Status status =
+      cluster_->Call(node, Within(kPeerAnswerLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+        return stub->SpaceStatus(context, request, &response);
+      });
+  if (!status.ok()) return status;
+  return response;
+}
+
+absl::StatusOr<v1::RemoveSpaceResponse> ClusterSpacePeers::Remove(const std::string& node, uint64_t id) {
+  v1::RemoveSpaceRequest request;
+  request.set_from(cluster_->name());
+  request.set_id(id);
+  v1::RemoveSpaceResponse response;
+  const absl::Status status =
+      cluster_->Call(node, Within(kAttachLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+        return stub->RemoveSpace(context, request, &response);
+      });
+  if (!status.ok()) return status;
+  return response;
+}
+
+}  // namespace hk

@@ -1,0 +1,54 @@
+// What the space manager asks of the other nodes, and of this node about them. Implementations are thread-safe.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/types.h"
+#include "proto/peer.pb.h"
+
+namespace hk {
+
+class Cluster;
+class DataPlane;
+
+// The seam to the cluster. Every call has a deadline (space_rules.h); errors are for people and begin with the node.
+class SpacePeers {
+ public:
+  virtual ~SpacePeers() = default;
+  // A node's number, this one's too. Errors: kNotFound.
+  virtual absl::StatusOr<NodeId> NumberOf(const std::string& node) const = 0;
+  // OK if the node (this one too) is a member that can be worked with; else kUnavailable, or kNotFound.
+  virtual absl::Status CheckUp(const std::string& node) const = 0;
+  // Waits until the data plane of this node is connected to all of these; kUnavailable.
+  virtual absl::Status WaitDataUp(const std::vector<std::string>& nodes) = 0;
+
+  virtual absl::Status Attach(const std::string& node, const v1::AttachSpaceRequest& request) = 0;
+  virtual absl::Status Detach(const std::string& node, uint64_t id) = 0;
+  virtual absl::StatusOr<v1::SpaceStatusResponse> Status(const std::string& node,
+                                                         const v1::SpaceStatusRequest& request) = 0;
+  virtual absl::StatusOr<v1::RemoveSpaceResponse> Remove(const std::string& node, uint64_t id) = 0;
+};
+
+// The real one: PeerControl calls.
+class ClusterSpacePeers final : public SpacePeers {
+ public:
+  // Both outlive this object.
+  ClusterSpacePeers(const Cluster* cluster, DataPlane* data_plane) : cluster_(cluster), data_plane_(data_plane) {}
+  absl::StatusOr<NodeId> NumberOf(const std::string& node) const override;
+  absl::Status CheckUp(const std::string& node) const override;
+  absl::Status WaitDataUp(const std::vector<std::string>& nodes) override;
+  absl::Status Attach(const std::string& node, const v1::AttachSpaceRequest& request) override;
+  absl::Status Detach(const std::string& node, uint64_t id) override;
+  absl::StatusOr<v1::SpaceStatusResponse> Status(const std::string& node,
+                                                 const v1::SpaceStatusRequest& request) override;
+  absl::StatusOr<v1::RemoveSpaceResponse> Remove(const std::string& node, uint64_t id) override;
+
+ private:
+  const Cluster* const cluster_;
+  DataPlane* const data_plane_;
+};
+
+}  // namespace hk

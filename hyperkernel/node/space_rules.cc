@@ -1,0 +1,157 @@
+#include "hyperkernel/node/space_rules.h"
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+#include <map>
+#include <set>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/node/names.h"
+
+namespace hk {
+namespace {
+
+absl::Status Bad(std::string_view field, std::string_view what) {
+  return absl::InvalidArgumentError(fmt::format("{}: {}", field, what));
+}
+
+absl::Status CheckNameAndBytes(const std::string& name, uint64_t bytes) {
+  if (!IsValidName(name)) return Bad("name", fmt::format("'{}' is not [a-z0-9-]{{1,63}}", name));
+  constexpr uint64_t kMaxBytes = kMaxSpacePages * kPageSize;
+  if (bytes == 0 || bytes > kMaxBytes)
+    return Bad("memory_bytes", fmt::format("{} is not from {} to {} (4 PiB)", bytes, kPageSize, kMaxBytes));
+  if (bytes % kPageSize != 0)
+    return Bad("memory_bytes", fmt::format("{} is not a multiple of {} (a page)", bytes, kPageSize));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+const SpaceMemberId* SpaceIdentity::Find(std::string_view node) const {
+  const auto found = std::find_if(members.begin(), members.end(), [&](const auto& m) { return m.name == node; });
+  return found == members.end() ? nullptr : &*found;
+}
+
+absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string_view self) {
+  HK_RETURN_IF_ERROR(CheckNameAndBytes(request.name(), request.memory_bytes()));
+  std::set<std::string_view> names;
+  for (const std::string& node : request.nodes()) {
+    if (!names.insert(node).second) return Bad("nodes", fmt::format("'{}' is there twice", node));
+  }
+  if (!names.contains(self)) {
+    return Bad("nodes", fmt::format("'{0}', the node that is asked, is not among them: add it, or ask one of them "
+                                    "(--endpoint)",
+                                    self));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view from, std::string_view self) {
+  HK_RETURN_IF_ERROR(CheckNameAndBytes(space.name, space.bytes));
+  if (space.id == 0) return Bad("id", "0 is no space's");
+  const auto not_ascending = [](const auto& a, const auto& b) { return a.number >= b.number; };
+  if (std::adjacent_find(space.members.begin(), space.members.end(), not_ascending) != space.members.end())
+    return Bad("members", "not ascending by number");
+  std::set<std::string_view> names;
+  for (const SpaceMemberId& member : space.members) {
+    if (!names.insert(member.name).second) return Bad("members", fmt::format("'{}' is there twice", member.name));
+  }
+  for (const std::string_view needed : {from, self}) {
+    if (!names.contains(needed)) return Bad("members", fmt::format("'{}' is not among them", needed));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t bytes) {
+  if (bytes == 0 || bytes > kMaxSpaceIoBytes)
+    return Bad("bytes", fmt::format("{} is not from 1 to {}", bytes, kMaxSpaceIoBytes));
+  // Not address + bytes > space_bytes: that wraps.
+  if ((address >= space_bytes || bytes > space_bytes - address) && !HK_MUTANT(space_end_unchecked)) {
+    return absl::OutOfRangeError(
+        fmt::format("{} bytes at {:#x} are not within the space, which ends at {:#x}", bytes, address, space_bytes));
+  }
+  return absl::OkStatus();
+}
+
+std::string WithNodeNames(std::string_view reason, const std::vector<SpaceMemberId>& members) {
+  constexpr std::string_view kNode = "node ";
+  std::string out;
+  while (true) {
+    const size_t at = reason.find(kNode);
+    if (at == std::string_view::npos) return out.append(reason);
+    out += reason.substr(0, at + kNode.size());
+    const bool word = at == 0 || reason[at - 1] == ' ' || reason[at - 1] == '(';
+    reason.remove_prefix(at + kNode.size());
+    uint16_t number = 0;
+    const auto [end, error] = std::from_chars(reason.data(), reason.data() + reason.size(), number);
+    const auto member =
+        std::find_if(members.begin(), members.end(), [&](const auto& m) { return m.number.value() == number; });
+    if (!word || error != std::errc() || member == members.end()) continue;
+    out += fmt::format("'{}'", member->name);
+    reason.remove_prefix(static_cast<size_t>(end - reason.data()));
+  }
+}
+
+v1::FaultLatency LatencyOf(const std::array<uint64_t, SpaceStatistics::kLatencyBuckets>& buckets) {
+  uint64_t count = 0;
+  for (const uint64_t bucket : buckets) count += bucket;
+  v1::FaultLatency latency;
+  latency.set_count(count);
+  const auto percentile = [&](uint64_t percent) -> uint64_t {
+    uint64_t seen = 0;
+    // The smallest time that at least `percent` of 100 do not exceed.
+    const uint64_t wanted = (count * percent + 99) / 100;
+    for (size_t i = 0; i < buckets.size(); i++) {
+      seen += buckets[i];
+      if (seen >= wanted && seen > 0) return (uint64_t{3} << i) / 2;
+    }
+    return 0;
+  };
+  if (count == 0) return latency;
+  latency.set_p50_ns(percentile(50));
+  latency.set_p90_ns(percentile(90));
+  latency.set_p99_ns(percentile(99));
+  return latency;
+}
+
+v1::SpaceCounters CountersOf(const SpaceStatistics& statistics) {
+  v1::SpaceCounters counters;
+  counters.set_pages_shared(statistics.pages_shared);
+  counters.set_pages_owned(statistics.pages_owned);
+  counters.set_pages_exclusive(statistics.pages_exclusive);
+  counters.set_read_faults(statistics.read_faults);
+  counters.set_write_faults(statistics.write_faults);
+  counters.set_upgrades(statistics.upgrades);
+  counters.set_served(statistics.served);
+  counters.set_revoked(statistics.revoked);
+  counters.set_retries(statistics.retries);
+  counters.set_stale_messages(statistics.stale_messages);
+  *counters.mutable_read_latency() = LatencyOf(statistics.read_latency);
+  *counters.mutable_write_latency() = LatencyOf(statistics.write_latency);
+  return counters;
+}
+
+uint64_t MergeExtents(const std::vector<NodeExtents>& nodes, v1::SpaceMapResponse* response) {
+  uint64_t last = std::numeric_limits<uint64_t>::max();
+  for (const NodeExtents& node : nodes) {
+    if (node.extents.size() >= kMaxExtentsPerCall) last = std::min(last, node.extents.back().extent());
+  }
+  std::map<uint64_t, v1::SpaceExtent> merged;
+  for (const NodeExtents& node : nodes) {
+    for (const v1::ExtentHolding& holding : node.extents) {
+      if (holding.extent() > last) continue;
+      v1::SpaceExtent& extent = merged[holding.extent()];
+      extent.set_extent(holding.extent());
+      v1::ExtentHolding& holder = *extent.add_holders();
+      holder = holding;
+      holder.set_node(node.node);
+    }
+  }
+  for (auto& [number, extent] : merged) *response->add_extents() = std::move(extent);
+  return last == std::numeric_limits<uint64_t>::max() ? 0 : last + 1;
+}
+
+}  // namespace hk

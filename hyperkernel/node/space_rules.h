@@ -1,0 +1,74 @@
+// What a space may be, and how its parts are told of. Pure functions; thread-safe.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/space_engine.h"
+#include "proto/admin.pb.h"
+#include "proto/space.pb.h"
+
+namespace hk {
+
+// Limits, each with its reason.
+inline constexpr size_t kMaxSpaces = 128;                 // a transport keeps 256 guests' epochs; machines need some
+inline constexpr uint64_t kMaxSpaceIoBytes = 64 << 10;    // a reply stays far below what a request may be (1 MiB)
+inline constexpr uint32_t kMaxExtentsPerCall = 1024;      // with 64 holders each: 1.5 MiB, gRPC takes 4
+inline constexpr std::chrono::seconds kSpaceIoLimit(40);  // above the engine's own limit (30 s), which has the reason
+// A member waits for the data plane, then makes its part; the coordinator waits a little longer.
+inline constexpr std::chrono::milliseconds kDataPlaneLimit(3000);
+inline constexpr std::chrono::milliseconds kAttachLimit(6000);
+inline constexpr std::chrono::milliseconds kPeerAnswerLimit(2500);  // detach, status: nothing there takes long
+inline constexpr std::chrono::milliseconds kCloseLimit(1500);       // for users of a space that was told to stop
+
+// A node of a space. Plain value.
+struct SpaceMemberId {
+  std::string name;
+  NodeId number{};
+};
+
+// What a space is, the same on all its nodes. Plain value.
+struct SpaceIdentity {
+  std::string name;
+  uint64_t id = 0;
+  uint64_t bytes = 0;
+  std::vector<SpaceMemberId> members;  // ascending by number
+  std::string coordinator;
+  WallTime created;
+
+  // Null if the node is none of them.
+  const SpaceMemberId* Find(std::string_view node) const;
+};
+
+// What can be said of a request without knowing the cluster. `self`: the node that is asked. Errors: kInvalidArgument,
+// naming the field.
+absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string_view self);
+// The same of what a peer sends; `from` is the peer.
+absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view from, std::string_view self);
+// `bytes` at `address` are within the space. Errors: kInvalidArgument (none, too many), kOutOfRange.
+absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t bytes);
+
+// A reason as the memory has it, which knows nodes by number only ("node 2 failed"), for people ("node 'c' failed").
+std::string WithNodeNames(std::string_view reason, const std::vector<SpaceMemberId>& members);
+
+// From a histogram: bucket [i] holds times from 2^i ns to 2^(i+1) ns, and is told as its middle.
+v1::FaultLatency LatencyOf(const std::array<uint64_t, SpaceStatistics::kLatencyBuckets>& buckets);
+v1::SpaceCounters CountersOf(const SpaceStatistics& statistics);
+
+// One node's answer to SpaceMap: its extents, ascending, the first `kMaxExtentsPerCall` of them at most.
+struct NodeExtents {
+  std::string node;
+  std::vector<v1::ExtentHolding> extents;
+};
+// Joins them by extent. Returns where the next part begins, 0 if all was told: a node that was cut off may have more
+// after its last extent, and what others have after that is left for the next part.
+uint64_t MergeExtents(const std::vector<NodeExtents>& nodes, v1::SpaceMapResponse* response);
+
+}  // namespace hk

@@ -1,0 +1,227 @@
+// The part of the space manager that looks at spaces and uses their memory.
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/node/membership.h"
+#include "hyperkernel/node/space_manager.h"
+
+namespace hk {
+namespace {
+
+v1::SpaceState StateOf(bool creating, bool deleting, bool stopped) {
+  if (creating) return v1::SPACE_STATE_CREATING;
+  if (deleting) return v1::SPACE_STATE_DELETING;
+  return stopped ? v1::SPACE_STATE_STOPPED : v1::SPACE_STATE_RUNNING;
+}
+
+absl::Status NoSuchSpace(const std::string& name, const std::string& self) {
+  return absl::NotFoundError(
+      fmt::format("no space '{}' on node '{}'; see hkctl space list, on one of the space's nodes", name, self));
+}
+
+}  // namespace
+
+absl::StatusOr<SpaceManager::View> SpaceManager::FindName(const std::string& name) const {
+  MutexLock lock(&mutex_);
+  const auto found = entries_.find(name);
+  if (found == entries_.end()) return NoSuchSpace(name, self_);
+  const Entry& entry = found->second;
+  return View{entry.identity, entry.phase, entry.since, entry.part};
+}
+
+absl::StatusOr<SpaceManager::View> SpaceManager::FindId(uint64_t id) const {
+  MutexLock lock(&mutex_);
+  for (const auto& [name, entry] : entries_) {
+    if (entry.identity.id == id) return View{entry.identity, entry.phase, entry.since, entry.part};
+  }
+  return absl::NotFoundError("no such space; its daemon was started anew, or it is deleted");
+}
+
+absl::StatusOr<SpaceManager::View> SpaceManager::FindRunning(const std::string& name) const {
+  HK_ASSIGN_OR_RETURN(View view, FindName(name));
+  if (view.phase != Phase::kAttached) {
+    return absl::FailedPreconditionError(
+        fmt::format("space '{}' is being {}", name, view.phase == Phase::kCreating ? "made" : "deleted"));
+  }
+  if (const auto stop = view.part->stop(); stop.has_value()) {
+    return absl::FailedPreconditionError(
+        fmt::format("space '{}' is stopped on node '{}': {}", name, self_, MessageOf(stop->why)));
+  }
+  return view;
+}
+
+v1::SpacePart SpaceManager::PartOf(const View& view) const {
+  v1::SpacePart part;
+  part.set_node(self_);
+  const auto stop = view.part == nullptr ? std::nullopt : view.part->stop();
+  part.set_state(StateOf(view.phase == Phase::kCreating, view.phase == Phase::kDeleting, stop.has_value()));
+  const bool stopped = part.state() == v1::SPACE_STATE_STOPPED;
+  if (stopped) part.set_reason(MessageOf(stop->why));
+  *part.mutable_since() = ToTimestamp(stopped ? stop->at : view.since);
+  if (view.part == nullptr) return part;
+  static_cast<void>(view.part->Use([&part](GuestSpace* memory) {
+    part.set_frame_bytes(memory->frame_bytes());
+    return absl::OkStatus();
+  }));
+  return part;
+}
+
+v1::Space SpaceManager::SpaceOf(const View& view) const {
+  v1::Space space;
+  space.set_name(view.identity.name);
+  space.set_id(view.identity.id);
+  space.set_memory_bytes(view.identity.bytes);
+  std::vector<std::string> names;
+  for (const SpaceMemberId& member : view.identity.members) names.push_back(member.name);
+  std::sort(names.begin(), names.end());
+  for (const std::string& name : names) space.add_nodes(name);
+  space.set_coordinator(view.identity.coordinator);
+  const v1::SpacePart part = PartOf(view);
+  space.set_state(part.state());
+  space.set_reason(part.reason());
+  *space.mutable_since() = part.since();
+  *space.mutable_created() = ToTimestamp(view.identity.created);
+  space.set_frame_bytes(part.frame_bytes());
+  return space;
+}
+
+v1::SpaceStatusResponse SpaceManager::StatusOf(const View& view, const v1::SpaceStatusRequest& request) const {
+  v1::SpaceStatusResponse response;
+  *response.mutable_part() = PartOf(view);
+  if (view.part == nullptr) return response;
+  static_cast<void>(view.part->Use([&](GuestSpace* memory) {
+    *response.mutable_counters() = CountersOf(memory->Statistics());
+    const size_t most = std::min(request.most_extents(), kMaxExtentsPerCall);
+    if (most == 0) return absl::OkStatus();
+    for (const ExtentUse& use : memory->Uses(request.first_extent(), most)) {
+      v1::ExtentHolding& extent = *response.add_extents();
+      extent.set_extent(use.extent);
+      extent.set_shared(use.shared);
+      extent.set_owned(use.owned);
+      extent.set_exclusive(use.exclusive);
+    }
+    return absl::OkStatus();
+  }));
+  return response;
+}
+
+absl::StatusOr<v1::SpaceStatusResponse> SpaceManager::Status(const v1::SpaceStatusRequest& request) const {
+  HK_ASSIGN_OR_RETURN(const View view, FindId(request.id()));
+  return StatusOf(view, request);
+}
+
+std::vector<v1::SpaceStatusResponse> SpaceManager::AskAll(const View& view, uint64_t first_extent,
+                                                          uint32_t most) const {
+  v1::SpaceStatusRequest request;
+  request.set_from(self_);
+  request.set_id(view.identity.id);
+  request.set_first_extent(first_extent);
+  request.set_most_extents(most);
+  std::vector<v1::SpaceStatusResponse> answers;
+  for (const SpaceMemberId& member : view.identity.members) {
+    if (member.name == self_) {
+      answers.push_back(StatusOf(view, request));
+      continue;
+    }
+    absl::Status status = peers_->CheckUp(member.name);
+    if (status.ok()) {
+      absl::StatusOr<v1::SpaceStatusResponse> answer = peers_->Status(member.name, request);
+      if (answer.ok()) answers.push_back(*std::move(answer));
+      status = answer.status();
+    }
+    if (status.ok()) continue;
+    answers.emplace_back().mutable_part()->set_reason(MessageOf(status));
+    answers.back().mutable_part()->set_node(member.name);
+  }
+  std::sort(answers.begin(), answers.end(),
+            [](const auto& a, const auto& b) { return a.part().node() < b.part().node(); });
+  return answers;
+}
+
+std::vector<v1::Space> SpaceManager::List() const {
+  std::vector<View> views;
+  {
+    MutexLock lock(&mutex_);
+    for (const auto& [name, entry] : entries_) views.push_back({entry.identity, entry.phase, entry.since, entry.part});
+  }
+  std::vector<v1::Space> spaces;
+  for (const View& view : views) spaces.push_back(SpaceOf(view));
+  return spaces;
+}
+
+absl::StatusOr<v1::Space> SpaceManager::Get(const std::string& name) const {
+  HK_ASSIGN_OR_RETURN(const View view, FindName(name));
+  v1::Space space = SpaceOf(view);
+  for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0)) *space.add_parts() = std::move(*answer.mutable_part());
+  return space;
+}
+
+absl::StatusOr<std::string> SpaceManager::Read(const std::string& name, uint64_t address, uint32_t bytes,
+                                               Monotonic deadline) {
+  HK_ASSIGN_OR_RETURN(const View view, FindRunning(name));
+  HK_RETURN_IF_ERROR(CheckSpaceRange(view.identity.bytes, address, bytes));
+  std::string data(bytes, '\0');
+  const absl::Status status = view.part->Use([&](GuestSpace* memory) {
+    return memory->Read(Gpa(address), std::as_writable_bytes(std::span(data)),
+                        std::min(deadline, clock_.Now() + kSpaceIoLimit));
+  });
+  if (!status.ok()) return WithContext(status, fmt::format("node '{}'", self_));
+  return data;
+}
+
+absl::Status SpaceManager::Write(const std::string& name, uint64_t address, const std::string& data,
+                                 Monotonic deadline) {
+  HK_ASSIGN_OR_RETURN(const View view, FindRunning(name));
+  HK_RETURN_IF_ERROR(CheckSpaceRange(view.identity.bytes, address, data.size()));
+  return WithContext(view.part->Use([&](GuestSpace* memory) {
+    return memory->Write(Gpa(address), std::as_bytes(std::span(data)),
+                         std::min(deadline, clock_.Now() + kSpaceIoLimit));
+  }),
+                     fmt::format("node '{}'", self_));
+}
+
+absl::StatusOr<v1::SpaceMapResponse> SpaceManager::Map(const std::string& name, uint64_t first_extent) const {
+  HK_ASSIGN_OR_RETURN(const View view, FindName(name));
+  v1::SpaceMapResponse response;
+  *response.mutable_space() = SpaceOf(view);
+  std::vector<NodeExtents> nodes;
+  for (v1::SpaceStatusResponse& answer : AskAll(view, first_extent, kMaxExtentsPerCall)) {
+    if (answer.part().state() == v1::SPACE_STATE_UNSPECIFIED) {
+      *response.add_missing() = std::move(*answer.mutable_part());
+    } else {
+      nodes.push_back({answer.part().node(), {answer.extents().begin(), answer.extents().end()}});
+    }
+  }
+  response.set_next_extent(MergeExtents(nodes, &response));
+  if (view.part == nullptr) return response;
+  static_cast<void>(view.part->Use([&](GuestSpace* memory) {
+    for (v1::SpaceExtent& extent : *response.mutable_extents()) {
+      // A peer that tells of more than there is must not lead the engine astray.
+      if (extent.extent() > (view.identity.bytes - 1) / (kExtentPages * kPageSize)) continue;
+      const NodeId home = memory->engine().HomeOf(Gfn(extent.extent() * kExtentPages));
+      for (const SpaceMemberId& member : view.identity.members) {
+        if (member.number == home) extent.set_home(member.name);
+      }
+    }
+    return absl::OkStatus();
+  }));
+  return response;
+}
+
+absl::StatusOr<v1::SpaceTopResponse> SpaceManager::Top(const std::string& name) const {
+  HK_ASSIGN_OR_RETURN(const View view, FindName(name));
+  v1::SpaceTopResponse response;
+  *response.mutable_space() = SpaceOf(view);
+  for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0)) {
+    v1::SpaceNodeCounters& node = *response.add_nodes();
+    *node.mutable_part() = std::move(*answer.mutable_part());
+    if (answer.has_counters()) *node.mutable_counters() = std::move(*answer.mutable_counters());
+  }
+  return response;
+}
+
+}  // namespace hk

@@ -1,0 +1,372 @@
+"""Spaces over real daemons: memory that several nodes present as one."""
+import signal
+import threading
+import time
+import unittest
+
+import hktest
+
+BUDGET_MIB = 128
+MIB = 1 << 20
+
+
+def has_userfaultfd():
+    """Whether this user may have the memory of a space here; root always may."""
+    items = hktest.run([hktest.program('hyperkerneld'), '--probe', '-o', 'json']).json()['items']
+    return all(item['verdict'] == 'PROBE_VERDICT_YES' for item in items if item['group'] == 'userfaultfd' and item['required'])
+
+
+class Space(hktest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        if not has_userfaultfd():
+            raise unittest.SkipTest('this user may not use userfaultfd')
+
+    def start(self, *names, **fields):
+        nodes = self.bed.cluster(*names, **fields)
+        for node in nodes:
+            node.budget_mib = BUDGET_MIB
+            node.start()
+        for node in nodes:
+            for other in nodes:
+                if other is not node:
+                    self.wait_data(node, other.name)
+        return nodes
+
+    def wait_data(self, node, name):
+        """Waits until a daemon has its data plane to another one."""
+        hktest.wait_for(lambda: node.members().get(name, {}).get('data_link', {}).get('state') == 'DATA_LINK_STATE_UP'
+                        and node.state_of(name) == 'up', f'the data plane from {node.name} to {name} is up')
+
+    def create(self, node, *names, name='pool', memory='64M'):
+        result = node.hkctl('space', 'create', name, '--memory', memory, '--nodes', ','.join(names))
+        self.assert_exit(result, 0)
+        return result
+
+    def spaces(self, node):
+        return {s['name']: s for s in node.hkctl('space', 'list', '-o', 'json').json()['spaces']}
+
+    def read(self, node, address, count, name='pool'):
+        result = node.hkctl('space', 'read', name, '--at', hex(address), '--bytes', str(count), '--raw')
+        self.assert_exit(result, 0)
+        return result.out
+
+    def write(self, node, address, text, name='pool'):
+        self.assert_exit(node.hkctl('space', 'write', name, '--at', hex(address), '--text', text), 0)
+
+    def wait_stopped(self, node, name='pool'):
+        def stopped():
+            space = self.spaces(node).get(name, {})
+            return space if space.get('state') == 'SPACE_STATE_STOPPED' else None
+        return hktest.wait_for(stopped, f'{name} is stopped on {node.name}')
+
+    def test_one_space_on_three_nodes(self):
+        nodes = self.start('a', 'b', 'c')
+        a, b, c = nodes
+        result = self.create(a, 'c', 'a', 'b')
+        self.assertEqual(result.out, 'space pool created on 3 nodes\n')
+        ids = set()
+        for node in nodes:
+            space = self.spaces(node)['pool']
+            self.assertEqual((space['nodes'], space['coordinator'], space['state']), (['a', 'b', 'c'], 'a', 'SPACE_STATE_RUNNING'))
+            self.assertEqual(int(space['memory_bytes']), 64 * MIB)
+            ids.add(space['id'])
+        self.assertEqual(len(ids), 1)
+        # What one wrote the others read, each through its own part: the page moves.
+        for turn, address in enumerate((0x1000, 2 * MIB - 5, 40 * MIB + 7, 64 * MIB - 12)):
+            for writer in nodes:
+                text = f'{writer.name} wrote {turn}'[:12]
+                self.write(writer, address, text)
+                for reader in nodes:
+                    self.assertEqual(self.read(reader, address, len(text)), text, f'{writer.name} to {reader.name} at {address:#x}')
+        self.assertEqual(self.read(b, 0x1000 + 100, 8), '\0' * 8)
+        dump = b.hkctl('space', 'read', 'pool', '--at', '0x1000', '--bytes', '16').out
+        self.assertRegex(dump, r'^0000000000001000  63 20 77 72 .* \|c wrote 0')
+        show = c.hkctl('space', 'show', 'pool').out
+        for text in ('Name:', 'Coordinator:       a\n', '\na     running', '\nb     running', '\nc     running'):
+            self.assertIn(text, show)
+        layout = b.hkctl('space', 'map', 'pool', '-o', 'json').json()
+        self.assertEqual(layout['missing'], [])
+        self.assertLessEqual({0, 1, 20, 31}, {int(extent['extent']) for extent in layout['extents']})
+        for extent in layout['extents']:
+            self.assertIn(extent['home'], ('a', 'b', 'c'))
+            # c wrote last and was read by all: everybody has the page.
+            self.assertEqual([holder['node'] for holder in extent['holders']], ['a', 'b', 'c'], extent)
+        self.assertRegex(a.hkctl('space', 'map', 'pool').out, r'(?m)^0x0 +[abc] +\S')
+        top = a.hkctl('space', 'top', 'pool', '-o', 'json').json()
+        self.assertEqual([node['part']['node'] for node in top['nodes']], ['a', 'b', 'c'])
+        for node in top['nodes']:
+            self.assertGreater(int(node['counters']['read_faults']), 0)
+            self.assertGreater(int(node['counters']['write_faults']), 0)
+            self.assertGreater(int(node['counters']['write_latency']['p99_ns']), 0)
+        self.assertRegex(c.hkctl('space', 'top', 'pool').out, r'(?m)^a +\d')
+        # Any of its nodes may delete it.
+        self.assertEqual(b.hkctl('space', 'delete', 'pool').out, 'space pool deleted\n')
+        for node in nodes:
+            self.assertEqual(self.spaces(node), {})
+            self.assert_fails(node.hkctl('space', 'show', 'pool'), 1, "no space 'pool'", 'hkctl space list')
+        # The frames went with it, and the name is free.
+        self.create(c, 'a', 'c')
+        self.assertEqual(self.spaces(b), {})
+        self.assertEqual(self.read(a, 0x1000, 4), '\0' * 4)
+
+    def test_bad_input(self):
+        nodes = self.start('a', 'b', 'c')
+        a, b, c = nodes
+        self.create(a, 'a', 'b')
+        # The name may come after the nodes.
+        self.assert_exit(a.hkctl('space', 'create', '--memory', '4K', '--nodes', 'a,b', 'small'), 0)
+        self.assert_exit(b.hkctl('space', 'delete', 'small'), 0)
+
+        def refused(node, *arguments, says, code=1):
+            with self.subTest(arguments=arguments):
+                self.assert_fails(node.hkctl('space', *arguments), code, *says)
+        create = ('create', 'x', '--memory', '1M', '--nodes')
+        refused(a, 'create', 'pool', '--memory', '1M', '--nodes', 'a', says=["a space 'pool' is there already", "node 'a'"])
+        refused(c, 'create', 'pool', '--memory', '1M', '--nodes', 'b,c', says=["node 'b': a space 'pool' is there already"])
+        refused(a, *create, 'a,x', says=["no node 'x'", 'hkctl node list'])
+        refused(a, *create, 'a,b,b', says=["'b' is there twice"])
+        refused(a, *create, 'b,c', says=["'a', the node that is asked, is not among them", '--endpoint'])
+        refused(a, 'create', 'X', '--memory', '1M', '--nodes', 'a', says=['[a-z0-9-]{1,63}'])
+        refused(a, 'create', 'x', '--memory', '0', '--nodes', 'a', says=['memory_bytes: 0'])
+        refused(a, 'create', 'x', '--memory', '1000', '--nodes', 'a', says=['not a multiple of 4096'])
+        refused(a, 'create', 'x', '--memory', '5P', '--nodes', 'a', says=['4 PiB'])
+        refused(a, 'create', 'x', '--memory', '99999P', '--nodes', 'a', says=[''], code=2)
+        refused(a, 'create', 'x', '--memory', '-4096', '--nodes', 'a', says=['--memory'], code=2)
+        refused(a, 'create', 'x', '--memory', 'much', '--nodes', 'a', says=['--memory'], code=2)
+        refused(a, 'create', 'x', '--memory', '1M', says=['--nodes'], code=2)
+        refused(a, 'read', 'pool', says=['--at'], code=2)
+        refused(a, 'read', 'pool', '--at', '-1', says=['--at'], code=2)
+        refused(a, 'read', 'pool', '--at', '0', '--bytes', '0', says=['--bytes'], code=2)
+        refused(a, 'read', 'pool', '--at', '0', '--bytes', '65K', says=['--bytes'], code=2)
+        refused(a, 'read', 'pool', '--at', hex(64 * MIB), '--bytes', '1', says=['not within the space', hex(64 * MIB)])
+        refused(a, 'read', 'pool', '--at', hex(64 * MIB - 1), '--bytes', '2', says=['not within the space'])
+        refused(a, 'read', 'pool', '--at', '0xffffffffffffffff', '--bytes', '1', says=['not within the space'])
+        refused(a, 'write', 'pool', '--at', hex(64 * MIB), '--text', 'x', says=['not within the space'])
+        refused(a, 'write', 'pool', '--at', '0', '--text', '', says=['bytes: 0'])
+        refused(a, 'write', 'pool', '--at', '0', says=['standard input is empty'], code=2)
+        for command in (('show', 'none'), ('delete', 'none'), ('map', 'none'), ('top', 'none'), ('read', 'none', '--at', '0')):
+            refused(a, *command, says=["no space 'none' on node 'a'"])
+        refused(c, 'read', 'pool', '--at', '0', says=["no space 'pool' on node 'c'"])
+        self.assertEqual(list(self.spaces(a)), ['pool'])
+        self.assertEqual(list(self.spaces(b)), ['pool'])
+        self.assertEqual(self.spaces(c), {})
+        # A node that is down, by membership.
+        c.stop()
+        a.wait_state('c', 'unreachable')
+        refused(a, *create, 'a,c', says=["node 'c' is unreachable"])
+
+    def test_a_budget_that_is_too_small_on_one_node(self):
+        a, b, c = self.bed.cluster('a', 'b', 'c')
+        for node, budget in ((a, 128), (b, 16), (c, 128)):
+            node.budget_mib = budget
+            node.start()
+        for other in 'bc':
+            self.wait_data(a, other)
+        self.wait_data(b, 'c')
+        result = a.hkctl('space', 'create', 'pool', '--memory', '64M', '--nodes', 'a,b,c')
+        self.assert_fails(result, 1, "node 'b': ")
+        for node in (a, b, c):
+            self.assertEqual(self.spaces(node), {})
+        self.create(a, 'a', 'c')
+
+    def test_a_killed_node_stops_the_space(self):
+        a, b, c = self.start('a', 'b', 'c')
+        self.create(a, 'a', 'b', 'c')
+        self.write(c, 0x5000, 'of c')
+        c.kill()
+        start = time.monotonic()
+        for node in (a, b):
+            space = self.wait_stopped(node)
+            self.assertIn("node 'c' failed", space['reason'])
+            self.assertIn(space['reason'], node.hkctl('space', 'list').out)
+            self.assert_fails(node.hkctl('space', 'read', 'pool', '--at', '0x5000'), 1, "space 'pool' is stopped on node", space['reason'])
+            self.assert_fails(node.hkctl('space', 'write', 'pool', '--at', '0x5000', '--text', 'x'), 1, 'is stopped')
+        self.assertLess(time.monotonic() - start, 10)
+        self.assertIn('stopped since', b.hkctl('space', 'show', 'pool').out)
+        a.wait_state('c', 'unreachable')
+        result = b.hkctl('space', 'delete', 'pool')
+        self.assert_exit(result, 0)
+        self.assertIn("note: node 'c' is unreachable", result.out)
+        for node in (a, b):
+            self.assertEqual(self.spaces(node), {})
+        # The node returns without it, and can take part in the next.
+        c.start()
+        for node in (a, b):
+            self.wait_data(node, 'c')
+            self.wait_data(c, node.name)
+        self.assertEqual(self.spaces(c), {})
+        self.create(a, 'a', 'b', 'c')
+        self.write(c, 0x5000, 'anew')
+        self.assertEqual(self.read(a, 0x5000, 4), 'anew')
+
+    def test_a_killed_coordinator(self):
+        a, b, c = self.start('a', 'b', 'c')
+        self.create(a, 'a', 'b', 'c')
+        a.kill()
+        for node in (b, c):
+            self.wait_stopped(node)
+        b.wait_state('a', 'unreachable')
+        result = b.hkctl('space', 'delete', 'pool')
+        self.assert_exit(result, 0)
+        self.assertIn("note: node 'a', which coordinates it, does not answer", result.out)
+        for node in (b, c):
+            self.assertEqual(self.spaces(node), {})
+
+    def test_a_coordinator_that_returns_without_it(self):
+        a, b = self.start('a', 'b')
+        self.create(a, 'a', 'b')
+        a.kill()
+        self.wait_stopped(b)
+        a.start()
+        hktest.wait_for(lambda: self.spaces(b) == {}, 'b drops what its coordinator does not know')
+        self.assertIn('does not know it any more', b.log_text())
+
+    def test_a_frozen_node(self):
+        a, b, c = self.start('a', 'b', 'c')
+        c.signal(signal.SIGSTOP)
+        result = a.hkctl('space', 'create', 'pool', '--memory', '1M', '--nodes', 'a,b,c')
+        self.assert_fails(result, 1, "node 'c'")
+        for node in (a, b):
+            self.assertEqual(self.spaces(node), {})
+        c.signal(signal.SIGCONT)
+        a.wait_state('c', 'up')
+        # Whatever it did when it woke, nothing of it stays.
+        hktest.wait_for(lambda: self.spaces(c) == {}, 'c has no part of it')
+        for node in (a, b):
+            self.wait_data(node, 'c')
+            self.wait_data(c, node.name)
+        self.create(a, 'a', 'b', 'c', memory='1M')
+
+    def test_deleted_in_use(self):
+        a, b = self.start('a', 'b')
+        self.create(a, 'a', 'b')
+        ends, stop = [], threading.Event()
+
+        def use(node):
+            while not stop.is_set():
+                result = node.hkctl('space', 'write', 'pool', '--at', '0x3000', '--text', node.name)
+                ends.append((result.code, result.err))
+        users = [threading.Thread(target=use, args=(node,)) for node in (a, b)]
+        for user in users:
+            user.start()
+        hktest.wait_for(lambda: sum(code == 0 for code, _ in ends) > 4, 'the space is in use')
+        result = b.hkctl('space', 'delete', 'pool')
+        stop.set()
+        for user in users:
+            user.join()
+        self.assert_exit(result, 0)
+        for code, error in ends:
+            self.assertTrue(code == 0 or (code == 1 and ('deleted' in error or 'no space' in error)), (code, error))
+        self.assertEqual(self.spaces(a), {})
+
+    def test_a_daemon_stops_with_its_spaces(self):
+        a, b = self.start('a', 'b')
+        self.create(a, 'a', 'b')
+        self.write(b, 0, 'x')
+        start = time.monotonic()
+        self.assertEqual(b.stop(), 0)
+        self.assertLess(time.monotonic() - start, 10)
+        self.assertTrue(self.wait_stopped(a)['reason'])
+        self.assertEqual(a.stop(), 0)
+
+    def test_the_data_plane_is_shown(self):
+        a, b = self.start('a', 'b')
+        rows = a.hkctl('node', 'list').out.splitlines()
+        self.assertRegex(rows[0], r'TRANSPORT +DATA$')
+        self.assertRegex(rows[1], r'-$')
+        self.assertRegex(rows[2], r'up$')
+        self.assertRegex(a.hkctl('node', 'show', 'b').out, rf'Data plane: +up since .* at 127\.0\.0\.1:{b.data_port}\n')
+        self.assertEqual([a.members()[name]['info']['number'] for name in 'ab'], [0, 1])
+        b.kill()
+        link = hktest.wait_for(lambda: (lambda l: l if l['state'] == 'DATA_LINK_STATE_DOWN' else None)(a.members()['b']['data_link']),
+                               'the data plane is down')
+        self.assertTrue(link['reason'])
+        # On another port it is found again: it says so itself.
+        b.data_port = hktest.free_port()
+        b.start()
+        self.wait_data(a, 'b')
+        self.assertEqual(a.members()['b']['data_link']['address'], f'127.0.0.1:{b.data_port}')
+
+    def test_numbers_that_differ_are_refused(self):
+        a, b, c = self.bed.cluster('a', 'b', 'c')
+        # b does not know a third node; c, which is number 2 to a, is number 1 to itself.
+        c.peers = [(b.name, b.endpoint), (c.name, c.endpoint)]
+        b.extra = a.extra = ''
+        a.start()
+        b.start()
+        c.start()
+        a.wait_state('b', 'up')
+        reason = b.wait_state('c', 'rejected')['reason']
+        for text in ('number 1 to itself and 0 here', 'number 2 to it and 1 here', 'same list of peers'):
+            self.assertIn(text, reason)
+        c.stop()
+        c.peers = [(node.name, node.endpoint) for node in (a, b, c)]
+        c.start()
+        self.wait_data(c, 'a')
+        self.wait_data(c, 'b')
+
+    def test_written_numbers(self):
+        nodes = self.bed.cluster('a', 'b')
+        a, b = nodes
+        for node, number, other, its in ((a, 5, b, 63), (b, 63, a, 5)):
+            node.budget_mib = BUDGET_MIB
+            node.peers = []
+            node.extra = f'number: {number} peers {{ name: "{other.name}" admin: "{other.endpoint}" data: "127.0.0.1:{other.data_port}" number: {its} }}'
+            node.start()
+        self.wait_data(a, 'b')
+        self.wait_data(b, 'a')
+        self.create(b, 'a', 'b')
+        self.write(a, 0, 'five')
+        self.assertEqual(self.read(b, 0, 4), 'five')
+
+    def test_metrics_of_the_data_plane(self):
+        a, b = self.bed.cluster('a', 'b')
+        a.metrics_port = hktest.free_port()
+        for node in (a, b):
+            node.start()
+        self.wait_data(a, 'b')
+        self.wait_data(b, 'a')
+        self.assertEqual(a.metrics()['hyperkernel_transport_peer_up{peer="b"}'], 1)
+        self.create(a, 'a', 'b', memory='1M')
+        self.write(a, 0, 'x')
+        self.assertEqual(self.read(b, 0, 1), 'x')
+        sent = [value for name, value in a.metrics().items() if name.startswith('hyperkernel_transport_messages_total{')
+                and all(label in name for label in ('class="fault"', 'direction="sent"', 'peer="b"'))]
+        self.assertEqual(len(sent), 1)
+        self.assertGreater(sent[0], 0)
+
+
+class Roles(hktest.TestCase):
+    @unittest.skipUnless(hktest.os.getuid() == 0, 'as an ordinary user there may be no userfaultfd')
+    def test_a_viewer_looks_only(self):
+        certs = hktest.os.path.join(self.bed.directory, 'tls')
+        self.assert_exit(hktest.run([hktest.CERTS, certs, '--nodes', 'a,b', '--admins', 'alice', '--viewers', 'bob']), 0)
+
+        def identity(name):
+            return tuple(hktest.os.path.join(certs, file) for file in ('ca.crt', f'{name}.crt', f'{name}.key'))
+        a, b = self.bed.cluster('a', 'b', tcp=True)
+        for node in (a, b):
+            node.tls = identity(f'node-{node.name}')
+            node.budget_mib = BUDGET_MIB
+            node.peers = [(other.name, other.tcp_endpoint) for other in (a, b)]
+            node.start()
+        hktest.wait_for(lambda: a.members()['b'].get('data_link', {}).get('state') == 'DATA_LINK_STATE_UP', 'pages travel under TLS')
+        admin, viewer = identity('admin-alice'), identity('viewer-bob')
+
+        def ask(who, *arguments):
+            return hktest.hkctl(a.tcp_endpoint, 'space', *arguments, tls=who)
+        self.assert_fails(ask(viewer, 'create', 'pool', '--memory', '1M', '--nodes', 'a,b'), 1, 'this needs role admin')
+        self.assert_exit(ask(admin, 'create', 'pool', '--memory', '1M', '--nodes', 'a,b'), 0)
+        for arguments in (('read', 'pool', '--at', '0'), ('write', 'pool', '--at', '0', '--text', 'x'), ('delete', 'pool')):
+            self.assert_fails(ask(viewer, *arguments), 1, 'this needs role admin')
+        for arguments in (('list',), ('show', 'pool'), ('map', 'pool'), ('top', 'pool')):
+            self.assert_exit(ask(viewer, *arguments), 0)
+        self.assert_exit(ask(admin, 'write', 'pool', '--at', '4096', '--text', 'secret'), 0)
+        result = hktest.hkctl(b.tcp_endpoint, 'space', 'read', 'pool', '--at', '4096', '--bytes', '6', '--raw', tls=admin)
+        self.assertEqual(result.out, 'secret')
+
+
+if __name__ == '__main__':
+    hktest.main()
