@@ -53,6 +53,7 @@ class FakeTimers final : public Timers {
     }
     clock_->now = end;
   }
+  void Clear() { timers_.clear(); }
   size_t DueWithin(Monotonic::duration time) const {
     return static_cast<size_t>(std::count_if(timers_.begin(), timers_.end(),
                                              [&](const auto& timer) { return timer.first <= clock_->now + time; }));
@@ -176,6 +177,7 @@ class SpaceEngineTest : public testing::Test {
   SpaceEngineTest() { Make({kSelf, kPeer}); }
   void Make(const std::vector<NodeId>& nodes) {
     engine_.reset();
+    timers_.Clear();  // of an engine that is gone: the owner's duty
     config_.guest = GuestId(5);
     config_.generation = 2;
     config_.epoch = Epoch(3);
