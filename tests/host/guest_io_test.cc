@@ -129,7 +129,7 @@ class GuestIo : public testing::Test {
           return machine;
         },
         RealClock());
-    admin_ = std::make_unique<AdminService>(cluster_.get(), guests_.get(), &metrics_);
+    admin_ = std::make_unique<AdminService>(cluster_.get(), guests_.get(), nullptr, &metrics_);  // no spaces here
     grpc::ServerBuilder builder;
     builder.AddListeningPort(fmt::format("unix:{}/s", pattern), grpc::InsecureServerCredentials());
     builder.RegisterService(admin_.get());
