@@ -28,13 +28,15 @@ class PageCopy {
       : frames_(frames), page_(page), offset_(offset), from_(from.begin(), from.end()) {}
 
   Gfn page() const { return page_; }
-  bool overwrites() const { return from_.size() == kPageSize; }
+  // The engine writes all of the page itself.
+  bool replaces() const { return from_.size() == kPageSize; }
+  std::span<const std::byte> from() const { return from_; }
 
   // The page is here, or will not be.
   void OnGranted(const absl::Status& granted) {
     MutexLock lock(&mutex_);
     status_ = granted;
-    const bool writes = !from_.empty() && !(given_up_ && HK_MUTANT(space_given_up_write_lost));
+    const bool writes = !from_.empty() && !replaces();
     if (granted.ok() && writes) status_ = frames_->Write(page_, offset_, from_);
     const bool reads = from_.empty() && (!given_up_ || HK_MUTANT(space_reads_after_giving_up));
     if (granted.ok() && reads) status_ = frames_->Read(page_, offset_, to_);
@@ -179,8 +181,12 @@ absl::Status AttachedSpace::CopyPages(Gpa start, size_t bytes, PageAccess access
       const size_t size = std::min(bytes - at, static_cast<size_t>(kPageSize) - offset);
       const std::shared_ptr<PageCopy> copy = make(GfnOf(gpa), offset, at, size);
       asked.push_back(copy);
-      engine_->Want(copy->page(), access, copy->overwrites(),
-                    [copy](const absl::Status& granted) { copy->OnGranted(granted); });
+      const auto granted = [copy](const absl::Status& end) { copy->OnGranted(end); };
+      if (copy->replaces()) {
+        engine_->Replace(copy->page(), copy->from(), granted);
+      } else {
+        engine_->Want(copy->page(), access, granted);
+      }
       at += size;
       continue;
     }

@@ -120,25 +120,32 @@ void Engine::OnFault(Gfn page, bool write) {
   Finish();
 }
 
-void Engine::Want(Gfn page, PageAccess access, bool overwrite, Granted granted) {
+void Engine::Replace(Gfn page, std::span<const std::byte> bytes, Granted granted) {
+  HK_CHECK(bytes.size() == kPageSize);
+  Enqueue(page, {.access = PageAccess::kWrite, .replacement = bytes, .granted = std::move(granted)});
+}
+
+void Engine::Enqueue(Gfn page, Waiter waiter) {
   if (!InSpace(page)) {
-    return granted(absl::OutOfRangeError(fmt::format("page {:#x} is not in the space", page.value())));
+    return waiter.granted(absl::OutOfRangeError(fmt::format("page {:#x} is not in the space", page.value())));
   }
   Shard& shard = ShardOf(page);
   {
     MutexLock lock(&shard.mutex);
-    if (stopped()) return granted(reason());
+    if (stopped()) return waiter.granted(reason());
     const ExtentPages& pages = ExtentOf(&shard, page)->pages;
     const size_t index = page.value() % kExtentPages;
-    if (!pages.active(index) && access <= AccessOf(hk::RightOf(pages.state(index)))) return granted(absl::OkStatus());
-    const Monotonic now = clock_.Now();
-    ActivePage* const active = Activate(&shard, page);
-    if (!active->wished()) active->since = now;
-    active->waiters.push_back({access, overwrite && access == PageAccess::kWrite, std::move(granted)});
-    Grant(&shard, active);
-    Advance(&shard, active);
-    Rest(&shard, active);
-    Drain(&shard);
+    if (!pages.active(index) && waiter.access <= AccessOf(hk::RightOf(pages.state(index)))) {
+      End(page, &waiter);
+    } else {
+      ActivePage* const active = Activate(&shard, page);
+      if (!active->wished()) active->since = clock_.Now();
+      active->waiters.push_back(std::move(waiter));
+      Grant(&shard, active);
+      Advance(&shard, active);
+      Rest(&shard, active);
+      Drain(&shard);
+    }
   }
   Finish();
 }

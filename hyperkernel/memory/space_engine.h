@@ -121,10 +121,12 @@ class SpaceEngine {
 
   // A program touched the page and waits (userfaultfd). Wake of the frames follows when it is worth to look again.
   virtual void OnFault(Gfn page, bool write) = 0;
-  // Asks for the page; `granted` follows, maybe inside this call. Several may wait for one page. kWrite: with a write
-  // that replaces all of it, `overwrite`, its bytes are not fetched (they are undefined then until written, by the
-  // callback). Out of the space: kOutOfRange.
-  virtual void Want(Gfn page, PageAccess access, bool overwrite, Granted granted) = 0;
+  // Asks for the page; `granted` follows, maybe inside this call. Several may wait for one page. Out of the space:
+  // kOutOfRange.
+  virtual void Want(Gfn page, PageAccess access, Granted granted) = 0;
+  // Writes all of the page: kPageSize bytes, which stay valid until `granted`. The old ones are not fetched, and nobody
+  // sees anything but those or the new ones. `granted` follows when it is written, as after Want.
+  virtual void Replace(Gfn page, std::span<const std::byte> bytes, Granted granted) = 0;
 
   // From the transport's handler.
   virtual void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) = 0;

@@ -28,7 +28,10 @@ class Engine final : public SpaceEngine {
 
   // SpaceEngine.
   void OnFault(Gfn page, bool write) override;
-  void Want(Gfn page, PageAccess access, bool overwrite, Granted granted) override;
+  void Want(Gfn page, PageAccess access, Granted granted) override {
+    Enqueue(page, {.access = access, .replacement = {}, .granted = std::move(granted)});
+  }
+  void Replace(Gfn page, std::span<const std::byte> bytes, Granted granted) override;
   void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) override;
   void OnWritable(NodeId peer, MessageClass message_class) override;
   void OnSlotsFree(MessageClass message_class, SlotUse use) override;
@@ -75,6 +78,9 @@ class Engine final : public SpaceEngine {
   // Everything that may wait for a slot or for time, as far as it can go on.
   void Advance(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void Grant(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void Enqueue(Gfn page, Waiter waiter);
+  // The page is here: does what is to be done, and tells.
+  void End(Gfn page, Waiter* waiter);
   void HoldOver(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void HandlePage(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // False: it needs a send slot and there is none; `incoming` is unchanged.

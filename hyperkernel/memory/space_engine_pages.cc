@@ -140,7 +140,7 @@ void Engine::Wish(Shard* shard, ActivePage* active) {
   bool overwrite = !active->fault_read && !active->fault_write;
   for (const Waiter& waiter : active->waiters) {
     write = write || waiter.access == PageAccess::kWrite;
-    overwrite = overwrite && waiter.overwrite;
+    overwrite = overwrite && !waiter.replacement.empty();
   }
   if (!write && state != PageState::kAbsent) return;
   Means means;
@@ -207,6 +207,13 @@ void Engine::ArmHold(ActivePage* active, Monotonic now) {
   timers_->After(active->held_until - now, [this, page = active->gfn] { OnTimer(page, false); });
 }
 
+void Engine::End(Gfn page, Waiter* waiter) {
+  if (!waiter->replacement.empty() && !FramesDid(page, frames_->Write(page, 0, waiter->replacement))) {
+    return waiter->granted(reason());
+  }
+  waiter->granted(absl::OkStatus());
+}
+
 void Engine::Grant(Shard* /*shard*/, ActivePage* active) {
   const PageAccess access = AccessOf(hk::RightOf(active->page.state));
   if (access == PageAccess::kNone || !active->wished()) return;
@@ -214,7 +221,7 @@ void Engine::Grant(Shard* /*shard*/, ActivePage* active) {
   for (size_t i = 0; i < active->waiters.size(); ++i) {
     Waiter& waiter = active->waiters[i];
     if (waiter.access <= access) {
-      waiter.granted(absl::OkStatus());
+      End(active->gfn, &waiter);
     } else {
       if (kept != i) active->waiters[kept] = std::move(waiter);
       ++kept;
@@ -389,6 +396,11 @@ bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const P
   switch (action.source) {
     case PageSource::kNone:
     case PageSource::kZero:
+      // What is to replace it is there from the beginning: nobody sees zeroes, and no other store before it is undone.
+      if (!here && action.right == PageRight::kExclusive && !active->waiters.empty() &&
+          !HK_MUTANT(engine_replaced_page_zeroed)) {
+        bytes = std::exchange(active->waiters.front().replacement, {});
+      }
       break;
     case PageSource::kPayload:
       bytes = active->answer_slot || active->answer_payload.data() != nullptr ? active->answer_payload

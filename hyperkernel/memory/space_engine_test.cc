@@ -71,6 +71,7 @@ class FakeFrames final : public PageFrames {
     if (!failure.ok()) return failure;
     if (pages.contains(page.value())) return absl::AlreadyExistsError("the page is here");
     pages[page.value()] = {access, bytes.empty() ? '\0' : static_cast<char>(bytes[0])};
+    installed = pages[page.value()].second;
     log_->push_back(fmt::format("install {} {}", page.value(), static_cast<int>(access)));
     return absl::OkStatus();
   }
@@ -90,6 +91,7 @@ class FakeFrames final : public PageFrames {
     return absl::OkStatus();
   }
   absl::Status Write(Gfn page, size_t, std::span<const std::byte> from) override {
+    ++writes;
     pages.at(page.value()).second = static_cast<char>(from[0]);
     return absl::OkStatus();
   }
@@ -98,6 +100,8 @@ class FakeFrames final : public PageFrames {
 
   std::map<uint64_t, std::pair<PageAccess, char>> pages;  // access, first byte
   absl::Status failure;
+  char installed = '?';  // first byte of the last Install
+  int writes = 0;
 
  private:
   Log* const log_;
@@ -201,11 +205,16 @@ class SpaceEngineTest : public testing::Test {
     absl::Status status = absl::UnknownError("not yet");
   };
   void Want(Gfn page, PageAccess access, Wish* wish, bool overwrite = false) {
-    engine_->Want(page, access, overwrite, [this, wish](const absl::Status& status) {
+    const auto granted = [this, wish](const absl::Status& status) {
       ++wish->ends;
       wish->status = status;
       log_.push_back("granted");
-    });
+    };
+    if (overwrite && access == PageAccess::kWrite) {
+      engine_->Replace(page, replacement_, granted);
+    } else {
+      engine_->Want(page, access, granted);
+    }
   }
   // A message of a peer about a page.
   void Receive(NodeId from, Gfn page, PageMessage m, SlotId slot = {}, NodeId slot_node = {}, char byte = 0) {
@@ -273,6 +282,7 @@ class SpaceEngineTest : public testing::Test {
   }
 
   Log log_;
+  std::array<std::byte, kPageSize> replacement_{};
   FakeClock clock_;
   FakeTimers timers_{&clock_};
   FakeFrames frames_{&log_};
@@ -329,6 +339,27 @@ TEST_F(SpaceEngineTest, APageIsWrittenAfterTheLastAcknowledgementFromTheSlotThat
   Receive(kThird, kThere, ack);
   EXPECT_EQ(write.ends, 1);
   EXPECT_EQ(frames_.pages[kThere.value()].second, 'y');
+}
+
+// Programs of this node see the old bytes or the new ones, and what they store then stays.
+TEST_F(SpaceEngineTest, APageThatIsReplacedIsInstalledWithItsNewBytesAndWrittenOnce) {
+  replacement_.fill(std::byte{'n'});
+  Wish here;
+  Want(kHere, PageAccess::kWrite, &here, true);
+  EXPECT_EQ(here.ends, 1);
+  EXPECT_EQ(frames_.installed, 'n');
+  Wish there;
+  Want(kThere, PageAccess::kWrite, &there, true);
+  EXPECT_EQ(transport_.sent[0].page.kind, RequestKind::kOverwrite);
+  frames_.installed = '?';
+  Grant(kThere, PageRight::kExclusive, PageSource::kNone);
+  EXPECT_EQ(there.ends, 1);
+  EXPECT_EQ(frames_.installed, 'n');
+  EXPECT_EQ(frames_.writes, 0);
+  replacement_.fill(std::byte{'m'});
+  Want(kThere, PageAccess::kWrite, &there, true);  // it is here
+  EXPECT_EQ(frames_.pages[kThere.value()].second, 'm');
+  EXPECT_EQ(frames_.writes, 1);
 }
 
 TEST_F(SpaceEngineTest, AGrantedPageIsHeld) {
@@ -620,8 +651,7 @@ TEST_F(SpaceEngineTest, ASparseSpaceOfATebibyteTakesNothing) {
   auto made = SpaceEngine::Create(config_, &transport_, &frames_, &timers_, clock_, {});
   ASSERT_TRUE(made.ok());
   for (uint64_t i = 0; i < 1000; ++i) {
-    (*made)->Want(Gfn(i * 2 * kExtentPages), PageAccess::kWrite, false,
-                  [](const absl::Status& s) { EXPECT_TRUE(s.ok()); });
+    (*made)->Want(Gfn(i * 2 * kExtentPages), PageAccess::kWrite, [](const absl::Status& s) { EXPECT_TRUE(s.ok()); });
   }
   EXPECT_LT((*made)->Residue().table_bytes, 1000u * 2048);
   EXPECT_EQ((*made)->Uses(600, 5).size(), 5u);
@@ -843,7 +873,7 @@ TEST_F(SpaceEngineTest, ManyThreadsAndAStop) {
     threads.emplace_back([&, t] {
       for (int i = 0; i < kWishes; ++i) {
         const Gfn page(static_cast<uint64_t>(i * 37 + t) % config_.pages);
-        engine.Want(page, i % 3 == 0 ? PageAccess::kWrite : PageAccess::kRead, false,
+        engine.Want(page, i % 3 == 0 ? PageAccess::kWrite : PageAccess::kRead,
                     [&](const absl::Status&) { ended.fetch_add(1); });
         if (i % 5 == 0) engine.OnFault(page, true);
         if (i % 100 == 0) engine.Statistics(), engine.Uses(0, 10);

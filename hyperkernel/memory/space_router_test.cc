@@ -18,7 +18,8 @@ using testing::ElementsAre;
 class NotingEngine final : public SpaceEngine {
  public:
   void OnFault(Gfn, bool) override {}
-  void Want(Gfn, PageAccess, bool, Granted) override {}
+  void Want(Gfn, PageAccess, Granted) override {}
+  void Replace(Gfn, std::span<const std::byte>, Granted) override {}
   void OnMessage(NodeId from, const Message& message, std::span<const std::byte>, bool) override {
     if (blocks) {
       entered = true;

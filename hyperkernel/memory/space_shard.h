@@ -51,7 +51,7 @@ struct Incoming {
 // A wish that is not fulfilled yet.
 struct Waiter {
   PageAccess access = PageAccess::kNone;
-  bool overwrite = false;
+  std::span<const std::byte> replacement;  // to be written by the engine; empty: none, or it is written
   SpaceEngine::Granted granted;
 };
 

@@ -185,7 +185,7 @@ class Node final : public TransportHandler {
   bool With(Gfn page, PageAccess access, const std::function<void()>& use) {
     const Monotonic end = std::chrono::steady_clock::now() + kPatience;
     bool ended = false, good = false;
-    engine->Want(page, access, false, [&](const absl::Status& status) {
+    engine->Want(page, access, [&](const absl::Status& status) {
       if (status.ok()) use();
       MutexLock lock(&mutex_);
       ended = true;

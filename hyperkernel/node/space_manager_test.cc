@@ -28,7 +28,8 @@ class FakeEngine final : public SpaceEngine {
  public:
   explicit FakeEngine(std::function<void(const absl::Status&)> stopped) : stopped_(std::move(stopped)) {}
   void OnFault(Gfn, bool) override {}
-  void Want(Gfn, PageAccess, bool, Granted) override {}
+  void Want(Gfn, PageAccess, Granted) override {}
+  void Replace(Gfn, std::span<const std::byte>, Granted) override {}
   void OnMessage(NodeId, const Message&, std::span<const std::byte>, bool) override {}
   void OnWritable(NodeId, MessageClass) override {}
   void OnSlotsFree(MessageClass, SlotUse) override {}

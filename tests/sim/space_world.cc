@@ -46,11 +46,9 @@ void SpaceOracle::OnLoad(NodeId node, Gfn page, size_t word, uint64_t value) {
   }
 }
 
-uint64_t SpaceOracle::NextStore(NodeId node, Gfn page, size_t word) {
-  const uint64_t value = ++stores_;
+void SpaceOracle::OnStore(NodeId node, Gfn page, size_t word, uint64_t value) {
   simulation_->Trace(fmt::format("{} store {}.{} {}", node.value(), page.value(), word, value));
   expected_[page.value()][word] = value;
-  return value;
 }
 
 absl::Status SimFrames::Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) {
@@ -216,20 +214,27 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
     const bool store = Percent(world_->store_percent_);
     ++unended_;
     if (Percent(world_->fault_percent_)) return Touch(page, word, store, left);
-    const bool overwrite = store && Percent(world_->overwrite_percent_);
-    engine_->Want(page, store ? PageAccess::kWrite : PageAccess::kRead, overwrite,
-                  [this, page, word, store, overwrite, left](const absl::Status& status) {
-                    --unended_;
-                    if (status.ok()) {
-                      if (overwrite) {
-                        for (size_t i = 0; i < kWords; ++i) frames_.Store(page, i, NextStore(page, i));
-                      } else {
-                        Access(page, word, store);
-                      }
-                    } else if (stopped_.ok()) {
-                      world_->oracle_.Report("a wish ends with " + status.ToString());
-                    }
-                    Next(left - 1);
+    const auto ended = [this, left](const absl::Status& status) {
+      --unended_;
+      if (!status.ok() && stopped_.ok()) world_->oracle_.Report("a wish ends with " + status.ToString());
+      Next(left - 1);
+    };
+    if (store && Percent(world_->overwrite_percent_)) {
+      const auto words = std::make_shared<PageWords>();
+      for (uint64_t& value : *words) value = world_->oracle_.NextValue();
+      engine_->Replace(page, std::as_bytes(std::span(*words)), [this, page, words, ended](const absl::Status& status) {
+        for (size_t i = 0; i < kWords && status.ok(); ++i) {
+          world_->oracle_.OnStore(id_, page, i, (*words)[i]);
+          world_->oracle_.OnLoad(id_, page, i, frames_.Load(page, i));
+        }
+        ended(status);
+      });
+      return;
+    }
+    engine_->Want(page, store ? PageAccess::kWrite : PageAccess::kRead,
+                  [this, page, word, store, ended](const absl::Status& status) {
+                    if (status.ok()) Access(page, word, store);
+                    ended(status);
                   });
   }
 
@@ -249,13 +254,14 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
     After(simulation().Between({}, microseconds(3)), [this, page, store] { engine_->OnFault(page, store); });
   }
 
-  uint64_t NextStore(Gfn page, size_t word) { return world_->oracle_.NextStore(id_, page, word); }
   void Access(Gfn page, size_t word, bool store) {
     if (frames_.access(page) < (store ? PageAccess::kWrite : PageAccess::kRead)) {
       return world_->oracle_.Report("a page that was granted is not here");
     }
     if (store) {
-      frames_.Store(page, word, NextStore(page, word));
+      const uint64_t value = world_->oracle_.NextValue();
+      world_->oracle_.OnStore(id_, page, word, value);
+      frames_.Store(page, word, value);
     } else {
       world_->oracle_.OnLoad(id_, page, word, frames_.Load(page, word));
     }

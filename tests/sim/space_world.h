@@ -31,7 +31,9 @@ class SpaceOracle {
   void OnAccess(NodeId node, Gfn page, PageAccess access);
   // A load or store of that moment.
   void OnLoad(NodeId node, Gfn page, size_t word, uint64_t value);
-  uint64_t NextStore(NodeId node, Gfn page, size_t word);
+  // A value that no store had before.
+  uint64_t NextValue() { return ++stores_; }
+  void OnStore(NodeId node, Gfn page, size_t word, uint64_t value);
   // What the page should be.
   const PageWords& Expected(Gfn page) { return expected_[page.value()]; }
 
