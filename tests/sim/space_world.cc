@@ -222,13 +222,13 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
     if (store && Percent(world_->overwrite_percent_)) {
       const auto words = std::make_shared<PageWords>();
       for (uint64_t& value : *words) value = world_->oracle_.NextValue();
-      engine_->Replace(page, std::as_bytes(std::span(*words)), [this, page, words, ended](const absl::Status& status) {
-        for (size_t i = 0; i < kWords && status.ok(); ++i) {
-          world_->oracle_.OnStore(id_, page, i, (*words)[i]);
-          world_->oracle_.OnLoad(id_, page, i, frames_.Load(page, i));
-        }
-        ended(status);
-      });
+      engine_->Replace(page, std::as_bytes(std::span(*words)),
+                       [this, page, word, words, ended](const absl::Status& status) {
+                         for (size_t i = 0; i < kWords && status.ok(); ++i)
+                           world_->oracle_.OnStore(id_, page, i, (*words)[i]);
+                         if (status.ok()) Access(page, word, false);
+                         ended(status);
+                       });
       return;
     }
     engine_->Want(page, store ? PageAccess::kWrite : PageAccess::kRead,
