@@ -158,6 +158,11 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   state = *std::move(opened);
   *self = StaticNodeInfo(settings, *identity, transport, clock.Wall());
   for (const std::string& warning : frames->warnings()) self->add_warnings(warning);
+  if (transport != "tcp") {
+    self->add_warnings(
+        "pages travel over verbs, which neither encrypts nor authenticates: the fabric must be trusted; set transport: "
+        "TRANSPORT_TCP for TLS");
+  }
   return absl::OkStatus();
 }
 
