@@ -84,6 +84,8 @@ std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_po
   out += Line("Id", fmt::format("{:#x}", space.id()));
   out += Line("Memory",
               fmt::format("{}, {} in frames here", HumanBytes(space.memory_bytes()), HumanBytes(space.frame_bytes())));
+  if (space.node_frames_bytes() > 0)
+    out += Line("Frames", HumanBytes(space.node_frames_bytes()) + " at most on each node");
   out += Line("Nodes", Join(space.nodes()));
   out += Line("Coordinator", Printable(space.coordinator()));
   out += Line("Created", fmt::format("{} ({})", UtcTime(space.created()), Ago(space.created(), now)));

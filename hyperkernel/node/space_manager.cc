@@ -65,6 +65,7 @@ absl::StatusOr<SpaceIdentity> SpaceManager::Identify(const v1::CreateSpaceReques
   SpaceIdentity identity{.name = request.name(),
                          .id = RandomId(),
                          .bytes = request.memory_bytes(),
+                         .node_frame_bytes = request.node_frames_bytes(),
                          .members = {},
                          .coordinator = self_,
                          .created = clock_.Wall()};
@@ -134,6 +135,7 @@ absl::Status SpaceManager::AttachOthers(const SpaceIdentity& identity) {
   request.set_name(identity.name);
   request.set_id(identity.id);
   request.set_memory_bytes(identity.bytes);
+  request.set_node_frames_bytes(identity.node_frame_bytes);
   *request.mutable_created() = ToTimestamp(identity.created);
   for (const SpaceMemberId& member : identity.members) {
     v1::SpaceMember& out = *request.add_members();
@@ -189,6 +191,7 @@ absl::Status SpaceManager::Attach(const v1::AttachSpaceRequest& request) {
   SpaceIdentity identity{.name = request.name(),
                          .id = request.id(),
                          .bytes = request.memory_bytes(),
+                         .node_frame_bytes = request.node_frames_bytes(),
                          .members = {},
                          .coordinator = request.from(),
                          .created = ToWall(request.created())};

@@ -203,6 +203,12 @@ class FakeNode final : public SpacePeers {
 
 class SpaceManagerTest : public testing::Test {
  protected:
+  // Over two nodes, with so much of each.
+  static v1::CreateSpaceRequest WithFrames(uint64_t bytes) {
+    v1::CreateSpaceRequest request = Request("pool", kBytes, {"a", "b"});
+    request.set_node_frames_bytes(bytes);
+    return request;
+  }
   static v1::CreateSpaceRequest Request(const std::string& name = "pool", uint64_t bytes = kBytes,
                                         std::vector<std::string> nodes = {"a", "b", "c"}) {
     v1::CreateSpaceRequest request;
@@ -304,6 +310,16 @@ TEST_F(SpaceManagerTest, AHelloDropsNothingThatIsKnown) {
   EXPECT_EQ(b_.manager_->List().size(), 2u);
 }
 
+TEST_F(SpaceManagerTest, NodesGiveWhatIsAskedOfThem) {
+  const uint64_t frames = (kBytes / 2 + kBytes / 32 + kPageSize - 1) / kPageSize * kPageSize;
+  const absl::StatusOr<v1::Space> space = a_.manager_->Create(WithFrames(frames));
+  ASSERT_TRUE(space.ok()) << space.status();
+  EXPECT_EQ(space->node_frames_bytes(), frames);
+  const absl::StatusOr<v1::Space> there = b_.manager_->Get("pool");
+  ASSERT_TRUE(there.ok()) << there.status();
+  EXPECT_EQ(there->node_frames_bytes(), frames);
+}
+
 TEST_F(SpaceManagerTest, RequestsThatAreNoSpaceGetTheirOneLine) {
   const std::string long_name(64, 'x');
   struct Case {
@@ -324,6 +340,10 @@ TEST_F(SpaceManagerTest, RequestsThatAreNoSpaceGetTheirOneLine) {
       {Request("pool", kBytes, {"b", "c"}), "nodes: 'a', the node that is asked, is not among them"},
       {Request("pool", kBytes, {"a", "b", "b"}), "nodes: 'b' is there twice"},
       {Request("pool", kBytes, {"a", "x"}), "nodes: no node 'x' in this cluster"},
+      {WithFrames(kBytes / 2 + 1), "node_frames_bytes: "},
+      {WithFrames(kBytes + kPageSize), "is more than the space's"},
+      {WithFrames(kBytes / 2), "and a sixteenth more"},
+      {WithFrames(kPageSize), "and a sixteenth more"},
   };
   for (const Case& c : cases) {
     const std::string message = MessageOf(a_.manager_->Create(c.request).status());

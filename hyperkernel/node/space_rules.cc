@@ -28,6 +28,26 @@ absl::Status CheckNameAndBytes(const std::string& name, uint64_t bytes) {
   return absl::OkStatus();
 }
 
+// Pages change places only where there are frames to spare; fewer, and a wish takes as long as it takes to find one.
+constexpr uint64_t kSpareShare = 16;
+
+// What `nodes` nodes give together must hold the space, and some more.
+absl::Status CheckNodeFrames(uint64_t frame_bytes, uint64_t bytes, uint64_t nodes) {
+  if (frame_bytes == 0) return absl::OkStatus();
+  if (frame_bytes % kPageSize != 0)
+    return Bad("node_frames_bytes", fmt::format("{} is not a multiple of {} (a page)", frame_bytes, kPageSize));
+  if (frame_bytes > bytes)
+    return Bad("node_frames_bytes", fmt::format("{} is more than the space's {} bytes", frame_bytes, bytes));
+  const uint64_t least = std::max((bytes + bytes / kSpareShare + nodes - 1) / nodes, kLeastFrames * kPageSize);
+  if (frame_bytes < std::min(least, bytes) && !HK_MUTANT(space_frames_unchecked)) {
+    return Bad("node_frames_bytes",
+               fmt::format("{} on each of {} nodes cannot hold {} bytes and a sixteenth more, which pages "
+                           "need to change places: give at least {}",
+                           frame_bytes, nodes, bytes, (least + kPageSize - 1) / kPageSize * kPageSize));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 const SpaceMemberId* SpaceIdentity::Find(std::string_view node) const {
@@ -46,7 +66,7 @@ absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string
                                     "(--endpoint)",
                                     self));
   }
-  return absl::OkStatus();
+  return CheckNodeFrames(request.node_frames_bytes(), request.memory_bytes(), names.size());
 }
 
 absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view from, std::string_view self) {
@@ -62,7 +82,7 @@ absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view fro
   for (const std::string_view needed : {from, self}) {
     if (!names.contains(needed)) return Bad("members", fmt::format("'{}' is not among them", needed));
   }
-  return absl::OkStatus();
+  return CheckNodeFrames(space.node_frame_bytes, space.bytes, names.size());
 }
 
 absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t bytes) {

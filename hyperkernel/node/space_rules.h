@@ -39,6 +39,7 @@ struct SpaceIdentity {
   std::string name;
   uint64_t id = 0;
   uint64_t bytes = 0;
+  uint64_t node_frame_bytes = 0;       // most on each node; 0: all of it
   std::vector<SpaceMemberId> members;  // ascending by number
   std::string coordinator;
   WallTime created;

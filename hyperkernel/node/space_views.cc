@@ -75,6 +75,7 @@ v1::Space SpaceManager::SpaceOf(const View& view) const {
   space.set_name(view.identity.name);
   space.set_id(view.identity.id);
   space.set_memory_bytes(view.identity.bytes);
+  space.set_node_frames_bytes(view.identity.node_frame_bytes);
   std::vector<std::string> names;
   for (const SpaceMemberId& member : view.identity.members) names.push_back(member.name);
   std::sort(names.begin(), names.end());

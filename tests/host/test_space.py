@@ -171,6 +171,28 @@ class Space(hktest.TestCase):
             self.assertEqual(self.spaces(node), {})
         self.create(a, 'a', 'c')
 
+    def test_nodes_pool_their_frames(self):
+        """No node can hold it; together they do, and every byte is found from every node."""
+        a, b, c = nodes = self.start('a', 'b', 'c')
+        result = a.hkctl('space', 'create', 'pool', '--memory', '12M', '--frames', '4M', '--nodes', 'a,b,c')
+        self.assert_fails(result, 1, 'node_frames_bytes: 4194304 on each of 3 nodes cannot hold 12582912 bytes')
+        result = a.hkctl('space', 'create', 'pool', '--memory', '12M', '--frames', '5M', '--nodes', 'a,b,c')
+        self.assert_exit(result, 0)
+        step = 64 << 10
+        order = list(range(0, 12 << 20, step))
+
+        def content(address):
+            return ''.join(f'{address + i:016x}' for i in range(0, step, 16))
+
+        for address in order:
+            self.write(a, address, content(address))
+        hktest.rng.shuffle(order)
+        for i, address in enumerate(order):
+            node = nodes[i % 3]
+            self.assertEqual(self.read(node, address, step), content(address), f'{address:#x} at {node.name}')
+        taken = [int(self.spaces(node)['pool']['frame_bytes']) for node in nodes]
+        self.assertTrue(all(0 < one <= 5 << 20 for one in taken) and sum(taken) >= 12 << 20, taken)
+
     def test_a_killed_node_stops_the_space(self):
         a, b, c = self.start('a', 'b', 'c')
         self.create(a, 'a', 'b', 'c')
