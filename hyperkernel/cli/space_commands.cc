@@ -2,10 +2,15 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
+#include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "hyperkernel/cli/output.h"
@@ -14,9 +19,10 @@
 namespace hk::cli {
 namespace {
 
-// Most bytes that one command reads or writes (ReadSpaceRequest.bytes).
+// Most bytes of one call (ReadSpaceRequest.bytes).
 constexpr uint64_t kMaxIoBytes = 64 << 10;
 constexpr uint64_t kDefaultReadBytes = 64;
+constexpr int kExitFailed = 1;  // a file here; what the daemon refuses has the same code
 
 void Print(const std::string& text) {
   std::fwrite(text.data(), 1, text.size(), stdout);
@@ -80,42 +86,99 @@ int Delete(const Options& options, const std::string& name) {
   return kExitOk;
 }
 
-int Read(const Options& options, const v1::ReadSpaceRequest& request, bool raw) {
+// Calls for a part after another over one connection, each with the usual deadline, until `more` says that there is
+// none left.
+int InParts(const Options& options, const std::string& what, const std::function<bool()>& more,
+            const std::function<grpc::Status(v1::Admin::Stub*, grpc::ClientContext*)>& call) {
+  return Client(options).Stream(what, [&](v1::Admin::Stub* stub, grpc::ClientContext*) {
+    grpc::Status status;
+    while (status.ok() && more()) {
+      grpc::ClientContext context;
+      context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(options.timeout_ms));
+      status = call(stub, &context);
+    }
+    return status;
+  });
+}
+
+// All of it, of any size, or a line to standard error.
+bool WriteOutput(const std::string& what, const std::string& bytes) {
+  if (std::fwrite(bytes.data(), 1, bytes.size(), stdout) == bytes.size()) return true;
+  fmt::print(stderr, "hkctl: {}: standard output cannot be written\n", what);
+  return false;
+}
+
+int Read(const Options& options, v1::ReadSpaceRequest request, uint64_t bytes, bool raw) {
+  const std::string what = What("read", request.name());
+  if (bytes > kMaxIoBytes && !raw) {
+    fmt::print(stderr, "hkctl: {}: more than 64 KiB are not for reading; add --raw\n", what);
+    return kExitUsage;
+  }
   v1::ReadSpaceResponse response;
-  const int code =
-      Client(options).Call(What("read", request.name()), [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
-        return stub->ReadSpace(context, request, &response);
-      });
-  if (code != kExitOk) return code;
-  Print(raw ? response.data() : options.json() ? ToJson(response) : HexDump(request.address(), response.data()));
+  bool written = true;
+  const auto more = [&] {
+    if (!written || bytes == 0) return false;
+    request.set_bytes(static_cast<uint32_t>(std::min(bytes, kMaxIoBytes)));
+    return true;
+  };
+  const auto call = [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
+    grpc::Status status = stub->ReadSpace(context, request, &response);
+    if (!status.ok()) return status;
+    if (response.data().size() != request.bytes())
+      return grpc::Status(grpc::StatusCode::INTERNAL, "the daemon's answer has another size");
+    bytes -= request.bytes();
+    if (raw) {
+      written = WriteOutput(what, response.data());
+      request.set_address(request.address() + request.bytes());
+    }
+    return status;
+  };
+  const int code = InParts(options, what, more, call);
+  if (code != kExitOk || !written) return code != kExitOk ? code : kExitFailed;
+  if (!raw) Print(options.json() ? ToJson(response) : HexDump(request.address(), response.data()));
   return kExitOk;
 }
 
-// Standard input to its end. Nothing after a line to standard error.
-std::optional<std::string> ReadInput(const std::string& name) {
-  std::string input(kMaxIoBytes + 1, '\0');
-  input.resize(std::fread(input.data(), 1, input.size(), stdin));
-  if (!input.empty() && input.size() <= kMaxIoBytes && std::ferror(stdin) == 0) return input;
-  fmt::print(stderr, "hkctl: space write {}: standard input {}\n", Printable(name),
-             std::ferror(stdin) != 0 ? "cannot be read"
-             : input.empty()         ? "is empty; give it bytes, or --text"
-                                     : "is longer than 64 KiB; write it in pieces (--at)");
-  return std::nullopt;
-}
-
 int Write(const Options& options, v1::WriteSpaceRequest request, bool from_input) {
-  if (from_input) {
-    std::optional<std::string> input = ReadInput(request.name());
-    if (!input.has_value()) return kExitUsage;
-    request.set_data(*std::move(input));
+  const std::string what = What("write", request.name());
+  const uint64_t start = request.address();
+  uint64_t written = 0;
+  std::string next;
+  const auto take = [&next] {
+    next.resize(kMaxIoBytes);
+    next.resize(std::fread(next.data(), 1, next.size(), stdin));
+    return std::ferror(stdin) == 0;
+  };
+  if (from_input && (!take() || next.empty())) {
+    fmt::print(stderr, "hkctl: {}: standard input {}\n", what,
+               std::ferror(stdin) != 0 ? "cannot be read" : "is empty; give it bytes, or --text");
+    return kExitUsage;
   }
-  v1::WriteSpaceResponse response;
-  const int code =
-      Client(options).Call(What("write", request.name()), [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
-        return stub->WriteSpace(context, request, &response);
-      });
-  if (code == kExitOk && !options.json())
-    Print(fmt::format("{} bytes written at {:#x}\n", request.data().size(), request.address()));
+  if (!from_input) next = request.data();
+  bool first = true, readable = true;
+  const auto more = [&] {
+    if (!first) {
+      written += request.data().size();
+      next.clear();
+      if (from_input) readable = take();
+      if (!readable || next.empty()) return false;
+    }
+    first = false;
+    request.set_address(start + written);
+    request.set_data(next);
+    return true;
+  };
+  const auto call = [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
+    v1::WriteSpaceResponse response;
+    return stub->WriteSpace(context, request, &response);
+  };
+  int code = InParts(options, what, more, call);
+  if (code == kExitOk && !readable) {
+    fmt::print(stderr, "hkctl: {}: standard input cannot be read\n", what);
+    code = kExitFailed;
+  }
+  if (code != kExitOk && written > 0) fmt::print(stderr, "hkctl: {}: {} bytes were written before\n", what, written);
+  if (code == kExitOk && !options.json()) Print(fmt::format("{} bytes written at {:#x}\n", written, start));
   return code;
 }
 
@@ -178,27 +241,27 @@ void AddMemoryCommands(CLI::App* space, const Options* options, std::shared_ptr<
   auto raw = std::make_shared<bool>(false);
   CLI::App* read = AddNamed(space, "read", "Reads memory through the node that is asked: what is elsewhere comes to it",
                             "Examples:\n  hkctl space read pool --at 0x1000 --bytes 64\n"
-                            "  hkctl space read pool --at 0 --bytes 64K --raw > page",
+                            "  hkctl space read pool --at 0 --bytes 640M --raw | sha256sum",
                             name);
   AddAt(read, address);
-  read->add_option("--bytes", *bytes, "How many, at most 64K")
+  read->add_option("--bytes", *bytes, "How many, with a unit; more than 64K with --raw only")
+      ->check(CheckNotNegative)
       ->transform(CLI::AsSizeValue(false))
-      ->check(CLI::Range(uint64_t{1}, kMaxIoBytes))
+      ->check(CLI::Range(uint64_t{1}, std::numeric_limits<uint64_t>::max()))
       ->capture_default_str();
   read->add_flag("--raw", *raw, "The bytes as they are, not a hex dump");
   read->callback([=] {
     v1::ReadSpaceRequest request;
     request.set_name(*name);
     request.set_address(*address);
-    request.set_bytes(static_cast<uint32_t>(*bytes));
-    *exit_code = Read(*options, request, *raw);
+    *exit_code = Read(*options, std::move(request), *bytes, *raw);
   });
 
   auto text = std::make_shared<std::optional<std::string>>();
   CLI::App* write = AddNamed(space, "write", "Writes memory through the node that is asked",
-                             "Without --text the bytes are standard input, at most 64 KiB.\n\n"
+                             "Without --text the bytes are standard input, to its end.\n\n"
                              "Examples:\n  hkctl space write pool --at 0x1000 --text \"hello\"\n"
-                             "  hkctl space write pool --at 0 < page",
+                             "  hkctl space write pool --at 0 < image",
                              name);
   AddAt(write, address);
   write->add_option("--text", *text, "The bytes");

@@ -1,5 +1,8 @@
 """Spaces over real daemons: memory that several nodes present as one."""
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -7,6 +10,7 @@ import unittest
 import hktest
 
 BUDGET_MIB = 128
+SOAK = bool(os.environ.get('HK_SOAK'))
 MIB = 1 << 20
 
 
@@ -14,6 +18,12 @@ def has_userfaultfd():
     """Whether this user may have the memory of a space here; root always may."""
     items = hktest.run([hktest.program('hyperkerneld'), '--probe', '-o', 'json']).json()['items']
     return all(item['verdict'] == 'PROBE_VERDICT_YES' for item in items if item['group'] == 'userfaultfd' and item['required'])
+
+
+def pipe(node, *args, stdin=b''):
+    """hkctl space with bytes in and out."""
+    return subprocess.run([hktest.program('hkctl'), '--endpoint', node.endpoint, 'space', *args], input=stdin, capture_output=True,
+                          timeout=300 if SOAK else hktest.TIMEOUT)
 
 
 class Space(hktest.TestCase):
@@ -139,7 +149,7 @@ class Space(hktest.TestCase):
         refused(a, 'read', 'pool', says=['--at'], code=2)
         refused(a, 'read', 'pool', '--at', '-1', says=['--at'], code=2)
         refused(a, 'read', 'pool', '--at', '0', '--bytes', '0', says=['--bytes'], code=2)
-        refused(a, 'read', 'pool', '--at', '0', '--bytes', '65K', says=['--bytes'], code=2)
+        refused(a, 'read', 'pool', '--at', '0', '--bytes', '65K', says=['--raw'], code=2)
         refused(a, 'read', 'pool', '--at', hex(64 * MIB), '--bytes', '1', says=['not within the space', hex(64 * MIB)])
         refused(a, 'read', 'pool', '--at', hex(64 * MIB - 1), '--bytes', '2', says=['not within the space'])
         refused(a, 'read', 'pool', '--at', '0xffffffffffffffff', '--bytes', '1', says=['not within the space'])
@@ -173,25 +183,32 @@ class Space(hktest.TestCase):
 
     def test_nodes_pool_their_frames(self):
         """No node can hold it; together they do, and every byte is found from every node."""
-        a, b, c = nodes = self.start('a', 'b', 'c')
-        result = a.hkctl('space', 'create', 'pool', '--memory', '12M', '--frames', '4M', '--nodes', 'a,b,c')
-        self.assert_fails(result, 1, 'node_frames_bytes: 4194304 on each of 3 nodes cannot hold 12582912 bytes')
-        result = a.hkctl('space', 'create', 'pool', '--memory', '12M', '--frames', '5M', '--nodes', 'a,b,c')
-        self.assert_exit(result, 0)
-        step = 64 << 10
-        order = list(range(0, 12 << 20, step))
-
-        def content(address):
-            return ''.join(f'{address + i:016x}' for i in range(0, step, 16))
-
-        for address in order:
-            self.write(a, address, content(address))
-        hktest.rng.shuffle(order)
-        for i, address in enumerate(order):
-            node = nodes[i % 3]
-            self.assertEqual(self.read(node, address, step), content(address), f'{address:#x} at {node.name}')
+        a, b, c = nodes = self.bed.cluster('a', 'b', 'c')
+        size, frames = (640 * MIB, 240 * MIB) if SOAK else (12 * MIB, 5 * MIB)
+        for node in nodes:
+            node.budget_mib = 256
+            node.start()
+        for node, other in ((a, b), (a, c), (b, c)):
+            self.wait_data(node, other.name)
+        create = ('space', 'create', 'pool', '--memory', str(size), '--nodes', 'a,b,c', '--frames')
+        self.assert_fails(a.hkctl(*create, str(size // 3 // 4096 * 4096)), 1, f'cannot hold {size} bytes and a sixteenth more')
+        self.assert_exit(a.hkctl(*create, str(frames)), 0)
+        content = b''.join(hktest.rng.randbytes(MIB) for _ in range(size // MIB))
+        began = time.monotonic()
+        result = pipe(a, 'write', 'pool', '--at', '0', stdin=content)
+        self.assertEqual((result.returncode, result.stdout), (0, b'%d bytes written at 0x0\n' % size), result.stderr)
+        for node in nodes:
+            result = pipe(node, 'read', 'pool', '--at', '0', '--bytes', str(size), '--raw')
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertTrue(result.stdout == content, f'what {node.name} reads is not what was written')
+        print(f'{size >> 20} MiB written once and read by three: {time.monotonic() - began:.1f} s', file=sys.stderr)
         taken = [int(self.spaces(node)['pool']['frame_bytes']) for node in nodes]
-        self.assertTrue(all(0 < one <= 5 << 20 for one in taken) and sum(taken) >= 12 << 20, taken)
+        self.assertTrue(all(0 < one <= frames for one in taken) and sum(taken) >= size, taken)
+        # Beyond the end: what fits is there.
+        result = pipe(a, 'write', 'pool', '--at', hex(size - (64 << 10)), stdin=bytes(100_000))
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(b'not within the space', result.stderr)
+        self.assertIn(b'65536 bytes were written before', result.stderr)
 
     def test_a_killed_node_stops_the_space(self):
         a, b, c = self.start('a', 'b', 'c')
