@@ -254,4 +254,21 @@ absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Me
   return m;
 }
 
+Message SpaceStoppedMessage(std::string_view why) {
+  Message message;
+  message.message_class = MessageClass::kInvalidate;  // behind nothing that waits for a slot
+  message.type = kSpaceStoppedType;
+  message.body = std::as_bytes(std::span(why.substr(0, kMaxBodyBytes)));
+  return message;
+}
+
+std::string ReasonIn(const Message& message) {
+  std::string why;
+  for (const std::byte byte : message.body) {
+    const auto c = static_cast<char>(byte);
+    why += c >= ' ' && c <= '~' ? c : '?';
+  }
+  return why.empty() ? "it does not say why" : why;
+}
+
 }  // namespace hk

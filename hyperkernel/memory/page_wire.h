@@ -5,6 +5,8 @@
 #include <array>
 #include <cstddef>
 #include <span>
+#include <string>
+#include <string_view>
 
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/types.h"
@@ -34,5 +36,11 @@ MessageClass ClassOf(PageMessageType type);
 absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Message& message);
 
 const char* Name(PageMessageType type);
+
+// The one message that is about no page: the sender's part of the space has stopped. Body: why, for people.
+inline constexpr uint16_t kSpaceStoppedType = kFirstUserType + 13;
+Message SpaceStoppedMessage(std::string_view why);
+// What a peer says in it, fit to be printed.
+std::string ReasonIn(const Message& message);
 
 }  // namespace hk

@@ -160,6 +160,10 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
   if (message.answer) incoming.duty.own = LentSlot(transport_, message.slot);
   // Whoever is not of the space cannot harm it; nobody here waits for it.
   if (stopped() || !IsNode(from)) return;
+  if (message.type == kSpaceStoppedType) {
+    Fail(absl::AbortedError(fmt::format("node {} stopped: {}", from.value(), ReasonIn(message))), false);
+    return Finish();
+  }
   if (!InSpace(message.gfn)) {
     Fail(absl::InternalError(fmt::format("node {} sent a message for page {:#x}, which is not in the space",
                                          from.value(), message.gfn.value())));
@@ -265,10 +269,12 @@ void Engine::Stop(const absl::Status& why) {
   Finish();
 }
 
-void Engine::Fail(const absl::Status& why) {
+void Engine::Fail(const absl::Status& why, bool tell_others) {
   {
     MutexLock lock(&reason_mutex_);
     if (stopped()) return;
+    // Who is told to stop tells nobody: whoever found out tells all. Cancelled: by operators, at every node.
+    untold_.store(tell_others && !why.ok() && !absl::IsCancelled(why));
     reason_ = why.ok() ? absl::CancelledError("the space was stopped") : why;
     sweep_due_.store(true, std::memory_order_release);
     stopped_.store(true, std::memory_order_release);
@@ -292,9 +298,22 @@ void Engine::Finish() {
   if (frames_due_.load(std::memory_order_acquire)) FindFrames();
   if (!sweep_due_.load(std::memory_order_acquire) || !sweep_due_.exchange(false)) return;
   outbox_.Close();
+  if (untold_.exchange(false)) TellOthers();
   for (Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);
     Sweep(&shard);
+  }
+}
+
+// As well as it goes: whom this does not reach finds out by its own limits.
+void Engine::TellOthers() {
+  const std::string why = MessageOf(reason());
+  Message message = SpaceStoppedMessage(why);
+  message.guest = config_.guest;
+  message.generation = config_.generation;
+  message.epoch = config_.epoch;
+  for (const NodeId node : config_.nodes) {
+    if (node != config_.self && !HK_MUTANT(engine_stop_untold)) static_cast<void>(transport_->Send(node, message, {}));
   }
 }
 

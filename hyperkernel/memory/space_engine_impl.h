@@ -56,7 +56,8 @@ class Engine final : public SpaceEngine {
 
   // space_engine.cc.
   // Stops the space; the waiting wishes are ended by Finish, which whoever called this comes to without a lock.
-  void Fail(const absl::Status& why);
+  void Fail(const absl::Status& why, bool tell_others = true);
+  void TellOthers();
   void FailPage(Gfn page, absl::StatusCode code, const std::string& why);
   // The same in a while, if no better reason has come by then.
   void FailSoon(const std::string& why);
@@ -158,6 +159,7 @@ class Engine final : public SpaceEngine {
   std::array<Shard, kShards> shards_;
   SpaceOutbox outbox_;
   std::atomic<bool> stopped_{false};
+  std::atomic<bool> untold_{false};  // the others are to be told why
   std::atomic<bool> sweep_due_{false};
   std::atomic<bool> watching_{false};
   std::atomic<size_t> first_shard_{0};     // who is served first when slots are free

@@ -111,6 +111,7 @@ class FakeFrames final : public PageFrames {
 class FakeTransport final : public Transport {
  public:
   explicit FakeTransport(Log* log) : log_(log) {}
+  std::vector<std::string> told;  // that the space has stopped
   struct Sent {
     NodeId to;
     Message message;
@@ -129,6 +130,10 @@ class FakeTransport final : public Transport {
   void ForgetGuest(GuestId) override {}
   absl::Status Send(NodeId to, const Message& message, const SendOptions& options) override {
     if (!refusal.ok()) return refusal;
+    if (message.type == kSpaceStoppedType) {
+      told.push_back(fmt::format("{}: {}", to.value(), ReasonIn(message)));
+      return absl::OkStatus();
+    }
     // As the receiver sees it.
     const absl::StatusOr<PageMessage> page = DecodePageMessage(NodeId(0), to, message);
     if (!page.ok()) {
@@ -339,6 +344,31 @@ TEST_F(SpaceEngineTest, APageIsWrittenAfterTheLastAcknowledgementFromTheSlotThat
   Receive(kThird, kThere, ack);
   EXPECT_EQ(write.ends, 1);
   EXPECT_EQ(frames_.pages[kThere.value()].second, 'y');
+}
+
+TEST_F(SpaceEngineTest, WhoStopsTellsTheOthersAndWhoIsToldTellsNobody) {
+  Make({kSelf, kPeer, kThird});
+  Wish read;
+  Want(kThere, PageAccess::kRead, &read);
+  engine_->OnPeerFailed(kPeer, PeerFailure::kLeaseExpired, "silent");
+  EXPECT_THAT(transport_.told, ElementsAre("1: node 1 failed: silent", "2: node 1 failed: silent"));
+  transport_.told.clear();
+  stops_.clear();
+  Make({kSelf, kPeer, kThird});
+  Want(kThere, PageAccess::kRead, &read);
+  const std::string why = "node 2, page at GPA 0x1000: \x1b[31mbad";
+  Message message = SpaceStoppedMessage(why);
+  message.gfn = Gfn(~uint64_t{0});
+  engine_->OnMessage(NodeId(9), message, {}, false);
+  EXPECT_THAT(stops_, IsEmpty());
+  engine_->OnMessage(kThird, message, {}, false);
+  ExpectStopped("node 2 stopped: node 2, page at GPA 0x1000: ?[31mbad");
+  EXPECT_TRUE(absl::IsAborted(read.status));
+  Make({kSelf, kPeer});
+  engine_->Stop(absl::CancelledError("deleted"));
+  EXPECT_THAT(transport_.told, IsEmpty());
+  EXPECT_EQ(ReasonIn(SpaceStoppedMessage(std::string(1000, 'x'))).size(), kMaxBodyBytes);
+  EXPECT_EQ(ReasonIn(SpaceStoppedMessage("")), "it does not say why");
 }
 
 // Programs of this node see the old bytes or the new ones, and what they store then stays.
