@@ -26,14 +26,6 @@ served:
     jne 2f
     inc r14d
     inc qword ptr [rsp]         # past the HLT: there is no second interrupt to end it
-2:  push rax
-    push rcx
-    push rdx
-    inc r15d
-    write_msr APIC_EOI, 0
-    pop rdx
-    pop rcx
-    pop rax
-    iretq
+2:  count_interrupt r15d
 common_code
     idt_with VECTOR, served

@@ -60,14 +60,6 @@ start:
     pass
 timer:
     end_wait
-    push rax
-    push rcx
-    push rdx
-    inc r15d
-    write_msr APIC_EOI, 0
-    pop rdx
-    pop rcx
-    pop rax
-    iretq
+    count_interrupt r15d
 common_code
     idt_with VECTOR, timer
