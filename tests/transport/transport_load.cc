@@ -66,6 +66,8 @@ class Load final : public TransportHandler {
   void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) override {
     if (message.type == kRequest) return Answer(from, message);
     if (message.type != kAnswer) return;
+    // Those that were under way when the last one that counts came.
+    if (count > 0 && answered_ == count) return transport->ReleaseSlot(message.slot);
     const auto now = Clock::now();
     const auto asked = asked_.find(message.transaction);
     if (late || asked == asked_.end()) {
