@@ -224,6 +224,9 @@ class Engine final : public Transport {
   void LogHeldBack(Peer* peer, Monotonic now);
   Monotonic RunTimers(Peer* peer, Monotonic now);
   void Heartbeat(Peer* peer);
+  // Says something on the classes that are idle: of a connection that the other end has lost, and could not say so, an
+  // end that only waits would never learn, and not dial it again within the lease.
+  void Probe(Peer* peer);
   void Dial(Peer* peer, Monotonic now);
   Monotonic DialTime(const Lane& lane, const DialState& dial) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane.mutex);
 
@@ -241,6 +244,7 @@ class Engine final : public Transport {
   std::atomic<uint64_t> next_ticket_{1}, next_attempt_{1};
   std::array<std::unique_ptr<Peer>, kMaxNodes> peers_;  // all nodes but this one, from the start
   std::array<ClassState, kMessageClasses> classes_;
+  uint64_t heartbeats_ = 0;                                 // the control thread's
   Monotonic next_heartbeat_;                                // the control thread's
   std::atomic<Monotonic> control_wakes_{Monotonic::max()};  // when RunControl is called next
   std::atomic<uint64_t> malformed_{0};

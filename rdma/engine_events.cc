@@ -259,18 +259,31 @@ void Engine::Heartbeat(Peer* peer) {
   Pump(&lane);
 }
 
+void Engine::Probe(Peer* peer) {
+  for (const MessageClass message_class : {MessageClass::kFault, MessageClass::kBulk}) {
+    Lane& lane = peer->LaneOf(message_class);
+    MutexLock lock(&lane.mutex);
+    if (!lane.joined || HK_MUTANT(idle_classes_unprobed)) continue;
+    lane.ack_due = true;
+    Pump(&lane);
+  }
+}
+
 Monotonic Engine::RunControl() {
   // What wakes us from now on is seen by the next call.
   const Monotonic now = clock_.Now();
   Monotonic next = next_heartbeat_;
   const bool heartbeat = next <= now;
   if (heartbeat) next_heartbeat_ = next = now + milliseconds(settings_.heartbeat_ms);
+  // Four times in a lease: a device takes a third of it to find out (AckTimeout), and there is time to dial again.
+  const bool probe = heartbeat && ++heartbeats_ % std::max(settings_.lease_ms / settings_.heartbeat_ms / 4, 1U) == 0;
   for (const std::unique_ptr<Peer>& peer : peers_) {
     if (peer == nullptr) continue;
     while (RunPeerEvent(peer.get())) {
     }
     if (heartbeat) {
       Heartbeat(peer.get());
+      if (probe) Probe(peer.get());
       LogHeldBack(peer.get(), now);
     }
     next = std::min(next, RunTimers(peer.get(), now));

@@ -76,6 +76,20 @@ TEST_F(EngineTest, AConnectionThatWasReplacedIsReadNoMore) {
   EXPECT_EQ(handler_.calls, (std::vector<std::string>{"up 0", "message 1", "message 2"}));
 }
 
+// An end that only waits for answers would never learn that the other end has lost their connection.
+TEST_F(EngineTest, IdleClassesAreProbedSeveralTimesInALease) {
+  Up(kPeer);
+  for (const MessageClass message_class : kClasses) Of(kPeer, message_class).link->sent.clear();
+  const Monotonic end = simulation_.Now() + milliseconds(settings_.lease_ms);
+  while (simulation_.Now() < end) {
+    simulation_.RunUntil(simulation_.Now() + milliseconds(settings_.heartbeat_ms));
+    engine_->RunControl();
+    Say(kPeer, kInvalidate, OwnType::kHeartbeat);
+  }
+  for (const MessageClass idle : {kFault, kBulk}) EXPECT_GE(Of(kPeer, idle).link->Count(OwnType::kAck), 4u);
+  EXPECT_EQ(handler_.calls, std::vector<std::string>{"up 0"});
+}
+
 TEST_F(EngineTest, TheEndOfARequestIsToldBeforeItsLateAnswer) {
   Up(kPeer);
   const Message answer = Ask(5);
