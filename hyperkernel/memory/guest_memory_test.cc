@@ -1,4 +1,5 @@
 #include "hyperkernel/memory/guest_memory.h"
+#include "hyperkernel/memory/full_store_testing.h"
 
 #include <sys/mount.h>
 #include <unistd.h>
@@ -150,16 +151,9 @@ TEST_F(GuestMemoryTest, AFullFrameStoreIsToldOnceAndNeverZeroes) {
   auto memory = Make(48 * kMib, 0);
   ASSERT_TRUE(memory.ok()) << memory.status();
   // Something else takes up the file system: fill it.
-  const std::string filler = directory_ + "/filler";
-  FILE* file = std::fopen(filler.c_str(), "w");
-  const std::string block(kMib, 'x');
-  size_t written = 0;
-  while (written < 256 * kMib && std::fwrite(block.data(), 1, block.size(), file) == block.size() &&
-         std::fflush(file) == 0)
-    written += kMib;
-  std::fclose(file);
-  if (written == 256 * kMib)
+  if (!FillStore(directory_)) {
     GTEST_SKIP() << "the frame store is not a file system of its own here (no CAP_SYS_ADMIN); the lab covers it";
+  }
   EXPECT_EQ((*memory)->Populate(Gpa(0), 40 * kMib).status().code(), absl::StatusCode::kResourceExhausted);
   // The kernel touches the page for us, as KVM does: EFAULT instead of a SIGBUS.
   int pipe_ends[2];

@@ -29,7 +29,8 @@ class UnitTestsHere(unittest.TestCase):
     """Debian 12's own kernel (6.1) and root: what the development host may lack."""
 
     def test_units(self):
-        for name in ('frame_store_test', 'guest_memory_test', 'memory_probe_test', 'kvm_probe_test', 'kvm_test', 'verbs_probe_test', 'host_probe_test'):
+        for name in ('frame_store_test', 'guest_memory_test', 'space_frames_test', 'space_router_test', 'memory_probe_test', 'kvm_probe_test',
+                     'kvm_test', 'verbs_probe_test', 'host_probe_test'):
             with self.subTest(name):
                 done = subprocess.run([hktest.program(name), '--gtest_brief=1'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
                 self.assertEqual(done.returncode, 0, done.stdout)
