@@ -21,6 +21,8 @@ import time
 import unittest
 import urllib.request
 
+import hang_report
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CERTS = os.path.join(ROOT, 'deploy', 'certs')
 
@@ -411,4 +413,5 @@ def main():
     atexit.register(close_all)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sweep()
+    hang_report.arm()
     unittest.main(module='__main__', argv=[sys.argv[0], *arguments])

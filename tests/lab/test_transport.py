@@ -11,8 +11,12 @@ import pathlib
 import re
 import signal
 import subprocess
+import sys
 import time
 import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'host'))
+import hang_report  # noqa: E402
 
 BIN = pathlib.Path(os.environ['HK_BIN'])
 HOST, HOSTS = int(os.environ['LAB_HOST']), int(os.environ['LAB_HOSTS'])
@@ -188,4 +192,5 @@ class TwoHosts(unittest.TestCase):
 
 
 if __name__ == '__main__':
+    hang_report.arm()
     unittest.main(verbosity=2)
