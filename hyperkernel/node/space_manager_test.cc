@@ -44,6 +44,7 @@ class FakeEngine final : public SpaceEngine {
   }
   SpaceStatistics Statistics() const override { return {.read_faults = 3}; }
   std::vector<ExtentUse> Uses(uint64_t, size_t) const override { return {{.extent = 0, .shared = 1}}; }
+  std::vector<HotPage> MostLost(size_t) const override { return {{.page = Gfn(5), .losses = 7, .taker = NodeId(2)}}; }
   SpaceResidue Residue() const override { return {}; }
   PageRight RightOf(Gfn) const override { return PageRight::kNone; }
   NodeId HomeOf(Gfn) const override { return NodeId(1); }
