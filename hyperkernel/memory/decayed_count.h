@@ -14,8 +14,8 @@ class DecayedCount {
  public:
   static constexpr std::chrono::seconds kHalfLife{10};
 
-  void Add(Monotonic now) {
-    value_ = At(now) + 1;
+  void Add(Monotonic now, float by = 1) {
+    value_ = At(now) + by;
     tick_ = TickOf(now);
   }
   // What is left of it now. A clock that goes back finds what was last counted.
