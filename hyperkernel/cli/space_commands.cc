@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "hyperkernel/cli/memory_views.h"
 #include "hyperkernel/cli/output.h"
 #include "hyperkernel/cli/space_output.h"
 
@@ -182,38 +183,6 @@ int Write(const Options& options, v1::WriteSpaceRequest request, bool from_input
   return code;
 }
 
-int Map(const Options& options, const std::string& name) {
-  v1::SpaceMapResponse map;
-  v1::SpaceMapRequest request;
-  request.set_name(name);
-  do {  // a part at a time
-    v1::SpaceMapResponse part;
-    const int code = Client(options).Call(What("map", name), [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
-      return stub->SpaceMap(context, request, &part);
-    });
-    if (code != kExitOk) return code;
-    if (part.next_extent() != 0 && part.next_extent() <= request.first_extent()) break;
-    request.set_first_extent(part.next_extent());
-    map.mutable_extents()->MergeFrom(part.extents());
-    *map.mutable_space() = std::move(*part.mutable_space());
-    *map.mutable_missing() = std::move(*part.mutable_missing());
-  } while (request.first_extent() != 0);
-  Print(options.json() ? ToJson(map) : SpaceMapText(map));
-  return kExitOk;
-}
-
-int Top(const Options& options, const std::string& name) {
-  v1::SpaceTopRequest request;
-  request.set_name(name);
-  v1::SpaceTopResponse response;
-  const int code = Client(options).Call(What("top", name), [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
-    return stub->SpaceTop(context, request, &response);
-  });
-  if (code != kExitOk) return code;
-  Print(options.json() ? ToJson(response) : SpaceTopText(response));
-  return kExitOk;
-}
-
 // A subcommand that takes a space's name.
 CLI::App* AddNamed(CLI::App* space, const char* command, const char* help, const char* footer,
                    std::shared_ptr<std::string> name) {
@@ -327,12 +296,14 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
            "Examples:\n  hkctl space delete pool", name)
       ->callback([=] { *exit_code = Delete(*options, *name); });
   AddMemoryCommands(space, options, name, exit_code);
-  AddNamed(space, "map", "Who has which pages, by extent of 2 MiB",
-           "Examples:\n  hkctl space map pool\n  hkctl space map pool -o json", name)
-      ->callback([=] { *exit_code = Map(*options, *name); });
-  AddNamed(space, "top", "Faults by kind with their times, by node",
-           "Examples:\n  hkctl space top pool\n  hkctl space top pool -o json", name)
-      ->callback([=] { *exit_code = Top(*options, *name); });
+  AddMemoryViews(space,
+                 {.kind = "space",
+                  .example = "pool",
+                  .map = [](auto* stub, auto* context, const auto& request,
+                            auto* response) { return stub->SpaceMap(context, request, response); },
+                  .top = [](auto* stub, auto* context, const auto& request,
+                            auto* response) { return stub->SpaceTop(context, request, response); }},
+                 options, exit_code);
 }
 
 }  // namespace hk::cli

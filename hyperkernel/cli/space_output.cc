@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "hyperkernel/cli/output.h"
+#include "hyperkernel/cli/space_rates.h"
 
 namespace hk::cli {
 namespace {
@@ -34,13 +35,25 @@ std::string HoldingText(const v1::ExtentHolding& holding) {
 
 std::string LatencyText(const v1::FaultLatency& latency) {
   if (latency.count() == 0) return "-";
-  return fmt::format("{} / {} / {}", HumanNanoseconds(latency.p50_ns()), HumanNanoseconds(latency.p90_ns()),
-                     HumanNanoseconds(latency.p99_ns()));
+  return fmt::format("{} / {} / {}", HumanNanoseconds(latency.p50_ns()), HumanNanoseconds(latency.p99_ns()),
+                     HumanNanoseconds(latency.max_ns()));
+}
+
+// Of something that happens that often per second.
+std::string RateText(double rate) {
+  return rate > 0 && rate < 10 ? fmt::format("{:.1f}", rate) : fmt::format("{:.0f}", rate);
 }
 
 std::string StateLine(v1::SpaceState state, const google::protobuf::Timestamp& since,
                       std::chrono::system_clock::time_point now) {
   return fmt::format("{} since {} ({})", StateName(state), UtcTime(since), Ago(since, now));
+}
+
+// At all its nodes together.
+double HeatOf(const v1::SpaceExtent& extent) {
+  double heat = 0;
+  for (const v1::ExtentHolding& holder : extent.holders()) heat += holder.heat();
+  return heat;
 }
 
 // One line for a node that did not answer.
@@ -102,12 +115,13 @@ std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_po
 }
 
 std::string SpaceMapText(const v1::SpaceMapResponse& map) {
-  std::vector<std::string> header{"ADDRESS", "HOME"};
+  std::vector<std::string> header{"ADDRESS", "HOME", "HEAT"};
   for (const std::string& node : map.space().nodes()) header.push_back(Printable(node));
   Table table(std::move(header));
   for (const v1::SpaceExtent& extent : map.extents()) {
     std::vector<std::string> row{fmt::format("{:#x}", extent.extent() * kExtentBytes),
-                                 extent.home().empty() ? "-" : Printable(extent.home())};
+                                 extent.home().empty() ? "-" : Printable(extent.home()),
+                                 fmt::format("{:.0f}", HeatOf(extent))};
     for (const std::string& node : map.space().nodes()) {
       std::string cell = "-";
       for (const v1::ExtentHolding& holder : extent.holders()) {
@@ -124,23 +138,54 @@ std::string SpaceMapText(const v1::SpaceMapResponse& map) {
 }
 
 std::string SpaceTopText(const v1::SpaceTopResponse& top) {
-  Table table({"NODE", "SHARED", "OWNED", "EXCLUSIVE", "READ FAULTS", "WRITE FAULTS", "UPGRADES", "SERVED", "REVOKED",
-               "RETRIES", "READ P50/P90/P99", "WRITE P50/P90/P99"});
+  std::string out = fmt::format("{} {}, {} on {}; per second, over {:.1f} s\n\n", Printable(top.space().name()),
+                                StateName(top.space().state()), HumanBytes(top.space().memory_bytes()),
+                                Join(top.space().nodes()), top.interval_seconds());
+  if (!top.space().reason().empty()) out += fmt::format("{}\n\n", Printable(top.space().reason()));
+  Table table({"NODE", "READ FAULTS", "P50 / P99 / MAX", "WRITE FAULTS", "P50 / P99 / MAX", "UPGRADES", "SERVED",
+               "REVOKED", "RETRIES", "SHARED", "OWNED", "EXCLUSIVE"});
   std::string notes;
+  const auto add = [&table](const std::string& name, const v1::SpaceRates* rates, const v1::SpaceCounters* counters) {
+    std::vector<std::string> row(12, "-");
+    row[0] = name;
+    if (rates != nullptr) {
+      row[1] = RateText(rates->read_faults());
+      row[2] = LatencyText(rates->read_latency());
+      row[3] = RateText(rates->write_faults());
+      row[4] = LatencyText(rates->write_latency());
+      row[5] = RateText(rates->upgrades());
+      row[6] = RateText(rates->served());
+      row[7] = RateText(rates->revoked());
+      row[8] = RateText(rates->retries());
+    }
+    if (counters != nullptr) {
+      row[9] = fmt::to_string(counters->pages_shared());
+      row[10] = fmt::to_string(counters->pages_owned());
+      row[11] = fmt::to_string(counters->pages_exclusive());
+    }
+    table.AddRow(std::move(row));
+  };
+  v1::SpaceCounters pages;
   for (const v1::SpaceNodeCounters& node : top.nodes()) {
     if (!node.part().reason().empty()) notes += Missing(node.part());
-    if (!node.has_counters()) {
-      table.AddRow({Printable(node.part().node()), "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-"});
-      continue;
-    }
-    const v1::SpaceCounters& c = node.counters();
-    table.AddRow({Printable(node.part().node()), fmt::to_string(c.pages_shared()), fmt::to_string(c.pages_owned()),
-                  fmt::to_string(c.pages_exclusive()), fmt::to_string(c.read_faults()),
-                  fmt::to_string(c.write_faults()), fmt::to_string(c.upgrades()), fmt::to_string(c.served()),
-                  fmt::to_string(c.revoked()), fmt::to_string(c.retries()), LatencyText(c.read_latency()),
-                  LatencyText(c.write_latency())});
+    add(Printable(node.part().node()), node.has_rates() ? &node.rates() : nullptr,
+        node.has_counters() ? &node.counters() : nullptr);
+    pages.set_pages_shared(pages.pages_shared() + node.counters().pages_shared());
+    pages.set_pages_owned(pages.pages_owned() + node.counters().pages_owned());
+    pages.set_pages_exclusive(pages.pages_exclusive() + node.counters().pages_exclusive());
   }
-  return table.ToString() + (notes.empty() ? "" : "\n" + notes);
+  const v1::SpaceRates sum = SumOfRates(top);
+  if (top.nodes_size() > 1) add("together", &sum, &pages);
+  out += table.ToString();
+  if (top.ping_pong_size() > 0) {
+    Table moves({"PAGE", "TAKEN AWAY", "NEW OWNER", "BETWEEN"});
+    for (const v1::PingPongPage& page : top.ping_pong()) {
+      moves.AddRow({fmt::format("{:#x}", page.address()), RateText(page.losses_per_second()),
+                    RateText(page.owner_changes_per_second()), Join(page.nodes())});
+    }
+    out += "\n" + moves.ToString();
+  }
+  return out + (notes.empty() ? "" : "\n" + notes);
 }
 
 std::string HumanNanoseconds(uint64_t ns) {

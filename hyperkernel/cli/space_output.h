@@ -19,7 +19,7 @@ std::string SpaceTable(const std::vector<v1::Space>& spaces, std::chrono::system
 std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_point now);
 // `space map`: one row per extent, a column per node with its pages by right.
 std::string SpaceMapText(const v1::SpaceMapResponse& map);
-// `space top`: one row per node.
+// `space top`: one row per node, then the pages that go to and fro. What happened is in `rates` (AddRates).
 std::string SpaceTopText(const v1::SpaceTopResponse& top);
 // "1.5 us", "230 us", "12 ms".
 std::string HumanNanoseconds(uint64_t ns);

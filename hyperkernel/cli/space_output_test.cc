@@ -61,26 +61,42 @@ TEST(SpaceOutput, MapHasAColumnPerNode) {
   holder->set_node("b");
   holder->set_exclusive(2);
   holder->set_shared(1);
+  holder->set_heat(7);
   EXPECT_EQ(SpaceMapText(map),
-            "ADDRESS   HOME  a  b\n"
-            "0x200000  b     -  2 exclusive, 1 shared\n");
+            "ADDRESS   HOME  HEAT  a  b\n"
+            "0x200000  b     7     -  2 exclusive, 1 shared\n");
   map.clear_extents();
   EXPECT_THAT(SpaceMapText(map), HasSubstr("no node has a page\n"));
 }
 
-TEST(SpaceOutput, TopHasARowPerNode) {
+TEST(SpaceOutput, TopHasARowPerNodeAndThePagesThatGoToAndFro) {
   v1::SpaceTopResponse top;
   *top.mutable_space() = Pool();
+  top.set_interval_seconds(1);
   v1::SpaceNodeCounters* node = top.add_nodes();
   node->mutable_part()->set_node("a");
-  node->mutable_counters()->set_read_faults(17);
-  node->mutable_counters()->mutable_read_latency()->set_count(17);
-  node->mutable_counters()->mutable_read_latency()->set_p50_ns(98304);
+  node->mutable_counters()->set_pages_shared(12);
+  node->mutable_rates()->set_read_faults(1700);
+  node->mutable_rates()->set_retries(0.5);
+  v1::FaultLatency* latency = node->mutable_rates()->mutable_read_latency();
+  latency->set_count(17);
+  latency->set_p50_ns(98304);
+  latency->set_max_ns(1 << 20);
   node = top.add_nodes();
   node->mutable_part()->set_node("b");
   node->mutable_part()->set_reason("silent");
+  v1::PingPongPage* page = top.add_ping_pong();
+  page->set_address(0x5000);
+  page->set_losses_per_second(2400.4);
+  page->set_owner_changes_per_second(1200);
+  page->add_nodes("a");
+  page->add_nodes("b");
   const std::string text = SpaceTopText(top);
-  EXPECT_THAT(text, HasSubstr("98 us / 0 ns / 0 ns"));
+  EXPECT_THAT(text, HasSubstr("pool running, 640 MiB on a,b; per second, over 1.0 s\n"));
+  EXPECT_THAT(text, HasSubstr("a         1700         98 us / 0 ns / 1.0 ms  0             -                0         0       0        0.5      12"));
+  EXPECT_THAT(text, HasSubstr("\nb         -            -"));
+  EXPECT_THAT(text, HasSubstr("\ntogether  1700 "));
+  EXPECT_THAT(text, HasSubstr("0x5000  2400        1200       a,b\n"));
   EXPECT_THAT(text, HasSubstr("\nb: silent\n"));
 }
 

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "hyperkernel/cli/console.h"
+#include "hyperkernel/cli/memory_views.h"
 #include "hyperkernel/cli/output.h"
 #include "hyperkernel/cli/vm_exec.h"
 #include "hyperkernel/cli/vm_log.h"
@@ -282,6 +283,14 @@ void AddVmCommands(CLI::App* app, const Options* options, int* exit_code) {
   wait->callback([=] { *exit_code = Wait(*options, *name, *wanted); });
 
   AddChannelCommands(vm, options, name, exit_code);
+  AddMemoryViews(vm,
+                 {.kind = "vm",
+                  .example = "web",
+                  .map = [](auto* stub, auto* context, const auto& request,
+                            auto* response) { return stub->VmMap(context, request, response); },
+                  .top = [](auto* stub, auto* context, const auto& request,
+                            auto* response) { return stub->VmTop(context, request, response); }},
+                 options, exit_code);
 }
 
 }  // namespace hk::cli

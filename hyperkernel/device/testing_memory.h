@@ -31,6 +31,8 @@ class FakeGuestMemory final : public GuestMemory {
   const std::vector<Slot>& slots() const override { return slots_; }
   uint64_t bytes() const override { return 0; }
   uint64_t frame_bytes() const override { return 0; }
+  SpaceStatistics Statistics() const override { return {}; }
+  std::vector<ExtentUse> Uses(uint64_t, size_t) const override { return {}; }
   absl::Status Read(Gpa from, std::span<std::byte> to) const override {
     std::byte* const start = Find(from, to.size());
     if (start == nullptr) return absl::OutOfRangeError("not RAM");

@@ -11,6 +11,7 @@
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/node_set.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/decayed_count.h"
 #include "hyperkernel/memory/page_directory.h"
 #include "hyperkernel/memory/page_protocol.h"
 #include "hyperkernel/memory/space_engine.h"
@@ -92,6 +93,7 @@ class ExtentPages {
 struct Extent {
   ExtentPages pages;
   ExtentDirectory home;  // if this node is the home
+  DecayedCount heat;     // rights of its pages granted and taken here
 };
 
 }  // namespace hk

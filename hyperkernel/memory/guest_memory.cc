@@ -12,6 +12,7 @@
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/fault_stripe.h"
 #include "hyperkernel/memory/frame_file.h"
+#include "hyperkernel/memory/memory_meter.h"
 
 namespace hk {
 namespace {
@@ -29,13 +30,15 @@ class FrameBitmap {
     }
     return true;
   }
-  void Set(uint64_t first, uint64_t count) {
+  // Returns how many were not set before.
+  uint64_t Set(uint64_t first, uint64_t count) {
     uint64_t added = 0;
     for (uint64_t page = first; page < first + count; page++) {
       const uint64_t bit = uint64_t{1} << (page % 64);
       if ((words_[page / 64].fetch_or(bit, std::memory_order_acq_rel) & bit) == 0) added++;
     }
     count_.fetch_add(added, std::memory_order_relaxed);
+    return added;
   }
   uint64_t count() const { return count_.load(std::memory_order_relaxed); }
 
@@ -56,6 +59,7 @@ class FileGuestMemory final : public GuestMemory {
       : file_(std::move(file)),
         ranges_(std::move(ranges)),
         frames_(file_->bytes() / kPageSize),
+        meter_((ranges_.back().ram.start.value() + ranges_.back().ram.bytes) / kPageSize),
         on_failure_(std::move(on_failure)) {}
 
   // Makes both views. Called once, before anything else.
@@ -64,6 +68,8 @@ class FileGuestMemory final : public GuestMemory {
   const std::vector<Slot>& slots() const override { return slots_; }
   uint64_t bytes() const override { return file_->bytes(); }
   uint64_t frame_bytes() const override { return frames_.count() * kPageSize; }
+  SpaceStatistics Statistics() const override { return meter_.Statistics(); }
+  std::vector<ExtentUse> Uses(uint64_t first, size_t most) const override { return meter_.Uses(first, most); }
   absl::Status Read(Gpa from, std::span<std::byte> to) const override;
   absl::Status Write(Gpa to, std::span<const std::byte> from) override;
   absl::StatusOr<std::byte*> Populate(Gpa start, uint64_t bytes) override;
@@ -72,6 +78,8 @@ class FileGuestMemory final : public GuestMemory {
   // Offset in the file of [start, start+bytes), which must lie in one range.
   absl::StatusOr<uint64_t> OffsetOf(Gpa start, uint64_t bytes) const;
   absl::Status WriteToFile(Gpa to, std::span<const std::byte> from);
+  // These pages of the file have frames now.
+  void SetFilled(uint64_t first, uint64_t count);
   // Gives frames to all pages that [offset, offset+bytes) of the file touches.
   absl::Status Fill(uint64_t offset, uint64_t bytes);
   // A fault of the guest view at file offset `stripe` + `offset`. Returns what was filled.
@@ -80,6 +88,7 @@ class FileGuestMemory final : public GuestMemory {
   const std::unique_ptr<FrameFile> file_;
   const std::vector<Range> ranges_;
   FrameBitmap frames_;
+  MemoryMeter meter_;
   const FaultFailure on_failure_;
   std::atomic<bool> failed_{false};
   Mapping guest_view_;
@@ -100,9 +109,11 @@ absl::Status FileGuestMemory::Map() {
     absl::StatusOr<std::unique_ptr<FaultStripe>> stripe =
         FaultStripe::Start(guest_view_.data() + at, size, [this, at, size](FaultStripe* view, ViewFault fault) {
           const ViewRange page{.start = fault.offset, .bytes = kPageSize};
+          const Monotonic start = std::chrono::steady_clock::now();
           const absl::StatusOr<ViewRange> filled = OnFault(view, at, size, fault.offset);
           if (!filled.ok()) view->MakeInaccessible(page);
           view->Wake(filled.ok() ? *filled : page);
+          meter_.Waited(fault.write, std::chrono::steady_clock::now() - start);
         });
     if (!stripe.ok()) return stripe.status();
     stripes_.push_back(*std::move(stripe));
@@ -119,12 +130,26 @@ absl::StatusOr<uint64_t> FileGuestMemory::OffsetOf(Gpa start, uint64_t bytes) co
   return absl::OutOfRangeError(fmt::format("{} bytes at guest-physical {:#x} are not RAM", bytes, start.value()));
 }
 
+void FileGuestMemory::SetFilled(uint64_t first, uint64_t count) {
+  const Monotonic now = std::chrono::steady_clock::now();
+  for (const Range& range : ranges_) {
+    const uint64_t begin = range.offset / kPageSize, end = begin + range.ram.bytes / kPageSize;
+    const uint64_t last = std::min(first + count, end);
+    for (uint64_t page = std::max(first, begin); page < last;) {
+      const uint64_t gfn = range.ram.start.value() / kPageSize + page - begin;
+      const uint64_t pieces = std::min(last - page, kExtentPages - gfn % kExtentPages);
+      meter_.Filled(Gfn(gfn), frames_.Set(page, pieces), now);
+      page += pieces;
+    }
+  }
+}
+
 absl::Status FileGuestMemory::Fill(uint64_t offset, uint64_t bytes) {
   if (bytes == 0) return absl::OkStatus();
   const uint64_t first = offset / kPageSize, count = (offset + bytes - 1) / kPageSize - first + 1;
   if (frames_.AllSet(first, count)) return absl::OkStatus();
   HK_RETURN_IF_ERROR(file_->Allocate(first * kPageSize, count * kPageSize));
-  frames_.Set(first, count);
+  SetFilled(first, count);
   return absl::OkStatus();
 }
 
@@ -133,7 +158,7 @@ absl::StatusOr<ViewRange> FileGuestMemory::OnFault(FaultStripe* view, uint64_t s
   const uint64_t start = offset & ~(kFaultAroundBytes - 1);
   ViewRange around{.start = start, .bytes = std::min(kFaultAroundBytes, stripe_bytes - start)};
   if (view->FillHoles(around).ok()) {
-    frames_.Set((stripe + around.start) / kPageSize, around.bytes / kPageSize);
+    SetFilled((stripe + around.start) / kPageSize, around.bytes / kPageSize);
     return around;
   }
   // Memory or space is short: by fallocate, which says which.
@@ -164,7 +189,7 @@ absl::Status FileGuestMemory::WriteToFile(Gpa to, std::span<const std::byte> fro
   HK_ASSIGN_OR_RETURN(const uint64_t offset, OffsetOf(to, from.size()));
   uint64_t done = 0;
   const absl::Status written = file_->Write(offset, from, &done);
-  if (done > 0) frames_.Set(offset / kPageSize, (offset + done - 1) / kPageSize - offset / kPageSize + 1);
+  if (done > 0) SetFilled(offset / kPageSize, (offset + done - 1) / kPageSize - offset / kPageSize + 1);
   return written;
 }
 

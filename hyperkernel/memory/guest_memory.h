@@ -28,6 +28,7 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/frame_store.h"
+#include "hyperkernel/memory/space_engine.h"
 
 namespace hk {
 
@@ -62,6 +63,10 @@ class GuestMemory {
   virtual uint64_t bytes() const = 0;
   // Bytes of frames taken now.
   virtual uint64_t frame_bytes() const = 0;
+  // For operators, as a space has it (memory_meter.h). A fault's time is that of its filling: what it waited for the
+  // reader is not known.
+  virtual SpaceStatistics Statistics() const = 0;
+  virtual std::vector<ExtentUse> Uses(uint64_t first, size_t most) const = 0;
 
   // Copies out of guest memory; pages without a frame read as zeros and get none. Errors: kOutOfRange if any byte is
   // not RAM.

@@ -70,6 +70,41 @@ TEST_F(GuestMemoryTest, WritesAreSeenThroughEveryViewAndRangesKeepApart) {
   EXPECT_EQ(std::memcmp((*memory)->slots()[0].guest_view + kPageSize - 2, "abcd", 4), 0);
 }
 
+// For operators: pages by extent of the guest's addresses, each counted once.
+TEST_F(GuestMemoryTest, TellsWhatIsFilledAndHowOften) {
+  auto memory = Make(8 * kMib, 8 * kMib);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_TRUE((*memory)->Uses(0, 100).empty());
+  ASSERT_TRUE((*memory)->Write(Gpa(2 * kMib - 4), Bytes("over two extents")).ok());
+  ASSERT_TRUE((*memory)->Write(Gpa(2 * kMib - 4), Bytes("over two extents")).ok());
+  ASSERT_TRUE((*memory)->Write(kHigh, Bytes("high")).ok());
+  const_cast<volatile std::byte&>((*memory)->slots()[1].guest_view[4 * kMib]) = std::byte{1};
+  const std::byte seen = const_cast<volatile std::byte&>((*memory)->slots()[1].guest_view[6 * kMib]);
+  EXPECT_EQ(seen, std::byte{0});
+  std::vector<ExtentUse> uses = (*memory)->Uses(0, 100);
+  ASSERT_EQ(uses.size(), 5u);
+  const uint64_t high = kHigh.value() / (2 * kMib);
+  const uint64_t extents[] = {0, 1, high, high + 2, high + 3}, pages[] = {1, 1, 1, 16, 16};
+  for (size_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(uses[i].extent, extents[i]);
+    EXPECT_EQ(uses[i].exclusive, pages[i]) << i;
+    EXPECT_NEAR(uses[i].heat, static_cast<double>(pages[i]), 0.5) << i;
+  }
+  EXPECT_EQ((*memory)->Uses(2, 100).size(), 3u);
+  EXPECT_EQ((*memory)->Uses(0, 2).size(), 2u);
+  // Who waited may be on before it is counted.
+  const Monotonic limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  const auto waited = [&memory] {
+    const SpaceStatistics now = (*memory)->Statistics();
+    return now.read_faults + now.write_faults;
+  };
+  while (waited() < 2 && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+  const SpaceStatistics statistics = (*memory)->Statistics();
+  EXPECT_EQ(statistics.read_faults, 1u);
+  EXPECT_EQ(statistics.write_faults, 1u);
+  EXPECT_EQ(statistics.pages_exclusive * kPageSize, (*memory)->frame_bytes());
+}
+
 TEST_F(GuestMemoryTest, WhatIsNotRamIsRefusedWhole) {
   auto memory = Make(8 * kMib, 8 * kMib);
   ASSERT_TRUE(memory.ok()) << memory.status();

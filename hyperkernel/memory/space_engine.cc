@@ -417,6 +417,7 @@ SpaceStatistics Engine::Statistics() const {
 }
 
 std::vector<ExtentUse> Engine::Uses(uint64_t first, size_t most) const {
+  const Monotonic now = clock_.Now();
   std::vector<ExtentUse> uses;
   for (const Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);
@@ -425,7 +426,8 @@ std::vector<ExtentUse> Engine::Uses(uint64_t first, size_t most) const {
       uses.push_back({.extent = number,
                       .shared = extent->pages.count(PageRight::kShared),
                       .owned = extent->pages.count(PageRight::kOwner),
-                      .exclusive = extent->pages.count(PageRight::kExclusive)});
+                      .exclusive = extent->pages.count(PageRight::kExclusive),
+                      .heat = extent->heat.At(now)});
     }
   }
   std::sort(uses.begin(), uses.end(),

@@ -33,6 +33,7 @@
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/node_set.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/hot_pages.h"
 #include "hyperkernel/memory/page_frames.h"
 #include "hyperkernel/memory/page_protocol.h"
 #include "rdma/transport.h"
@@ -93,6 +94,7 @@ struct SpaceStatistics {
 struct ExtentUse {
   uint64_t extent = 0;  // GFN / kExtentPages
   uint32_t shared = 0, owned = 0, exclusive = 0;
+  float heat = 0;  // rights granted and taken, with the decay of DecayedCount
 };
 
 // What is under way, for tests and whoever looks for leaks: all of it is 0 when nobody wishes and nothing is on its
@@ -142,6 +144,8 @@ class SpaceEngine {
   virtual SpaceStatistics Statistics() const = 0;
   // Extents of which pages are here, ascending, from extent `first` on, `most` at most.
   virtual std::vector<ExtentUse> Uses(uint64_t first, size_t most) const = 0;
+  // Pages that this node loses to others again and again, those most lost of late first.
+  virtual std::vector<HotPage> MostLost(size_t most) const = 0;
   // The page's right on this node, and its home.
   virtual PageRight RightOf(Gfn page) const = 0;
   virtual NodeId HomeOf(Gfn page) const = 0;

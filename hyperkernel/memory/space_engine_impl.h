@@ -41,6 +41,7 @@ class Engine final : public SpaceEngine {
   void Stop(const absl::Status& why) override;
   SpaceStatistics Statistics() const override;
   std::vector<ExtentUse> Uses(uint64_t first, size_t most) const override;
+  std::vector<HotPage> MostLost(size_t most) const override;
   PageRight RightOf(Gfn page) const override;
   NodeId HomeOf(Gfn page) const override;
   SpaceResidue Residue() const override;
@@ -111,6 +112,10 @@ class Engine final : public SpaceEngine {
   void Drop(Shard* shard, KeptBytes* kept) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void ArmHold(ActivePage* active, Monotonic now);
   bool FramesDid(Gfn page, const absl::Status& status);
+
+  // space_engine_heat.cc.
+  void NoteChange(Shard* shard, const Page& page, PageRight before, const PageEvent& event,
+                  const DeferredRevoke& deferred, Gfn gfn) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
   // space_engine_frames.cc.
   // Takes one of the frames that the node may have for a page that is to come. False: there is none.

@@ -312,6 +312,38 @@ TEST_F(SpaceEngineTest, AFirstTouchAtHomeAsksNobody) {
   EXPECT_THAT(engine_->Uses(0, 10), testing::SizeIs(1));
 }
 
+// For operators: where a space is busy, and which pages change hands.
+TEST_F(SpaceEngineTest, LossesToOthersAreNoticedAndExtentsHeated) {
+  Wish write;
+  Want(kHere, PageAccess::kWrite, &write);
+  Want(Gfn(9), PageAccess::kWrite, &write);
+  clock_.now += config_.hold;
+  ReceiveRequest(kPeer, kHere, RequestKind::kWrite, 11);
+  std::vector<HotPage> lost = engine_->MostLost(10);
+  ASSERT_EQ(lost.size(), 1u);
+  EXPECT_EQ(lost[0].page, kHere);
+  EXPECT_EQ(lost[0].losses, 1u);
+  EXPECT_EQ(lost[0].owner_losses, 1u);
+  EXPECT_EQ(lost[0].taker, kPeer);
+  // One that waits for the end of the hold, and leaves the right to read.
+  Want(Gfn(11), PageAccess::kWrite, &write);
+  ReceiveRequest(kPeer, Gfn(11), RequestKind::kRead, 12);
+  EXPECT_EQ(engine_->MostLost(10).size(), 1u);
+  timers_.Advance(config_.hold);
+  lost = engine_->MostLost(10);
+  ASSERT_EQ(lost.size(), 2u);
+  EXPECT_EQ(lost[1].page, Gfn(11));
+  EXPECT_EQ(lost[1].owner_losses, 0u);
+  EXPECT_EQ(lost[1].taker, kPeer);
+  EXPECT_EQ(engine_->MostLost(1).size(), 1u);
+  // Three pages came, one went, one became read-only.
+  const std::vector<ExtentUse> uses = engine_->Uses(0, 1);
+  ASSERT_EQ(uses.size(), 1u);
+  EXPECT_EQ(uses[0].heat, 5);
+  clock_.now += 2 * DecayedCount::kHalfLife;
+  EXPECT_NEAR(engine_->Uses(0, 1)[0].heat, 1.25, 0.02);
+}
+
 TEST_F(SpaceEngineTest, AFaultRunsOnBeforeItsHomeIsTold) {
   engine_->OnFault(kThere, false);
   Grant(kThere, PageRight::kShared, PageSource::kPayload, 'x');

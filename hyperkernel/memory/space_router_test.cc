@@ -35,6 +35,7 @@ class NotingEngine final : public SpaceEngine {
   void Stop(const absl::Status&) override {}
   SpaceStatistics Statistics() const override { return {}; }
   std::vector<ExtentUse> Uses(uint64_t, size_t) const override { return {}; }
+  std::vector<HotPage> MostLost(size_t) const override { return {}; }
   PageRight RightOf(Gfn) const override { return PageRight::kNone; }
   NodeId HomeOf(Gfn) const override { return {}; }
   SpaceResidue Residue() const override { return {}; }

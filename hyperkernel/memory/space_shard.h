@@ -16,6 +16,7 @@
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/extent_table.h"
+#include "hyperkernel/memory/hot_pages.h"
 #include "hyperkernel/memory/page_directory.h"
 #include "hyperkernel/memory/page_protocol.h"
 #include "hyperkernel/memory/space_engine.h"
@@ -168,6 +169,7 @@ struct alignas(64) Shard {
   uint64_t next_transaction ABSL_GUARDED_BY(mutex) = 0;
   uint64_t next_serial ABSL_GUARDED_BY(mutex) = 0;
   uint64_t random ABSL_GUARDED_BY(mutex) = 0;
+  HotPages hot ABSL_GUARDED_BY(mutex);
   SpaceStatistics statistics ABSL_GUARDED_BY(mutex);
 };
 

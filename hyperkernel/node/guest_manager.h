@@ -65,6 +65,10 @@ class GuestManager {
   absl::StatusOr<size_t> ConsoleInput(const std::string& name, Channel channel, std::string_view bytes);
   // Tells a running machine the size of the terminal on its virtio console; nothing if it does not run.
   void ResizeConsole(const std::string& name, uint16_t columns, uint16_t rows);
+  // Who has what of a running machine's memory, and what was counted, as of a space that this node alone has. Errors:
+  // kNotFound, kFailedPrecondition.
+  absl::StatusOr<v1::SpaceMapResponse> MemoryMap(const std::string& name, uint64_t first_extent);
+  absl::StatusOr<v1::SpaceTopResponse> MemoryTop(const std::string& name);
   // Runs a command inside a running machine by its agent. Errors: kNotFound, kFailedPrecondition, and
   // RunGuestCommand's.
   absl::StatusOr<GuestCommandResult> Exec(const std::string& name, const GuestCommand& command,
@@ -107,6 +111,8 @@ class GuestManager {
   // The machine, if it runs still (with this generation, unless that is 0); null while an operation is under way.
   absl::StatusOr<Machine*> FindRunning(const std::string& name, uint64_t generation)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status LookAtMemory(const std::string& name, v1::Space* space, v1::SpacePart* part,
+                            const std::function<void(const Machine&)>& look);
   void SampleRates() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Run();
 

@@ -91,6 +91,30 @@ class GuestManagerTest : public testing::Test {
   absl::Status fail_;
 };
 
+TEST_F(GuestManagerTest, AMachinesMemoryIsSeenAsASpaceOfItsNode) {
+  EXPECT_EQ(manager_->MemoryMap("g", 0).status().code(), absl::StatusCode::kNotFound);
+  Create();
+  EXPECT_EQ(manager_->MemoryTop("g").status().code(), absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  const auto map = manager_->MemoryMap("g", 0);
+  ASSERT_TRUE(map.ok()) << map.status();
+  ASSERT_EQ(map->extents_size(), 1);
+  EXPECT_EQ(map->extents(0).extent(), 3u);
+  EXPECT_EQ(map->extents(0).home(), "n");
+  ASSERT_EQ(map->extents(0).holders_size(), 1);
+  EXPECT_EQ(map->extents(0).holders(0).node(), "n");
+  EXPECT_EQ(map->extents(0).holders(0).heat(), 2);
+  EXPECT_EQ(map->next_extent(), 0u);
+  EXPECT_EQ(map->space().memory_bytes(), 64u << 20);
+  EXPECT_EQ(manager_->MemoryMap("g", 4)->extents_size(), 0);
+  const auto top = manager_->MemoryTop("g");
+  ASSERT_TRUE(top.ok()) << top.status();
+  ASSERT_EQ(top->nodes_size(), 1);
+  EXPECT_EQ(top->nodes(0).part().node(), "n");
+  EXPECT_EQ(top->nodes(0).counters().write_faults(), 5u);
+  EXPECT_GT(top->nodes(0).counters().counted_at_ns(), 0u);
+}
+
 TEST_F(GuestManagerTest, TheTableOfStatesHolds) {
   Create();
   EXPECT_EQ(Get().state(), v1::VM_STATE_STOPPED);

@@ -92,6 +92,12 @@ class KvmMachine final : public Machine, public ExitHandler {
   absl::Status Unpause() override { return vcpus_->Resume(); }
   absl::Status Renew(Monotonic deadline) override;
   uint64_t frame_bytes() const override { return memory_->frame_bytes(); }
+  SpaceStatistics memory_statistics() const override { return memory_->Statistics(); }
+  std::vector<ExtentUse> memory_uses(uint64_t first, size_t most) const override { return memory_->Uses(first, most); }
+  uint64_t memory_end() const override {
+    const GuestMemory::Slot& last = memory_->slots().back();
+    return last.start.value() + last.bytes;
+  }
   uint64_t exits() const override { return vcpus_->exits(); }
   std::map<std::string, uint64_t> exits_by_kind() const override;
   std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }

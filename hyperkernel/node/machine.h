@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
+#include "hyperkernel/memory/space_engine.h"
 #include "proto/vm.pb.h"
 
 namespace hk {
@@ -55,6 +56,10 @@ class Machine {
   // kDeadlineExceeded; the machine is as before.
   virtual absl::Status Renew(Monotonic deadline) = 0;
   virtual uint64_t frame_bytes() const = 0;
+  // Its memory as a space's (guest_memory.h), and the first address after it.
+  virtual SpaceStatistics memory_statistics() const = 0;
+  virtual std::vector<ExtentUse> memory_uses(uint64_t first, size_t most) const = 0;
+  virtual uint64_t memory_end() const = 0;
   // vCPU exits since the start.
   virtual uint64_t exits() const = 0;
   // The same by kind, and "injected": the interrupts given to vCPUs. Kinds that did not occur are left out.

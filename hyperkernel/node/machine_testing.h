@@ -32,6 +32,12 @@ class FakeMachine : public Machine {
     return renew_status;
   }
   uint64_t frame_bytes() const override { return 4096; }
+  SpaceStatistics memory_statistics() const override { return {.pages_exclusive = 1, .write_faults = 5}; }
+  std::vector<ExtentUse> memory_uses(uint64_t first, size_t most) const override {
+    if (first > 3 || most == 0) return {};
+    return {{.extent = 3, .exclusive = 1, .heat = 2}};
+  }
+  uint64_t memory_end() const override { return 64 << 20; }
   uint64_t exits() const override { return 7; }
   std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
   MachineEvents* events() { return events_; }

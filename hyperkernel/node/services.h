@@ -72,6 +72,10 @@ class AdminService final : public v1::Admin::Service {
                         v1::SpaceMapResponse* response) override;
   grpc::Status SpaceTop(grpc::ServerContext* context, const v1::SpaceTopRequest* request,
                         v1::SpaceTopResponse* response) override;
+  grpc::Status VmMap(grpc::ServerContext* context, const v1::SpaceMapRequest* request,
+                     v1::SpaceMapResponse* response) override;
+  grpc::Status VmTop(grpc::ServerContext* context, const v1::SpaceTopRequest* request,
+                     v1::SpaceTopResponse* response) override;
 
  private:
   // Calls that last as long as their client wants hold a thread each. There are 96 (daemon.cc), and hellos of 63 peers

@@ -112,7 +112,8 @@ class SpaceManager {
   v1::SpacePart PartOf(const View& view) const;
   v1::SpaceStatusResponse StatusOf(const View& view, const v1::SpaceStatusRequest& request) const;
   // Every member's answer, this one's too, by name; `part` without a state has the reason of one that did not answer.
-  std::vector<v1::SpaceStatusResponse> AskAll(const View& view, uint64_t first_extent, uint32_t most) const;
+  std::vector<v1::SpaceStatusResponse> AskAll(const View& view, uint64_t first_extent, uint32_t most,
+                                              uint32_t most_hot_pages) const;
   void Run();
 
   const std::string self_;

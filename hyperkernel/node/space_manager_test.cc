@@ -44,6 +44,7 @@ class FakeEngine final : public SpaceEngine {
   }
   SpaceStatistics Statistics() const override { return {.read_faults = 3}; }
   std::vector<ExtentUse> Uses(uint64_t, size_t) const override { return {{.extent = 0, .shared = 1}}; }
+  std::vector<HotPage> MostLost(size_t) const override { return {{.page = Gfn(5), .losses = 7, .taker = NodeId(2)}}; }
   SpaceResidue Residue() const override { return {}; }
   PageRight RightOf(Gfn) const override { return PageRight::kNone; }
   NodeId HomeOf(Gfn) const override { return NodeId(1); }
@@ -259,7 +260,11 @@ TEST_F(SpaceManagerTest, ASpaceIsOnAllItsNodesAndGoesFromAll) {
   ASSERT_EQ(map->extents_size(), 1);
   EXPECT_EQ(map->extents(0).holders_size(), 3);
   EXPECT_EQ(map->extents(0).home(), "b");
-  EXPECT_EQ(a_.manager_->Top("pool")->nodes(2).counters().read_faults(), 3u);
+  const auto top = a_.manager_->Top("pool");
+  EXPECT_EQ(top->nodes(2).counters().read_faults(), 3u);
+  ASSERT_EQ(top->nodes(2).hot_pages_size(), 1);
+  EXPECT_EQ(top->nodes(2).hot_pages(0).address(), 5 * kPageSize);
+  EXPECT_EQ(top->nodes(2).hot_pages(0).taker(), "c");
   // At another node than the one that coordinates it.
   const auto notes = a_.manager_->Delete("pool");
   ASSERT_TRUE(notes.ok()) << notes.status();
@@ -526,6 +531,8 @@ TEST(SpaceRules, PercentilesComeFromTheHistogram) {
   EXPECT_EQ(latency.p50_ns(), 1536u);
   EXPECT_EQ(latency.p90_ns(), 1536u);
   EXPECT_EQ(latency.p99_ns(), 3u << 19);
+  EXPECT_EQ(latency.max_ns(), 2u << 20);
+  EXPECT_EQ(latency.buckets(10), 98u);
 }
 
 TEST(SpaceRules, ReasonsNameTheNodes) {

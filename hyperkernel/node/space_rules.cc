@@ -134,6 +134,10 @@ v1::FaultLatency LatencyOf(const std::array<uint64_t, SpaceStatistics::kLatencyB
   latency.set_p50_ns(percentile(50));
   latency.set_p90_ns(percentile(90));
   latency.set_p99_ns(percentile(99));
+  for (size_t i = 0; i < buckets.size(); i++) {
+    latency.add_buckets(buckets[i]);
+    if (buckets[i] > 0) latency.set_max_ns(uint64_t{2} << i);
+  }
   return latency;
 }
 

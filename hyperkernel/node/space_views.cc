@@ -96,6 +96,18 @@ v1::SpaceStatusResponse SpaceManager::StatusOf(const View& view, const v1::Space
   if (view.part == nullptr) return response;
   static_cast<void>(view.part->Use([&](GuestSpace* memory) {
     *response.mutable_counters() = CountersOf(memory->Statistics());
+    response.mutable_counters()->set_counted_at_ns(
+        static_cast<uint64_t>(std::chrono::nanoseconds(clock_.Now().time_since_epoch()).count()));
+    const size_t most_hot = std::min(request.most_hot_pages(), kMaxHotPages);
+    for (const HotPage& page : most_hot == 0 ? std::vector<HotPage>() : memory->engine().MostLost(most_hot)) {
+      v1::HotPage& hot = *response.add_hot_pages();
+      hot.set_address(GpaOf(page.page).value());
+      hot.set_losses(page.losses);
+      hot.set_owner_losses(page.owner_losses);
+      for (const SpaceMemberId& member : view.identity.members) {
+        if (member.number == page.taker) hot.set_taker(member.name);
+      }
+    }
     const size_t most = std::min(request.most_extents(), kMaxExtentsPerCall);
     if (most == 0) return absl::OkStatus();
     for (const ExtentUse& use : memory->Uses(request.first_extent(), most)) {
@@ -104,6 +116,7 @@ v1::SpaceStatusResponse SpaceManager::StatusOf(const View& view, const v1::Space
       extent.set_shared(use.shared);
       extent.set_owned(use.owned);
       extent.set_exclusive(use.exclusive);
+      extent.set_heat(use.heat);
     }
     return absl::OkStatus();
   }));
@@ -115,13 +128,14 @@ absl::StatusOr<v1::SpaceStatusResponse> SpaceManager::Status(const v1::SpaceStat
   return StatusOf(view, request);
 }
 
-std::vector<v1::SpaceStatusResponse> SpaceManager::AskAll(const View& view, uint64_t first_extent,
-                                                          uint32_t most) const {
+std::vector<v1::SpaceStatusResponse> SpaceManager::AskAll(const View& view, uint64_t first_extent, uint32_t most,
+                                                          uint32_t most_hot_pages) const {
   v1::SpaceStatusRequest request;
   request.set_from(self_);
   request.set_id(view.identity.id);
   request.set_first_extent(first_extent);
   request.set_most_extents(most);
+  request.set_most_hot_pages(most_hot_pages);
   std::vector<v1::SpaceStatusResponse> answers;
   for (const SpaceMemberId& member : view.identity.members) {
     if (member.name == self_) {
@@ -157,7 +171,7 @@ std::vector<v1::Space> SpaceManager::List() const {
 absl::StatusOr<v1::Space> SpaceManager::Get(const std::string& name) const {
   HK_ASSIGN_OR_RETURN(const View view, FindName(name));
   v1::Space space = SpaceOf(view);
-  for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0)) *space.add_parts() = std::move(*answer.mutable_part());
+  for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0, 0)) *space.add_parts() = std::move(*answer.mutable_part());
   return space;
 }
 
@@ -190,7 +204,7 @@ absl::StatusOr<v1::SpaceMapResponse> SpaceManager::Map(const std::string& name, 
   v1::SpaceMapResponse response;
   *response.mutable_space() = SpaceOf(view);
   std::vector<NodeExtents> nodes;
-  for (v1::SpaceStatusResponse& answer : AskAll(view, first_extent, kMaxExtentsPerCall)) {
+  for (v1::SpaceStatusResponse& answer : AskAll(view, first_extent, kMaxExtentsPerCall, 0)) {
     if (answer.part().state() == v1::SPACE_STATE_UNSPECIFIED) {
       *response.add_missing() = std::move(*answer.mutable_part());
     } else {
@@ -217,10 +231,13 @@ absl::StatusOr<v1::SpaceTopResponse> SpaceManager::Top(const std::string& name) 
   HK_ASSIGN_OR_RETURN(const View view, FindName(name));
   v1::SpaceTopResponse response;
   *response.mutable_space() = SpaceOf(view);
-  for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0)) {
+  for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0, kMaxHotPages)) {
     v1::SpaceNodeCounters& node = *response.add_nodes();
     *node.mutable_part() = std::move(*answer.mutable_part());
     if (answer.has_counters()) *node.mutable_counters() = std::move(*answer.mutable_counters());
+    // Of a peer as much as it should have said.
+    for (int i = 0; i < std::min<int>(answer.hot_pages_size(), kMaxHotPages); i++)
+      *node.add_hot_pages() = std::move(*answer.mutable_hot_pages(i));
   }
   return response;
 }

@@ -48,4 +48,22 @@ grpc::Status AdminService::ControlVm(grpc::ServerContext* context, const v1::Con
   });
 }
 
+grpc::Status AdminService::VmMap(grpc::ServerContext* context, const v1::SpaceMapRequest* request,
+                                 v1::SpaceMapResponse* response) {
+  return Serve(metrics_, "VmMap", *context, Role::kViewer, [&] {
+    absl::StatusOr<v1::SpaceMapResponse> map = guests_->MemoryMap(request->name(), request->first_extent());
+    if (map.ok()) *response = *std::move(map);
+    return ToGrpc(map.status());
+  });
+}
+
+grpc::Status AdminService::VmTop(grpc::ServerContext* context, const v1::SpaceTopRequest* request,
+                                 v1::SpaceTopResponse* response) {
+  return Serve(metrics_, "VmTop", *context, Role::kViewer, [&] {
+    absl::StatusOr<v1::SpaceTopResponse> top = guests_->MemoryTop(request->name());
+    if (top.ok()) *response = *std::move(top);
+    return ToGrpc(top.status());
+  });
+}
+
 }  // namespace hk

@@ -278,6 +278,25 @@ class Vm(hktest.TestCase):
         self.assert_fails(self.node.hkctl('vm', 'delete', 'g2'), 1, 'stop it first')
 
     @needs_kvm
+    def test_memory_is_seen_as_a_spaces(self):
+        self.assert_fails(self.node.hkctl('vm', 'map', 'g'), 1, "vm map g", "'g'")
+        self.create('g')
+        self.assert_fails(self.node.hkctl('vm', 'top', 'g'), 1, 'not running', 'hkctl vm start g')
+        self.assert_exit(self.node.hkctl('vm', 'start', 'g'), 0)
+        self.wait_log('g', 'hello from the guest')
+        path = os.path.join(self.node.directory, 'g.png')
+        layout = self.node.hkctl('vm', 'map', 'g', '-o', 'json', '--png', path).json()
+        pages = sum(int(holder['exclusive']) for extent in layout['extents'] for holder in extent['holders'])
+        self.assertEqual(pages * 4096, int(self.show()['frame_bytes']))
+        self.assertEqual({holder['node'] for extent in layout['extents'] for holder in extent['holders']}, {'a'})
+        with open(path, 'rb') as file:  # 20 extents
+            self.assertEqual(struct.unpack('>II', file.read()[16:24]), (8, 3))
+        self.assertRegex(self.node.hkctl('vm', 'map', 'g').out, r'(?m)^ADDRESS +HOME +HEAT +a\n0x\w+ +a +\d+ +\d+ exclusive')
+        text = self.node.hkctl('vm', 'top', 'g').out
+        self.assertRegex(text, r'^g running, 40 MiB on a; per second, over 1\.\d s\n\nNODE +READ FAULTS')
+        self.assertRegex(text, rf'(?m)^a +.* {pages}$')
+
+    @needs_kvm
     def test_show_and_autostart(self):
         self.start(extra='autostart: true')
         time.sleep(1.5)  # the rate is taken once a second
