@@ -4,6 +4,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/space_engine_impl.h"
 
@@ -192,6 +193,8 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
       request = std::move(duty.own);
     }
   }
+  // Nobody waits for it but who asks for the same page, and he is heard of (Hurry).
+  if (message.type == Type::kDone) options.when = SendWhen::kWithNext;
   if (payload != SlotId()) {
     options.payload = payload;
     options.payload_bytes = kPageSize;
