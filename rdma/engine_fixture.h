@@ -100,12 +100,12 @@ struct FakeHandler final : public TransportHandler {
 // A node with two peers that dial it; every connection is a FakeLink unless `make_link_` makes another.
 class EngineTest : public ::testing::Test {
  protected:
-  EngineTest() {
+  explicit EngineTest(uint32_t window = kMinWindow) : window_(window) {
     log::Init("test", log::Level::kError);
     settings_.cluster = "test";
     settings_.self = kSelf;
-    settings_.window_messages = kMinWindow;
-    settings_.queue_messages = kMinWindow;
+    settings_.window_messages = window_;
+    settings_.queue_messages = window_;
     settings_.fault_receive_slots = 2;
     settings_.fault_send_slots = 3;
     settings_.bulk_receive_slots = settings_.bulk_send_slots = 1;
@@ -156,7 +156,7 @@ class EngineTest : public ::testing::Test {
     header.acknowledged = end.received;
     if (type != OwnType::kSetup) return engine_->Deliver(end.ticket, header, {}, {});
     const auto body =
-        EncodeSetup({.window_messages = kMinWindow, .slot_count = message_class == kInvalidate ? 0U : 2U});
+        EncodeSetup({.window_messages = window_, .slot_count = message_class == kInvalidate ? 0U : 2U});
     header.body_bytes = kSetupBytes;
     return engine_->Deliver(end.ticket, header, body, {});
   }
@@ -208,6 +208,7 @@ class EngineTest : public ::testing::Test {
   }
 
   static constexpr NodeId kPeer{0}, kOther{1};
+  const uint32_t window_;
   Simulation simulation_{1};
   TransportSettings settings_;
   FakeHandler handler_;

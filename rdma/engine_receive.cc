@@ -174,6 +174,8 @@ Engine::Verdict Engine::TakeNumbered(Lane* lane, Arrived* arrived) {
     }
   }
   WindowMoved(lane);
+  // Whoever asks may wait for what has not been said yet. It goes with the handler's answer, or after it (NoteAck).
+  if (!header.message.answer && !HK_MUTANT(asked_for_in_vain)) lane->unhurried = false;
   return verdict;
 }
 
@@ -286,6 +288,10 @@ void Engine::WindowMoved(Lane* lane) {
 void Engine::NoteAck(Lane* lane, Monotonic now) {
   const uint64_t unacknowledged = lane->received.unacknowledged();
   if (unacknowledged == 0) return;
+  if (!lane->unhurried && !lane->window.AllSent()) {
+    Pump(lane);
+    if (lane->received.unacknowledged() == 0) return;
+  }
   if (unacknowledged >= std::min(settings_.window_messages, lane->peer_setup.window_messages) / 4) {
     lane->ack_due = true;
     Pump(lane);

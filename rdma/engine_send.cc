@@ -21,7 +21,11 @@ absl::Status Engine::Send(NodeId to, const Message& message, const SendOptions& 
                     .payload = options.payload,
                     .payload_bytes = options.payload_bytes};
   outgoing.message.body = {};
+  const bool alone = lane.window.AllSent() || lane.unhurried;
   HK_CHECK(lane.window.Push(std::move(outgoing)));
+  // Whoever owes an acknowledgement sends one soon, and with it all that waits.
+  lane.unhurried = options.when == SendWhen::kWithNext && alone && lane.received.unacknowledged() > 0;
+  if (lane.unhurried) return absl::OkStatus();
   Pump(&lane);
   // Only what went out in this same hold of the lock: later its slot may have been freed meanwhile.
   if (only_peer && lane.link != nullptr && lane.window.AllSent()) lane.link->Expect(message.slot);
@@ -79,6 +83,7 @@ bool Engine::Handed(Lane* lane, Link::Sent result) {
     case Link::Sent::kTaken:
       lane->received.AckSent();
       lane->ack_due = false;
+      lane->unhurried = false;
       lane->owes_ack.store(false, std::memory_order_relaxed);
       return true;
     case Link::Sent::kFull:
@@ -103,6 +108,7 @@ bool Engine::SendOwn(Lane* lane, OwnType type, uint8_t flags, std::span<const st
 }
 
 void Engine::Pump(Lane* lane) {
+  if (lane->unhurried && !lane->ack_due && !lane->heartbeat_due) return;
   // The peer's window is not known before its Setup.
   while (lane->link != nullptr && lane->setup_received && !lane->link_full) {
     Header header;

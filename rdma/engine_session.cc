@@ -52,7 +52,7 @@ void Engine::EndLane(Lane* lane, PeerFailure why, uint64_t next_session) {
   lane->session = next_session;
   lane->ended = true;
   lane->joined = lane->up = lane->open = lane->connected_before = false;
-  lane->ack_due = lane->heartbeat_due = false;
+  lane->ack_due = lane->heartbeat_due = lane->unhurried = false;
   lane->broken_since.reset();
   lane->broken_why.clear();
   lane->owed_barriers.clear();

@@ -243,6 +243,74 @@ TEST_F(EngineTest, ARefusedHelloIsLoggedWithItsAddressAndWhatItClaimed) {
   log::Init("test", log::Level::kError);
 }
 
+// A window of which a few messages are not a quarter, which is acknowledged at once.
+class WideEngineTest : public EngineTest {
+ protected:
+  WideEngineTest() : EngineTest(16 * kMinWindow) {}
+};
+
+// What may wait goes with the next message, with the acknowledgement, or when the peer says something.
+TEST_F(WideEngineTest, WhatMayWaitIsNotSentAlone) {
+  Up(kPeer);
+  const SendOptions can_wait{.payload = {}, .writers = {}, .when = SendWhen::kWithNext};
+  const auto sent = [this] { return Fault().link->sent.size(); };
+  const size_t before = sent();
+  // Nothing is owed to the peer that would take it along.
+  ASSERT_TRUE(engine_->Send(kPeer, Plain(1), can_wait).ok());
+  EXPECT_EQ(sent(), before + 1);
+
+  const auto receive = [&](const Message& message) {
+    ASSERT_EQ(engine_->Deliver(Fault().ticket, Numbered(kPeer, message), {}, {}), Engine::Fate::kTaken);
+  };
+  // As the handler of an answer does.
+  handler_.inside = [&](const std::string&) { ASSERT_TRUE(engine_->Send(kPeer, Plain(2), can_wait).ok()); };
+  Message answer = Ask(10);
+  const size_t asked = sent();
+  receive(answer);
+  EXPECT_EQ(sent(), asked);
+  handler_.inside = nullptr;
+  // An answer does not hurry it, and the next message takes it along, in order.
+  Message second = Ask(11);
+  ASSERT_EQ(sent(), asked + 2);
+  EXPECT_EQ(Fault().link->sent[asked].message.transaction, 2u);
+  EXPECT_EQ(Fault().link->sent[asked + 1].message.transaction, 11u);
+
+  // The acknowledgement does, after its time.
+  handler_.inside = [&](const std::string&) { ASSERT_TRUE(engine_->Send(kPeer, Plain(3), can_wait).ok()); };
+  receive(second);
+  handler_.inside = nullptr;
+  EXPECT_EQ(sent(), asked + 2);
+  const Monotonic due = engine_->RunClass(kFault);
+  ASSERT_LE(due, simulation_.Now() + std::chrono::milliseconds(1));
+  simulation_.RunUntil(due);
+  engine_->RunClass(kFault);
+  ASSERT_EQ(sent(), asked + 3);
+  EXPECT_EQ(Fault().link->sent.back().message.transaction, 3u);
+  EXPECT_EQ(Fault().link->sent.back().acknowledged, Fault().sequence);
+
+  // Whoever says something other than an answer may be waiting for it.
+  Message third = Ask(12);
+  handler_.inside = [&](const std::string&) { ASSERT_TRUE(engine_->Send(kPeer, Plain(4), can_wait).ok()); };
+  receive(third);
+  handler_.inside = nullptr;
+  EXPECT_EQ(Fault().link->sent.back().message.transaction, 12u);
+  receive(Plain(20));
+  EXPECT_EQ(Fault().link->sent.back().message.transaction, 4u);
+}
+
+TEST_F(WideEngineTest, WhatMayWaitIsSentOnTheNextConnection) {
+  Up(kPeer);
+  Message answer = Ask(10);
+  handler_.inside = [&](const std::string&) {
+    ASSERT_TRUE(engine_->Send(kPeer, Plain(2), {.payload = {}, .writers = {}, .when = SendWhen::kWithNext}).ok());
+  };
+  ASSERT_EQ(engine_->Deliver(Fault().ticket, Numbered(kPeer, answer), {}, {}), Engine::Fate::kTaken);
+  handler_.inside = nullptr;
+  engine_->OnBroken(Fault().ticket, "test");
+  ASSERT_TRUE(Connect(kPeer, kFault));
+  EXPECT_EQ(Fault().link->sent.back().message.transaction, 2u);
+}
+
 TEST_F(EngineTest, StatisticsAreOfTheUsersMessagesOnly) {
   Up(kPeer);
   ASSERT_TRUE(engine_->SetEpoch(kGuest, 1, Epoch(1)).ok());

@@ -61,6 +61,9 @@ struct Lane {
   bool link_full ABSL_GUARDED_BY(mutex) = false;       // Engine::OnSendable follows
   bool ack_due ABSL_GUARDED_BY(mutex) = false;
   bool heartbeat_due ABSL_GUARDED_BY(mutex) = false;
+  // All that waits in the window may wait (SendWhen::kWithNext). Then something is unacknowledged, and the
+  // acknowledgement takes it along.
+  bool unhurried ABSL_GUARDED_BY(mutex) = false;
   SetupBody peer_setup ABSL_GUARDED_BY(mutex);
   std::optional<Monotonic> broken_since ABSL_GUARDED_BY(mutex);  // joined and not ready
   std::string broken_why ABSL_GUARDED_BY(mutex);                 // of the last connection; for people

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sys/epoll.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "hyperkernel/base/check.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -22,19 +24,13 @@ constexpr size_t kHotLinks = 4;
 // Spins between looks at all that epoll watches.
 constexpr unsigned kSpinsPerPoll = 16;
 constexpr int kEvents = 64;
+// A timer at 0 would be no timer.
+constexpr std::chrono::nanoseconds kSoonest(1);
 
 constexpr std::array<const char*, kMessageClasses> kThreadNames = {"hk-tcp-fault", "hk-tcp-inval", "hk-tcp-bulk"};
 
-// Monotonic::min(): does not wait. Monotonic::max(): without end.
-int WaitUntil(int epoll, epoll_event* events, Monotonic due) {
-  if (due == Monotonic::min()) return ::epoll_wait(epoll, events, kEvents, 0);
-  if (due == Monotonic::max()) return ::epoll_wait(epoll, events, kEvents, -1);
-  const std::chrono::nanoseconds left =
-      std::max<std::chrono::nanoseconds>(due - std::chrono::steady_clock::now(), std::chrono::nanoseconds(0));
-  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(left);
-  const timespec timeout{.tv_sec = seconds.count(), .tv_nsec = (left - seconds).count()};
-  return ::epoll_pwait2(epoll, events, kEvents, &timeout, nullptr);
-}
+// What epoll tells of the timer. Links are objects.
+constexpr uintptr_t kTimerTag = 1;
 
 }  // namespace
 
@@ -57,6 +53,10 @@ absl::Status TcpLoop::Start(Engine* engine) {
   HK_RETURN_IF_ERROR(wake_.Open());
   epoll_event event{.events = EPOLLIN, .data = {.ptr = nullptr}};
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.fd(), &event) != 0) return ErrnoStatus(errno, "epoll_ctl");
+  timer_ = OwnedFd(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
+  if (!timer_.valid()) return ErrnoStatus(errno, "timerfd_create");
+  event.data.u64 = kTimerTag;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, timer_.get(), &event) != 0) return ErrnoStatus(errno, "epoll_ctl");
   thread_ = std::thread([this] { Run(); });
   ::pthread_setname_np(thread_.native_handle(), kThreadNames[static_cast<size_t>(class_)]);
   return absl::OkStatus();
@@ -218,16 +218,32 @@ bool TcpLoop::ReadLink(TcpLink* link) {
   return progress;
 }
 
+void TcpLoop::SetTimer(Monotonic due) {
+  if (due == Monotonic::max() || timer_set_ <= due) return;
+  const std::chrono::nanoseconds at = std::max<std::chrono::nanoseconds>(due.time_since_epoch(), kSoonest);
+  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(at);
+  const itimerspec when{.it_interval = {}, .it_value = {.tv_sec = seconds.count(), .tv_nsec = (at - seconds).count()}};
+  HK_CHECK(::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &when, nullptr) == 0);
+  timer_set_ = due;
+}
+
 bool TcpLoop::Poll(Monotonic due) {
   std::array<epoll_event, kEvents> events;
   const std::vector<TcpLink*> more = std::exchange(more_, {});
   const bool sleeps = more.empty() && due != Monotonic::min() && wake_.Sleep();
-  const int count = WaitUntil(epoll_.get(), events.data(), sleeps ? due : Monotonic::min());
+  if (sleeps) SetTimer(due);
+  const int count = ::epoll_wait(epoll_.get(), events.data(), kEvents, sleeps ? -1 : 0);
   if (sleeps) wake_.Awake();
   if (count > 0) static_cast<void>(shown_.load(std::memory_order_acquire));
   bool progress = false;
   for (int i = 0; i < count; ++i) {
     const epoll_event& event = events[static_cast<size_t>(i)];
+    if (event.data.u64 == kTimerTag) {
+      uint64_t times = 0;
+      static_cast<void>(::read(timer_.get(), &times, sizeof times));
+      timer_set_ = Monotonic::max();
+      continue;
+    }
     auto* link = static_cast<TcpLink*>(event.data.ptr);
     if (link == nullptr) {
       uint64_t times = 0;

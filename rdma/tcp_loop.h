@@ -67,6 +67,9 @@ class TcpLoop {
   void Mail();
   // Waits until `due` at most; true if a message came.
   bool Poll(Monotonic due);
+  // The timer wakes the thread at `due` at the latest. It stays set while the thread is woken by other things: setting
+  // one anew before each wait costs a guest of a hypervisor two exits each time.
+  void SetTimer(Monotonic due);
   bool SpinOnce();
   bool IsWatched(TcpLink* link);
   bool ReadLink(TcpLink* link);
@@ -82,6 +85,7 @@ class TcpLoop {
   Engine* engine_ = nullptr;
   OwnedFd epoll_;
   WakeFlag wake_;
+  OwnedFd timer_;
   std::thread thread_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> reap_{false};
@@ -99,6 +103,7 @@ class TcpLoop {
   std::vector<TcpLink*> more_;  // have more to read
   std::vector<TcpLink*> hot_;   // lately in use
   unsigned spins_ = 0;
+  Monotonic timer_set_ = Monotonic::max();  // when it goes off; max: it is not set
 };
 
 }  // namespace hk

@@ -64,12 +64,18 @@ struct Message {
   std::span<const std::byte> body;  // <= kMaxBodyBytes; Send copies it; received: valid during the handler's call
 };
 
+// When a message has to leave. kWithNext: it may wait for the next message or acknowledgement to the peer on its class
+// (1 ms at most), or for the end of the handler's call for a message of the peer that is no answer; who waits for it
+// only to be tidy loses nothing, and it costs neither a write nor a wake-up of its own.
+enum class SendWhen : uint8_t { kNow, kWithNext };
+
 // How to send what is more than a body. A request is a message that names a slot of this node.
 struct SendOptions {
   SlotId payload;                         // send slot with the payload; only with Message::answer
   uint32_t payload_bytes = 0;             // 1 to the slot's size; 0: no payload
   NodeSet writers;                        // request: the nodes that may answer; the addressee, if no other
   std::chrono::milliseconds deadline{0};  // request: when OnRequestExpired comes; 0: settings.request_ms
+  SendWhen when = SendWhen::kNow;
 };
 
 // Why a peer failed. Numbers are part of the wire format (Goodbye) and of metrics; append only.

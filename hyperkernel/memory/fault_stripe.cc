@@ -123,12 +123,12 @@ absl::Status FaultStripe::FillHoles(ViewRange range) {
   return absl::OkStatus();
 }
 
-absl::Status FaultStripe::Install(uint64_t offset, const std::byte* page, bool write_protected) {
+absl::Status FaultStripe::Install(uint64_t offset, const std::byte* page, bool write_protected, bool wake) {
   uffdio_copy copy = {};
   copy.dst = reinterpret_cast<uint64_t>(address_) + offset;
   copy.src = reinterpret_cast<uint64_t>(page);
   copy.len = kPageSize;
-  copy.mode = UFFDIO_COPY_MODE_DONTWAKE | (write_protected ? UFFDIO_COPY_MODE_WP : 0);
+  copy.mode = (wake ? 0 : UFFDIO_COPY_MODE_DONTWAKE) | (write_protected ? UFFDIO_COPY_MODE_WP : 0);
   const int error = Retry(faults_.get(), UFFDIO_COPY, &copy);
   if (error == 0 && copy.copy == static_cast<int64_t>(kPageSize)) return absl::OkStatus();
   if (error == EEXIST) return absl::AlreadyExistsError("UFFDIO_COPY: there is a page already");
@@ -137,10 +137,10 @@ absl::Status FaultStripe::Install(uint64_t offset, const std::byte* page, bool w
   return ErrnoStatus(error == 0 ? EIO : error, "UFFDIO_COPY");
 }
 
-absl::Status FaultStripe::WriteProtect(uint64_t offset, bool on) {
+absl::Status FaultStripe::WriteProtect(uint64_t offset, bool on, bool wake) {
   uffdio_writeprotect request = {};
   request.range = {.start = reinterpret_cast<uint64_t>(address_) + offset, .len = kPageSize};
-  request.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+  request.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : wake ? 0 : UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
   const int error = Retry(faults_.get(), UFFDIO_WRITEPROTECT, &request);
   return error == 0 ? absl::OkStatus() : ErrnoStatus(error, "UFFDIO_WRITEPROTECT");
 }

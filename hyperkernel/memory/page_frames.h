@@ -30,6 +30,17 @@ class PageFrames {
   // Changes what programs may do with a page that is here: kRead or kWrite. After SetAccess(kRead) no program writes to
   // it any more, on any CPU.
   virtual absl::Status SetAccess(Gfn page, PageAccess access) = 0;
+  // The same, and then Wake, if it was done: by one call of the kernel where there is one.
+  virtual absl::Status InstallAndWake(Gfn page, std::span<const std::byte> bytes, PageAccess access) {
+    const absl::Status status = Install(page, bytes, access);
+    if (status.ok()) Wake(page);
+    return status;
+  }
+  virtual absl::Status SetAccessAndWake(Gfn page, PageAccess access) {
+    const absl::Status status = SetAccess(page, access);
+    if (status.ok()) Wake(page);
+    return status;
+  }
   // Takes the page away and its frame back. With `keep` (kPageSize): what its bytes were, with every store that any
   // program has made.
   virtual absl::Status Remove(Gfn page, std::span<std::byte> keep) = 0;

@@ -254,6 +254,13 @@ absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Me
   return m;
 }
 
+Message SpaceHurryMessage(uint64_t transaction) {
+  Message message;
+  message.type = kSpaceHurryType;
+  message.transaction = transaction;
+  return message;
+}
+
 Message SpaceStoppedMessage(std::string_view why) {
   Message message;
   message.message_class = MessageClass::kInvalidate;  // behind nothing that waits for a slot

@@ -37,6 +37,10 @@ absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Me
 
 const char* Name(PageMessageType type);
 
+// Home to requester, class fault, without body: others wait for the page, the Done of this transaction is urgent.
+inline constexpr uint16_t kSpaceHurryType = kFirstUserType + 14;
+Message SpaceHurryMessage(uint64_t transaction);
+
 // The one message that is about no page: the sender's part of the space has stopped. Body: why, for people.
 inline constexpr uint16_t kSpaceStoppedType = kFirstUserType + 13;
 Message SpaceStoppedMessage(std::string_view why);

@@ -169,6 +169,11 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
                                          from.value(), message.gfn.value())));
     return Finish();
   }
+  if (message.type == kSpaceHurryType) {
+    Shard& shard = ShardOf(message.gfn);
+    MutexLock lock(&shard.mutex);
+    return HandleHurry(&shard, message);
+  }
   absl::StatusOr<PageMessage> decoded = DecodePageMessage(from, config_.self, message);
   if (!decoded.ok()) {
     FailPage(message.gfn, absl::StatusCode::kInternal, MessageOf(decoded.status()));
@@ -338,6 +343,7 @@ void Engine::Sweep(Shard* shard) {
     }
   }
   shard->busy.clear();
+  shard->answer.reset();
   shard->local.clear();
   shard->local_next = 0;
   for (std::deque<Gfn>& starved : shard->starved) starved.clear();

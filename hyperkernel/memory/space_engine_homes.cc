@@ -4,6 +4,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/space_engine_impl.h"
 
@@ -81,6 +82,44 @@ void Engine::Drain(Shard* shard) {
   }
   shard->local.clear();
   shard->local_next = 0;
+  PostAnswer(shard);
+}
+
+bool Engine::TakeOwnAck(Shard* shard, Gfn page, const PageMessage& ack) {
+  std::optional<HeldAnswer>& held = shard->answer;
+  if (!held || held->gfn != page || held->message.to != ack.to || held->message.transaction != ack.transaction) {
+    return false;
+  }
+  held->message.acks.Remove(config_.self);
+  return true;
+}
+
+void Engine::PostAnswer(Shard* shard) {
+  if (!shard->answer) return;
+  HeldAnswer held = *std::exchange(shard->answer, std::nullopt);
+  if (!stopped()) Post(shard, held.gfn, held.message, std::move(held.duty));
+}
+
+void Engine::Hurry(Gfn page, BusyEntry* busy) {
+  const DirectoryEntry& entry = busy->entry;
+  if (entry.state != DirectoryState::kBusy || entry.waiting_count == 0 || entry.current.requester == config_.self ||
+      busy->hurried == entry.serial || HK_MUTANT(engine_waits_for_done)) {
+    return;
+  }
+  busy->hurried = entry.serial;
+  Message message = SpaceHurryMessage(entry.current.transaction);
+  message.guest = config_.guest;
+  message.generation = config_.generation;
+  message.epoch = config_.epoch;
+  message.gfn = page;
+  const absl::Status sent = outbox_.Send(entry.current.requester, message, {}, {}, {}, {});
+  if (!sent.ok()) OnSendFailed(entry.current.requester, sent);
+}
+
+void Engine::HandleHurry(Shard* shard, const Message& message) {
+  const auto found = shard->active.find(message.gfn.value());
+  if (found == shard->active.end() || found->second->page.transaction != message.transaction) return;
+  found->second->hurried = true;
 }
 
 void Engine::HandleHome(Shard* shard, Incoming incoming) {
@@ -95,6 +134,7 @@ void Engine::HandleHome(Shard* shard, Incoming incoming) {
     busy->duties.emplace_back(incoming.message.requester, std::move(incoming.duty));
   }
   if (!StepHome(shard, page, busy, {.type = EventOfMessage(incoming.message), .message = incoming.message})) return;
+  Hurry(page, busy);
   if (!IsAtRest(busy->entry)) return;
   ExtentOf(shard, page)->home.Set(page.value() % kExtentPages, RestOf(busy->entry));
   const auto found = shard->busy.find(page.value());
@@ -139,6 +179,12 @@ bool Engine::StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent ev
             duty = std::move(found->second);
             busy->duties.erase(found);
           }
+          // The home's own acknowledgement most often follows at once, and goes with the answer.
+          if (type == Type::kAnswer && action.message.to != config_.self && action.message.acks.Contains(config_.self)) {
+            PostAnswer(shard);
+            shard->answer = {.gfn = page, .message = action.message, .duty = std::move(duty)};
+            break;
+          }
           Post(shard, page, action.message, std::move(duty));
           break;
         }
@@ -162,7 +208,9 @@ bool Engine::StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent ev
   return true;
 }
 
-void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty, SlotId payload, LentSlot give) {
+void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty, SlotId payload, LentSlot give,
+                  SendWhen when) {
+  if (message.type == Type::kAck && TakeOwnAck(shard, page, message)) return;
   if (message.to == config_.self) {
     Incoming& incoming = shard->local.emplace_back();
     incoming.gfn = page;
@@ -192,6 +240,7 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
       request = std::move(duty.own);
     }
   }
+  options.when = when;
   if (payload != SlotId()) {
     options.payload = payload;
     options.payload_bytes = kPageSize;

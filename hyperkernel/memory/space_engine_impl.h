@@ -148,8 +148,14 @@ class Engine final : public SpaceEngine {
   void Drain(Shard* shard) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // Sends the message to another node or to this one. `duty`: of a Request, Forward, Answer or Nack. `payload`: the
   // send slot with the page, `give` the same if it is to be released afterwards.
-  void Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty, SlotId payload = {}, LentSlot give = {})
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty, SlotId payload = {}, LentSlot give = {},
+            SendWhen when = SendWhen::kNow) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // True: the acknowledgement is this node's own, for the answer that waits for it, and is in it now.
+  bool TakeOwnAck(Shard* shard, Gfn page, const PageMessage& ack) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void PostAnswer(Shard* shard) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // Others wait for the transaction's Done: its requester is told, once, not to take its time.
+  void Hurry(Gfn page, BusyEntry* busy);
+  void HandleHurry(Shard* shard, const Message& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void OnSendFailed(NodeId to, const absl::Status& status);
   // Empty, or why no correct node sends this.
   std::string WhyImpossible(const Incoming& incoming) const;

@@ -58,6 +58,11 @@ size_t BucketOf(Monotonic::duration latency) {
   return std::min(bits - 1, SpaceStatistics::kLatencyBuckets - 1);
 }
 
+// Programs wait for the page, with that access. Who waits to write has nothing of a page that it may read.
+bool IsAwaited(const ActivePage& active, PageAccess access) {
+  return active.fault_read || (active.fault_write && access == PageAccess::kWrite);
+}
+
 void CountRight(SpaceStatistics* statistics, PageRight right, uint64_t by) {
   if (right == PageRight::kShared) statistics->pages_shared += by;
   if (right == PageRight::kOwner) statistics->pages_owned += by;
@@ -228,8 +233,7 @@ void Engine::Grant(Shard* /*shard*/, ActivePage* active) {
     }
   }
   active->waiters.resize(kept);
-  // Who waits to write has nothing of a page that it may read.
-  if (active->fault_read || (active->fault_write && access == PageAccess::kWrite)) {
+  if (IsAwaited(*active, access)) {
     if (HK_MUTANT(engine_reader_not_woken) && access == PageAccess::kRead) return;
     active->fault_read = false;
     if (access == PageAccess::kWrite) active->fault_write = false;
@@ -341,10 +345,15 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
                 Means* means) {
   const PageAction& action = result.actions[index];
   switch (action.type) {
-    case PageActionType::kSend:
-      Post(shard, active->gfn, action.message,
-           action.message.type == PageMessageType::kRequest ? std::move(means->request) : Duty());
+    case PageActionType::kSend: {
+      const bool asks = action.message.type == PageMessageType::kRequest;
+      if (asks) active->hurried = false;
+      // Nobody waits for it but who asks for the same page, and he is heard of.
+      const bool can_wait = action.message.type == PageMessageType::kDone && !active->hurried;
+      Post(shard, active->gfn, action.message, asks ? std::move(means->request) : Duty(), {}, {},
+           can_wait ? SendWhen::kWithNext : SendWhen::kNow);
       return true;
+    }
     case PageActionType::kSendPage:
       return SendPage(shard, active, action.message, means);
     case PageActionType::kKeepData:
@@ -417,15 +426,24 @@ bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const P
     return false;
   }
   const PageAccess access = AccessOf(action.right);
-  if (!FramesDid(active->gfn,
-                 here ? frames_->SetAccess(active->gfn, access) : frames_->Install(active->gfn, bytes, access))) {
+  const bool wished = active->wished();
+  // Programs first, by the same system call. Wishes follow (Grant).
+  if (IsAwaited(*active, access) && !HK_MUTANT(engine_reader_not_woken)) {
+    if (!FramesDid(active->gfn, here ? frames_->SetAccessAndWake(active->gfn, access)
+                                     : frames_->InstallAndWake(active->gfn, bytes, access))) {
+      return false;
+    }
+    active->fault_read = false;
+    if (access == PageAccess::kWrite) active->fault_write = false;
+  } else if (!FramesDid(active->gfn, here ? frames_->SetAccess(active->gfn, access)
+                                          : frames_->Install(active->gfn, bytes, access))) {
     return false;
   }
   active->answer_payload = {};
   active->answer_slot.Release();
   const Monotonic now = clock_.Now();
   SpaceStatistics& statistics = shard->statistics;
-  if (active->wished()) {
+  if (wished) {
     ++(access == PageAccess::kWrite ? statistics.write_latency
                                     : statistics.read_latency)[BucketOf(now - active->since)];
     active->since = now;  // for whoever wants more still

@@ -111,7 +111,8 @@ class FakeFrames final : public PageFrames {
 class FakeTransport final : public Transport {
  public:
   explicit FakeTransport(Log* log) : log_(log) {}
-  std::vector<std::string> told;  // that the space has stopped
+  std::vector<std::string> told;     // that the space has stopped
+  std::vector<std::string> hurried;  // whose transaction
   struct Sent {
     NodeId to;
     Message message;
@@ -132,6 +133,10 @@ class FakeTransport final : public Transport {
     if (!refusal.ok()) return refusal;
     if (message.type == kSpaceStoppedType) {
       told.push_back(fmt::format("{}: {}", to.value(), ReasonIn(message)));
+      return absl::OkStatus();
+    }
+    if (message.type == kSpaceHurryType) {
+      hurried.push_back(fmt::format("{}: {}", to.value(), message.transaction));
       return absl::OkStatus();
     }
     // As the receiver sees it.
@@ -721,6 +726,85 @@ TEST_F(SpaceEngineTest, ASparseSpaceOfATebibyteTakesNothing) {
 }
 
 // Whatever a peer says: the engine goes on or stops, and keeps no slot. (Sanitizers and HK_CHECK look on.)
+TEST_F(SpaceEngineTest, DoneTakesItsTimeUnlessOthersWait) {
+  const auto hurry = [this](Gfn page, uint64_t transaction) {
+    Message message = SpaceHurryMessage(transaction);
+    message.guest = config_.guest;
+    message.generation = config_.generation;
+    message.epoch = config_.epoch;
+    message.gfn = page;
+    engine_->OnMessage(kPeer, message, {}, false);
+  };
+  engine_->OnFault(kThere, false);
+  Grant(kThere, PageRight::kShared, PageSource::kPayload, 'x');
+  EXPECT_EQ(transport_.sent.back().page.type, Type::kDone);
+  EXPECT_EQ(transport_.sent.back().options.when, SendWhen::kWithNext);
+  // Of a page of which nothing is under way, and of another transaction: nothing to do but what the transport does.
+  hurry(kThere, 1);
+  engine_->OnFault(kThere, true);
+  const uint64_t transaction = transport_.sent.back().message.transaction;
+  hurry(kThere, transaction + 1);
+  Grant(kThere, PageRight::kExclusive, PageSource::kNone);
+  EXPECT_EQ(transport_.sent.back().options.when, SendWhen::kWithNext);
+  // Others wait already when the answer comes.
+  const Gfn other(kThere.value() + 1);
+  engine_->OnFault(other, true);
+  hurry(other, transport_.sent.back().message.transaction);
+  Grant(other, PageRight::kExclusive, PageSource::kZero);
+  EXPECT_EQ(transport_.sent.back().page.type, Type::kDone);
+  EXPECT_EQ(transport_.sent.back().options.when, SendWhen::kNow);
+}
+
+TEST_F(SpaceEngineTest, WhoeverIsWaitedForIsToldOnce) {
+  Make({kSelf, kPeer, kThird});
+  ReceiveRequest(kPeer, kHere, RequestKind::kRead, 5);
+  EXPECT_THAT(transport_.hurried, IsEmpty());
+  ReceiveRequest(kThird, kHere, RequestKind::kRead, 6);
+  EXPECT_THAT(transport_.hurried, ElementsAre("1: 5"));
+  Wish wish;
+  Want(kHere, PageAccess::kWrite, &wish);
+  EXPECT_THAT(transport_.hurried, ElementsAre("1: 5"));
+  // The next transaction has somebody behind it from the beginning.
+  PageMessage done = Of(Type::kDone);
+  done.transaction = 5;
+  done.serial = transport_.sent.back().page.serial;
+  Receive(kPeer, kHere, done);
+  EXPECT_THAT(transport_.hurried, ElementsAre("1: 5", "2: 6"));
+  engine_->Stop(absl::CancelledError("enough"));
+}
+
+TEST_F(SpaceEngineTest, TheHomesOwnAcknowledgementIsInItsAnswer) {
+  Wish wish;
+  Want(kHere, PageAccess::kWrite, &wish);
+  timers_.Advance(config_.hold);
+  ReceiveRequest(kPeer, kHere, RequestKind::kRead, 5);
+  PageMessage done = Of(Type::kDone);
+  done.transaction = 5;
+  done.serial = transport_.sent.back().page.serial;
+  Receive(kPeer, kHere, done);
+  log_.clear();
+  PageMessage upgrade = Of(Type::kRequest);
+  upgrade.kind = RequestKind::kWrite;
+  upgrade.has_copy = true;
+  upgrade.transaction = 6;
+  Receive(kPeer, kHere, upgrade, SlotId(6 << 16), kPeer);
+  EXPECT_THAT(log_, ElementsAre("remove 7", "send Answer 1"));
+  EXPECT_TRUE(transport_.sent.back().page.acks.empty());
+  EXPECT_EQ(transport_.sent.back().page.right, PageRight::kExclusive);
+  engine_->Stop(absl::CancelledError("enough"));
+}
+
+TEST_F(SpaceEngineTest, TheHomesAcknowledgementFollowsItsAnswerIfThePageIsHeld) {
+  Wish wish;
+  Want(kHere, PageAccess::kRead, &wish);
+  ReceiveRequest(kPeer, kHere, RequestKind::kWrite, 7);
+  ASSERT_EQ(transport_.sent.back().page.type, Type::kAnswer);
+  EXPECT_EQ(transport_.sent.back().page.acks, NodeSet::Of(kSelf));
+  timers_.Advance(config_.hold);
+  EXPECT_EQ(transport_.sent.back().page.type, Type::kAck);
+  engine_->Stop(absl::CancelledError("enough"));
+}
+
 TEST_F(SpaceEngineTest, NothingThatPeersSayBreaksIt) {
   uint64_t seed = 1;
   const auto below = [&seed](uint64_t limit) {

@@ -56,8 +56,14 @@ class FileSpaceFrames final : public SpaceFrames {
   uint64_t bytes() const override { return file_->bytes(); }
   uint64_t frame_bytes() const override { return frames_.load(std::memory_order_relaxed) * kPageSize; }
 
-  absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) override;
-  absl::Status SetAccess(Gfn page, PageAccess access) override;
+  absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) override {
+    return Install(page, bytes, access, false);
+  }
+  absl::Status SetAccess(Gfn page, PageAccess access) override { return SetAccess(page, access, false); }
+  absl::Status InstallAndWake(Gfn page, std::span<const std::byte> bytes, PageAccess access) override {
+    return Install(page, bytes, access, true);
+  }
+  absl::Status SetAccessAndWake(Gfn page, PageAccess access) override { return SetAccess(page, access, true); }
   absl::Status Remove(Gfn page, std::span<std::byte> keep) override;
   absl::Status Read(Gfn page, size_t offset, std::span<std::byte> to) override;
   absl::Status Write(Gfn page, size_t offset, std::span<const std::byte> from) override;
@@ -65,6 +71,9 @@ class FileSpaceFrames final : public SpaceFrames {
   void Fail(Gfn page) override;
 
  private:
+  absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access, bool wake);
+  absl::Status SetAccess(Gfn page, PageAccess access, bool wake);
+
   // Where a page is: its stripe, and its offset there.
   struct Place {
     FaultStripe* stripe;
@@ -129,25 +138,30 @@ absl::Status FileSpaceFrames::Check(Gfn page, PageAccess least) const {
       access_.Get(page) == PageAccess::kNone ? "is not here" : "is write-protected and must not be written"));
 }
 
-absl::Status FileSpaceFrames::Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) {
+absl::Status FileSpaceFrames::Install(Gfn page, std::span<const std::byte> bytes, PageAccess access, bool wake) {
   HK_CHECK(access != PageAccess::kNone && (bytes.empty() || bytes.size() == kPageSize));
   HK_RETURN_IF_ERROR(Check(page, PageAccess::kNone));
   const Place at = PlaceOf(page);
   const bool write_protected = access == PageAccess::kRead && !HK_MUTANT(frames_readers_unprotected);
   HK_RETURN_IF_ERROR(
-      WithPage(at.stripe->Install(at.offset, bytes.empty() ? kZeroPage : bytes.data(), write_protected), page));
+      WithPage(at.stripe->Install(at.offset, bytes.empty() ? kZeroPage : bytes.data(), write_protected, wake), page));
   access_.Set(page, access);
   frames_.fetch_add(1, std::memory_order_relaxed);
   return absl::OkStatus();
 }
 
-absl::Status FileSpaceFrames::SetAccess(Gfn page, PageAccess access) {
+absl::Status FileSpaceFrames::SetAccess(Gfn page, PageAccess access, bool wake) {
   HK_CHECK(access != PageAccess::kNone);
   HK_RETURN_IF_ERROR(Check(page, PageAccess::kRead));
-  if (access_.Get(page) == access) return absl::OkStatus();
+  const bool changes = access_.Get(page) != access;
   const Place at = PlaceOf(page);
-  HK_RETURN_IF_ERROR(WithPage(at.stripe->WriteProtect(at.offset, access == PageAccess::kRead), page));
-  access_.Set(page, access);
+  if (changes) {
+    const bool protects = access == PageAccess::kRead;
+    HK_RETURN_IF_ERROR(WithPage(at.stripe->WriteProtect(at.offset, protects, wake), page));
+    access_.Set(page, access);
+    wake = wake && protects;  // else they were woken with it
+  }
+  if (wake) Wake(page);
   return absl::OkStatus();
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -76,6 +77,7 @@ struct ActivePage {
   bool fault_read = false, fault_write = false;  // programs wait
   bool pausing = false;                          // until the retry's timer
   bool hold_timer = false;                       // one is on its way
+  bool hurried = false;                          // others wait for the request under way to be done
   uint8_t starved = 0;                           // bits: in which of the shard's lists
   Duty deferred;                                 // of page.deferred
   SlotId request_slot;                           // of the request under way, wherever it is
@@ -98,6 +100,14 @@ struct BusyEntry {
   DirectoryEntry entry;
   // Of the requests that wait and of the one under way, until it is answered or forwarded.
   std::vector<std::pair<NodeId, Duty>> duties;
+  uint64_t hurried = 0;  // the transaction whose requester was told that others wait
+};
+
+// An answer of the home that waits, within one hold of the shard's lock, for the home's own acknowledgement.
+struct HeldAnswer {
+  Gfn gfn;
+  PageMessage message;
+  Duty duty;
 };
 
 // Pages at rest that are still held, in the order of their grants. A page may be there twice: its last entry counts.
@@ -157,6 +167,7 @@ struct alignas(64) Shard {
   absl::flat_hash_map<uint64_t, std::unique_ptr<BusyEntry>> busy ABSL_GUARDED_BY(mutex);     // by GFN
   std::vector<Incoming> local ABSL_GUARDED_BY(mutex);  // what the node says to itself, from `local_next` on
   size_t local_next ABSL_GUARDED_BY(mutex) = 0;
+  std::optional<HeldAnswer> answer ABSL_GUARDED_BY(mutex);
   HoldList holds ABSL_GUARDED_BY(mutex);
   // Pages that wait for a slot or a frame, by pool.
   std::array<std::deque<Gfn>, kPools> starved ABSL_GUARDED_BY(mutex);
