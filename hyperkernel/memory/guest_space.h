@@ -28,12 +28,14 @@ class GuestSpace {
   struct Options {
     SpaceConfig config;
     std::string name;  // of the frame file: FRAME_STORE/NAME.GENERATION
+    // Where the swap file is, as NAME.GENERATION: with config.swap_pages only.
+    std::string swap_directory;
     // Called once, on a thread of the space: it is stopped, and why (node, GPA). Programs on its view that wait for
     // pages get SIGSEGV, or EFAULT from KVM_RUN.
     std::function<void(const absl::Status&)> stopped;
   };
   // Makes the file, the views and the engine, and joins the router. All arguments outlive the space. Errors:
-  // kInvalidArgument, kResourceExhausted (frame budget), kAlreadyExists, errno of what failed, in words for operators.
+  // kInvalidArgument, kResourceExhausted (frame budget, room on the swap's disk), kAlreadyExists, errno of what failed, in words for operators.
   static absl::StatusOr<std::unique_ptr<GuestSpace>> Attach(Options options, const FrameStore& frames,
                                                             Transport* transport, SpaceRouter* router,
                                                             const Clock& clock);
