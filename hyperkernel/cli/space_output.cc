@@ -86,16 +86,22 @@ std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_po
               fmt::format("{}, {} in frames here", HumanBytes(space.memory_bytes()), HumanBytes(space.frame_bytes())));
   if (space.node_frames_bytes() > 0)
     out += Line("Frames", HumanBytes(space.node_frames_bytes()) + " at most on each node");
+  if (space.node_swap_bytes() > 0) out += Line("Swap", HumanBytes(space.node_swap_bytes()) + " at most on each node");
   out += Line("Nodes", Join(space.nodes()));
   out += Line("Coordinator", Printable(space.coordinator()));
   out += Line("Created", fmt::format("{} ({})", UtcTime(space.created()), Ago(space.created(), now)));
   if (space.parts_size() == 0) return out;
-  Table table({"NODE", "STATE", "FOR", "FRAMES"});
+  const bool swaps = space.node_swap_bytes() > 0;
+  std::vector<std::string> header{"NODE", "STATE", "FOR", "FRAMES"};
+  if (swaps) header.push_back("SWAPPED");
+  Table table(std::move(header));
   std::string notes;
   for (const v1::SpacePart& part : space.parts()) {
     const bool told = part.state() != v1::SPACE_STATE_UNSPECIFIED;
-    table.AddRow({Printable(part.node()), StateName(part.state()), told ? Ago(part.since(), now) : "-",
-                  told ? HumanBytes(part.frame_bytes()) : "-"});
+    std::vector<std::string> row{Printable(part.node()), StateName(part.state()), told ? Ago(part.since(), now) : "-",
+                                 told ? HumanBytes(part.frame_bytes()) : "-"};
+    if (swaps) row.push_back(told ? HumanBytes(part.swapped_bytes()) : "-");
+    table.AddRow(std::move(row));
     if (!part.reason().empty()) notes += Missing(part);
   }
   return out + "\n" + table.ToString() + (notes.empty() ? "" : "\n" + notes);
@@ -125,20 +131,20 @@ std::string SpaceMapText(const v1::SpaceMapResponse& map) {
 
 std::string SpaceTopText(const v1::SpaceTopResponse& top) {
   Table table({"NODE", "SHARED", "OWNED", "EXCLUSIVE", "READ FAULTS", "WRITE FAULTS", "UPGRADES", "SERVED", "REVOKED",
-               "RETRIES", "READ P50/P90/P99", "WRITE P50/P90/P99"});
+               "RETRIES", "SWAPPED", "READ P50/P90/P99", "WRITE P50/P90/P99"});
   std::string notes;
   for (const v1::SpaceNodeCounters& node : top.nodes()) {
     if (!node.part().reason().empty()) notes += Missing(node.part());
     if (!node.has_counters()) {
-      table.AddRow({Printable(node.part().node()), "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-"});
+      table.AddRow({Printable(node.part().node()), "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-"});
       continue;
     }
     const v1::SpaceCounters& c = node.counters();
     table.AddRow({Printable(node.part().node()), fmt::to_string(c.pages_shared()), fmt::to_string(c.pages_owned()),
                   fmt::to_string(c.pages_exclusive()), fmt::to_string(c.read_faults()),
                   fmt::to_string(c.write_faults()), fmt::to_string(c.upgrades()), fmt::to_string(c.served()),
-                  fmt::to_string(c.revoked()), fmt::to_string(c.retries()), LatencyText(c.read_latency()),
-                  LatencyText(c.write_latency())});
+                  fmt::to_string(c.revoked()), fmt::to_string(c.retries()), fmt::to_string(c.pages_swapped()),
+                  LatencyText(c.read_latency()), LatencyText(c.write_latency())});
   }
   return table.ToString() + (notes.empty() ? "" : "\n" + notes);
 }

@@ -10,7 +10,6 @@
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/space_frames.h"
-#include "hyperkernel/memory/space_swap.h"
 #include "hyperkernel/memory/timers.h"
 
 namespace hk {
@@ -81,8 +80,8 @@ absl::Status CheckOptions(const GuestSpace::Options& options) {
     return absl::InvalidArgumentError(
         fmt::format("space: pages is {}, not 1 to {}", options.config.pages, kMaxSpacePages));
   }
-  if (options.config.swap_pages != 0 && options.swap_directory.empty()) {
-    return absl::InvalidArgumentError("space: swap_pages without a swap_directory");
+  if (options.config.swap_pages != 0 && options.swap == nullptr) {
+    return absl::InvalidArgumentError("space: swap_pages without a swap store");
   }
   return absl::OkStatus();
 }
@@ -148,8 +147,9 @@ class AttachedSpace final : public GuestSpace {
 };
 
 absl::Status AttachedSpace::Join(const Clock& clock) {
-  HK_ASSIGN_OR_RETURN(engine_, SpaceEngine::Create(options_.config, transport_, frames_.get(), &timers_, clock,
-                                                   [this](const absl::Status& why) { OnStopped(why); }, swap_.get()));
+  HK_ASSIGN_OR_RETURN(engine_, SpaceEngine::Create(
+                                   options_.config, transport_, frames_.get(), &timers_, clock,
+                                   [this](const absl::Status& why) { OnStopped(why); }, swap_.get()));
   HK_RETURN_IF_ERROR(frames_->Serve([this](Gfn page, bool write) { engine_->OnFault(page, write); }));
   HK_RETURN_IF_ERROR(router_->Add(options_.config.guest, options_.config.generation, engine_.get()));
   joined_ = true;
@@ -220,11 +220,10 @@ absl::StatusOr<std::unique_ptr<GuestSpace>> GuestSpace::Attach(Options options, 
                                           MostFrames(options.config)));
   std::unique_ptr<SpaceSwap> swap;
   if (options.config.swap_pages != 0) {
-    HK_ASSIGN_OR_RETURN(swap, SpaceSwap::Create(options.swap_directory, options.name, options.config.generation,
-                                                options.config.swap_pages * kPageSize));
+    HK_ASSIGN_OR_RETURN(
+        swap, options.swap->Make(options.name, options.config.generation, options.config.swap_pages * kPageSize));
   }
-  auto space =
-      std::make_unique<AttachedSpace>(std::move(options), transport, router, std::move(made), std::move(swap));
+  auto space = std::make_unique<AttachedSpace>(std::move(options), transport, router, std::move(made), std::move(swap));
   HK_RETURN_IF_ERROR(space->Join(clock));
   return space;
 }

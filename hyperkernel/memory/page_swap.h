@@ -1,5 +1,5 @@
-// Where the fault engine (space_engine.h) puts pages that this node owns and has no frame for. The daemon's is a file in
-// stable storage (space_swap.h); tests and the simulator have one in ordinary memory.
+// Where the fault engine (space_engine.h) puts pages that this node owns and has no frame for. The daemon's is a file
+// in stable storage (space_swap.h); tests and the simulator have one in ordinary memory.
 //
 // Thread safety: any thread, also with the engine's locks held: no call waits for the disk. Calls for one page are
 // serial, and at most one Write or Read of a page is under way.

@@ -139,8 +139,9 @@ class SpaceCapacityTest : public testing::Test {
     config.max_pages = kLeastFrames;
     config.swap_pages = swap_pages;
     config_ = config;
-    auto made = SpaceEngine::Create(config, &transport_, &frames_, &timers_, clock_,
-                                    [this](const absl::Status& why) { stops_.push_back(why); }, &swap_);
+    auto made = SpaceEngine::Create(
+        config, &transport_, &frames_, &timers_, clock_, [this](const absl::Status& why) { stops_.push_back(why); },
+        &swap_);
     ASSERT_TRUE(made.ok()) << made.status();
     engine_ = *std::move(made);
   }

@@ -121,7 +121,8 @@ class SpaceEngine {
   static absl::StatusOr<std::unique_ptr<SpaceEngine>> Create(const SpaceConfig& config, Transport* transport,
                                                              PageFrames* frames, Timers* timers, const Clock& clock,
                                                              Stopped stopped, PageSwap* swap = nullptr);
-  // REQUIRES: no call is under way or comes, of the swap too; the guest is forgotten by the transport (ForgetGuest) or it has stopped.
+  // REQUIRES: no call is under way or comes, of the swap too; the guest is forgotten by the transport (ForgetGuest) or
+  // it has stopped.
   virtual ~SpaceEngine() = default;
 
   // A program touched the page and waits (userfaultfd). Wake of the frames follows when it is worth to look again.

@@ -85,8 +85,7 @@ bool Engine::BringBack(Shard* shard, ActivePage* active) {
 }
 
 bool Engine::PutIntoFrame(Shard* shard, ActivePage* active) {
-  const PageAccess access =
-      active->page.state == PageState::kExclusive ? PageAccess::kWrite : PageAccess::kRead;
+  const PageAccess access = active->page.state == PageState::kExclusive ? PageAccess::kWrite : PageAccess::kRead;
   if (!FramesDid(active->gfn, frames_->Install(active->gfn, active->swap.bytes->bytes, access))) return false;
   EndSwap(shard, active);
   // As after a grant: an instruction that needs several pages comes to its end.

@@ -67,8 +67,8 @@ struct KeptBytes {
 };
 
 // Where the bytes of a page are that this node owns. kFrame: in its frame, as any page's. kWriting: in memory of their
-// own, on their way to the swap; the frame is gone but counted until they are there. kOut: in the swap. kReading: there,
-// and on their way back. kIn: there and in memory. The page is mapped only in kFrame.
+// own, on their way to the swap; the frame is gone but counted until they are there. kOut: in the swap. kReading:
+// there, and on their way back. kIn: there and in memory. The page is mapped only in kFrame.
 enum class SwapStage : uint8_t { kFrame, kWriting, kOut, kReading, kIn };
 
 // What the swap has to do with an active page.

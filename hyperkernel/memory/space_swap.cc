@@ -45,7 +45,8 @@ absl::StatusOr<uint64_t> AvailableBytes(int fd, const std::string& path) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SpaceSwap>> SpaceSwap::Create(const std::string& directory, const std::string& name,
-                                                             uint64_t generation, uint64_t limit_bytes) {
+                                                             uint64_t generation, uint64_t limit_bytes,
+                                                             std::shared_ptr<void> reservation) {
   if (name.empty() || name.find('/') != std::string::npos) {
     return absl::InvalidArgumentError(fmt::format("swap: name \"{}\" cannot be a file's", name));
   }
@@ -71,7 +72,8 @@ absl::StatusOr<std::unique_ptr<SpaceSwap>> SpaceSwap::Create(const std::string& 
   }
   // Set afterwards: open with it fails where it is not supported, and leaves a file.
   const bool direct = ::fcntl(fd.get(), F_SETFL, O_DIRECT) == 0;
-  return std::unique_ptr<SpaceSwap>(new SpaceSwap(std::move(path), std::move(fd), direct, most_slots));
+  return std::unique_ptr<SpaceSwap>(
+      new SpaceSwap(std::move(path), std::move(fd), direct, most_slots, std::move(reservation)));
 }
 
 absl::StatusOr<int> SpaceSwap::RemoveLeftovers(const std::string& directory) {
@@ -92,8 +94,12 @@ absl::StatusOr<int> SpaceSwap::RemoveLeftovers(const std::string& directory) {
   return removed;
 }
 
-SpaceSwap::SpaceSwap(std::string path, OwnedFd fd, bool direct, uint64_t most_slots)
-    : path_(std::move(path)), fd_(std::move(fd)), direct_(direct), most_slots_(most_slots) {
+SpaceSwap::SpaceSwap(std::string path, OwnedFd fd, bool direct, uint64_t most_slots, std::shared_ptr<void> reservation)
+    : reservation_(std::move(reservation)),
+      path_(std::move(path)),
+      fd_(std::move(fd)),
+      direct_(direct),
+      most_slots_(most_slots) {
   for (size_t i = 0; i < kThreads; ++i) threads_.emplace_back(&SpaceSwap::Run, this);
 }
 

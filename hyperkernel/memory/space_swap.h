@@ -36,11 +36,13 @@ namespace hk {
 // Swap of one space in one file.
 class SpaceSwap final : public PageSwap {
  public:
-  // Makes DIRECTORY/NAME.GENERATION, and the directory (0700). `limit_bytes`: at least a page. Errors:
+  // Makes DIRECTORY/NAME.GENERATION, and the directory (0700). `limit_bytes`: at least a page. `reservation` is kept as
+  // long as the file is there. Errors:
   // kAlreadyExists if the file is there, kResourceExhausted if the disk has less than the limit to give, errno with the
   // path.
   static absl::StatusOr<std::unique_ptr<SpaceSwap>> Create(const std::string& directory, const std::string& name,
-                                                           uint64_t generation, uint64_t limit_bytes);
+                                                           uint64_t generation, uint64_t limit_bytes,
+                                                           std::shared_ptr<void> reservation = nullptr);
   // Removes the files of a daemon that was killed; how many. REQUIRES: the caller holds the data directory's lock. A
   // directory that is not there is empty.
   static absl::StatusOr<int> RemoveLeftovers(const std::string& directory);
@@ -79,7 +81,7 @@ class SpaceSwap final : public PageSwap {
     Done done;
   };
 
-  SpaceSwap(std::string path, OwnedFd fd, bool direct, uint64_t most_slots);
+  SpaceSwap(std::string path, OwnedFd fd, bool direct, uint64_t most_slots, std::shared_ptr<void> reservation);
   void Run();
   absl::Status DoWrite(const Order& order);
   absl::Status DoRead(const Order& order) const;
@@ -87,6 +89,7 @@ class SpaceSwap final : public PageSwap {
   absl::StatusOr<uint32_t> TakeSlot();
   void GiveSlot(uint32_t slot);
 
+  const std::shared_ptr<void> reservation_;
   const std::string path_;
   const OwnedFd fd_;
   const bool direct_;
@@ -99,7 +102,7 @@ class SpaceSwap final : public PageSwap {
   std::vector<uint32_t> free_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_slot_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t pages_ ABSL_GUARDED_BY(mutex_) = 0;
-  Mutex growing_;  // one takes bytes from the disk at a time; before mutex_
+  Mutex growing_;                   // one takes bytes from the disk at a time; before mutex_
   std::atomic<uint64_t> grown_{0};  // slots that the file has bytes for
   std::vector<std::thread> threads_;
 };

@@ -51,8 +51,8 @@ SpaceWorld::Totals RunSeeds(bool crash, uint64_t seeds) {
       "times, slots gone "
       "{} times, {} connections broken, {} stalls\n",
       totals.seeds, totals.loads, totals.stores, totals.served, totals.revoked, totals.dropped, totals.adopted,
-      totals.swap_writes, totals.swap_reads, totals.swap_failures,
-      totals.upgrades, totals.refused_full, totals.waited_for_slots, totals.broken, totals.stalls);
+      totals.swap_writes, totals.swap_reads, totals.swap_failures, totals.upgrades, totals.refused_full,
+      totals.waited_for_slots, totals.broken, totals.stalls);
   return totals;
 }
 

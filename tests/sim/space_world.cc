@@ -157,7 +157,8 @@ void SimSwap::Read(Gfn gfn, std::shared_ptr<SwapPage> page, Done done) {
 }
 
 void SimSwap::Forget(Gfn gfn) {
-  if (under_way_[gfn.value()] || pages_.erase(gfn.value()) == 0) oracle_->Report("a page that is not there is forgotten");
+  if (under_way_[gfn.value()] || pages_.erase(gfn.value()) == 0)
+    oracle_->Report("a page that is not there is forgotten");
 }
 
 // One node: transport, frames, engine, and the programs on it.
@@ -179,8 +180,9 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
     }
     SpaceConfig config = world->config_;
     config.self = id;
-    auto engine = SpaceEngine::Create(config, transport_.get(), &frames_, this, world->simulation_,
-                                      [this](const absl::Status& why) { OnStopped(why); }, &swap_);
+    auto engine = SpaceEngine::Create(
+        config, transport_.get(), &frames_, this, world->simulation_,
+        [this](const absl::Status& why) { OnStopped(why); }, &swap_);
     if (!engine.ok()) std::abort();
     engine_ = *std::move(engine);
   }

@@ -122,7 +122,8 @@ class SpaceWorld {
   // What was seen. Plain value.
   struct Totals {
     uint64_t seeds = 0, loads = 0, stores = 0, served = 0, revoked = 0, upgrades = 0, stopped = 0, refused_full = 0,
-             broken = 0, stalls = 0, waited_for_slots = 0, dropped = 0, adopted = 0, swap_writes = 0, swap_reads = 0, swap_failures = 0;
+             broken = 0, stalls = 0, waited_for_slots = 0, dropped = 0, adopted = 0, swap_writes = 0, swap_reads = 0,
+             swap_failures = 0;
   };
   SpaceWorld(uint64_t seed, const Options& options);
   ~SpaceWorld();
