@@ -254,11 +254,13 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
 
   auto memory = std::make_shared<uint64_t>(0);
   auto frames = std::make_shared<uint64_t>(0);
+  auto swap = std::make_shared<uint64_t>(0);
   auto nodes = std::make_shared<std::vector<std::string>>();
   CLI::App* create = AddNamed(space, "create", "Makes a space over some nodes; the one that is asked is one of them",
                               "A space lasts as long as the daemons of all its nodes.\n\n"
                               "Examples:\n  hkctl space create pool --memory 640M --nodes a,b,c\n"
                               "  hkctl space create pool --memory 640M --frames 240M --nodes a,b,c\n"
+                              "  hkctl space create big --memory 64G --frames 8G --swap 16G --nodes a,b,c\n"
                               "  hkctl space create scratch --memory 64M --nodes a,b -o json",
                               name);
   create->add_option("--memory", *memory, "Size, with a unit: 640M, 1T (powers of 1024); a multiple of 4K")
@@ -266,10 +268,16 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
       ->transform(CLI::AsSizeValue(false))
       ->required();
   create
-      ->add_option(
-          "--frames", *frames,
-          "Most that each node gives, with a unit; all nodes together at least a sixteenth more than --memory. "
-          "Default: each can hold all of it")
+      ->add_option("--frames", *frames,
+                   "Most that each node gives, with a unit; all nodes together, with --swap, at least a sixteenth more "
+                   "than --memory. "
+                   "Default: each can hold all of it")
+      ->check(CheckNotNegative)
+      ->transform(CLI::AsSizeValue(false));
+  create
+      ->add_option("--swap", *swap,
+                   "Most that each node may swap to its disk, with a unit, beside --frames; its configuration must "
+                   "allow it (swap_mib). Default: none")
       ->check(CheckNotNegative)
       ->transform(CLI::AsSizeValue(false));
   create->add_option("--nodes", *nodes, "Nodes, with commas between")
@@ -281,6 +289,7 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
     request.set_name(*name);
     request.set_memory_bytes(*memory);
     request.set_node_frames_bytes(*frames);
+    request.set_node_swap_bytes(*swap);
     for (const std::string& node : *nodes) request.add_nodes(node);
     *exit_code = Create(*options, request);
   });

@@ -99,16 +99,22 @@ std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_po
               fmt::format("{}, {} in frames here", HumanBytes(space.memory_bytes()), HumanBytes(space.frame_bytes())));
   if (space.node_frames_bytes() > 0)
     out += Line("Frames", HumanBytes(space.node_frames_bytes()) + " at most on each node");
+  if (space.node_swap_bytes() > 0) out += Line("Swap", HumanBytes(space.node_swap_bytes()) + " at most on each node");
   out += Line("Nodes", Join(space.nodes()));
   out += Line("Coordinator", Printable(space.coordinator()));
   out += Line("Created", fmt::format("{} ({})", UtcTime(space.created()), Ago(space.created(), now)));
   if (space.parts_size() == 0) return out;
-  Table table({"NODE", "STATE", "FOR", "FRAMES"});
+  const bool swaps = space.node_swap_bytes() > 0;
+  std::vector<std::string> header{"NODE", "STATE", "FOR", "FRAMES"};
+  if (swaps) header.push_back("SWAPPED");
+  Table table(std::move(header));
   std::string notes;
   for (const v1::SpacePart& part : space.parts()) {
     const bool told = part.state() != v1::SPACE_STATE_UNSPECIFIED;
-    table.AddRow({Printable(part.node()), StateName(part.state()), told ? Ago(part.since(), now) : "-",
-                  told ? HumanBytes(part.frame_bytes()) : "-"});
+    std::vector<std::string> row{Printable(part.node()), StateName(part.state()), told ? Ago(part.since(), now) : "-",
+                                 told ? HumanBytes(part.frame_bytes()) : "-"};
+    if (swaps) row.push_back(told ? HumanBytes(part.swapped_bytes()) : "-");
+    table.AddRow(std::move(row));
     if (!part.reason().empty()) notes += Missing(part);
   }
   return out + "\n" + table.ToString() + (notes.empty() ? "" : "\n" + notes);
@@ -143,10 +149,10 @@ std::string SpaceTopText(const v1::SpaceTopResponse& top) {
                                 Join(top.space().nodes()), top.interval_seconds());
   if (!top.space().reason().empty()) out += fmt::format("{}\n\n", Printable(top.space().reason()));
   Table table({"NODE", "READ FAULTS", "P50 / P99 / MAX", "WRITE FAULTS", "P50 / P99 / MAX", "UPGRADES", "SERVED",
-               "REVOKED", "RETRIES", "SHARED", "OWNED", "EXCLUSIVE"});
+               "REVOKED", "RETRIES", "SHARED", "OWNED", "EXCLUSIVE", "SWAPPED"});
   std::string notes;
   const auto add = [&table](const std::string& name, const v1::SpaceRates* rates, const v1::SpaceCounters* counters) {
-    std::vector<std::string> row(12, "-");
+    std::vector<std::string> row(13, "-");
     row[0] = name;
     if (rates != nullptr) {
       row[1] = RateText(rates->read_faults());
@@ -162,6 +168,7 @@ std::string SpaceTopText(const v1::SpaceTopResponse& top) {
       row[9] = fmt::to_string(counters->pages_shared());
       row[10] = fmt::to_string(counters->pages_owned());
       row[11] = fmt::to_string(counters->pages_exclusive());
+      row[12] = fmt::to_string(counters->pages_swapped());
     }
     table.AddRow(std::move(row));
   };
@@ -173,6 +180,7 @@ std::string SpaceTopText(const v1::SpaceTopResponse& top) {
     pages.set_pages_shared(pages.pages_shared() + node.counters().pages_shared());
     pages.set_pages_owned(pages.pages_owned() + node.counters().pages_owned());
     pages.set_pages_exclusive(pages.pages_exclusive() + node.counters().pages_exclusive());
+    pages.set_pages_swapped(pages.pages_swapped() + node.counters().pages_swapped());
   }
   const v1::SpaceRates sum = SumOfRates(top);
   if (top.nodes_size() > 1) add("together", &sum, &pages);

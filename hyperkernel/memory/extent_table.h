@@ -63,10 +63,18 @@ class ExtentPages {
   bool held(size_t page) const { return (Byte(page) & kHeld) != 0; }
   // There is a record of the page with more about it; state and hold are there.
   bool active(size_t page) const { return (Byte(page) & kActive) != 0; }
+  // Its bytes are in the swap, and it has no frame.
+  bool swapped(size_t page) const { return (Byte(page) & kSwapped) != 0; }
+  // REQUIRES: there is something of the page here.
+  void SetSwapped(size_t page, bool swapped) {
+    uint8_t& byte = (*bytes_)[page];
+    byte = static_cast<uint8_t>(swapped ? byte | kSwapped : byte & ~kSwapped);
+  }
+  // Swapped stays as it is.
   void Set(size_t page, PageState state, bool held, bool active) {
     HK_DCHECK(static_cast<uint8_t>(state) <= kStateMask);
-    const uint8_t byte =
-        static_cast<uint8_t>(static_cast<uint8_t>(state) | (held ? kHeld : 0) | (active ? kActive : 0));
+    const uint8_t byte = static_cast<uint8_t>(static_cast<uint8_t>(state) | (held ? kHeld : 0) |
+                                              (active ? kActive : 0) | (Byte(page) & kSwapped));
     if (bytes_ == nullptr) {
       if (byte == 0) return;
       bytes_ = std::make_unique<std::array<uint8_t, kExtentPages>>();
@@ -82,7 +90,7 @@ class ExtentPages {
   size_t heap_bytes() const { return bytes_ == nullptr ? 0 : sizeof(*bytes_); }
 
  private:
-  static constexpr uint8_t kStateMask = 0x0f, kHeld = 0x10, kActive = 0x20;
+  static constexpr uint8_t kStateMask = 0x0f, kHeld = 0x10, kActive = 0x20, kSwapped = 0x40;
   uint8_t Byte(size_t page) const { return bytes_ == nullptr ? 0 : (*bytes_)[page]; }
 
   std::unique_ptr<std::array<uint8_t, kExtentPages>> bytes_;  // null: all Absent

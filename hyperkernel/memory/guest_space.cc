@@ -80,6 +80,9 @@ absl::Status CheckOptions(const GuestSpace::Options& options) {
     return absl::InvalidArgumentError(
         fmt::format("space: pages is {}, not 1 to {}", options.config.pages, kMaxSpacePages));
   }
+  if (options.config.swap_pages != 0 && options.swap == nullptr) {
+    return absl::InvalidArgumentError("space: swap_pages without a swap store");
+  }
   return absl::OkStatus();
 }
 
@@ -90,8 +93,13 @@ uint64_t MostFrames(const SpaceConfig& config) {
 
 class AttachedSpace final : public GuestSpace {
  public:
-  AttachedSpace(Options options, Transport* transport, SpaceRouter* router, std::unique_ptr<SpaceFrames> frames)
-      : options_(std::move(options)), transport_(transport), router_(router), frames_(std::move(frames)) {}
+  AttachedSpace(Options options, Transport* transport, SpaceRouter* router, std::unique_ptr<SpaceFrames> frames,
+                std::unique_ptr<SpaceSwap> swap)
+      : options_(std::move(options)),
+        transport_(transport),
+        router_(router),
+        frames_(std::move(frames)),
+        swap_(std::move(swap)) {}
   ~AttachedSpace() override;
 
   // Called once, before anything else.
@@ -133,23 +141,27 @@ class AttachedSpace final : public GuestSpace {
   absl::Status state_ ABSL_GUARDED_BY(mutex_);
   bool joined_ = false;
   const std::unique_ptr<SpaceFrames> frames_;
+  const std::unique_ptr<SpaceSwap> swap_;  // null: none
   std::unique_ptr<SpaceEngine> engine_;
   RealTimers timers_;
 };
 
 absl::Status AttachedSpace::Join(const Clock& clock) {
-  HK_ASSIGN_OR_RETURN(engine_, SpaceEngine::Create(options_.config, transport_, frames_.get(), &timers_, clock,
-                                                   [this](const absl::Status& why) { OnStopped(why); }));
+  HK_ASSIGN_OR_RETURN(engine_, SpaceEngine::Create(
+                                   options_.config, transport_, frames_.get(), &timers_, clock,
+                                   [this](const absl::Status& why) { OnStopped(why); }, swap_.get()));
   HK_RETURN_IF_ERROR(frames_->Serve([this](Gfn page, bool write) { engine_->OnFault(page, write); }));
   HK_RETURN_IF_ERROR(router_->Add(options_.config.guest, options_.config.generation, engine_.get()));
   joined_ = true;
   return absl::OkStatus();
 }
 
-// In this order: nothing calls the engine any more, from the network, from programs, from time; then it goes.
+// In this order: nothing calls the engine any more, from the network, from programs, from the swap, from time; then it
+// goes.
 AttachedSpace::~AttachedSpace() {
   if (joined_) router_->Remove(options_.config.guest, options_.config.generation);
   frames_->StopServing();
+  if (swap_ != nullptr) swap_->Stop();
   timers_.Stop();
   if (joined_) transport_->ForgetGuest(options_.config.guest);
   engine_.reset();
@@ -206,7 +218,12 @@ absl::StatusOr<std::unique_ptr<GuestSpace>> GuestSpace::Attach(Options options, 
   HK_ASSIGN_OR_RETURN(std::unique_ptr<SpaceFrames> made,
                       SpaceFrames::Create(frames, options.name, options.config.generation, options.config.pages,
                                           MostFrames(options.config)));
-  auto space = std::make_unique<AttachedSpace>(std::move(options), transport, router, std::move(made));
+  std::unique_ptr<SpaceSwap> swap;
+  if (options.config.swap_pages != 0) {
+    HK_ASSIGN_OR_RETURN(
+        swap, options.swap->Make(options.name, options.config.generation, options.config.swap_pages * kPageSize));
+  }
+  auto space = std::make_unique<AttachedSpace>(std::move(options), transport, router, std::move(made), std::move(swap));
   HK_RETURN_IF_ERROR(space->Join(clock));
   return space;
 }

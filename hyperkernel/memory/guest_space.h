@@ -18,6 +18,7 @@
 #include "hyperkernel/memory/frame_store.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "hyperkernel/memory/space_router.h"
+#include "hyperkernel/memory/swap_store.h"
 #include "rdma/transport.h"
 
 namespace hk {
@@ -27,13 +28,15 @@ class GuestSpace {
  public:
   struct Options {
     SpaceConfig config;
-    std::string name;  // of the frame file: FRAME_STORE/NAME.GENERATION
+    std::string name;                 // of the frame file: FRAME_STORE/NAME.GENERATION
+    const SwapStore* swap = nullptr;  // REQUIRED with config.swap_pages; the file is called as that of the frames
     // Called once, on a thread of the space: it is stopped, and why (node, GPA). Programs on its view that wait for
     // pages get SIGSEGV, or EFAULT from KVM_RUN.
     std::function<void(const absl::Status&)> stopped;
   };
   // Makes the file, the views and the engine, and joins the router. All arguments outlive the space. Errors:
-  // kInvalidArgument, kResourceExhausted (frame budget), kAlreadyExists, errno of what failed, in words for operators.
+  // kInvalidArgument, kResourceExhausted (budget of frames or swap, room on the swap's disk), kAlreadyExists, errno of
+  // what failed, in words for operators.
   static absl::StatusOr<std::unique_ptr<GuestSpace>> Attach(Options options, const FrameStore& frames,
                                                             Transport* transport, SpaceRouter* router,
                                                             const Clock& clock);

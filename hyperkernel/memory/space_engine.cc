@@ -36,6 +36,9 @@ absl::Status CheckConfig(const SpaceConfig& config) {
   if (config.max_pages != 0 && config.max_pages < kLeastFrames) {
     return wrong("max_pages", fmt::format("is {}, less than {}", config.max_pages, kLeastFrames));
   }
+  if (config.swap_pages != 0 && config.max_pages == 0) {
+    return wrong("swap_pages", "are of no use without max_pages");
+  }
   if (config.hold.count() < 0 || config.hold > kMostHold) return wrong("hold", "is out of range");
   if (config.retry.count() < 0 || config.retry > kMostHold) return wrong("retry", "is out of range");
   if (config.request_limit.count() < 1 || config.request_limit > kMostRequestLimit) {
@@ -48,9 +51,10 @@ absl::Status CheckConfig(const SpaceConfig& config) {
 
 absl::StatusOr<std::unique_ptr<SpaceEngine>> SpaceEngine::Create(const SpaceConfig& config, Transport* transport,
                                                                  PageFrames* frames, Timers* timers, const Clock& clock,
-                                                                 Stopped stopped) {
+                                                                 Stopped stopped, PageSwap* swap) {
   HK_RETURN_IF_ERROR(CheckConfig(config));
-  return std::make_unique<space::Engine>(config, transport, frames, timers, clock, std::move(stopped));
+  if (config.swap_pages != 0 && swap == nullptr) return absl::InvalidArgumentError("space: swap_pages without a swap");
+  return std::make_unique<space::Engine>(config, transport, frames, timers, clock, std::move(stopped), swap);
 }
 
 namespace space {
@@ -74,7 +78,7 @@ PageAccess AccessOf(PageRight right) {
 }  // namespace
 
 Engine::Engine(const SpaceConfig& config, Transport* transport, PageFrames* frames, Timers* timers, const Clock& clock,
-               Stopped on_stopped)
+               Stopped on_stopped, PageSwap* swap)
     : config_(config),
       nodes_(SetOf(config.nodes)),
       transport_(transport),
@@ -82,6 +86,7 @@ Engine::Engine(const SpaceConfig& config, Transport* transport, PageFrames* fram
       timers_(timers),
       clock_(clock),
       on_stopped_(std::move(on_stopped)),
+      swap_(swap),
       outbox_(transport, config.nodes) {
   for (size_t i = 0; i < kShards; ++i) {
     MutexLock lock(&shards_[i].mutex);
@@ -135,7 +140,8 @@ void Engine::Enqueue(Gfn page, Waiter waiter) {
     if (stopped()) return waiter.granted(reason());
     const ExtentPages& pages = ExtentOf(&shard, page)->pages;
     const size_t index = page.value() % kExtentPages;
-    if (!pages.active(index) && waiter.access <= AccessOf(hk::RightOf(pages.state(index)))) {
+    const bool here = !pages.active(index) && !pages.swapped(index);
+    if (here && waiter.access <= AccessOf(hk::RightOf(pages.state(index)))) {
       End(page, &waiter);
     } else {
       ActivePage* const active = Activate(&shard, page);
@@ -372,8 +378,8 @@ void Engine::Watch() {
   }
   if (no_frame) {
     FailPage(Gfn(late), absl::StatusCode::kResourceExhausted,
-             fmt::format("all {} frames of the space on this node are taken, and no other node took pages in {} ms",
-                         config_.max_pages, config_.request_limit.count()));
+             fmt::format("all {} frames of the space on this node are taken, and no other node took pages in {} ms{}",
+                         config_.max_pages, config_.request_limit.count(), WhyNotSwapped()));
   } else if (late != std::numeric_limits<uint64_t>::max()) {
     FailPage(Gfn(late), absl::StatusCode::kDeadlineExceeded,
              fmt::format("it could not be had within {} ms", config_.request_limit.count()));
@@ -412,6 +418,10 @@ SpaceStatistics Engine::Statistics() const {
     sum.revoked += one.revoked;
     sum.retries += one.retries;
     sum.dropped += one.dropped;
+    sum.pages_swapped += one.pages_swapped;
+    sum.swap_writes += one.swap_writes;
+    sum.swap_reads += one.swap_reads;
+    sum.swap_failures += one.swap_failures;
     sum.adopted += one.adopted;
     sum.stale_messages += one.stale_messages;
     for (size_t i = 0; i < SpaceStatistics::kLatencyBuckets; ++i) {

@@ -36,6 +36,7 @@
 #include "hyperkernel/memory/hot_pages.h"
 #include "hyperkernel/memory/page_frames.h"
 #include "hyperkernel/memory/page_protocol.h"
+#include "hyperkernel/memory/page_swap.h"
 #include "rdma/transport.h"
 
 namespace hk {
@@ -67,6 +68,8 @@ struct SpaceConfig {
   // Most frames of the space on this node, at least kLeastFrames; 0: no bound. Beyond it Shared copies are dropped,
   // then pages are offered to the other nodes; if none takes any in request_limit, the space stops.
   uint64_t max_pages = 0;
+  // Most pages of this node in its swap: beside max_pages, when neither dropping nor offering finds a frame; 0: none.
+  uint64_t swap_pages = 0;
   // A granted page is kept for that long (DESIGN 4): an instruction that needs several pages at once comes to its end.
   std::chrono::microseconds hold{200};
   // Between a Nack(busy) and the next try: up to this, by chance.
@@ -85,6 +88,8 @@ struct SpaceStatistics {
   uint64_t served = 0;                                                    // pages given to others with their bytes
   uint64_t revoked = 0;                                                   // pages taken away for others
   uint64_t dropped = 0, adopted = 0;                                      // for frames: copies; pages of others
+  uint64_t pages_swapped = 0;                                             // of those owned and exclusive, now
+  uint64_t swap_writes = 0, swap_reads = 0, swap_failures = 0;            // failures: writes; the page stayed
   uint64_t retries = 0;                                                   // Nack(busy)
   uint64_t stale_messages = 0;                                            // README, R1
   std::array<uint64_t, kLatencyBuckets> read_latency{}, write_latency{};  // from the wish to the installation
@@ -114,11 +119,12 @@ class SpaceEngine {
   using Granted = std::function<void(const absl::Status& status)>;
 
   // All of them outlive the engine. The transport's handler gives it what belongs to its guest and generation.
-  // kInvalidArgument, naming the field.
+  // `swap`: REQUIRED with config.swap_pages, and it holds as many. kInvalidArgument, naming the field.
   static absl::StatusOr<std::unique_ptr<SpaceEngine>> Create(const SpaceConfig& config, Transport* transport,
                                                              PageFrames* frames, Timers* timers, const Clock& clock,
-                                                             Stopped stopped);
-  // REQUIRES: no call is under way or comes; the guest is forgotten by the transport (ForgetGuest) or it has stopped.
+                                                             Stopped stopped, PageSwap* swap = nullptr);
+  // REQUIRES: no call is under way or comes, of the swap too; the guest is forgotten by the transport (ForgetGuest) or
+  // it has stopped.
   virtual ~SpaceEngine() = default;
 
   // A program touched the page and waits (userfaultfd). Wake of the frames follows when it is worth to look again.

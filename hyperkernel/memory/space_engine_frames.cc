@@ -6,15 +6,6 @@
 #include "hyperkernel/memory/space_engine_impl.h"
 
 namespace hk::space {
-namespace {
-
-// States that have a frame, or will: it is taken before the request leaves.
-bool TakesFrame(PageState state) {
-  return state != PageState::kAbsent && state != PageState::kEvictGone;
-}
-
-}  // namespace
-
 bool Engine::ClaimFrame() {
   uint64_t taken = frames_taken_.load(std::memory_order_relaxed);
   do {
@@ -23,8 +14,7 @@ bool Engine::ClaimFrame() {
   return true;
 }
 
-void Engine::CountFrame(PageState before, PageState after) {
-  const bool had = TakesFrame(before), has = TakesFrame(after);
+void Engine::CountFrame(bool had, bool has) {
   if (had == has) return;
   frames_taken_.fetch_add(has ? 1 : ~uint64_t{0});
   if (had && config_.max_pages != 0 && !HK_MUTANT(engine_free_frame_untold))
@@ -45,14 +35,15 @@ void Engine::WaitForFrame(Shard* shard, ActivePage* active) {
 void Engine::FindFrames() {
   while (frames_due_.load(std::memory_order_acquire) && frames_mutex_.TryLock()) {
     frames_due_.store(false);
-    bool starving = false;
+    size_t starved = 0;
     for (size_t i = 0; i < kShards && !stopped(); ++i) {
       Shard& shard = shards_[i];
       MutexLock lock(&shard.mutex);
       bool more = true;
       Starved(&shard, kFramePool, &more);
-      starving = starving || !shard.starved[kFramePool].empty();
+      starved += shard.starved[kFramePool].size();
     }
+    const bool starving = starved > 0;
     bool found = false;
     const size_t first = first_shard_.fetch_add(1, std::memory_order_relaxed);
     const bool needed = starving || (room_wanted_.exchange(false) && !HasRoomForOthers());
@@ -63,14 +54,27 @@ void Engine::FindFrames() {
       Drain(&shard);
     }
     if (found && starving) frames_due_.store(true);
+    // To the swap goes what nobody else takes.
+    if (starving && !found && (config_.nodes.size() == 1 || offers_idle_.load())) {
+      size_t left = std::min({starved, kSwapWrites, static_cast<size_t>(config_.max_pages / kLeastFrames)});
+      left -= std::min(left, swap_writes_.load());
+      for (size_t i = 0; i < kShards && left > 0 && MaySwap(); ++i) {
+        Shard& shard = shards_[(first + i) % kShards];
+        MutexLock lock(&shard.mutex);
+        left -= SwapOut(&shard, left);
+        Drain(&shard);
+      }
+    }
     if (starving && !found && !stopped() && !offering_.exchange(true)) {
+      const uint64_t given = given_away_.load();
       size_t left = config_.nodes.size() > 1 ? kOffers : 0;
       for (size_t i = 0; i < kShards && left > 0; ++i) {
         Shard& shard = shards_[(first + i) % kShards];
         MutexLock lock(&shard.mutex);
         left -= Offer(&shard, left);
       }
-      timers_->After(kOfferPause, [this] {
+      timers_->After(kOfferPause, [this, given] {
+        offers_idle_.store(given_away_.load() == given);
         offering_.store(false);
         frames_due_.store(true);
         Finish();
@@ -82,8 +86,7 @@ void Engine::FindFrames() {
   }
 }
 
-template <typename Fits>
-bool Engine::FindPage(Shard* shard, Fits fits, Gfn* page) {
+bool Engine::FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page) {
   for (size_t i = 0; i <= shard->touched.size() && !shard->touched.empty(); ++i) {
     if (shard->hand_extent >= shard->touched.size()) shard->hand_extent = 0;
     const uint64_t number = shard->touched[shard->hand_extent];
@@ -91,7 +94,7 @@ bool Engine::FindPage(Shard* shard, Fits fits, Gfn* page) {
     if (pages.count(PageRight::kNone) < kExtentPages) {
       while (shard->hand_page < kExtentPages) {
         const size_t index = shard->hand_page++;
-        if (pages.active(index) || !fits(pages.state(index))) continue;
+        if (pages.active(index) || pages.swapped(index) || !fits(pages.state(index))) continue;
         *page = Gfn(number * kExtentPages + index);
         return true;
       }

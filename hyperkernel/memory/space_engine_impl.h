@@ -19,12 +19,21 @@ inline constexpr size_t kMaxParked = 8;
 // Pages that are offered at a time, and until they are offered again (or others are) if frames are still missing.
 inline constexpr size_t kOffers = 8;
 inline constexpr std::chrono::milliseconds kOfferPause{2};
+// Writes to the swap under way. Each is a page's bytes in memory beside its frame that is counted.
+inline constexpr size_t kSwapWrites = 32;
+// After a write that failed: a full disk stays full for a while.
+inline constexpr std::chrono::milliseconds kSwapPause{500};
+
+// States that have a frame, or will (it is taken before the request leaves), unless the page is in the swap.
+constexpr bool TakesFrame(PageState state) {
+  return state != PageState::kAbsent && state != PageState::kEvictGone;
+}
 
 // See space_engine.h. Lock order: frames_mutex_, a shard, then the outbox's lanes; never two shards.
 class Engine final : public SpaceEngine {
  public:
   Engine(const SpaceConfig& config, Transport* transport, PageFrames* frames, Timers* timers, const Clock& clock,
-         Stopped stopped);
+         Stopped stopped, PageSwap* swap);
 
   // SpaceEngine.
   void OnFault(Gfn page, bool write) override;
@@ -125,7 +134,7 @@ class Engine final : public SpaceEngine {
   bool HasRoomForOthers() const {
     return config_.max_pages == 0 || frames_taken_.load() + config_.max_pages / 8 < config_.max_pages;
   }
-  void CountFrame(PageState before, PageState after);
+  void CountFrame(bool had, bool has);
   void WaitForFrame(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void FindFrames();
   // Gives up one copy of this shard. False: there is none.
@@ -133,10 +142,29 @@ class Engine final : public SpaceEngine {
   // Offers up to `most` pages of this shard; how many.
   size_t Offer(Shard* shard, size_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex, frames_mutex_);
   // The next page at rest of the shard that `fits`; false after one round.
-  template <typename Fits>
-  bool FindPage(Shard* shard, Fits fits, Gfn* page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void HandleOffer(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void Adopt(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+
+  // space_engine_swap.cc.
+  void SetStage(Shard* shard, ActivePage* active, SwapStage stage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // True if there may be room in the swap, and another page may be on its way to it.
+  bool MaySwap();
+  // Sends up to `most` pages of this shard to the swap; how many.
+  size_t SwapOut(Shard* shard, size_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void ReadBack(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // For a wish. True: the page is in a frame again. False: it will be looked at again when there is a frame, or when it
+  // is read.
+  bool BringBack(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool PutIntoFrame(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // The bytes are wanted no more where the swap has them.
+  void EndSwap(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // What is not needed of a page that stays in the swap.
+  void SettleSwap(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void OnSwapped(Gfn page, bool written, const absl::Status& status);
+  void OnWritten(Shard* shard, ActivePage* active, const absl::Status& status)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  std::string WhyNotSwapped() const;
 
   // space_engine_homes.cc.
   bool IsDormantHere(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
@@ -167,6 +195,7 @@ class Engine final : public SpaceEngine {
   Timers* const timers_;
   const Clock& clock_;
   const Stopped on_stopped_;
+  PageSwap* const swap_;  // null: none
   std::array<Shard, kShards> shards_;
   SpaceOutbox outbox_;
   std::atomic<bool> stopped_{false};
@@ -178,9 +207,15 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> frames_due_{false};    // somebody waits for a frame, and there may be one or one can be made
   std::atomic<bool> room_wanted_{false};   // an offer was refused
   std::atomic<bool> offering_{false};      // until offers are looked at again
+  std::atomic<bool> offers_idle_{false};   // of those of last time none was taken
+  std::atomic<uint64_t> given_away_{0};    // pages that others have adopted
   Mutex frames_mutex_;                     // one looks for frames at a time; before the shards' locks
   size_t next_offer_ ABSL_GUARDED_BY(frames_mutex_) = 0;
+  std::atomic<size_t> swap_writes_{0};               // under way
+  std::atomic<uint64_t> swap_taken_{0};              // pages in the swap, or on their way
+  std::atomic<Monotonic::rep> swap_pause_until_{0};  // after a write that failed
   mutable Mutex reason_mutex_;
+  absl::Status swap_failure_ ABSL_GUARDED_BY(reason_mutex_);  // the last one
   absl::Status reason_ ABSL_GUARDED_BY(reason_mutex_);
 };
 

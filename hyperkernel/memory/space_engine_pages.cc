@@ -91,6 +91,7 @@ ActivePage* Engine::Activate(Shard* shard, Gfn page) {
   active->page.state = pages.state(index);
   active->page.held = pages.held(index);
   if (active->page.held) active->held_until = shard->holds.Until(page);
+  if (pages.swapped(index)) active->swap.stage = SwapStage::kOut;
   pages.Set(index, pages.state(index), false, true);
   return active;
 }
@@ -98,9 +99,10 @@ ActivePage* Engine::Activate(Shard* shard, Gfn page) {
 void Engine::Rest(Shard* shard, ActivePage* active) {
   const Page& page = active->page;
   if (!IsResting(page.state) || page.pins > 0 || page.deferred.active || page.retained || active->wished() ||
-      active->pausing || !active->parked.empty() || stopped()) {
+      active->pausing || !active->parked.empty() || active->swap.io || stopped()) {
     return;
   }
+  SettleSwap(shard, active);
   HK_DCHECK(active->unmapped.empty() && active->retained.empty() && !active->answer_slot);
   const Gfn gfn = active->gfn;
   bool held = page.held;
@@ -140,7 +142,9 @@ bool Engine::Acquire(Shard* shard, ActivePage* active, MessageClass message_clas
 
 void Engine::Wish(Shard* shard, ActivePage* active) {
   const PageState state = active->page.state;
-  if (!active->wished() || active->pausing || !IsResting(state) || state == PageState::kExclusive) return;
+  if (!active->wished() || active->pausing || !IsResting(state)) return;
+  if (active->swap.stage != SwapStage::kFrame && !BringBack(shard, active)) return;
+  if (!active->wished() || state == PageState::kExclusive) return;
   bool write = active->fault_write;
   bool overwrite = !active->fault_read && !active->fault_write;
   for (const Waiter& waiter : active->waiters) {
@@ -221,7 +225,7 @@ void Engine::End(Gfn page, Waiter* waiter) {
 
 void Engine::Grant(Shard* /*shard*/, ActivePage* active) {
   const PageAccess access = AccessOf(hk::RightOf(active->page.state));
-  if (access == PageAccess::kNone || !active->wished()) return;
+  if (access == PageAccess::kNone || !active->wished() || active->swap.stage != SwapStage::kFrame) return;
   size_t kept = 0;
   for (size_t i = 0; i < active->waiters.size(); ++i) {
     Waiter& waiter = active->waiters[i];
@@ -259,6 +263,11 @@ void Engine::HandlePage(Shard* shard, Incoming incoming) {
 bool Engine::TryPage(Shard* shard, ActivePage* active, Incoming* incoming) {
   Page& page = active->page;
   if (page.held && !page.deferred.active && clock_.Now() >= active->held_until) page.held = false;
+  // It is served from where it is read to, without a frame. A Release is not about these bytes.
+  if (!active->swap.at_hand() && incoming->message.type != PageMessageType::kRelease) {
+    ReadBack(shard, active);
+    return false;
+  }
   Means means;
   means.incoming = incoming;
   const PageEvent event{.type = EventOf(incoming->message), .message = incoming->message};
@@ -296,7 +305,11 @@ void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, 
                                   event.message.from.value(), Name(before)));
   }
   active->page = result.page;
-  if (!means.has_frame) CountFrame(before, result.page.state);
+  if (!means.has_frame) {
+    const bool stays = HasBytes(before) && HasBytes(result.page.state);
+    const bool counted = active->swap.counted();
+    CountFrame(TakesFrame(before) && counted, TakesFrame(result.page.state) && (counted || !stays));
+  }
   const PageRight right_before = hk::RightOf(before), right_after = hk::RightOf(result.page.state);
   if (right_before != right_after) {
     NoteChange(shard, active->page, right_before, event, deferred, active->gfn);
@@ -367,7 +380,8 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
     case PageActionType::kInstall:
       return Install(shard, active, before, action, means);
     case PageActionType::kProtect:
-      return FramesDid(active->gfn, frames_->SetAccess(active->gfn, PageAccess::kRead));
+      return active->swap.stage != SwapStage::kFrame ||
+             FramesDid(active->gfn, frames_->SetAccess(active->gfn, PageAccess::kRead));
     case PageActionType::kUnmap:
       return Unmap(shard, active, result, index, means);
     case PageActionType::kMap:
@@ -463,7 +477,10 @@ bool Engine::Unmap(Shard* shard, ActivePage* active, const PageResult& result, s
   } else {
     kept.buffer = shard->spare_buffers.Take();
   }
-  return FramesDid(page, frames_->Remove(page, kept.bytes()));
+  if (active->swap.stage == SwapStage::kFrame) return FramesDid(page, frames_->Remove(page, kept.bytes()));
+  std::memcpy(kept.bytes().data(), active->swap.bytes->bytes.data(), kPageSize);
+  EndSwap(shard, active);
+  return true;
 }
 
 bool Engine::SendPage(Shard* shard, ActivePage* active, const PageMessage& message, Means* means) {
@@ -473,12 +490,15 @@ bool Engine::SendPage(Shard* shard, ActivePage* active, const PageMessage& messa
     const std::span<std::byte> to = means->send.bytes().first(kPageSize);
     if (!active->unmapped.empty()) {
       std::memcpy(to.data(), active->unmapped.bytes().data(), kPageSize);
+    } else if (active->swap.stage != SwapStage::kFrame) {
+      std::memcpy(to.data(), active->swap.bytes->bytes.data(), kPageSize);
     } else if (!FramesDid(active->gfn, frames_->Read(active->gfn, 0, to))) {
       return false;
     }
     payload = means->send.id();
   }
   ++shard->statistics.served;
+  if (message.kind == RequestKind::kAdopt) given_away_.fetch_add(1);
   Post(shard, active->gfn, message, std::move(means->answered), payload, std::move(means->send));
   return true;
 }

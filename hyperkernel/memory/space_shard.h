@@ -20,6 +20,7 @@
 #include "hyperkernel/memory/hot_pages.h"
 #include "hyperkernel/memory/page_directory.h"
 #include "hyperkernel/memory/page_protocol.h"
+#include "hyperkernel/memory/page_swap.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "hyperkernel/memory/space_outbox.h"
 #include "rdma/transport.h"
@@ -67,6 +68,24 @@ struct KeptBytes {
   std::span<std::byte> bytes() const { return slot ? slot.bytes().first(kPageSize) : std::span<std::byte>(*buffer); }
 };
 
+// Where the bytes of a page are that this node owns. kFrame: in its frame, as any page's. kWriting: in memory of their
+// own, on their way to the swap; the frame is gone but counted until they are there. kOut: in the swap. kReading:
+// there, and on their way back. kIn: there and in memory. The page is mapped only in kFrame.
+enum class SwapStage : uint8_t { kFrame, kWriting, kOut, kReading, kIn };
+
+// What the swap has to do with an active page.
+struct Swapping {
+  SwapStage stage = SwapStage::kFrame;
+  bool io = false;                  // a Write or Read is under way, maybe of a page that has left meanwhile
+  bool claimed = false;             // kReading, kIn: a frame is taken for it
+  std::shared_ptr<SwapPage> bytes;  // kWriting, kReading, kIn
+
+  // True if the page's frame is counted, if it is one that has a frame.
+  bool counted() const { return stage == SwapStage::kFrame || stage == SwapStage::kWriting || claimed; }
+  // True if the bytes can be had without the disk.
+  bool at_hand() const { return stage != SwapStage::kOut && stage != SwapStage::kReading; }
+};
+
 // A page of which something is under way. Reused.
 struct ActivePage {
   Gfn gfn;
@@ -84,6 +103,7 @@ struct ActivePage {
   LentSlot answer_slot;                          // kKeepData
   std::span<const std::byte> answer_payload;     // in it
   KeptBytes unmapped, retained;
+  Swapping swap;
   std::vector<Incoming> parked;  // messages that wait for a send slot, and those behind them
 
   bool wished() const { return fault_read || fault_write || !waiters.empty(); }

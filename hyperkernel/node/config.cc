@@ -106,6 +106,10 @@ absl::Status FillDirectories(const v1::NodeConfig& config, const HostFacts& host
                fmt::format("{} is not from {} to {} (this host's memory)", budget_mib, kMinFrameBudgetMib, host_mib));
   }
   settings->frame_budget_bytes = budget_mib * kMib;
+  if (config.swap_mib() > kMaxSwapMib) {
+    return Bad("swap_mib", fmt::format("{} is not from 0 to {} (16 TiB)", config.swap_mib(), kMaxSwapMib));
+  }
+  settings->swap_budget_bytes = config.swap_mib() * kMib;
   return absl::OkStatus();
 }
 

@@ -19,9 +19,10 @@ namespace hk {
 inline constexpr char kDefaultConfigPath[] = "/etc/hyperkernel/node.textproto";
 
 // Limits, each with its reason.
-inline constexpr size_t kMaxConfigBytes = 1 << 20;   // 64 peers take 10 KiB; more is the wrong file
-inline constexpr size_t kMaxPeers = 63;              // copysets are 64-bit masks of nodes
-inline constexpr size_t kMaxAdminListeners = 8;      // one per network of a host, generously
+inline constexpr size_t kMaxConfigBytes = 1 << 20;           // 64 peers take 10 KiB; more is the wrong file
+inline constexpr size_t kMaxPeers = 63;                      // copysets are 64-bit masks of nodes
+inline constexpr size_t kMaxAdminListeners = 8;              // one per network of a host, generously
+inline constexpr uint64_t kMaxSwapMib = uint64_t{16} << 20;  // 16 TiB: the largest file of ext4
 inline constexpr uint64_t kMinFrameBudgetMib = 16;   // below this an instruction's working set may not stay resident
 inline constexpr uint32_t kMinHelloIntervalMs = 50;  // more often costs more than it tells
 inline constexpr uint32_t kMaxHelloIntervalMs = 60000;
@@ -53,6 +54,7 @@ struct NodeSettings {
   std::string data_directory;
   std::string frame_directory;
   uint64_t frame_budget_bytes = 0;
+  uint64_t swap_budget_bytes = 0;
   std::vector<Address> admin_listen;
   Address data_listen;
   std::optional<Address> metrics_listen;  // none: no metrics endpoint

@@ -109,6 +109,7 @@ struct Daemon::Parts {
   std::optional<DirectoryLock> data_lock;
   std::optional<DirectoryLock> frame_lock;
   std::optional<FrameStore> frames;
+  std::optional<SwapStore> swap;
   std::optional<KernelCache> kernels;
   OwnedFd data_address;  // over TCP the data plane's
   // Destroyed from below: what asks before what is asked. Hellos end with the cluster, the metrics read the transport.
@@ -150,6 +151,13 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   if (*leftovers > 0)
     log::Warning("daemon", "frames of guests that ended with an earlier daemon were removed",
                  {{"files", fmt::to_string(*leftovers)}});
+  swap.emplace(settings.data_directory + "/swap", settings.swap_budget_bytes);
+  const absl::StatusOr<int> old_swaps = swap->RemoveLeftovers();
+  if (!old_swaps.ok()) return WithContext(old_swaps.status(), "data_directory");
+  if (*old_swaps > 0) {
+    log::Warning("daemon", "swap files of spaces that ended with an earlier daemon were removed",
+                 {{"files", fmt::to_string(*old_swaps)}});
+  }
   absl::StatusOr<OwnedFd> reserved = ReserveDataAddress(settings.data_listen, transport == "tcp");
   if (!reserved.ok()) return WithContext(reserved.status(), "listen.data");
   data_address = *std::move(reserved);
@@ -189,6 +197,7 @@ ClusterHooks Daemon::Parts::Hooks(const std::string& boot_id) {
 void Daemon::Parts::MakeSpaces(const NodeSettings& settings, const Clock& clock) {
   space_peers.emplace(&*cluster, data_plane.get());
   const auto attach = [this, &clock](GuestSpace::Options options) {
+    options.swap = &*swap;
     return GuestSpace::Attach(std::move(options), *frames, data_plane->transport(), data_plane->router(), clock);
   };
   spaces = std::make_unique<SpaceManager>(settings.name, attach, &*space_peers, clock);

@@ -66,6 +66,7 @@ absl::StatusOr<SpaceIdentity> SpaceManager::Identify(const v1::CreateSpaceReques
                          .id = RandomId(),
                          .bytes = request.memory_bytes(),
                          .node_frame_bytes = request.node_frames_bytes(),
+                         .node_swap_bytes = request.node_swap_bytes(),
                          .members = {},
                          .coordinator = self_,
                          .created = clock_.Wall()};
@@ -136,6 +137,7 @@ absl::Status SpaceManager::AttachOthers(const SpaceIdentity& identity) {
   request.set_id(identity.id);
   request.set_memory_bytes(identity.bytes);
   request.set_node_frames_bytes(identity.node_frame_bytes);
+  request.set_node_swap_bytes(identity.node_swap_bytes);
   *request.mutable_created() = ToTimestamp(identity.created);
   for (const SpaceMemberId& member : identity.members) {
     v1::SpaceMember& out = *request.add_members();
@@ -192,6 +194,7 @@ absl::Status SpaceManager::Attach(const v1::AttachSpaceRequest& request) {
                          .id = request.id(),
                          .bytes = request.memory_bytes(),
                          .node_frame_bytes = request.node_frames_bytes(),
+                         .node_swap_bytes = request.node_swap_bytes(),
                          .members = {},
                          .coordinator = request.from(),
                          .created = ToWall(request.created())};

@@ -17,6 +17,7 @@ absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity
   for (const SpaceMemberId& member : space.members) options.config.nodes.push_back(member.number);
   options.config.pages = space.bytes / kPageSize;
   options.config.max_pages = space.node_frame_bytes < space.bytes ? space.node_frame_bytes / kPageSize : 0;
+  options.config.swap_pages = options.config.max_pages == 0 ? 0 : space.node_swap_bytes / kPageSize;
   // A machine of the same name has NAME.GENERATION; a dot is in no machine's name.
   options.name = space.name + ".space";
   options.stopped = [note, &clock, name = space.name, members = space.members](const absl::Status& cause) {

@@ -31,19 +31,33 @@ absl::Status CheckNameAndBytes(const std::string& name, uint64_t bytes) {
 // Pages change places only where there are frames to spare; fewer, and a wish takes as long as it takes to find one.
 constexpr uint64_t kSpareShare = 16;
 
-// What `nodes` nodes give together must hold the space, and some more.
-absl::Status CheckNodeFrames(uint64_t frame_bytes, uint64_t bytes, uint64_t nodes) {
+absl::Status CheckNodeSwap(uint64_t swap_bytes, uint64_t frame_bytes, uint64_t bytes) {
+  if (swap_bytes == 0) return absl::OkStatus();
+  if (frame_bytes == 0 || frame_bytes == bytes)
+    return Bad("node_swap_bytes", "without a bound of frames (node_frames_bytes, --frames) nothing is ever swapped");
+  if (swap_bytes % kPageSize != 0)
+    return Bad("node_swap_bytes", fmt::format("{} is not a multiple of {} (a page)", swap_bytes, kPageSize));
+  if (swap_bytes > bytes)
+    return Bad("node_swap_bytes", fmt::format("{} is more than the space's {} bytes", swap_bytes, bytes));
+  return absl::OkStatus();
+}
+
+// What `nodes` nodes give together, with their swap, must hold the space, and some more.
+absl::Status CheckNodeFrames(uint64_t frame_bytes, uint64_t swap_bytes, uint64_t bytes, uint64_t nodes) {
+  HK_RETURN_IF_ERROR(CheckNodeSwap(swap_bytes, frame_bytes, bytes));
   if (frame_bytes == 0) return absl::OkStatus();
   if (frame_bytes % kPageSize != 0)
     return Bad("node_frames_bytes", fmt::format("{} is not a multiple of {} (a page)", frame_bytes, kPageSize));
   if (frame_bytes > bytes)
     return Bad("node_frames_bytes", fmt::format("{} is more than the space's {} bytes", frame_bytes, bytes));
-  const uint64_t least = std::max((bytes + bytes / kSpareShare + nodes - 1) / nodes, kLeastFrames * kPageSize);
+  const uint64_t share = (bytes + bytes / kSpareShare + nodes - 1) / nodes;
+  const uint64_t least = std::max(share - std::min(share, swap_bytes), kLeastFrames * kPageSize);
   if (frame_bytes < std::min(least, bytes) && !HK_MUTANT(space_frames_unchecked)) {
     return Bad("node_frames_bytes",
-               fmt::format("{} on each of {} nodes cannot hold {} bytes and a sixteenth more, which pages "
+               fmt::format("{} on each of {} nodes{} cannot hold {} bytes and a sixteenth more, which pages "
                            "need to change places: give at least {}",
-                           frame_bytes, nodes, bytes, (least + kPageSize - 1) / kPageSize * kPageSize));
+                           frame_bytes, nodes, swap_bytes == 0 ? "" : fmt::format(" and {} of swap", swap_bytes), bytes,
+                           (least + kPageSize - 1) / kPageSize * kPageSize));
   }
   return absl::OkStatus();
 }
@@ -66,7 +80,7 @@ absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string
                                     "(--endpoint)",
                                     self));
   }
-  return CheckNodeFrames(request.node_frames_bytes(), request.memory_bytes(), names.size());
+  return CheckNodeFrames(request.node_frames_bytes(), request.node_swap_bytes(), request.memory_bytes(), names.size());
 }
 
 absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view from, std::string_view self) {
@@ -82,7 +96,7 @@ absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view fro
   for (const std::string_view needed : {from, self}) {
     if (!names.contains(needed)) return Bad("members", fmt::format("'{}' is not among them", needed));
   }
-  return CheckNodeFrames(space.node_frame_bytes, space.bytes, names.size());
+  return CheckNodeFrames(space.node_frame_bytes, space.node_swap_bytes, space.bytes, names.size());
 }
 
 absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t bytes) {
@@ -146,6 +160,10 @@ v1::SpaceCounters CountersOf(const SpaceStatistics& statistics) {
   counters.set_pages_shared(statistics.pages_shared);
   counters.set_pages_owned(statistics.pages_owned);
   counters.set_pages_exclusive(statistics.pages_exclusive);
+  counters.set_pages_swapped(statistics.pages_swapped);
+  counters.set_swap_writes(statistics.swap_writes);
+  counters.set_swap_reads(statistics.swap_reads);
+  counters.set_swap_failures(statistics.swap_failures);
   counters.set_read_faults(statistics.read_faults);
   counters.set_write_faults(statistics.write_faults);
   counters.set_upgrades(statistics.upgrades);

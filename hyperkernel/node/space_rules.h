@@ -41,6 +41,7 @@ struct SpaceIdentity {
   uint64_t id = 0;
   uint64_t bytes = 0;
   uint64_t node_frame_bytes = 0;       // most on each node; 0: all of it
+  uint64_t node_swap_bytes = 0;        // most swap of each node
   std::vector<SpaceMemberId> members;  // ascending by number
   std::string coordinator;
   WallTime created;

@@ -63,8 +63,9 @@ v1::SpacePart SpaceManager::PartOf(const View& view) const {
   if (stopped) part.set_reason(MessageOf(stop->why));
   *part.mutable_since() = ToTimestamp(stopped ? stop->at : view.since);
   if (view.part == nullptr) return part;
-  static_cast<void>(view.part->Use([&part](GuestSpace* memory) {
+  static_cast<void>(view.part->Use([&part, swaps = view.identity.node_swap_bytes > 0](GuestSpace* memory) {
     part.set_frame_bytes(memory->frame_bytes());
+    if (swaps) part.set_swapped_bytes(memory->Statistics().pages_swapped * kPageSize);
     return absl::OkStatus();
   }));
   return part;
@@ -76,6 +77,7 @@ v1::Space SpaceManager::SpaceOf(const View& view) const {
   space.set_id(view.identity.id);
   space.set_memory_bytes(view.identity.bytes);
   space.set_node_frames_bytes(view.identity.node_frame_bytes);
+  space.set_node_swap_bytes(view.identity.node_swap_bytes);
   std::vector<std::string> names;
   for (const SpaceMemberId& member : view.identity.members) names.push_back(member.name);
   std::sort(names.begin(), names.end());
@@ -87,6 +89,7 @@ v1::Space SpaceManager::SpaceOf(const View& view) const {
   *space.mutable_since() = part.since();
   *space.mutable_created() = ToTimestamp(view.identity.created);
   space.set_frame_bytes(part.frame_bytes());
+  space.set_swapped_bytes(part.swapped_bytes());
   return space;
 }
 

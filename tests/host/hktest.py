@@ -172,6 +172,7 @@ class Node:
         self.hello_ms = fields.pop('hello_ms', HELLO_MS)
         self.unreachable_ms = fields.pop('unreachable_ms', UNREACHABLE_MS)
         self.budget_mib = BUDGET_MIB
+        self.swap_mib = 0
         assert not fields, fields
         self.config = os.path.join(self.directory, 'node.textproto')
         self.log = os.path.join(self.directory, 'log')
@@ -187,7 +188,7 @@ class Node:
 
     def config_text(self):
         lines = [f'name: "{self.name}"', f'cluster: "{self.cluster}"', f'data_directory: "{self.data_directory}"',
-                 f'frame_store {{ directory: "{self.frame_directory}" budget_mib: {self.budget_mib} }}', 'transport: TRANSPORT_TCP',
+                 f'frame_store {{ directory: "{self.frame_directory}" budget_mib: {self.budget_mib} }}', f'swap_mib: {self.swap_mib}', 'transport: TRANSPORT_TCP',
                  f'listen {{ admin: "{self.endpoint}"']
         if self.tcp:
             lines.append(f'  admin: "{self.tcp_endpoint}"')

@@ -73,6 +73,9 @@ SpaceCluster::SpaceCluster(const Settings& settings) {
     options.config.nodes = ids;
     options.config.pages = settings.pages;
     options.config.max_pages = settings.max_pages;
+    options.config.swap_pages = settings.swap_pages;
+    nodes_[i]->swap.emplace(fmt::format("{}/{}.swap", directory, i), settings.swap_pages * kPageSize);
+    options.swap = &*nodes_[i]->swap;
     options.config.hold = settings.hold;
     options.stopped = [this, node = nodes_[i].get()](const absl::Status& why) {
       MutexLock lock(&mutex_);

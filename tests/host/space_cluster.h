@@ -29,6 +29,7 @@ class SpaceCluster {
     size_t nodes = 2;
     uint64_t pages = 0;
     uint64_t max_pages = 0;  // of a node; 0: no bound
+    uint64_t swap_pages = 0;
     std::chrono::microseconds hold{200};
     WaitMode wait = WaitMode::kBlocking;
   };
@@ -52,6 +53,7 @@ class SpaceCluster {
   // A node and what it is told.
   struct Node {
     std::optional<FrameStore> frames;
+    std::optional<SwapStore> swap;
     std::unique_ptr<SpaceRouter> router;
     std::unique_ptr<Transport> transport;
     std::unique_ptr<GuestSpace> space;

@@ -173,6 +173,40 @@ TEST(SpaceTest, NodesPoolTheirFrames) {
   for (size_t node = 0; node < 3; node++) EXPECT_LE(cluster.space(node).frame_bytes(), kMost * kPageSize);
 }
 
+// Two nodes with frames for a quarter of it together: the rest is in their swaps. Filled by stores, read by all in any
+// order, then changed by both at once.
+TEST(SpaceTest, ASpaceMayBeLargerThanAllFrames) {
+  constexpr uint64_t kPages = 2048, kMost = 256;
+  SpaceCluster cluster({.nodes = 2, .pages = kPages, .max_pages = kMost, .swap_pages = kPages});
+  const uint64_t seed = Seed();
+  for (uint64_t page = 0; page < kPages; page++) {
+    for (size_t i = 0; i < kWords; i += 64) Word(cluster.view(0), page, i) = ContentOf(page, 1, i);
+  }
+  EXPECT_GT(cluster.space(0).Statistics().pages_swapped, 0u);
+  std::vector<std::thread> threads;
+  for (size_t node = 0; node < 2; node++) {
+    threads.emplace_back([&, node] {
+      std::mt19937_64 random(seed + node);
+      std::vector<uint64_t> order(kPages);
+      std::iota(order.begin(), order.end(), 0);
+      std::shuffle(order.begin(), order.end(), random);
+      for (const uint64_t page : order) {
+        for (size_t i = 0; i < kWords; i += 64) ASSERT_EQ(Word(cluster.view(node), page, i), ContentOf(page, 1, i));
+      }
+      for (const uint64_t page : order) Word(cluster.view(node), page, 1).fetch_add(node + 1);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (uint64_t page = 0; page < kPages; page++) ASSERT_EQ(Word(cluster.view(1), page, 1), 3u) << "page " << page;
+  for (size_t node = 0; node < 2; node++) {
+    const SpaceStatistics statistics = cluster.space(node).Statistics();
+    EXPECT_LE(cluster.space(node).frame_bytes(), kMost * kPageSize);
+    fmt::print("node {}: {} pages written to the swap, {} read\n", node, statistics.swap_writes, statistics.swap_reads);
+    EXPECT_GT(statistics.swap_reads, 0u);
+    EXPECT_TRUE(cluster.space(node).state().ok());
+  }
+}
+
 // Threads of three nodes take pages by a spin lock in the page (lock cmpxchg over nodes), check every word, and give it
 // the next version.
 TEST(SpaceTest, PagesUnderALockHaveTheirContent) {

@@ -210,6 +210,45 @@ class Space(hktest.TestCase):
         self.assertIn(b'not within the space', result.stderr)
         self.assertIn(b'65536 bytes were written before', result.stderr)
 
+    def test_a_space_larger_than_all_frames(self):
+        """What no node has a frame for is in their swap files; every byte is found, and the files go with the space."""
+        a, b = nodes = self.bed.cluster('a', 'b')
+        size, frames, swap = 24 * MIB, 4 * MIB, 20 * MIB
+        for node in nodes:
+            node.budget_mib, node.swap_mib = 64, 20
+            node.start()
+        self.wait_data(a, 'b')
+        create = ('space', 'create', 'pool', '--memory', str(size), '--nodes', 'a,b')
+        self.assert_fails(a.hkctl(*create, '--frames', str(frames)), 1, f'cannot hold {size} bytes and a sixteenth more')
+        self.assert_fails(a.hkctl(*create, '--frames', str(frames), '--swap', '4M'), 1, 'and 4194304 of swap cannot hold')
+        self.assert_fails(a.hkctl(*create, '--swap', '4M'), 1, 'nothing is ever swapped')
+        self.assert_fails(a.hkctl(*create, '--frames', str(frames), '--swap', '24M'), 1, 'this node gives 20 MiB (swap_mib)')
+        self.assert_exit(a.hkctl(*create, '--frames', str(frames), '--swap', str(swap)), 0)
+        files = [os.path.join(node.data_directory, 'swap', 'pool.space.1') for node in nodes]
+        self.assertTrue(all(os.path.exists(file) for file in files))
+        content = b''.join(hktest.rng.randbytes(MIB) for _ in range(size // MIB))
+        result = pipe(a, 'write', 'pool', '--at', '0', stdin=content)
+        self.assertEqual((result.returncode, result.stdout), (0, b'%d bytes written at 0x0\n' % size), result.stderr)
+        pieces = [(at, node) for at in range(0, size, 64 << 10) for node in nodes]
+        hktest.rng.shuffle(pieces)
+        for at, node in pieces[:200]:
+            result = pipe(node, 'read', 'pool', '--at', hex(at), '--bytes', '65536', '--raw')
+            self.assertTrue(result.stdout == content[at:at + 65536], f'what {node.name} reads at {at:#x}: {result.stderr}')
+        for node in nodes:
+            result = pipe(node, 'read', 'pool', '--at', '0', '--bytes', str(size), '--raw')
+            self.assertTrue(result.stdout == content, f'what {node.name} reads is not what was written: {result.stderr}')
+        shown = a.hkctl('space', 'show', 'pool', '-o', 'json').json()
+        swapped = [int(part['swapped_bytes']) for part in shown['parts']]
+        self.assertGreaterEqual(sum(swapped), size - 2 * frames)
+        self.assertIn('SWAPPED', a.hkctl('space', 'show', 'pool').out)
+        self.assertTrue(all(int(self.spaces(node)['pool']['frame_bytes']) <= frames for node in nodes))
+        b.kill()
+        self.assertTrue(os.path.exists(files[1]))
+        b.start()
+        self.assertFalse(os.path.exists(files[1]))
+        self.assert_exit(a.hkctl('space', 'delete', 'pool'), 0)
+        self.assertFalse(os.path.exists(files[0]))
+
     def test_a_killed_node_stops_the_space(self):
         a, b, c = self.start('a', 'b', 'c')
         self.create(a, 'a', 'b', 'c')

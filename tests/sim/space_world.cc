@@ -128,11 +128,50 @@ void SimFrames::Store(Gfn page, size_t word, uint64_t value) {
   words[word] = value;
 }
 
+Simulation::Duration SimSwap::Delay() {
+  return simulation_->Chance(100'000) ? simulation_->Between(milliseconds(1), milliseconds(20))
+                                      : simulation_->Between(microseconds(20), microseconds(500));
+}
+
+void SimSwap::Write(Gfn gfn, std::shared_ptr<const SwapPage> page, Done done) {
+  if (pages_.contains(gfn.value()) || under_way_[gfn.value()]) oracle_->Report("a page is swapped twice");
+  under_way_[gfn.value()] = true;
+  later_(Delay(), [this, gfn, page = std::move(page), done = std::move(done)] {
+    under_way_[gfn.value()] = false;
+    if (simulation_->Chance(failures_)) return done(absl::ResourceExhaustedError("the disk is full"));
+    pages_[gfn.value()] = *page;
+    done(absl::OkStatus());
+  });
+}
+
+void SimSwap::Read(Gfn gfn, std::shared_ptr<SwapPage> page, Done done) {
+  if (!pages_.contains(gfn.value()) || under_way_[gfn.value()]) {
+    return oracle_->Report(fmt::format("page {} is read from the swap, which does not have it", gfn.value()));
+  }
+  under_way_[gfn.value()] = true;
+  later_(Delay(), [this, gfn, page = std::move(page), done = std::move(done)] {
+    under_way_[gfn.value()] = false;
+    *page = pages_.at(gfn.value());
+    done(absl::OkStatus());
+  });
+}
+
+void SimSwap::Forget(Gfn gfn) {
+  if (under_way_[gfn.value()] || pages_.erase(gfn.value()) == 0)
+    oracle_->Report("a page that is not there is forgotten");
+}
+
 // One node: transport, frames, engine, and the programs on it.
 class SpaceWorld::Node final : public TransportHandler, public Timers {
  public:
   Node(SpaceWorld* world, NodeId id, const TransportSettings& settings)
-      : world_(world), id_(id), frames_(&world->simulation_, &world->oracle_, id, world->config_.max_pages) {
+      : world_(world),
+        id_(id),
+        frames_(&world->simulation_, &world->oracle_, id, world->config_.max_pages),
+        swap_(
+            &world->simulation_, &world->oracle_,
+            [this](Duration delay, std::function<void()> run) { After(delay, std::move(run)); },
+            world->swap_failures_) {
     auto made = MakeSimTransport(&world->network_, settings, this);
     if (!made.ok() || !(*made)->Start().ok()) std::abort();
     transport_ = *std::move(made);
@@ -141,8 +180,9 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
     }
     SpaceConfig config = world->config_;
     config.self = id;
-    auto engine = SpaceEngine::Create(config, transport_.get(), &frames_, this, world->simulation_,
-                                      [this](const absl::Status& why) { OnStopped(why); });
+    auto engine = SpaceEngine::Create(
+        config, transport_.get(), &frames_, this, world->simulation_,
+        [this](const absl::Status& why) { OnStopped(why); }, &swap_);
     if (!engine.ok()) std::abort();
     engine_ = *std::move(engine);
   }
@@ -191,6 +231,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   SpaceEngine& engine() { return *engine_; }
   Transport& transport() { return *transport_; }
   const SimFrames& frames() const { return frames_; }
+  const SimSwap& swap() const { return swap_; }
 
  private:
   Simulation& simulation() { return world_->simulation_; }
@@ -271,6 +312,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   const NodeId id_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   SimFrames frames_;
+  SimSwap swap_;
   std::unique_ptr<Transport> transport_;
   std::unique_ptr<SpaceEngine> engine_;
   absl::Status stopped_;
@@ -313,6 +355,12 @@ void SpaceWorld::Draw() {
     // More pages than a node may have, fewer than all nodes together may.
     config_.max_pages = kLeastFrames + below(5);
     pages = config_.max_pages + 1 + below(config_.max_pages * (node_count_ - 1U) / 3);
+    if (below(2) == 0) {
+      // More than all nodes together have frames for.
+      pages = config_.max_pages * node_count_ + below(config_.max_pages * node_count_);
+      config_.swap_pages = pages;
+      swap_failures_ = below(3) == 0 ? 50'000 : 0;
+    }
   }
   for (uint64_t i = 0; i < pages; ++i) pages_.push_back(Gfn(below(config_.pages)));
   words_ = below(2) == 0 ? 1 : kWords;
@@ -444,13 +492,17 @@ void SpaceWorld::CheckEnd() {
       }
     }
     const SpaceStatistics statistics = node->engine().Statistics();
-    if (statistics.pages_shared + statistics.pages_owned + statistics.pages_exclusive !=
+    if (statistics.pages_swapped != node->swap().pages()) report("counts other pages in the swap than there are");
+    if (statistics.pages_shared + statistics.pages_owned + statistics.pages_exclusive - statistics.pages_swapped !=
         node->frames().pages().size()) {
       report("counts other pages than it has");
     }
     totals_.served += statistics.served;
     totals_.dropped += statistics.dropped;
     totals_.adopted += statistics.adopted;
+    totals_.swap_writes += statistics.swap_writes;
+    totals_.swap_reads += statistics.swap_reads;
+    totals_.swap_failures += statistics.swap_failures;
     totals_.revoked += statistics.revoked;
     totals_.upgrades += statistics.upgrades;
   }
@@ -463,6 +515,9 @@ void SpaceWorld::AddTo(Totals* totals) const {
   totals->served += totals_.served;
   totals->dropped += totals_.dropped;
   totals->adopted += totals_.adopted;
+  totals->swap_writes += totals_.swap_writes;
+  totals->swap_reads += totals_.swap_reads;
+  totals->swap_failures += totals_.swap_failures;
   totals->revoked += totals_.revoked;
   totals->upgrades += totals_.upgrades;
   totals->refused_full += totals_.refused_full;

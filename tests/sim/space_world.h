@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "hyperkernel/memory/page_frames.h"
+#include "hyperkernel/memory/page_swap.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "rdma/sim_network.h"
 #include "rdma/sim_transport.h"
@@ -84,6 +85,32 @@ class SimFrames final : public PageFrames {
   std::map<uint64_t, bool> failed_;
 };
 
+// A swap of one node in ordinary memory: slow, and full now and then.
+class SimSwap final : public PageSwap {
+ public:
+  using Later = std::function<void(Simulation::Duration, std::function<void()>)>;
+  // `later` runs things on the node as long as it lives. `failures`: writes of a million that fail.
+  SimSwap(Simulation* simulation, SpaceOracle* oracle, Later later, uint32_t failures)
+      : simulation_(simulation), oracle_(oracle), later_(std::move(later)), failures_(failures) {}
+
+  // PageSwap.
+  void Write(Gfn gfn, std::shared_ptr<const SwapPage> page, Done done) override;
+  void Read(Gfn gfn, std::shared_ptr<SwapPage> page, Done done) override;
+  void Forget(Gfn gfn) override;
+
+  size_t pages() const { return pages_.size(); }
+
+ private:
+  Simulation::Duration Delay();
+
+  Simulation* const simulation_;
+  SpaceOracle* const oracle_;
+  const Later later_;
+  const uint32_t failures_;
+  std::map<uint64_t, SwapPage> pages_;
+  std::map<uint64_t, bool> under_way_;
+};
+
 // The run of one seed.
 class SpaceWorld {
  public:
@@ -95,7 +122,8 @@ class SpaceWorld {
   // What was seen. Plain value.
   struct Totals {
     uint64_t seeds = 0, loads = 0, stores = 0, served = 0, revoked = 0, upgrades = 0, stopped = 0, refused_full = 0,
-             broken = 0, stalls = 0, waited_for_slots = 0, dropped = 0, adopted = 0;
+             broken = 0, stalls = 0, waited_for_slots = 0, dropped = 0, adopted = 0, swap_writes = 0, swap_reads = 0,
+             swap_failures = 0;
   };
   SpaceWorld(uint64_t seed, const Options& options);
   ~SpaceWorld();
@@ -132,6 +160,7 @@ class SpaceWorld {
   Duration think_{};
   bool breaks_ = false, busy_ = false, over_ = false;
   bool crashed_ = false;
+  uint32_t swap_failures_ = 0;
   Totals totals_;
 };
 

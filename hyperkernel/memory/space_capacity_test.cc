@@ -1,0 +1,333 @@
+// The fault engine when frames are short: swap. One node, whose swap ends when the test says so. Offers and copies
+// between nodes: space_engine_test.cc; whole clusters: tests/sim/space_sim_test.cc.
+#include <cstring>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fmt/format.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "hyperkernel/memory/space_engine.h"
+#include "hyperkernel/memory/space_testing.h"
+
+namespace hk {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+using Bytes = std::array<std::byte, kPageSize>;
+
+class StillClock final : public Clock {
+ public:
+  Monotonic Now() const override { return now; }
+  WallTime Wall() const override { return {}; }
+  Monotonic now{std::chrono::seconds(1000)};
+};
+
+class StillTimers final : public Timers {
+ public:
+  explicit StillTimers(StillClock* clock) : clock_(clock) {}
+  void After(Monotonic::duration delay, std::function<void()> run) override {
+    timers_.emplace(clock_->now + delay, std::move(run));
+  }
+  void Advance(Monotonic::duration by) {
+    const Monotonic end = clock_->now + by;
+    while (!timers_.empty() && timers_.begin()->first <= end) {
+      clock_->now = std::max(clock_->now, timers_.begin()->first);
+      const std::function<void()> run = std::move(timers_.begin()->second);
+      timers_.erase(timers_.begin());
+      run();
+    }
+    clock_->now = end;
+  }
+
+ private:
+  StillClock* const clock_;
+  std::multimap<Monotonic, std::function<void()>> timers_;
+};
+
+// Whole pages; more than `most` is a failure of the test.
+class PlainFrames final : public PageFrames {
+ public:
+  absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) override {
+    if (pages.contains(page.value())) return absl::AlreadyExistsError("the page is here");
+    auto& [right, to] = pages[page.value()];
+    right = access;
+    to = {};
+    if (!bytes.empty()) std::memcpy(to.data(), bytes.data(), kPageSize);
+    EXPECT_LE(pages.size(), most);
+    return absl::OkStatus();
+  }
+  absl::Status SetAccess(Gfn page, PageAccess access) override {
+    pages.at(page.value()).first = access;
+    return absl::OkStatus();
+  }
+  absl::Status Remove(Gfn page, std::span<std::byte> keep) override {
+    if (!keep.empty()) std::memcpy(keep.data(), pages.at(page.value()).second.data(), kPageSize);
+    pages.erase(page.value());
+    return absl::OkStatus();
+  }
+  absl::Status Read(Gfn page, size_t offset, std::span<std::byte> to) override {
+    std::memcpy(to.data(), pages.at(page.value()).second.data() + offset, to.size());
+    return absl::OkStatus();
+  }
+  absl::Status Write(Gfn page, size_t offset, std::span<const std::byte> from) override {
+    std::memcpy(pages.at(page.value()).second.data() + offset, from.data(), from.size());
+    return absl::OkStatus();
+  }
+  void Wake(Gfn page) override { woken.push_back(page.value()); }
+  void Fail(Gfn page) override { failed.push_back(page.value()); }
+
+  std::map<uint64_t, std::pair<PageAccess, Bytes>> pages;
+  std::vector<uint64_t> woken, failed;
+  size_t most = kLeastFrames;
+};
+
+// What is written stays under way until the test ends it.
+class HeldSwap final : public PageSwap {
+ public:
+  void Write(Gfn gfn, std::shared_ptr<const SwapPage> page, Done done) override {
+    writes.push_back({gfn, std::move(page), nullptr, std::move(done)});
+  }
+  void Read(Gfn gfn, std::shared_ptr<SwapPage> page, Done done) override {
+    EXPECT_TRUE(pages.contains(gfn.value())) << gfn.value() << " is not in the swap";
+    reads.push_back({gfn, nullptr, std::move(page), std::move(done)});
+  }
+  void Forget(Gfn gfn) override { EXPECT_EQ(pages.erase(gfn.value()), 1u) << gfn.value(); }
+
+  void EndWrite(const absl::Status& status = absl::OkStatus()) {
+    ASSERT_FALSE(writes.empty());
+    const Order order = std::move(writes.front());
+    writes.erase(writes.begin());
+    if (status.ok()) pages[order.gfn.value()] = *order.from;
+    order.done(status);
+  }
+  void EndRead(const absl::Status& status = absl::OkStatus()) {
+    ASSERT_FALSE(reads.empty());
+    const Order order = std::move(reads.front());
+    reads.erase(reads.begin());
+    if (status.ok()) *order.to = pages.at(order.gfn.value());
+    order.done(status);
+  }
+
+  struct Order {
+    Gfn gfn;
+    std::shared_ptr<const SwapPage> from;
+    std::shared_ptr<SwapPage> to;
+    Done done;
+  };
+  std::vector<Order> writes, reads;
+  std::map<uint64_t, SwapPage> pages;
+};
+
+constexpr NodeId kSelf(0);
+
+class SpaceCapacityTest : public testing::Test {
+ protected:
+  void Make(uint64_t swap_pages) {
+    engine_.reset();
+    SpaceConfig config;
+    config.guest = GuestId(5);
+    config.self = kSelf;
+    config.nodes = {kSelf};
+    config.pages = 4 * kExtentPages;
+    config.max_pages = kLeastFrames;
+    config.swap_pages = swap_pages;
+    config_ = config;
+    auto made = SpaceEngine::Create(
+        config, &transport_, &frames_, &timers_, clock_, [this](const absl::Status& why) { stops_.push_back(why); },
+        &swap_);
+    ASSERT_TRUE(made.ok()) << made.status();
+    engine_ = *std::move(made);
+  }
+  struct Wish {
+    int ends = 0;
+    absl::Status status = absl::UnknownError("not yet");
+  };
+  void Want(uint64_t page, PageAccess access, Wish* wish) {
+    engine_->Want(Gfn(page), access, [wish](const absl::Status& status) {
+      ++wish->ends;
+      wish->status = status;
+    });
+  }
+  // Writes a byte of the page's own into it. Needs a frame at once.
+  void Fill(uint64_t page) {
+    Wish wish;
+    Want(page, PageAccess::kWrite, &wish);
+    ASSERT_EQ(wish.ends, 1);
+    ASSERT_TRUE(wish.status.ok()) << wish.status;
+    frames_.pages.at(page).second[100] = static_cast<std::byte>(page);
+  }
+  // As many pages as there are frames, none held any more.
+  void FillAll() {
+    for (uint64_t page = 0; page < kLeastFrames; ++page) Fill(page);
+    clock_.now += config_.hold;
+  }
+  std::byte ByteOf(uint64_t page) { return frames_.pages.at(page).second[100]; }
+
+  StillClock clock_;
+  StillTimers timers_{&clock_};
+  PlainFrames frames_;
+  HeldSwap swap_;
+  NotingTransport transport_;
+  SpaceConfig config_;
+  std::vector<absl::Status> stops_;
+  std::unique_ptr<SpaceEngine> engine_;
+};
+
+TEST_F(SpaceCapacityTest, APageGoesToTheSwapAndComesBack) {
+  Make(100);
+  FillAll();
+  Wish more;
+  Want(50, PageAccess::kWrite, &more);
+  // Its frame is given to nobody before it is written.
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  const uint64_t gone = swap_.writes[0].gfn.value();
+  EXPECT_EQ(more.ends, 0);
+  EXPECT_EQ(engine_->Statistics().pages_swapped, 0u);
+  swap_.EndWrite();
+  EXPECT_EQ(more.ends, 1);
+  EXPECT_TRUE(more.status.ok());
+  EXPECT_EQ(engine_->Statistics().pages_swapped, 1u);
+  EXPECT_FALSE(frames_.pages.contains(gone));
+  // This node has it still, and nobody else is asked.
+  EXPECT_EQ(engine_->RightOf(Gfn(gone)), PageRight::kExclusive);
+  // Somebody touches it: another one leaves first.
+  clock_.now += config_.hold;
+  engine_->OnFault(Gfn(gone), true);
+  EXPECT_THAT(swap_.reads, IsEmpty());
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  EXPECT_NE(swap_.writes[0].gfn.value(), gone);
+  swap_.EndWrite();
+  ASSERT_THAT(swap_.reads, SizeIs(1));
+  EXPECT_THAT(frames_.woken, IsEmpty());
+  swap_.EndRead();
+  EXPECT_THAT(frames_.woken, testing::ElementsAre(gone));
+  EXPECT_EQ(frames_.pages.at(gone).first, PageAccess::kWrite);
+  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone));
+  EXPECT_FALSE(swap_.pages.contains(gone));
+  EXPECT_EQ(engine_->Residue().active_pages, 0u);
+  EXPECT_EQ(engine_->Statistics().swap_reads, 1u);
+}
+
+TEST_F(SpaceCapacityTest, WhatIsTouchedOnItsWayComesBackAtOnce) {
+  Make(100);
+  FillAll();
+  Wish more, back;
+  Want(50, PageAccess::kWrite, &more);
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  const uint64_t gone = swap_.writes[0].gfn.value();
+  Want(gone, PageAccess::kWrite, &back);
+  EXPECT_EQ(back.ends, 1);
+  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone));
+  frames_.pages.at(gone).second[100] = std::byte{0xee};
+  // What was written is old, and forgotten.
+  swap_.EndWrite();
+  EXPECT_THAT(swap_.pages, IsEmpty());
+  EXPECT_EQ(ByteOf(gone), std::byte{0xee});
+  EXPECT_EQ(engine_->Statistics().pages_swapped, 0u);
+  // And another page goes for it.
+  timers_.Advance(std::chrono::milliseconds(10));
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  swap_.EndWrite();
+  EXPECT_EQ(more.ends, 1);
+}
+
+TEST_F(SpaceCapacityTest, AFailedWriteKeepsThePage) {
+  Make(100);
+  FillAll();
+  Wish more;
+  Want(50, PageAccess::kWrite, &more);
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  const uint64_t kept = swap_.writes[0].gfn.value();
+  swap_.EndWrite(absl::ResourceExhaustedError("the disk is full"));
+  EXPECT_EQ(ByteOf(kept), static_cast<std::byte>(kept));
+  EXPECT_EQ(frames_.pages.size(), kLeastFrames);
+  EXPECT_EQ(engine_->Statistics().swap_failures, 1u);
+  // Not again at once; but later.
+  timers_.Advance(std::chrono::milliseconds(100));
+  EXPECT_THAT(swap_.writes, IsEmpty());
+  timers_.Advance(std::chrono::seconds(1));
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  for (int i = 0; i < 100 && stops_.empty(); ++i) {
+    if (!swap_.writes.empty()) swap_.EndWrite(absl::ResourceExhaustedError("the disk is full"));
+    timers_.Advance(std::chrono::seconds(1));
+  }
+  ASSERT_THAT(stops_, SizeIs(1));
+  EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("all 8 frames"));
+  EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("the disk is full"));
+  EXPECT_TRUE(absl::IsResourceExhausted(more.status));
+}
+
+TEST_F(SpaceCapacityTest, AFailedReadStopsTheSpace) {
+  Make(100);
+  FillAll();
+  Wish more, back;
+  Want(50, PageAccess::kWrite, &more);
+  const uint64_t gone = swap_.writes.at(0).gfn.value();
+  swap_.EndWrite();
+  clock_.now += config_.hold;
+  Want(gone, PageAccess::kRead, &back);
+  swap_.EndWrite();
+  swap_.EndRead(absl::DataLossError("swap file x: these are not the bytes"));
+  EXPECT_EQ(back.ends, 1);
+  EXPECT_TRUE(absl::IsDataLoss(back.status));
+  ASSERT_THAT(stops_, SizeIs(1));
+  EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("swap file x"));
+  EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("page at GPA"));
+}
+
+TEST_F(SpaceCapacityTest, AFullSwapIsNamed) {
+  Make(1);
+  FillAll();
+  Wish one, two;
+  Want(50, PageAccess::kWrite, &one);
+  swap_.EndWrite();
+  EXPECT_EQ(one.ends, 1);
+  clock_.now += config_.hold;
+  Want(51, PageAccess::kWrite, &two);
+  EXPECT_THAT(swap_.writes, IsEmpty());
+  timers_.Advance(config_.request_limit * 2);
+  ASSERT_THAT(stops_, SizeIs(1));
+  EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("its swap of 1 pages is full"));
+}
+
+TEST_F(SpaceCapacityTest, AStopWhileItReadsAndWrites) {
+  Make(100);
+  FillAll();
+  Wish more, back, third;
+  Want(50, PageAccess::kWrite, &more);
+  const uint64_t gone = swap_.writes.at(0).gfn.value();
+  swap_.EndWrite();
+  clock_.now += config_.hold;
+  Want(gone, PageAccess::kRead, &back);
+  swap_.EndWrite();
+  Want(60, PageAccess::kRead, &third);
+  engine_->Stop(absl::CancelledError("enough"));
+  EXPECT_EQ(back.ends + third.ends, 2);
+  while (!swap_.reads.empty()) swap_.EndRead();
+  while (!swap_.writes.empty()) swap_.EndWrite();
+  EXPECT_EQ(engine_->Residue().active_pages, 0u);
+}
+
+TEST_F(SpaceCapacityTest, ASwapNeedsABoundOfFrames) {
+  SpaceConfig config;
+  config.guest = GuestId(5);
+  config.self = kSelf;
+  config.nodes = {kSelf};
+  config.pages = 100;
+  config.swap_pages = 10;
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      SpaceEngine::Create(config, &transport_, &frames_, &timers_, clock_, {}, &swap_).status()));
+  config.max_pages = kLeastFrames;
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(SpaceEngine::Create(config, &transport_, &frames_, &timers_, clock_, {}).status()));
+}
+
+}  // namespace
+}  // namespace hk
