@@ -44,17 +44,17 @@ DirectoryEventType EventOfMessage(const PageMessage& message) {
 
 }  // namespace
 
-std::string Engine::WhyImpossible(const Incoming& incoming) const {
+std::string Engine::WhyImpossible(const Shard& shard, const Incoming& incoming) const {
   const PageMessage& m = incoming.message;
-  const NodeId home = HomeOf(incoming.gfn);
+  const NodeId home = HomeIn(shard, incoming.gfn);
   if (IsForHome(m.type) && home != config_.self) return fmt::format("the page's home is node {}", home.value());
   if (IsFromHome(m.type) && m.from != home) return fmt::format("the page's home is node {}", home.value());
   if ((m.type == Type::kForward || m.type == Type::kInvalidate) &&
-      (!IsNode(m.requester) || m.requester == config_.self)) {
+      (!IsNode(m.requester) || !shard.live.Contains(m.requester) || m.requester == config_.self)) {
     return fmt::format("for node {}", m.requester.value());
   }
   if ((m.type == Type::kForward || m.type == Type::kAnswer) &&
-      ((m.acks.bits() & ~nodes_.bits()) != 0 || m.acks.Contains(m.requester))) {
+      ((m.acks.bits() & ~shard.live.bits()) != 0 || m.acks.Contains(m.requester))) {
     return "it names nodes that cannot acknowledge";
   }
   if (m.type == Type::kAnswer && m.source == PageSource::kPayload && incoming.payload.size() != kPageSize) {
@@ -64,7 +64,7 @@ std::string Engine::WhyImpossible(const Incoming& incoming) const {
 }
 
 bool Engine::IsDormantHere(Shard* shard, Gfn page) {
-  if (HomeOf(page) != config_.self || shard->busy.contains(page.value())) return false;
+  if (HomeIn(*shard, page) != config_.self || shard->busy.contains(page.value())) return false;
   return ExtentOf(shard, page)->home.Get(page.value() % kExtentPages).state == DirectoryState::kDormant;
 }
 
@@ -95,6 +95,10 @@ void Engine::HandleHome(Shard* shard, Incoming incoming) {
     busy->duties.emplace_back(incoming.message.requester, std::move(incoming.duty));
   }
   if (!StepHome(shard, page, busy, {.type = EventOfMessage(incoming.message), .message = incoming.message})) return;
+  RestHome(shard, page, busy);
+}
+
+void Engine::RestHome(Shard* shard, Gfn page, BusyEntry* busy) {
   if (!IsAtRest(busy->entry)) return;
   ExtentOf(shard, page)->home.Set(page.value() % kExtentPages, RestOf(busy->entry));
   const auto found = shard->busy.find(page.value());
@@ -151,10 +155,10 @@ bool Engine::StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent ev
           }
           break;
         case DirectoryActionType::kMirror:
-          mirrors = true;  // README: no second node is told yet
+          mirrors = Mirror(shard, page);  // else Mirrored comes
           break;
         case DirectoryActionType::kReconcile:
-          break;  // epochs do not change yet
+          break;  // Rebuild's, which is not a step of a message
       }
     }
     event = {.type = DirectoryEventType::kMirrored};
@@ -177,7 +181,7 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
   header.message_class = ClassOf(message.type);
   header.guest = config_.guest;
   header.generation = config_.generation;
-  header.epoch = config_.epoch;
+  header.epoch = shard->epoch;
   header.gfn = page;
   const bool asks = message.type == Type::kRequest || message.type == Type::kForward;
   if (asks || header.answer) {
@@ -186,7 +190,7 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
     header.slot = duty.slot;
     header.slot_node = duty.node;
     if (asks && duty.node == config_.self) {
-      options.writers = nodes_;
+      options.writers = shard->live;
       options.writers.Remove(config_.self);
       options.deadline = config_.request_limit;
       request = std::move(duty.own);
@@ -202,6 +206,7 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
 }
 
 void Engine::OnSendFailed(NodeId to, const absl::Status& status) {
+  if (!running()) return;  // of an epoch that ends
   if (absl::IsUnavailable(status) || absl::IsAborted(status)) {
     // The peer is failing, and the transport says why in a moment; or it was not there from the beginning.
     return FailSoon(fmt::format("node {} cannot be reached: {}", to.value(), MessageOf(status)));

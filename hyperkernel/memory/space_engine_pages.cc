@@ -70,6 +70,14 @@ Extent* Engine::ExtentOf(Shard* shard, Gfn page) {
   std::unique_ptr<Extent>& extent = shard->extents[page.value() / kExtentPages];
   if (extent == nullptr) {
     extent = std::make_unique<Extent>();
+    const uint64_t number = page.value() / kExtentPages;
+    if (shard->committed.size() > 1 && HomeIn(*shard, page) == config_.self &&
+        placement_.IsForgotten(number, shard->committed)) {
+      RestingEntry lost;
+      lost.state = DirectoryState::kLost;
+      lost.ever_written = true;
+      extent->home = ExtentDirectory(lost);
+    }
     shard->touched.push_back(page.value() / kExtentPages);
   }
   return extent.get();
@@ -135,7 +143,7 @@ bool Engine::Acquire(Shard* shard, ActivePage* active, MessageClass message_clas
 
 void Engine::Wish(Shard* shard, ActivePage* active) {
   const PageState state = active->page.state;
-  if (!active->wished() || active->pausing || !IsResting(state) || state == PageState::kExclusive) return;
+  if (!running() || !active->wished() || active->pausing || !IsResting(state) || state == PageState::kExclusive) return;
   bool write = active->fault_write;
   bool overwrite = !active->fault_read && !active->fault_write;
   for (const Waiter& waiter : active->waiters) {
@@ -151,7 +159,7 @@ void Engine::Wish(Shard* shard, ActivePage* active) {
     return;
   }
   means.request.node = config_.self;
-  const bool leaves = config_.nodes.size() > 1 && (deferred.active || !IsDormantHere(shard, active->gfn));
+  const bool leaves = shard->live.size() > 1 && (deferred.active || !IsDormantHere(shard, active->gfn));
   if (leaves) {
     LentSlot slot;
     if (!Acquire(shard, active, MessageClass::kFault, SlotUse::kReceive, &slot)) return;
@@ -274,7 +282,7 @@ bool Engine::TryPage(Shard* shard, ActivePage* active, Incoming* incoming) {
 void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, Means means) {
   const PageState before = active->page.state;
   const bool was_deferred = active->page.deferred.active;
-  const PageResult result = Step(active->page, event, config_.self, HomeOf(active->gfn));
+  const PageResult result = Step(active->page, event, config_.self, HomeIn(*shard, active->gfn));
   switch (result.verdict) {
     case PageVerdict::kDone:
       break;
