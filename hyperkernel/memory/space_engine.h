@@ -160,8 +160,8 @@ class SpaceEngine {
   virtual void Stop(const absl::Status& why) = 0;
 
   // Epochs (README, "Recovery"), driven by the coordinator: each call begins at no node before the call before has ended
-  // at all survivors. Errors: the reason of a stop; kUnavailable, naming a survivor that failed here; kAborted, another
-  // epoch. Defaults: for what has no epochs.
+  // at all survivors. Errors: kFailedPrecondition, stopped, with the reason; kUnavailable, naming a survivor that failed
+  // here; kAborted, another epoch. Defaults: for what has no epochs.
   using Suspended = std::function<void(NodeId failed)>;
   // Before the engine is used. Told for each node whose loss the space may survive, with or without locks held: it must
   // not call the engine and not block.

@@ -157,6 +157,7 @@ class Engine final : public SpaceEngine {
   void ReconcilePage(Shard* shard, Gfn page, PageRight right) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   bool MakeRoom();
   absl::Status CheckEpoch(Epoch epoch) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
+  absl::Status StoppedHere() const;
   absl::Status FailedHere() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
   // The space stops if nothing changes by then.
   void ArmChangeLimit() ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);

@@ -57,13 +57,18 @@ void Engine::ArmChangeLimit() {
   });
 }
 
+absl::Status Engine::StoppedHere() const {
+  if (!stopped()) return absl::OkStatus();
+  return absl::FailedPreconditionError(MessageOf(reason()));
+}
+
 absl::Status Engine::FailedHere() const {
   if (failed_.empty()) return absl::OkStatus();
   return absl::UnavailableError(failure_);
 }
 
 absl::Status Engine::CheckEpoch(Epoch epoch) const {
-  if (stopped()) return reason();
+  HK_RETURN_IF_ERROR(StoppedHere());
   if (epoch == epoch_) return absl::OkStatus();
   return absl::AbortedError(fmt::format("epoch {} is not this node's, which is {}", epoch.value(), epoch_.value()));
 }
@@ -72,7 +77,7 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
   absl::Status failure;
   {
     MutexLock lock(&change_mutex_);
-    if (stopped()) return reason();
+    HK_RETURN_IF_ERROR(StoppedHere());
     if (change.epoch <= epoch_) {
       return absl::AbortedError(fmt::format("epoch {} is over: {} began", change.epoch.value(), epoch_.value()));
     }
@@ -120,7 +125,7 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
     Finish();
     return failure;
   }
-  return stopped() ? reason() : absl::OkStatus();
+  return StoppedHere();
 }
 
 // Requests are given up; what this node may read or write stays, and so do the bytes that it keeps for others.
@@ -150,7 +155,7 @@ absl::Status Engine::Commit(Epoch epoch) {
     CommitLocked();
   }
   Finish();
-  return stopped() ? reason() : absl::OkStatus();
+  return StoppedHere();
 }
 
 void Engine::CommitLocked() {
@@ -241,7 +246,7 @@ absl::Status Engine::Run(Epoch epoch) {
   }
   frames_due_.store(true, std::memory_order_release);
   Finish();
-  return stopped() ? reason() : absl::OkStatus();
+  return StoppedHere();
 }
 
 SpaceEpochState Engine::EpochState() const {
