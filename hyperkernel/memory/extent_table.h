@@ -37,6 +37,9 @@ DirectoryEntry EntryOf(const RestingEntry& rest);
 // The entries of an extent at its home. `page`: within the extent.
 class ExtentDirectory {
  public:
+  // All pages alike.
+  ExtentDirectory() = default;
+  explicit ExtentDirectory(const RestingEntry& all) : fused_(all) {}
   RestingEntry Get(size_t page) const;
   void Set(size_t page, const RestingEntry& entry);
   bool fused() const { return split_ == nullptr; }
@@ -102,6 +105,9 @@ struct Extent {
   ExtentPages pages;
   ExtentDirectory home;  // if this node is the home
   DecayedCount heat;     // rights of its pages granted and taken here
+  // The pages of which this node, as the extent's second, was told that they are ever written; as its home: of which it
+  // has told. Null: of none.
+  std::unique_ptr<std::array<uint64_t, kExtentPages / 64>> written;
 };
 
 }  // namespace hk

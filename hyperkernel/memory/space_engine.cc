@@ -81,6 +81,7 @@ Engine::Engine(const SpaceConfig& config, Transport* transport, PageFrames* fram
                Stopped on_stopped, PageSwap* swap)
     : config_(config),
       nodes_(SetOf(config.nodes)),
+      placement_(config.nodes),
       transport_(transport),
       frames_(frames),
       timers_(timers),
@@ -88,10 +89,18 @@ Engine::Engine(const SpaceConfig& config, Transport* transport, PageFrames* fram
       on_stopped_(std::move(on_stopped)),
       swap_(swap),
       outbox_(transport, config.nodes) {
+  {
+    MutexLock lock(&change_mutex_);
+    epoch_ = committed_ = config_.epoch;
+    live_ = nodes_;
+  }
   for (size_t i = 0; i < kShards; ++i) {
     MutexLock lock(&shards_[i].mutex);
     // Serials: (epoch, counter), so that those of a later epoch are above all of an earlier one.
     shards_[i].next_serial = (config_.epoch.value() & 0xffffff) << 40 | 1;
+    shards_[i].epoch = config_.epoch;
+    shards_[i].live = nodes_;
+    shards_[i].committed = {nodes_};
     shards_[i].random = (config_.guest.value() * kShards + i + 1) * 0x9e3779b97f4a7c15U + config_.self.value();
   }
 }
@@ -166,7 +175,12 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
   if (message.answer) incoming.duty.own = LentSlot(transport_, message.slot);
   // Whoever is not of the space cannot harm it; nobody here waits for it.
   if (stopped() || !IsNode(from)) return;
+  if (IsRecoveryType(message.type)) return OnRecoveryMessage(from, message);
   if (message.type == kSpaceStoppedType) {
+    {
+      MutexLock lock(&change_mutex_);
+      if (!live_.Contains(from)) return;
+    }
     Fail(absl::AbortedError(fmt::format("node {} stopped: {}", from.value(), ReasonIn(message))), false);
     return Finish();
   }
@@ -178,7 +192,8 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
   if (message.type == kSpaceHurryType) {
     Shard& shard = ShardOf(message.gfn);
     MutexLock lock(&shard.mutex);
-    return HandleHurry(&shard, message);
+    if (message.epoch == shard.epoch) HandleHurry(&shard, message);
+    return;
   }
   absl::StatusOr<PageMessage> decoded = DecodePageMessage(from, config_.self, message);
   if (!decoded.ok()) {
@@ -186,23 +201,26 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
     return Finish();
   }
   incoming.message = *decoded;
-  if (std::string why = WhyImpossible(incoming); !why.empty()) {
-    FailPage(message.gfn, absl::StatusCode::kInternal,
-             fmt::format("node {} sent {}: {}", from.value(), Name(decoded->type), why));
-    return Finish();
-  }
   Shard& shard = ShardOf(message.gfn);
   {
     MutexLock lock(&shard.mutex);
-    if (stopped()) return;
-    Handle(&shard, std::move(incoming));
-    Drain(&shard);
+    // What was on its way here when the epoch changed is of the old one. Nobody asks before all are in the new one.
+    const bool old = message.epoch != shard.epoch && !HK_MUTANT(engine_takes_old_epochs);
+    if (stopped() || old || !shard.live.Contains(from)) return;
+    if (std::string why = WhyImpossible(shard, incoming); !why.empty()) {
+      FailPage(message.gfn, absl::StatusCode::kInternal,
+               fmt::format("node {} sent {}: {}", from.value(), Name(decoded->type), why));
+    } else {
+      Handle(&shard, std::move(incoming));
+      Drain(&shard);
+    }
   }
   Finish();
 }
 
 void Engine::OnWritable(NodeId peer, MessageClass message_class) {
   outbox_.Flush(peer, message_class, [this, peer](const absl::Status& status) { OnSendFailed(peer, status); });
+  if (message_class == MessageClass::kBulk && pumping_.load(std::memory_order_acquire)) SchedulePump();
   Finish();
 }
 
@@ -252,7 +270,8 @@ void Engine::OnRequestExpired(NodeId asked, MessageClass /*message_class*/, uint
   Shard& shard = shards_[transaction % kShards];
   {
     MutexLock lock(&shard.mutex);
-    if (stopped()) return;
+    // While an epoch changes all requests are given up, or have been.
+    if (stopped() || why == RequestFailure::kOldEpoch || !running()) return;
     const ActivePage* mine = nullptr;
     for (const auto& [gfn, active] : shard.active) {
       if (active->request_slot == slot && active->page.transaction == transaction) mine = active.get();
@@ -266,12 +285,6 @@ void Engine::OnRequestExpired(NodeId asked, MessageClass /*message_class*/, uint
       FailSoon(fmt::format("the nodes that could answer a request by way of node {} are gone", asked.value()));
     }
   }
-  Finish();
-}
-
-void Engine::OnPeerFailed(NodeId peer, PeerFailure /*why*/, const std::string& detail) {
-  if (!IsNode(peer)) return;
-  Fail(absl::UnavailableError(fmt::format("node {} failed: {}", peer.value(), detail)));
   Finish();
 }
 
@@ -299,7 +312,9 @@ void Engine::FailPage(Gfn page, absl::StatusCode code, const std::string& why) {
 }
 
 void Engine::FailSoon(const std::string& why) {
-  timers_->After(kReasonComes, [this, why] {
+  // A loss that the space survives is none of its reasons to stop.
+  timers_->After(kReasonComes, [this, why, changes = changes_.load()] {
+    if (changes != changes_.load()) return;
     Fail(absl::UnavailableError(why));
     Finish();
   });
@@ -322,7 +337,10 @@ void Engine::TellOthers() {
   Message message = SpaceStoppedMessage(why);
   message.guest = config_.guest;
   message.generation = config_.generation;
-  message.epoch = config_.epoch;
+  {
+    MutexLock lock(&change_mutex_);
+    message.epoch = epoch_;
+  }
   for (const NodeId node : config_.nodes) {
     if (node != config_.self && !HK_MUTANT(engine_stop_untold)) static_cast<void>(transport_->Send(node, message, {}));
   }
@@ -376,7 +394,9 @@ void Engine::Watch() {
       no_frame = no_frame || (active->starved & (1U << kFramePool)) != 0;
     }
   }
-  if (no_frame) {
+  if (!running()) {
+    // The epoch's limit holds, and then they wait anew.
+  } else if (no_frame) {
     FailPage(Gfn(late), absl::StatusCode::kResourceExhausted,
              fmt::format("all {} frames of the space on this node are taken, and no other node took pages in {} ms{}",
                          config_.max_pages, config_.request_limit.count(), WhyNotSwapped()));
@@ -424,6 +444,7 @@ SpaceStatistics Engine::Statistics() const {
     sum.swap_failures += one.swap_failures;
     sum.adopted += one.adopted;
     sum.stale_messages += one.stale_messages;
+    sum.pages_lost += one.pages_lost;
     for (size_t i = 0; i < SpaceStatistics::kLatencyBuckets; ++i) {
       sum.read_latency[i] += one.read_latency[i];
       sum.write_latency[i] += one.write_latency[i];
@@ -464,7 +485,9 @@ PageRight Engine::RightOf(Gfn page) const {
 }
 
 NodeId Engine::HomeOf(Gfn page) const {
-  return config_.nodes[(page.value() / kExtentPages) % config_.nodes.size()];
+  const Shard& shard = ShardOf(page);
+  MutexLock lock(&shard.mutex);
+  return HomeIn(shard, page);
 }
 
 SpaceResidue Engine::Residue() const {

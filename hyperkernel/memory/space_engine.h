@@ -12,7 +12,7 @@
 //     overtakes it. Bounded by the pages under transaction.
 //  5. Nothing waits for ever: a request that is not answered within `request_limit`, a peer that failed, a coherence
 //     violation and frames that fail stop the space on this node with one reason (Stopped); from then on every wish
-//     ends with it.
+//     ends with it. A peer that may be lost only suspends it: until a new epoch runs, or `request_limit`.
 //
 // Thread-safe. Callbacks run on the thread that found out, inside the page's lock: they must not call the engine and
 // not block.
@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -77,6 +78,24 @@ struct SpaceConfig {
   // A request not answered by then stops the space. Far above holds, retries and the transport's lease (2 s): only a
   // peer that is alive and broken can make it.
   std::chrono::milliseconds request_limit{30'000};
+  // The node that changes epochs. Nothing: nobody does, and the loss of any node stops the space.
+  std::optional<NodeId> coordinator;
+};
+
+// What a space that lost nodes goes on with. Plain value.
+struct SpaceEpoch {
+  Epoch epoch;        // above every one before
+  NodeSet survivors;  // with the coordinator
+  Epoch committed;    // the last epoch that any node was told to commit; the space's first one if none was
+};
+
+// How far a space is with its epochs on this node. Plain value.
+struct SpaceEpochState {
+  Epoch epoch;              // the last that began
+  NodeSet nodes;            // its survivors
+  bool running = true;      // false: wishes wait for an epoch
+  NodeSet failed;           // of `nodes`: whose connection this node has lost
+  uint64_t pages_lost = 0;  // whose home this node is
 };
 
 // Counters since the space was made; a value that was true at some moment of the call. Plain value.
@@ -92,6 +111,7 @@ struct SpaceStatistics {
   uint64_t swap_writes = 0, swap_reads = 0, swap_failures = 0;            // failures: writes; the page stayed
   uint64_t retries = 0;                                                   // Nack(busy)
   uint64_t stale_messages = 0;                                            // README, R1
+  uint64_t pages_lost = 0;                                                // with the home here, now
   std::array<uint64_t, kLatencyBuckets> read_latency{}, write_latency{};  // from the wish to the installation
 };
 
@@ -146,6 +166,28 @@ class SpaceEngine {
 
   // Stops the space here with this reason, as if it had found out itself.
   virtual void Stop(const absl::Status& why) = 0;
+
+  // Epochs (README, "Recovery"), driven by the coordinator: each call begins at no node before the call before has
+  // ended at all survivors. Errors: kFailedPrecondition, stopped, with the reason; kUnavailable, naming a survivor that
+  // failed here; kAborted, another epoch. Defaults: for what has no epochs.
+  using Suspended = std::function<void(NodeId failed)>;
+  // Before the engine is used. Told for each node whose loss the space may survive, with or without locks held: it must
+  // not call the engine and not block.
+  virtual void WatchLosses(Suspended /*suspended*/) {}
+  // No older message is sent or taken any more; what was under way is given up. Wishes go on waiting.
+  virtual absl::Status BeginEpoch(const SpaceEpoch& /*epoch*/) { return absl::UnimplementedError("no epochs"); }
+  // Tells each page's new home what is here, and makes the entries whose home this is. `done`: all survivors have told,
+  // and have said what this node has from now on. On a thread of the timers or the transport, maybe inside this call.
+  virtual void Rebuild(Epoch /*epoch*/, std::function<void(const absl::Status&)> done) {
+    done(absl::UnimplementedError("no epochs"));
+  }
+  // What was rebuilt holds: messages of the epoch are served.
+  virtual absl::Status Commit(Epoch /*epoch*/) { return absl::UnimplementedError("no epochs"); }
+  // Wishes ask again.
+  virtual absl::Status Run(Epoch /*epoch*/) { return absl::UnimplementedError("no epochs"); }
+  virtual SpaceEpochState EpochState() const { return {}; }
+  // True if this node is the page's home and the page is lost.
+  virtual bool IsLost(Gfn /*page*/) const { return false; }
 
   virtual SpaceStatistics Statistics() const = 0;
   // Extents of which pages are here, ascending, from extent `first` on, `most` at most.

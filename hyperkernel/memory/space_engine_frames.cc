@@ -33,7 +33,8 @@ void Engine::WaitForFrame(Shard* shard, ActivePage* active) {
 
 // Whoever sets frames_due_ comes here afterwards, or somebody else does it for him: nobody waits beside a free frame.
 void Engine::FindFrames() {
-  while (frames_due_.load(std::memory_order_acquire) && frames_mutex_.TryLock()) {
+  // Nothing that others were told of changes while an epoch does; Run looks again.
+  while (running() && frames_due_.load(std::memory_order_acquire) && frames_mutex_.TryLock()) {
     frames_due_.store(false);
     size_t starved = 0;
     for (size_t i = 0; i < kShards && !stopped(); ++i) {
@@ -50,6 +51,7 @@ void Engine::FindFrames() {
     for (size_t i = 0; i < kShards && needed && !found && !stopped(); ++i) {
       Shard& shard = shards_[(first + i) % kShards];
       MutexLock lock(&shard.mutex);
+      if (!running()) break;
       found = DropOne(&shard);
       Drain(&shard);
     }
@@ -71,6 +73,7 @@ void Engine::FindFrames() {
       for (size_t i = 0; i < kShards && left > 0; ++i) {
         Shard& shard = shards_[(first + i) % kShards];
         MutexLock lock(&shard.mutex);
+        if (!running() || shard.live.size() == 1) break;
         left -= Offer(&shard, left);
       }
       timers_->After(kOfferPause, [this, given] {
@@ -133,7 +136,7 @@ size_t Engine::Offer(Shard* shard, size_t most) {
     offer.from = config_.self;
     do {
       offer.to = config_.nodes[next_offer_++ % config_.nodes.size()];
-    } while (offer.to == config_.self);
+    } while (offer.to == config_.self || !shard->live.Contains(offer.to));
     Post(shard, page, offer, Duty());
     ++offered;
   }
@@ -147,11 +150,11 @@ void Engine::HandleOffer(Shard* shard, Gfn page) {
   if (active->page.held && !active->page.deferred.active && clock_.Now() >= active->held_until) {
     active->page.held = false;
   }
-  if (active->page.state == PageState::kShared && !HK_MUTANT(engine_copies_block_offers)) {
+  if (running() && active->page.state == PageState::kShared && !HK_MUTANT(engine_copies_block_offers)) {
     StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
   }
-  if (active->page.state == PageState::kAbsent && !active->wished() && !active->pausing && active->parked.empty() &&
-      !stopped()) {
+  if (running() && active->page.state == PageState::kAbsent && !active->wished() && !active->pausing &&
+      active->parked.empty() && !stopped()) {
     Adopt(shard, active);
   }
   Rest(shard, active);

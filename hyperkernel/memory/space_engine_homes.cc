@@ -45,17 +45,17 @@ DirectoryEventType EventOfMessage(const PageMessage& message) {
 
 }  // namespace
 
-std::string Engine::WhyImpossible(const Incoming& incoming) const {
+std::string Engine::WhyImpossible(const Shard& shard, const Incoming& incoming) const {
   const PageMessage& m = incoming.message;
-  const NodeId home = HomeOf(incoming.gfn);
+  const NodeId home = HomeIn(shard, incoming.gfn);
   if (IsForHome(m.type) && home != config_.self) return fmt::format("the page's home is node {}", home.value());
   if (IsFromHome(m.type) && m.from != home) return fmt::format("the page's home is node {}", home.value());
   if ((m.type == Type::kForward || m.type == Type::kInvalidate) &&
-      (!IsNode(m.requester) || m.requester == config_.self)) {
+      (!IsNode(m.requester) || !shard.live.Contains(m.requester) || m.requester == config_.self)) {
     return fmt::format("for node {}", m.requester.value());
   }
   if ((m.type == Type::kForward || m.type == Type::kAnswer) &&
-      ((m.acks.bits() & ~nodes_.bits()) != 0 || m.acks.Contains(m.requester))) {
+      ((m.acks.bits() & ~shard.live.bits()) != 0 || m.acks.Contains(m.requester))) {
     return "it names nodes that cannot acknowledge";
   }
   if (m.type == Type::kAnswer && m.source == PageSource::kPayload && incoming.payload.size() != kPageSize) {
@@ -65,7 +65,7 @@ std::string Engine::WhyImpossible(const Incoming& incoming) const {
 }
 
 bool Engine::IsDormantHere(Shard* shard, Gfn page) {
-  if (HomeOf(page) != config_.self || shard->busy.contains(page.value())) return false;
+  if (HomeIn(*shard, page) != config_.self || shard->busy.contains(page.value())) return false;
   return ExtentOf(shard, page)->home.Get(page.value() % kExtentPages).state == DirectoryState::kDormant;
 }
 
@@ -100,7 +100,7 @@ void Engine::PostAnswer(Shard* shard) {
   if (!stopped()) Post(shard, held.gfn, held.message, std::move(held.duty));
 }
 
-void Engine::Hurry(Gfn page, BusyEntry* busy) {
+void Engine::Hurry(Shard* shard, Gfn page, BusyEntry* busy) {
   const DirectoryEntry& entry = busy->entry;
   if (entry.state != DirectoryState::kBusy || entry.waiting_count == 0 || entry.current.requester == config_.self ||
       busy->hurried == entry.serial || HK_MUTANT(engine_waits_for_done)) {
@@ -110,7 +110,7 @@ void Engine::Hurry(Gfn page, BusyEntry* busy) {
   Message message = SpaceHurryMessage(entry.current.transaction);
   message.guest = config_.guest;
   message.generation = config_.generation;
-  message.epoch = config_.epoch;
+  message.epoch = shard->epoch;
   message.gfn = page;
   const absl::Status sent = outbox_.Send(entry.current.requester, message, {}, {}, {}, {});
   if (!sent.ok()) OnSendFailed(entry.current.requester, sent);
@@ -134,7 +134,11 @@ void Engine::HandleHome(Shard* shard, Incoming incoming) {
     busy->duties.emplace_back(incoming.message.requester, std::move(incoming.duty));
   }
   if (!StepHome(shard, page, busy, {.type = EventOfMessage(incoming.message), .message = incoming.message})) return;
-  Hurry(page, busy);
+  Hurry(shard, page, busy);
+  RestHome(shard, page, busy);
+}
+
+void Engine::RestHome(Shard* shard, Gfn page, BusyEntry* busy) {
   if (!IsAtRest(busy->entry)) return;
   ExtentOf(shard, page)->home.Set(page.value() % kExtentPages, RestOf(busy->entry));
   const auto found = shard->busy.find(page.value());
@@ -180,7 +184,8 @@ bool Engine::StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent ev
             busy->duties.erase(found);
           }
           // The home's own acknowledgement most often follows at once, and goes with the answer.
-          if (type == Type::kAnswer && action.message.to != config_.self && action.message.acks.Contains(config_.self)) {
+          if (type == Type::kAnswer && action.message.to != config_.self &&
+              action.message.acks.Contains(config_.self)) {
             PostAnswer(shard);
             shard->answer = {.gfn = page, .message = action.message, .duty = std::move(duty)};
             break;
@@ -197,10 +202,10 @@ bool Engine::StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent ev
           }
           break;
         case DirectoryActionType::kMirror:
-          mirrors = true;  // README: no second node is told yet
+          mirrors = Mirror(shard, page);  // else Mirrored comes
           break;
         case DirectoryActionType::kReconcile:
-          break;  // epochs do not change yet
+          break;  // Rebuild's, which is not a step of a message
       }
     }
     event = {.type = DirectoryEventType::kMirrored};
@@ -225,7 +230,7 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
   header.message_class = ClassOf(message.type);
   header.guest = config_.guest;
   header.generation = config_.generation;
-  header.epoch = config_.epoch;
+  header.epoch = shard->epoch;
   header.gfn = page;
   const bool asks = message.type == Type::kRequest || message.type == Type::kForward;
   if (asks || header.answer) {
@@ -234,7 +239,7 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
     header.slot = duty.slot;
     header.slot_node = duty.node;
     if (asks && duty.node == config_.self) {
-      options.writers = nodes_;
+      options.writers = shard->live;
       options.writers.Remove(config_.self);
       options.deadline = config_.request_limit;
       request = std::move(duty.own);
@@ -251,6 +256,7 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
 }
 
 void Engine::OnSendFailed(NodeId to, const absl::Status& status) {
+  if (!running()) return;  // of an epoch that ends
   if (absl::IsUnavailable(status) || absl::IsAborted(status)) {
     // The peer is failing, and the transport says why in a moment; or it was not there from the beginning.
     return FailSoon(fmt::format("node {} cannot be reached: {}", to.value(), MessageOf(status)));

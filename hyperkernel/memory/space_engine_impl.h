@@ -4,11 +4,14 @@
 
 #include <array>
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "hyperkernel/memory/recovery_wire.h"
 #include "hyperkernel/memory/space_engine.h"
+#include "hyperkernel/memory/space_placement.h"
 #include "hyperkernel/memory/space_shard.h"
 
 namespace hk::space {
@@ -29,7 +32,8 @@ constexpr bool TakesFrame(PageState state) {
   return state != PageState::kAbsent && state != PageState::kEvictGone;
 }
 
-// See space_engine.h. Lock order: frames_mutex_, a shard, then the outbox's lanes; never two shards.
+// See space_engine.h. Lock order: frames_mutex_, pump_mutex_, change_mutex_, a shard, then the outbox's lanes; never
+// two shards.
 class Engine final : public SpaceEngine {
  public:
   Engine(const SpaceConfig& config, Transport* transport, PageFrames* frames, Timers* timers, const Clock& clock,
@@ -54,8 +58,19 @@ class Engine final : public SpaceEngine {
   PageRight RightOf(Gfn page) const override;
   NodeId HomeOf(Gfn page) const override;
   SpaceResidue Residue() const override;
+  void WatchLosses(Suspended suspended) override { on_suspended_ = std::move(suspended); }
+  absl::Status BeginEpoch(const SpaceEpoch& change) override;
+  void Rebuild(Epoch epoch, std::function<void(const absl::Status&)> done) override;
+  absl::Status Commit(Epoch epoch) override;
+  absl::Status Run(Epoch epoch) override;
+  SpaceEpochState EpochState() const override;
+  bool IsLost(Gfn page) const override;
 
  private:
+  // Suspended: a node was lost, wishes wait. Changing: an epoch has begun, nothing of a page changes. Committed:
+  // served, but nobody asks yet.
+  enum class Phase : uint8_t { kRunning, kSuspended, kChanging, kCommitted };
+  bool running() const { return phase_.load(std::memory_order_acquire) == Phase::kRunning; }
   static size_t ShardIndexOf(uint64_t extent) { return (extent * 0x9e3779b97f4a7c15U) >> 58; }
   Shard& ShardOf(Gfn page) { return shards_[ShardIndexOf(page.value() / kExtentPages)]; }
   const Shard& ShardOf(Gfn page) const { return shards_[ShardIndexOf(page.value() / kExtentPages)]; }
@@ -166,7 +181,58 @@ class Engine final : public SpaceEngine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   std::string WhyNotSwapped() const;
 
+  // space_engine_recovery.cc: what the coordinator drives.
+  // The part of BeginEpoch and Commit in one shard.
+  void BeginShard(Shard* shard, const SpaceEpoch& change) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // `adopters`: pages that come back, for which a frame must be found.
+  void CommitShard(Shard* shard, std::vector<Gfn>* adopters) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void CommitLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
+  void ReconcilePage(Shard* shard, Gfn page, PageRight right) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool MakeRoom();
+  absl::Status CheckEpoch(Epoch epoch) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
+  absl::Status StoppedHere() const;
+  absl::Status FailedHere() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
+  // The space stops if nothing changes by then.
+  void ArmChangeLimit() ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
+
+  // space_engine_reports.cc: what the nodes say to each other meanwhile, and mirroring.
+  enum class PumpStage : uint8_t { kIdle, kReport, kAwaitReports, kRebuild, kAwaitReconciles };
+  // What this node has still to say. One step at a time, as far as the queues to the peers take it.
+  struct PumpState {
+    PumpStage stage = PumpStage::kIdle;
+    Epoch epoch;
+    NodeSet live;
+    size_t shard = 0, extent = 0;  // the next: index, index in `touched`
+    std::deque<std::pair<NodeId, std::pair<Message, std::string>>> unsent;
+  };
+  void SchedulePump();
+  void Pump();
+  bool PumpStep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_);
+  bool FlushPump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_);
+  // One extent, then the next; false after the last.
+  bool NextExtent(bool rebuild) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_);
+  void PumpEach(uint16_t type) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_);
+  void PumpOne(NodeId to, uint16_t type, uint64_t extent, std::string body) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_);
+  void ReportExtent(Shard* shard, uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_, shard->mutex);
+  void RebuildExtent(Shard* shard, uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_, shard->mutex);
+  void AddReport(Shard* shard, uint64_t number, NodeId node, const std::vector<PageRun>& runs)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void EndRebuild(const absl::Status& status);
+  void OnRecoveryMessage(NodeId from, const Message& message);
+  // Of a shard's extent, with its lock. Not OK: no correct node sends this.
+  absl::Status HandleRecovery(Shard* shard, NodeId from, const Message& message)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // True if the second node knows, or there is none.
+  bool Mirror(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void PostMirror(Shard* shard, NodeId to, uint16_t type, Gfn page, uint64_t mask)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+
   // space_engine_homes.cc.
+  NodeId HomeIn(const Shard& shard, Gfn page) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mutex) {
+    return placement_.HomeOf(page.value() / kExtentPages, shard.live);
+  }
+  // The entry rests, if nothing of it is under way. It is not to be used after.
+  void RestHome(Shard* shard, Gfn page, BusyEntry* busy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   bool IsDormantHere(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void HandleHome(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   bool StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent event)
@@ -182,14 +248,16 @@ class Engine final : public SpaceEngine {
   bool TakeOwnAck(Shard* shard, Gfn page, const PageMessage& ack) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void PostAnswer(Shard* shard) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // Others wait for the transaction's Done: its requester is told, once, not to take its time.
-  void Hurry(Gfn page, BusyEntry* busy);
+  void Hurry(Shard* shard, Gfn page, BusyEntry* busy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void HandleHurry(Shard* shard, const Message& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void OnSendFailed(NodeId to, const absl::Status& status);
   // Empty, or why no correct node sends this.
-  std::string WhyImpossible(const Incoming& incoming) const;
+  std::string WhyImpossible(const Shard& shard, const Incoming& incoming) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mutex);
 
   const SpaceConfig config_;
   const NodeSet nodes_;
+  const SpacePlacement placement_;
   Transport* const transport_;
   PageFrames* const frames_;
   Timers* const timers_;
@@ -214,6 +282,20 @@ class Engine final : public SpaceEngine {
   std::atomic<size_t> swap_writes_{0};               // under way
   std::atomic<uint64_t> swap_taken_{0};              // pages in the swap, or on their way
   std::atomic<Monotonic::rep> swap_pause_until_{0};  // after a write that failed
+  Suspended on_suspended_;
+  std::atomic<Phase> phase_{Phase::kRunning};
+  std::atomic<uint64_t> changes_{0};  // of the phase: whoever waits for a change knows one by it
+  mutable Mutex change_mutex_;
+  Epoch epoch_ ABSL_GUARDED_BY(change_mutex_);
+  Epoch committed_ ABSL_GUARDED_BY(change_mutex_);
+  NodeSet live_ ABSL_GUARDED_BY(change_mutex_), failed_ ABSL_GUARDED_BY(change_mutex_);
+  NodeSet report_ends_ ABSL_GUARDED_BY(change_mutex_), reconcile_ends_ ABSL_GUARDED_BY(change_mutex_);
+  bool rebuilt_ ABSL_GUARDED_BY(change_mutex_) = false;
+  std::string failure_ ABSL_GUARDED_BY(change_mutex_);  // of the last peer
+  std::function<void(const absl::Status&)> rebuild_done_ ABSL_GUARDED_BY(change_mutex_);
+  Mutex pump_mutex_ ABSL_ACQUIRED_BEFORE(change_mutex_);
+  PumpState pump_ ABSL_GUARDED_BY(pump_mutex_);
+  std::atomic<bool> pumping_{false};  // a Rebuild is under way
   mutable Mutex reason_mutex_;
   absl::Status swap_failure_ ABSL_GUARDED_BY(reason_mutex_);  // the last one
   absl::Status reason_ ABSL_GUARDED_BY(reason_mutex_);

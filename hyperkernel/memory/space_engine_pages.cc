@@ -75,6 +75,14 @@ Extent* Engine::ExtentOf(Shard* shard, Gfn page) {
   std::unique_ptr<Extent>& extent = shard->extents[page.value() / kExtentPages];
   if (extent == nullptr) {
     extent = std::make_unique<Extent>();
+    const uint64_t number = page.value() / kExtentPages;
+    if (shard->committed.size() > 1 && HomeIn(*shard, page) == config_.self &&
+        placement_.IsForgotten(number, shard->committed)) {
+      RestingEntry lost;
+      lost.state = DirectoryState::kLost;
+      lost.ever_written = true;
+      extent->home = ExtentDirectory(lost);
+    }
     shard->touched.push_back(page.value() / kExtentPages);
   }
   return extent.get();
@@ -142,7 +150,7 @@ bool Engine::Acquire(Shard* shard, ActivePage* active, MessageClass message_clas
 
 void Engine::Wish(Shard* shard, ActivePage* active) {
   const PageState state = active->page.state;
-  if (!active->wished() || active->pausing || !IsResting(state)) return;
+  if (!running() || !active->wished() || active->pausing || !IsResting(state)) return;
   if (active->swap.stage != SwapStage::kFrame && !BringBack(shard, active)) return;
   if (!active->wished() || state == PageState::kExclusive) return;
   bool write = active->fault_write;
@@ -160,7 +168,7 @@ void Engine::Wish(Shard* shard, ActivePage* active) {
     return;
   }
   means.request.node = config_.self;
-  const bool leaves = config_.nodes.size() > 1 && (deferred.active || !IsDormantHere(shard, active->gfn));
+  const bool leaves = shard->live.size() > 1 && (deferred.active || !IsDormantHere(shard, active->gfn));
   if (leaves) {
     LentSlot slot;
     if (!Acquire(shard, active, MessageClass::kFault, SlotUse::kReceive, &slot)) return;
@@ -288,7 +296,7 @@ void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, 
   const PageState before = active->page.state;
   const bool was_deferred = active->page.deferred.active;
   const DeferredRevoke deferred = active->page.deferred;
-  const PageResult result = Step(active->page, event, config_.self, HomeOf(active->gfn));
+  const PageResult result = Step(active->page, event, config_.self, HomeIn(*shard, active->gfn));
   switch (result.verdict) {
     case PageVerdict::kDone:
       break;

@@ -51,6 +51,13 @@ void SpaceOutbox::Flush(NodeId to, MessageClass message_class, const std::functi
   }
 }
 
+void SpaceOutbox::Clear() {
+  for (Lane& lane : lanes_) {
+    MutexLock lock(&lane.mutex);
+    lane.waiting.clear();
+  }
+}
+
 void SpaceOutbox::Close() {
   for (Lane& lane : lanes_) {
     MutexLock lock(&lane.mutex);

@@ -59,6 +59,8 @@ class SpaceOutbox {
                     LentSlot request, LentSlot payload);
   // There is room: sends what waits. `failed` is told of each message that the transport refuses for another reason.
   void Flush(NodeId to, MessageClass message_class, const std::function<void(const absl::Status&)>& failed);
+  // Forgets all that waits.
+  void Clear();
   // Forgets all that waits, and what comes.
   void Close();
   size_t waiting() const;

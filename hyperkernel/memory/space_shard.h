@@ -179,6 +179,25 @@ class Pool {
   std::vector<std::unique_ptr<T>> free_;
 };
 
+// What survivors say of one extent after a loss. Plain value.
+struct ExtentReports {
+  // A page that its node does not have any more, but keeps, or is evicting.
+  struct Kept {
+    uint16_t page = 0;
+    PageReport report;
+  };
+  std::vector<std::pair<NodeId, std::array<PageRight, kExtentPages>>> rights;  // one for each node that has any
+  std::vector<Kept> kept;
+};
+
+// What an epoch change has of a shard between its beginning and its commit.
+struct ShardChange {
+  absl::flat_hash_map<uint64_t, std::unique_ptr<ExtentReports>> reports;    // by extent
+  absl::flat_hash_map<uint64_t, std::unique_ptr<ExtentDirectory>> rebuilt;  // by extent
+  absl::flat_hash_map<uint64_t, PageRight> told;                            // what this node has now, by GFN
+  uint64_t lost = 0;
+};
+
 // The part of a space that one lock guards: a share of its extents.
 struct alignas(64) Shard {
   mutable Mutex mutex;
@@ -202,6 +221,10 @@ struct alignas(64) Shard {
   uint64_t random ABSL_GUARDED_BY(mutex) = 0;
   HotPages hot ABSL_GUARDED_BY(mutex);
   SpaceStatistics statistics ABSL_GUARDED_BY(mutex);
+  Epoch epoch ABSL_GUARDED_BY(mutex);
+  NodeSet live ABSL_GUARDED_BY(mutex);                         // the nodes of `epoch`
+  std::vector<NodeSet> committed ABSL_GUARDED_BY(mutex);       // the nodes of each epoch that held, the last is now
+  std::unique_ptr<ShardChange> change ABSL_GUARDED_BY(mutex);  // from BeginEpoch to Commit
 };
 
 }  // namespace hk::space

@@ -18,8 +18,11 @@ constexpr uint64_t kSeeds = 800, kSoakSeeds = 4000;
 // In how many of them one is run twice.
 constexpr uint64_t kTwice = 10;
 
-void RunSeed(uint64_t seed, bool crash, bool twice, const char* trace, SpaceWorld::Totals* totals) {
-  SpaceWorld world(seed, {.crash = crash, .keep_trace = trace != nullptr});
+void RunSeed(uint64_t seed, const SpaceWorld::Options& options, bool twice, const char* trace,
+             SpaceWorld::Totals* totals) {
+  SpaceWorld::Options traced = options;
+  traced.keep_trace = trace != nullptr;
+  SpaceWorld world(seed, traced);
   world.Run();
   if (trace != nullptr) std::ofstream(trace) << world.simulation().trace();
   for (const std::string& violation : world.violations()) ADD_FAILURE() << violation;
@@ -30,19 +33,19 @@ void RunSeed(uint64_t seed, bool crash, bool twice, const char* trace, SpaceWorl
   }
   world.AddTo(totals);
   if (!twice) return;
-  SpaceWorld again(seed, {.crash = crash, .keep_trace = false});
+  SpaceWorld again(seed, options);
   again.Run();
   EXPECT_EQ(again.simulation().trace_hash(), world.simulation().trace_hash()) << "seed " << seed << ", run twice";
 }
 
-SpaceWorld::Totals RunSeeds(bool crash, uint64_t seeds) {
+SpaceWorld::Totals RunSeeds(const SpaceWorld::Options& options, uint64_t seeds) {
   log::Init("sim", log::Level::kError);
   SpaceWorld::Totals totals;
   if (const char* const seed = std::getenv("HK_SEED")) {
-    RunSeed(std::strtoull(seed, nullptr, 10), crash, true, std::getenv("HK_TRACE"), &totals);
+    RunSeed(std::strtoull(seed, nullptr, 10), options, true, std::getenv("HK_TRACE"), &totals);
   } else {
     for (uint64_t s = 1; s <= seeds && !testing::Test::HasFailure(); ++s) {
-      RunSeed(s, crash, s % kTwice == 0, nullptr, &totals);
+      RunSeed(s, options, s % kTwice == 0, nullptr, &totals);
     }
   }
   fmt::print(
@@ -62,7 +65,7 @@ bool Soak() {
 
 TEST(SpaceSim, EveryLoadSeesTheLastStore) {
   const uint64_t seeds = Soak() ? kSoakSeeds : kSeeds;
-  const SpaceWorld::Totals totals = RunSeeds(false, seeds);
+  const SpaceWorld::Totals totals = RunSeeds({}, seeds);
   if (HasFailure() || std::getenv("HK_SEED") != nullptr) return;
   // The runs are what they should be.
   EXPECT_GT(totals.loads, seeds * 200);
@@ -82,7 +85,19 @@ TEST(SpaceSim, EveryLoadSeesTheLastStore) {
 }
 
 TEST(SpaceSim, ALostNodeStopsTheSpaceAndEveryWishEnds) {
-  RunSeeds(true, Soak() ? kSoakSeeds / 4 : kSeeds / 5);
+  RunSeeds({.crash = true}, Soak() ? kSoakSeeds / 4 : kSeeds / 5);
+}
+
+TEST(SpaceSim, ASpaceGoesOnWithoutTheNodesThatAreLost) {
+  const uint64_t seeds = Soak() ? kSoakSeeds : kSeeds / 2;
+  const SpaceWorld::Totals totals = RunSeeds({.lose = true}, seeds);
+  fmt::print("{} went on, in {} epochs, with {} pages lost and {} loads after; {} needed a lost page\n", totals.went_on,
+             totals.epochs, totals.lost_pages, totals.later_loads, totals.stopped_by_lost);
+  if (HasFailure() || std::getenv("HK_SEED") != nullptr) return;
+  EXPECT_GT(totals.went_on, seeds / 3);
+  EXPECT_GT(totals.later_loads, seeds * 20);
+  EXPECT_GT(totals.lost_pages, seeds / 20);
+  EXPECT_GT(totals.stopped_by_lost, seeds / 20);
 }
 
 }  // namespace

@@ -27,8 +27,11 @@ void SpaceOracle::OnAccess(NodeId node, Gfn page, PageAccess access) {
   simulation_->Trace(fmt::format("{} access {} {}", node.value(), page.value(), static_cast<int>(access)));
   std::map<NodeId, PageAccess>& all = access_[page.value()];
   all[node] = access;
+  last_[page.value()] = node;
   for (const auto& [other, right] : all) {
-    if (other == node || right == PageAccess::kNone || access == PageAccess::kNone) continue;
+    if (other == node || right == PageAccess::kNone || access == PageAccess::kNone || dead_.contains(other.value())) {
+      continue;
+    }
     if (right == PageAccess::kWrite || access == PageAccess::kWrite) {
       Report(fmt::format("nodes {} and {} have page {} at once, with access {} and {}", node.value(), other.value(),
                          page.value(), static_cast<int>(access), static_cast<int>(right)));
@@ -49,6 +52,32 @@ void SpaceOracle::OnLoad(NodeId node, Gfn page, size_t word, uint64_t value) {
 void SpaceOracle::OnStore(NodeId node, Gfn page, size_t word, uint64_t value) {
   simulation_->Trace(fmt::format("{} store {}.{} {}", node.value(), page.value(), word, value));
   expected_[page.value()][word] = value;
+  stored_.insert(page.value());
+}
+
+void SpaceOracle::OnCrash(NodeId node, const std::set<uint64_t>& wanted) {
+  dead_.insert(node.value());
+  gone_.insert(wanted.begin(), wanted.end());
+  for (const auto& [page, last] : last_) {
+    if (!HeldBySomebody(Gfn(page)) && dead_.contains(last.value())) gone_.insert(page);
+    if (access_[page].contains(node) && access_[page][node] != PageAccess::kNone) {
+      had_.insert(page);
+      if (!HeldBySomebody(Gfn(page))) gone_.insert(page);
+    }
+  }
+}
+
+bool SpaceOracle::MayBeLost(Gfn page) const {
+  const bool owner_lost = had_.contains(page.value()) && wished_.contains(page.value());
+  return !stored_.contains(page.value()) || gone_.contains(page.value()) || owner_lost;
+}
+
+bool SpaceOracle::HeldBySomebody(Gfn page) const {
+  const auto found = access_.find(page.value());
+  if (found == access_.end()) return false;
+  return std::any_of(found->second.begin(), found->second.end(), [this](const auto& holder) {
+    return holder.second != PageAccess::kNone && !dead_.contains(holder.first.value());
+  });
 }
 
 absl::Status SimFrames::Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) {
@@ -185,6 +214,12 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
         [this](const absl::Status& why) { OnStopped(why); }, &swap_);
     if (!engine.ok()) std::abort();
     engine_ = *std::move(engine);
+    engine_->WatchLosses([this](NodeId lost) {
+      // The word takes its time to the coordinator.
+      world_->simulation_.After(world_->simulation_.Between({}, milliseconds(2)), [world = world_, lost] {
+        if (world->coordinator_ != nullptr) world->coordinator_->OnLost(lost);
+      });
+    });
   }
   ~Node() override {
     alive_.reset();
@@ -227,6 +262,18 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
 
   int up() const { return up_; }
   int unended() const { return unended_; }
+  std::set<uint64_t> storing() const { return {storing_.begin(), storing_.end()}; }
+  // Asks for each of `pages`, and loads its words.
+  void LoadAll(const std::vector<Gfn>& pages) {
+    for (const Gfn page : pages) {
+      ++unended_;
+      engine_->Want(page, PageAccess::kRead, [this, page](const absl::Status& status) {
+        --unended_;
+        if (!status.ok()) return;
+        for (size_t word = 0; word < world_->words_; ++word) Access(page, word, false);
+      });
+    }
+  }
   const absl::Status& stopped() const { return stopped_; }
   SpaceEngine& engine() { return *engine_; }
   Transport& transport() { return *transport_; }
@@ -240,7 +287,8 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   void OnStopped(const absl::Status& why) {
     stopped_ = why;
     simulation().Trace(fmt::format("{} stopped: {}", id_.value(), why.ToString()));
-    if (!world_->crashed_) world_->oracle_.Report(fmt::format("node {} stopped: {}", id_.value(), why.ToString()));
+    if (!world_->crashed_ && !world_->over_)
+      world_->oracle_.Report(fmt::format("node {} stopped: {}", id_.value(), why.ToString()));
   }
 
   // One program's next step, `left` to go.
@@ -250,13 +298,21 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   }
 
   void Act(int left) {
-    const Gfn page = world_->PickPage();
+    Gfn page = world_->PickPage();
     const size_t word = simulation().Below(world_->words_);
-    const bool store = Percent(world_->store_percent_);
+    const bool victim = std::find(world_->victims_.begin(), world_->victims_.end(), id_) != world_->victims_.end();
+    bool store = Percent(victim ? world_->victims_store_percent_ : world_->store_percent_);
+    if (victim && !world_->victims_pages_.empty() && Percent(30)) {
+      page = world_->victims_pages_[simulation().Below(world_->victims_pages_.size())];
+      store = true;
+    }
     ++unended_;
+    if (store) storing_.insert(page.value());
+    if (store && world_->crashed_) world_->oracle_.OnWishToStore(page);
     if (Percent(world_->fault_percent_)) return Touch(page, word, store, left);
-    const auto ended = [this, left](const absl::Status& status) {
+    const auto ended = [this, left, page, store](const absl::Status& status) {
       --unended_;
+      if (store) storing_.erase(storing_.find(page.value()));
       if (!status.ok() && stopped_.ok()) world_->oracle_.Report("a wish ends with " + status.ToString());
       Next(left - 1);
     };
@@ -283,6 +339,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   void Touch(Gfn page, size_t word, bool store, int left) {
     if (frames_.access(page) >= (store ? PageAccess::kWrite : PageAccess::kRead)) {
       --unended_;
+      if (store) storing_.erase(storing_.find(page.value()));
       Access(page, word, store);
       return Next(left - 1);
     }
@@ -318,6 +375,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   absl::Status stopped_;
   int up_ = 0;
   int unended_ = 0;
+  std::multiset<uint64_t> storing_;
 };
 
 SpaceWorld::SpaceWorld(uint64_t seed, const Options& options)
@@ -387,6 +445,39 @@ void SpaceWorld::Draw() {
     }
     settings_.push_back(settings);
   }
+  if (options_.lose) DrawLosses();
+}
+
+// Of what follows a loss little is seen if all that is touched next is lost: so victims store seldom, or never.
+void SpaceWorld::DrawLosses() {
+  const auto below = [this](uint64_t limit) { return simulation_.Below(limit); };
+  config_.coordinator = NodeId(0);
+  static constexpr uint32_t kStores[] = {0, 0, 2, 30};
+  victims_store_percent_ = kStores[below(4)];
+  const bool own = below(12) == 0;  // the coordinator itself
+  victims_.push_back(NodeId(own ? 0 : static_cast<uint16_t>(1 + below(node_count_ - 1U))));
+  if (!own && node_count_ > 2 && below(3) == 0) {
+    NodeId other = victims_[0];
+    while (other == victims_[0]) other = NodeId(static_cast<uint16_t>(1 + below(node_count_ - 1U)));
+    victims_.push_back(other);
+  }
+  // What is left must have frames for all pages.
+  const size_t left = node_count_ - victims_.size();
+  if (config_.max_pages != 0) {
+    pages_.resize(std::min<size_t>(pages_.size(), config_.max_pages + config_.max_pages * (left - 1) / 3));
+  }
+  if (config_.max_pages == 0) {
+    for (uint64_t i = below(8); i > 0; --i) {
+      const Gfn page(below(config_.pages));
+      if (std::find(pages_.begin(), pages_.end(), page) == pages_.end()) victims_pages_.push_back(page);
+    }
+  }
+  coordinator_ = std::make_unique<SpaceCoordinator>(&simulation_, NodeId(0), NodeSet((uint64_t{1} << node_count_) - 1),
+                                                    config_.epoch, [this](NodeId id) { return EngineOf(id); });
+}
+
+SpaceEngine* SpaceWorld::EngineOf(NodeId id) {
+  return nodes_[id.value()] == nullptr ? nullptr : &nodes_[id.value()]->engine();
 }
 
 bool SpaceWorld::AllUp() const {
@@ -401,6 +492,14 @@ void SpaceWorld::Run() {
   }
   for (const auto& node : nodes_) node->Begin();
   simulation_.After(milliseconds(1), [this] { Disturb(); });
+  if (options_.lose) {
+    Duration at = simulation_.Between({}, milliseconds(20));
+    for (size_t i = 0; i < victims_.size(); ++i) {
+      simulation_.After(at, [this] { LoseOne(); });
+      // While the first loss is being dealt with, or before, or after.
+      at += simulation_.Between({}, milliseconds(kLeaseMs * 2));
+    }
+  }
   if (options_.crash) simulation_.After(simulation_.Between({}, milliseconds(20)), [this] { Crash(); });
   // All programs together, with every wait that they may meet.
   const Monotonic limit = simulation_.Now() + std::chrono::seconds(60);
@@ -411,14 +510,102 @@ void SpaceWorld::Run() {
   Monotonic quiet = simulation_.Now() + milliseconds(5);
   while (simulation_.Now() < limit && violations().empty()) {
     simulation_.RunUntil(simulation_.Now() + milliseconds(1));
-    if (busy() || (options_.crash && !crashed_)) quiet = simulation_.Now() + milliseconds(5);
+    const bool losing = options_.lose && (dead_ < victims_.size() || !coordinator_->settled() ||
+                                          coordinator_->live().size() + static_cast<int>(dead_) > node_count_);
+    const bool stopped = crashed_ && std::any_of(nodes_.begin(), nodes_.end(), [](const auto& node) {
+                           return node != nullptr && !node->stopped().ok();
+                         });
+    if (busy() || (options_.crash && !crashed_) || (losing && !stopped)) quiet = simulation_.Now() + milliseconds(5);
     if (simulation_.Now() > quiet) break;
   }
   over_ = true;
   SimNetworkSettings& network = network_.settings();
   network.spikes_per_million = network.stalls_per_million = 0;
   simulation_.RunUntil(simulation_.Now() + milliseconds(3 * kLeaseMs));
+  if (options_.lose && violations().empty()) ReadAll();
   CheckEnd();
+}
+
+void SpaceWorld::LoseOne() {
+  const NodeId victim = victims_[dead_++];
+  if (!crashed_) loads_before_ = oracle_.loads();
+  crashed_ = true;
+  breaks_ = busy_ = false;
+  for (uint16_t id = 0; id < node_count_; ++id) {
+    for (size_t c = 0; c < kMessageClasses; ++c) network_.SetBusy(NodeId(id), static_cast<MessageClass>(c), false);
+  }
+  std::set<uint64_t> wanted = nodes_[victim.value()]->storing();
+  if (config_.max_pages != 0) {
+    // It may have been about to take over any of them.
+    for (const Gfn page : pages_) wanted.insert(page.value());
+  }
+  oracle_.OnCrash(victim, wanted);
+  for (const auto& node : nodes_) {
+    if (node == nullptr) continue;
+    for (const uint64_t page : node->storing()) oracle_.OnWishToStore(Gfn(page));
+  }
+  simulation_.Trace(fmt::format("{} is lost", victim.value()));
+  network_.Crash(victim, simulation_.Below(2) == 0);
+  nodes_[victim.value()].reset();
+}
+
+void SpaceWorld::ReadAll() {
+  std::vector<Node*> left;
+  for (const auto& node : nodes_) {
+    if (node != nullptr) left.push_back(node.get());
+  }
+  std::set<uint64_t> lost;
+  std::vector<Gfn> readable;
+  std::vector<Gfn> pages = pages_;
+  pages.insert(pages.end(), victims_pages_.begin(), victims_pages_.end());
+  // Most of these were never touched.
+  for (int i = 0; i < 8 && config_.max_pages == 0; ++i) pages.push_back(Gfn(simulation_.Below(config_.pages)));
+  for (const Gfn page : pages) {
+    const bool is_lost =
+        std::any_of(left.begin(), left.end(), [page](Node* node) { return node->engine().IsLost(page); });
+    (is_lost ? (void)lost.insert(page.value()) : readable.push_back(page));
+    if (is_lost && !oracle_.MayBeLost(page))
+      oracle_.Report(fmt::format("page {} is lost, and need not be", page.value()));
+    if (is_lost && oracle_.HeldBySomebody(page))
+      oracle_.Report(fmt::format("page {} is lost, and is here", page.value()));
+  }
+  totals_.epochs += static_cast<uint64_t>(coordinator_->epochs());
+  const auto stopped = std::find_if(left.begin(), left.end(), [](Node* node) { return !node->stopped().ok(); });
+  if (stopped != left.end() || victims_[0] == NodeId(0)) {
+    // By a lost page that somebody needed, or with the coordinator.
+    for (Node* const node : left) {
+      const std::string why = node->stopped().ToString();
+      const bool by_page = why.find("it is lost") != std::string::npos;
+      if (node->stopped().ok() || (!by_page && victims_[0] != NodeId(0))) {
+        oracle_.Report(fmt::format("a node stopped, but not all as they should: {}", why));
+      }
+    }
+    if (victims_[0] != NodeId(0)) ++totals_.stopped_by_lost;
+    return;
+  }
+  ++totals_.went_on;
+  totals_.lost_pages += lost.size();
+  totals_.later_loads += oracle_.loads() - loads_before_;
+  for (Node* const node : left) node->LoadAll(readable);
+  const auto busy = [&left] {
+    return std::any_of(left.begin(), left.end(), [](Node* node) { return node->unended() > 0; });
+  };
+  const Monotonic limit = simulation_.Now() + std::chrono::seconds(5);
+  while (busy() && simulation_.Now() < limit) simulation_.RunUntil(simulation_.Now() + milliseconds(1));
+  simulation_.RunUntil(simulation_.Now() + milliseconds(2 * kLeaseMs));
+  if (busy()) oracle_.Report("pages that are not lost cannot be read");
+  for (Node* const node : left) {
+    if (!node->stopped().ok()) oracle_.Report("reading what is not lost stops: " + node->stopped().ToString());
+  }
+  if (lost.empty() || simulation_.Below(4) != 0) return;
+  over_ = true;
+  left[simulation_.Below(left.size())]->LoadAll({Gfn(*lost.begin())});
+  simulation_.RunUntil(simulation_.Now() + milliseconds(2 * kLeaseMs));
+  for (Node* const node : left) {
+    const std::string why = node->stopped().ToString();
+    const std::string what = fmt::format("page at GPA {:#x}: it is lost", GpaOf(Gfn(*lost.begin())).value());
+    if (why.find(what) == std::string::npos) oracle_.Report("a lost page was read: " + why);
+  }
 }
 
 void SpaceWorld::Disturb() {
@@ -472,11 +659,12 @@ void SpaceWorld::CheckEnd() {
                          residue.busy_entries, residue.unsent_messages, residue.waiting_for_slots));
     }
     const TransportStatistics slots = node->transport().Statistics();
-    if (slots.slots_lent + slots.slots_in_flight + slots.slots_sending + slots.slots_quarantined != 0 && !crashed_) {
+    if (slots.slots_lent + slots.slots_in_flight + slots.slots_sending + slots.slots_quarantined != 0 &&
+        (!crashed_ || (options_.lose && node->stopped().ok()))) {
       report(fmt::format("has {} slots lent, {} in flight, {} sending, {} quarantined", slots.slots_lent,
                          slots.slots_in_flight, slots.slots_sending, slots.slots_quarantined));
     }
-    if (crashed_) {
+    if (crashed_ && (!options_.lose || !node->stopped().ok())) {
       if (node->stopped().ok()) report("goes on although a node was lost");
       if (slots.slots_lent != 0) report(fmt::format("has {} slots lent", slots.slots_lent));
       continue;
@@ -522,6 +710,11 @@ void SpaceWorld::AddTo(Totals* totals) const {
   totals->upgrades += totals_.upgrades;
   totals->refused_full += totals_.refused_full;
   totals->waited_for_slots += totals_.waited_for_slots;
+  totals->went_on += totals_.went_on;
+  totals->lost_pages += totals_.lost_pages;
+  totals->later_loads += totals_.later_loads;
+  totals->epochs += totals_.epochs;
+  totals->stopped_by_lost += totals_.stopped_by_lost;
   totals->broken += const_cast<SpaceWorld*>(this)->network_.counters().broken;
   totals->stalls += const_cast<SpaceWorld*>(this)->network_.counters().stalls;
 }

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@
 #include "rdma/sim_transport.h"
 #include "rdma/simulation.h"
 #include "rdma/transport.h"
+#include "tests/sim/space_coordinator.h"
 
 namespace hk::sim {
 
@@ -37,6 +39,13 @@ class SpaceOracle {
   void OnStore(NodeId node, Gfn page, size_t word, uint64_t value);
   // What the page should be.
   const PageWords& Expected(Gfn page) { return expected_[page.value()]; }
+  // A node is gone. `wanted`: pages that it was about to write or to take over.
+  void OnCrash(NodeId node, const std::set<uint64_t>& wanted);
+  // The page's bytes may have gone with the nodes that are: README.md of the memory, "After a loss".
+  bool MayBeLost(Gfn page) const;
+  // A program is about to store, or was when a node was lost: copies are taken away for it before the owner answers.
+  void OnWishToStore(Gfn page) { wished_.insert(page.value()); }
+  bool HeldBySomebody(Gfn page) const;
 
   void Report(const std::string& violation);
   const std::vector<std::string>& violations() const { return violations_; }
@@ -47,6 +56,8 @@ class SpaceOracle {
   Simulation* const simulation_;
   std::map<uint64_t, std::map<NodeId, PageAccess>> access_;  // by page
   std::map<uint64_t, PageWords> expected_;
+  std::map<uint64_t, NodeId> last_;                         // whose access changed last
+  std::set<uint64_t> stored_, gone_, had_, wished_, dead_;  // pages; nodes
   std::vector<std::string> violations_;
   uint64_t loads_ = 0, stores_ = 0;
 };
@@ -116,14 +127,15 @@ class SpaceWorld {
  public:
   // Plain value: what a run has beside its seed.
   struct Options {
-    bool crash = false;  // a node is lost in the middle
+    bool crash = false;  // a node is lost in the middle, and the space stops
+    bool lose = false;   // nodes are lost in the middle, and the space goes on, unless the coordinator is
     bool keep_trace = false;
   };
   // What was seen. Plain value.
   struct Totals {
     uint64_t seeds = 0, loads = 0, stores = 0, served = 0, revoked = 0, upgrades = 0, stopped = 0, refused_full = 0,
              broken = 0, stalls = 0, waited_for_slots = 0, dropped = 0, adopted = 0, swap_writes = 0, swap_reads = 0,
-             swap_failures = 0;
+             swap_failures = 0, went_on = 0, lost_pages = 0, later_loads = 0, epochs = 0, stopped_by_lost = 0;
   };
   SpaceWorld(uint64_t seed, const Options& options);
   ~SpaceWorld();
@@ -143,6 +155,11 @@ class SpaceWorld {
   void Crash();
   bool AllUp() const;
   void CheckEnd();
+  void DrawLosses();
+  void LoseOne();
+  SpaceEngine* EngineOf(NodeId id);
+  // Reads every page that is not lost through each node, then one that is.
+  void ReadAll();
   Gfn PickPage() { return pages_[simulation_.Below(pages_.size())]; }
 
   const Options options_;
@@ -161,6 +178,12 @@ class SpaceWorld {
   bool breaks_ = false, busy_ = false, over_ = false;
   bool crashed_ = false;
   uint32_t swap_failures_ = 0;
+  std::vector<NodeId> victims_;
+  std::vector<Gfn> victims_pages_;  // that only they touch, before they are lost
+  uint32_t victims_store_percent_ = 0;
+  std::unique_ptr<SpaceCoordinator> coordinator_;
+  size_t dead_ = 0;
+  uint64_t loads_before_ = 0;
   Totals totals_;
 };
 

@@ -1,0 +1,37 @@
+// Where the entries of an extent are: which node is its home, and which one is told what was ever written, so that it
+// can be the home after the first. Pure; thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "hyperkernel/base/node_set.h"
+#include "hyperkernel/base/types.h"
+
+namespace hk {
+
+// The nodes of a space in the order in which they are an extent's home: the first that lives is it, the next that lives
+// its second. So a home moves only when its node is lost, to the node that knows what was ever written; and what a lost
+// node was home of is shared among all that are left.
+class SpacePlacement {
+ public:
+  // `nodes`: ascending, not empty.
+  explicit SpacePlacement(std::vector<NodeId> nodes) : nodes_(std::move(nodes)) {}
+
+  // REQUIRES: one of the nodes lives.
+  NodeId HomeOf(uint64_t extent, NodeSet live) const { return *Nth(extent, live, 0); }
+  // Nothing: only one lives.
+  std::optional<NodeId> SecondOf(uint64_t extent, NodeSet live) const { return Nth(extent, live, 1); }
+  // True if home and second were lost at once, at any of the changes between the sets: then nobody knows what was ever
+  // written there.
+  bool IsForgotten(uint64_t extent, std::span<const NodeSet> sets) const;
+
+ private:
+  std::optional<NodeId> Nth(uint64_t extent, NodeSet live, int n) const;
+
+  const std::vector<NodeId> nodes_;
+};
+
+}  // namespace hk

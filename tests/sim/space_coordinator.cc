@@ -1,0 +1,83 @@
+#include "tests/sim/space_coordinator.h"
+
+#include <utility>
+
+#include "fmt/format.h"
+
+namespace hk::sim {
+
+using std::chrono::microseconds;
+
+void SpaceCoordinator::OnLost(NodeId lost) {
+  if (!live_.Contains(lost) || lost == self_) return;
+  live_.Remove(lost);
+  Begin();
+}
+
+// The attempt of before is over, whatever its calls still say.
+void SpaceCoordinator::Begin() {
+  settled_ = false;
+  ++attempt_;
+  if (std::exchange(scheduled_, true)) return;
+  simulation_->After(simulation_->Between({}, microseconds(3000)), [this] {
+    scheduled_ = false;
+    epoch_ = Epoch(epoch_.value() + 1);
+    ++epochs_;
+    Call(Step::kBegin);
+  });
+}
+
+void SpaceCoordinator::Call(Step step) {
+  waiting_ = live_;
+  for (uint16_t id = 0; id < kMaxNodes; ++id) {
+    const NodeId node(id);
+    if (!live_.Contains(node)) continue;
+    simulation_->After(simulation_->Between({}, microseconds(3000)), [this, attempt = attempt_, step, node] {
+      if (attempt != attempt_) return;
+      SpaceEngine* const engine = engine_of_(node);
+      simulation_->Trace(
+          fmt::format("step {} of epoch {} at {}", static_cast<int>(step), epoch_.value(), node.value()));
+      if (engine == nullptr) return;  // the lease ends
+      switch (step) {
+        case Step::kBegin:
+          return OnEnd(attempt, step, node,
+                       engine->BeginEpoch({.epoch = epoch_, .survivors = live_, .committed = committed_}));
+        case Step::kRebuild:
+          return engine->Rebuild(epoch_, [this, attempt, step, node](const absl::Status& status) {
+            simulation_->After({}, [this, attempt, step, node, status] { OnEnd(attempt, step, node, status); });
+          });
+        case Step::kCommit:
+          committed_ = epoch_;
+          return OnEnd(attempt, step, node, engine->Commit(epoch_));
+        case Step::kRun:
+          return OnEnd(attempt, step, node, engine->Run(epoch_));
+      }
+    });
+  }
+}
+
+void SpaceCoordinator::OnEnd(int attempt, Step step, NodeId node, const absl::Status& status) {
+  if (attempt != attempt_) return;
+  if (!status.ok()) {
+    simulation_->Trace(fmt::format("{} says {}", node.value(), status.ToString()));
+    SpaceEngine* const engine = engine_of_(node);
+    if (!absl::IsUnavailable(status) && !absl::IsAborted(status)) {
+      // It has stopped, and its word for the others may be of an epoch that is over.
+      settled_ = true;
+      ++attempt_;
+      return engine_of_(self_)->Stop(status);
+    }
+    const NodeSet failed = engine == nullptr ? NodeSet() : engine->EpochState().failed;
+    live_ = NodeSet(live_.bits() & (~failed.bits() | NodeSet::Of(self_).bits()));
+    return Begin();
+  }
+  waiting_.Remove(node);
+  if (!waiting_.empty()) return;
+  if (step == Step::kRun) {
+    settled_ = true;
+    return;
+  }
+  Call(static_cast<Step>(static_cast<int>(step) + 1));
+}
+
+}  // namespace hk::sim

@@ -1,0 +1,49 @@
+// What a space's coordinator does when nodes are lost, on virtual time: epochs, one call at each survivor after the
+// other or at once, each late by chance; from the beginning if anything fails. No thread safety: the Simulation's
+// thread.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "hyperkernel/base/node_set.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/space_engine.h"
+#include "rdma/simulation.h"
+
+namespace hk::sim {
+
+// Drives the engines of one space.
+class SpaceCoordinator {
+ public:
+  // `engine_of`: null if the node is gone.
+  SpaceCoordinator(Simulation* simulation, NodeId self, NodeSet nodes, Epoch epoch,
+                   std::function<SpaceEngine*(NodeId)> engine_of)
+      : simulation_(simulation), self_(self), live_(nodes), epoch_(epoch), engine_of_(std::move(engine_of)) {}
+
+  // A node lost its connection to another.
+  void OnLost(NodeId lost);
+  // All that is lost is known, and all others run.
+  bool settled() const { return settled_; }
+  NodeSet live() const { return live_; }
+  int epochs() const { return epochs_; }
+
+ private:
+  enum class Step { kBegin, kRebuild, kCommit, kRun };
+  void Begin();
+  void Call(Step step);
+  void OnEnd(int attempt, Step step, NodeId node, const absl::Status& status);
+
+  Simulation* const simulation_;
+  const NodeId self_;
+  NodeSet live_;
+  Epoch epoch_, committed_{epoch_};
+  const std::function<SpaceEngine*(NodeId)> engine_of_;
+  bool settled_ = true;
+  bool scheduled_ = false;
+  int attempt_ = 0, epochs_ = 0;
+  NodeSet waiting_;
+};
+
+}  // namespace hk::sim
