@@ -1,6 +1,7 @@
 // Litmus tests of x86-TSO over four nodes: every test, in every placement, plain and locked. Over TCP on this host, or over
 // the verbs device that has the address HK_VERBS_ADDRESS. 10^6 runs each in a soak (HK_LITMUS_RUNS: another number).
 #include <cstdlib>
+#include <memory>
 #include <random>
 #include <string>
 #include <tuple>
@@ -31,20 +32,31 @@ std::string NameOf(const testing::TestParamInfo<Case>& info) {
   return name;
 }
 
-class SpaceLitmus : public testing::TestWithParam<Case> {};
+// One cluster for all: devices in the lab are slow to be set up.
+class SpaceLitmus : public testing::TestWithParam<Case> {
+ public:
+  static void SetUpTestSuite() {
+    const char* const device = std::getenv("HK_VERBS_ADDRESS");
+    cluster_ = std::make_unique<SpaceCluster>(
+        SpaceCluster::Settings{.nodes = 4,
+                               .pages = kLitmusPages,
+                               .hold = std::chrono::microseconds(20),
+                               .verbs_address = device != nullptr ? device : ""});
+  }
+  static void TearDownTestSuite() { cluster_.reset(); }
+
+ protected:
+  static std::unique_ptr<SpaceCluster> cluster_;
+};
+std::unique_ptr<SpaceCluster> SpaceLitmus::cluster_;
 
 TEST_P(SpaceLitmus, HasNoForbiddenOutcome) {
   const auto& [placement, access, which] = GetParam();
   const Litmus& litmus = AllLitmus()[which];
   const uint64_t seed = NumberOr("HK_SEED", std::random_device()() % 1'000'000);
   const uint64_t runs = NumberOr("HK_LITMUS_RUNS", std::getenv("HK_SOAK") != nullptr ? 1'000'000 : 1000);
-  const char* const device = std::getenv("HK_VERBS_ADDRESS");
-  SpaceCluster cluster({.nodes = 4,
-                        .pages = kLitmusPages,
-                        .hold = std::chrono::microseconds(20),
-                        .verbs_address = device != nullptr ? device : ""});
   const auto start = std::chrono::steady_clock::now();
-  const LitmusResult result = RunLitmus(&cluster, litmus, placement, access, runs, seed);
+  const LitmusResult result = RunLitmus(cluster_.get(), litmus, placement, access, runs, seed);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   std::string outcomes;
   for (const auto& [outcome, count] : result.outcomes) outcomes += fmt::format("  {}: {}", outcome, count);
@@ -52,7 +64,7 @@ TEST_P(SpaceLitmus, HasNoForbiddenOutcome) {
              result.runs, took.count(), seed, outcomes);
   EXPECT_EQ(result.forbidden, 0u) << result.first_forbidden;
   EXPECT_EQ(result.torn, 0u);
-  for (size_t node = 0; node < 4; node++) EXPECT_TRUE(cluster.space(node).state().ok()) << cluster.space(node).state();
+  for (size_t node = 0; node < 4; node++) EXPECT_TRUE(cluster_->space(node).state().ok()) << cluster_->space(node).state();
 }
 
 INSTANTIATE_TEST_SUITE_P(InPages, SpaceLitmus,
