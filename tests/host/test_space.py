@@ -181,6 +181,18 @@ class Space(hktest.TestCase):
             self.assertEqual(self.spaces(node), {})
         self.create(a, 'a', 'c')
 
+    def test_descriptors_that_do_not_suffice(self):
+        a, b = self.bed.cluster('a', 'b')
+        a.start()
+        b.start(prefix=('prlimit', '--nofile=200:280', '--'))
+        self.wait_data(a, 'b')
+        self.wait_data(b, 'a')
+        self.assert_fails(a.hkctl('space', 'create', 'pool', '--memory', '8M', '--nodes', 'a,b'), 1, "node 'b': it takes 4 file descriptors",
+                          'of 280 are open', 'raise LimitNOFILE')
+        for node in (a, b):
+            self.assertEqual(self.spaces(node), {})
+        self.create(a, 'a', memory='8M')
+
     def test_nodes_pool_their_frames(self):
         """No node can hold it; together they do, and every byte is found from every node."""
         a, b, c = nodes = self.bed.cluster('a', 'b', 'c')
