@@ -24,8 +24,8 @@ struct Hue {
   const char* says;
   float degrees;
 };
-constexpr Hue kHues[] = {{"blue", 218}, {"orange", 28},  {"green", 130}, {"magenta", 305},
-                         {"yellow", 57}, {"cyan", 180}, {"red", 0},     {"violet", 265}};
+constexpr Hue kHues[] = {{"blue", 218},  {"orange", 28}, {"green", 130}, {"magenta", 305},
+                         {"yellow", 57}, {"cyan", 180},  {"red", 0},     {"violet", 265}};
 constexpr float kGoldenAngle = 137.508F;
 
 float HueOf(size_t node) {
@@ -55,7 +55,8 @@ struct PixelSum {
     float sum = 0;
     for (const v1::ExtentHolding& holder : extent.holders()) {
       if (holder.heat() > 0) sum += std::min(holder.heat(), kMostHeat);
-      const auto node = std::find_if(nodes.begin(), nodes.end(), [&holder](const auto& n) { return n.name == holder.node(); });
+      const auto node =
+          std::find_if(nodes.begin(), nodes.end(), [&holder](const auto& n) { return n.name == holder.node(); });
       if (node == nodes.end()) continue;
       weights[static_cast<size_t>(node - nodes.begin())] +=
           (uint64_t{holder.exclusive()} + holder.owned()) * (uint64_t{1} << 24) + holder.shared();
@@ -118,21 +119,25 @@ HeatMap MakeHeatMap(const v1::SpaceMapResponse& map) {
 
 std::string HeatMapLegend(const HeatMap& picture, const v1::SpaceMapResponse& map, const std::string& path) {
   const uint64_t each = picture.extents_per_pixel;
-  std::string out = fmt::format("{}: {} x {} pixels, each {} of 2 MiB; from left to right, then down: pixel (x, y) begins at {} * ({} * y + x)\n\n",
-                                Printable(path), picture.width, picture.height,
-                                each == 1 ? "an extent" : fmt::format("{} extents", each), HumanBytes(each * kExtentBytes),
-                                picture.width);
+  std::string out = fmt::format(
+      "{}: {} x {} pixels, each {} of 2 MiB; from left to right, then down: pixel (x, y) begins at {} * ({} * y + "
+      "x)\n\n",
+      Printable(path), picture.width, picture.height, each == 1 ? "an extent" : fmt::format("{} extents", each),
+      HumanBytes(each * kExtentBytes), picture.width);
   Table table({"NODE", "COLOUR", "RGB", "PIXELS"});
   for (const HeatMap::Node& node : picture.nodes) {
-    table.AddRow({Printable(node.name), node.says.empty() ? "-" : node.says, Rgb(node.colour), fmt::to_string(node.pixels)});
+    table.AddRow(
+        {Printable(node.name), node.says.empty() ? "-" : node.says, Rgb(node.colour), fmt::to_string(node.pixels)});
   }
   uint64_t taken = 0;
   for (const HeatMap::Node& node : picture.nodes) taken += node.pixels;
   const uint64_t count = (picture.extents + each - 1) / each;
   table.AddRow({"nobody", "dark grey", Rgb(kUntouched), fmt::to_string(count - taken)});
   out += table.ToString();
-  out += fmt::format("\nA pixel is of the node that owns most of its pages. The brighter, the busier: rights granted and taken,\n"
-                     "with a half-life of 10 s; the hottest has {:.0f}.\n", picture.hottest);
+  out += fmt::format(
+      "\nA pixel is of the node that owns most of its pages. The brighter, the busier: rights granted and taken,\n"
+      "with a half-life of 10 s; the hottest has {:.0f}.\n",
+      picture.hottest);
   for (const v1::SpacePart& part : map.missing())
     out += fmt::format("{}: {}; what it has is missing\n", Printable(part.node()), PlainReason(part.reason()));
   return out;

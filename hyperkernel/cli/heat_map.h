@@ -14,9 +14,9 @@ namespace hk::cli {
 // Red, green, blue, and 255; all zero where there is no extent.
 using Pixel = std::array<uint8_t, 4>;
 
-// A picture. The pixels go from left to right, then down; those after the last extent are transparent. A space with more
-// than kMaxSide * kMaxSide extents has as many in each pixel as it takes: of these the hottest one's heat, and the node
-// that has most of them together.
+// A picture. The pixels go from left to right, then down; those after the last extent are transparent. A space with
+// more than kMaxSide * kMaxSide extents has as many in each pixel as it takes: of these the hottest one's heat, and the
+// node that has most of them together.
 struct HeatMap {
   static constexpr uint32_t kMaxSide = 2048;
 

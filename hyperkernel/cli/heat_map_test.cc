@@ -184,7 +184,7 @@ TEST_F(PngFile, WhatIsNoFileIsLeftAlone) {
   EXPECT_EQ(WritePng(picture, 1, "/dev/null"), "is not a file");
   EXPECT_EQ(WritePng(picture, 1, directory_), "is not a file");
   EXPECT_EQ(WritePng(picture, 1, directory_ + "/none/map.png"), "No such file or directory");
-  struct stat there{};
+  struct stat there {};
   ASSERT_EQ(stat("/dev/null", &there), 0);
   EXPECT_TRUE(S_ISCHR(there.st_mode));
   EXPECT_TRUE(Files().empty());

@@ -150,9 +150,10 @@ void AddMap(CLI::App* parent, const MemorySource& source, const Options* options
   auto order = std::make_shared<MapOrder>();
   CLI::App* map = parent->add_subcommand("map", "Who has which pages, by extent of 2 MiB, and how busy they are");
   map->fallthrough();
-  map->footer(fmt::format("Examples:\n  hkctl {0} map {1}\n  hkctl {0} map {1} -o json\n"
-                          "  hkctl {0} map {1} --png {1}.png --zoom 8",
-                          source.kind, source.example));
+  map->footer(
+      fmt::format("Examples:\n  hkctl {0} map {1}\n  hkctl {0} map {1} -o json\n"
+                  "  hkctl {0} map {1} --png {1}.png --zoom 8",
+                  source.kind, source.example));
   map->add_option("name", order->name, source.kind == "vm" ? "Machine" : "Space")->required();
   auto* png = map->add_option("--png", order->png,
                               "Write a picture to this file: a pixel per extent, its colour the node, its brightness "
@@ -171,12 +172,14 @@ void AddTop(CLI::App* parent, const MemorySource& source, const Options* options
   auto interval_ms = std::make_shared<uint64_t>(1000);
   auto once = std::make_shared<bool>(false);
   auto times = std::make_shared<std::optional<uint64_t>>();
-  CLI::App* top = parent->add_subcommand("top", "Faults per second by kind with their times, and pages that go to and fro");
+  CLI::App* top =
+      parent->add_subcommand("top", "Faults per second by kind with their times, and pages that go to and fro");
   top->fallthrough();
-  top->footer(fmt::format("On a terminal it goes on until Ctrl-C; elsewhere, and with -o json, it looks once, but for -n.\n\n"
-                          "Examples:\n  hkctl {0} top {1}\n  hkctl {0} top {1} --once -o json\n"
-                          "  hkctl {0} top {1} -n 60 --interval 10s > log",
-                          source.kind, source.example));
+  top->footer(
+      fmt::format("On a terminal it goes on until Ctrl-C; elsewhere, and with -o json, it looks once, but for -n.\n\n"
+                  "Examples:\n  hkctl {0} top {1}\n  hkctl {0} top {1} --once -o json\n"
+                  "  hkctl {0} top {1} -n 60 --interval 10s > log",
+                  source.kind, source.example));
   top->add_option("name", order->name, source.kind == "vm" ? "Machine" : "Space")->required();
   const std::map<std::string, uint64_t> units{{"ms", 1}, {"s", 1000}, {"m", 60000}};
   top->add_option("--interval", *interval_ms, "Time between two looks, with a unit: 500ms, 1s, 1m (default 1s)")

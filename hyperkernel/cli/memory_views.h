@@ -1,5 +1,5 @@
-// `space map`, `space top`, `vm map`, `vm top`: who has which memory, and how busy it is. A machine's memory is looked at
-// as a space is. Not thread-safe.
+// `space map`, `space top`, `vm map`, `vm top`: who has which memory, and how busy it is. A machine's memory is looked
+// at as a space is. Not thread-safe.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -46,7 +46,7 @@ std::string WriteTo(std::FILE* file, const HeatMap& picture, uint32_t zoom) {
 
 std::string WritePng(const HeatMap& picture, uint32_t zoom, const std::string& path) {
   // A rename would put a file in place of a device or a pipe.
-  struct stat there{};
+  struct stat there {};
   if (stat(path.c_str(), &there) == 0 && !S_ISREG(there.st_mode)) return "is not a file";
   const std::string draft = fmt::format("{}.{}.tmp", path, getpid());
   const int fd = open(draft.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);

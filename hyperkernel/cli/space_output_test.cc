@@ -93,7 +93,8 @@ TEST(SpaceOutput, TopHasARowPerNodeAndThePagesThatGoToAndFro) {
   page->add_nodes("b");
   const std::string text = SpaceTopText(top);
   EXPECT_THAT(text, HasSubstr("pool running, 640 MiB on a,b; per second, over 1.0 s\n"));
-  EXPECT_THAT(text, HasSubstr("a         1700         98 us / 0 ns / 1.0 ms  0             -                0         0       0        0.5      12"));
+  EXPECT_THAT(text, HasSubstr("a         1700         98 us / 0 ns / 1.0 ms  0             -                0         "
+                              "0       0        0.5      12"));
   EXPECT_THAT(text, HasSubstr("\nb         -            -"));
   EXPECT_THAT(text, HasSubstr("\ntogether  1700 "));
   EXPECT_THAT(text, HasSubstr("0x5000  2400        1200       a,b\n"));

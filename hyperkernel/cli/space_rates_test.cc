@@ -67,9 +67,9 @@ TEST(SpaceRates, ANodeThatBeganAnewHasNone) {
 TEST(SpaceRates, PagesThatGoToAndFro) {
   v1::SpaceTopResponse before, after;
   v1::SpaceNodeCounters* a = AddNode(&before, "a", 0, 0);
-  AddPage(a, 0x1000, 50, 40, "b");   // goes on
-  AddPage(a, 0x2000, 50, 50, "b");   // does not
-  AddPage(a, 0x3000, 50, 50, "b");   // was forgotten, and noticed again
+  AddPage(a, 0x1000, 50, 40, "b");  // goes on
+  AddPage(a, 0x2000, 50, 50, "b");  // does not
+  AddPage(a, 0x3000, 50, 50, "b");  // was forgotten, and noticed again
   v1::SpaceNodeCounters* b = AddNode(&before, "b", 0, 0);
   AddPage(b, 0x1000, 10, 10, "a");
   a = AddNode(&after, "a", 2000, 0);

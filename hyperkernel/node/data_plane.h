@@ -62,7 +62,7 @@ class DataPlane {
     std::string address;      // empty: not known
     bool up = false;
     bool other_transport = false;  // than this node's
-    std::string reason;  // why not
+    std::string reason;            // why not
     WallTime since;
   };
 

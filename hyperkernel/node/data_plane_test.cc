@@ -62,9 +62,8 @@ TEST_P(DataPlaneTest, APeerThatDoesNotSayIsDialled) {
   EXPECT_EQ(HearOf("tcp"), "connecting");
 }
 
-INSTANTIATE_TEST_SUITE_P(WhereItsAddressIs, DataPlaneTest, testing::Bool(), [](const auto& which) {
-  return which.param ? "Configured" : "Heard";
-});
+INSTANTIATE_TEST_SUITE_P(WhereItsAddressIs, DataPlaneTest, testing::Bool(),
+                         [](const auto& which) { return which.param ? "Configured" : "Heard"; });
 
 }  // namespace
 }  // namespace hk

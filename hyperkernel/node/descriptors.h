@@ -16,8 +16,8 @@ DescriptorUse ReadDescriptorUse();
 // Raises the soft limit to the hard one.
 void RaiseDescriptorLimit();
 
-// Whether a space of this size can be attached beside what is open, with some left for connections: gRPC stops to listen
-// for good when there is none. Pure. kResourceExhausted: what is needed, and what to do.
+// Whether a space of this size can be attached beside what is open, with some left for connections: gRPC stops to
+// listen for good when there is none. Pure. kResourceExhausted: what is needed, and what to do.
 absl::Status CheckDescriptors(uint64_t space_bytes, const DescriptorUse& use);
 
 }  // namespace hk

@@ -1,5 +1,5 @@
-// Every page carries its GFN and a version in each of its words, while programs and tools of several nodes move it about
-// at random: what is read is of that page, whole, and not older than what had been written before.
+// Every page carries its GFN and a version in each of its words, while programs and tools of several nodes move it
+// about at random: what is read is of that page, whole, and not older than what had been written before.
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -43,7 +43,7 @@ Word Decode(uint64_t word) {
 struct Known {
   std::mutex mutex;
   uint64_t next_version = 1;
-  uint64_t latest_start = 0;                          // of all writes that have ended
+  uint64_t latest_start = 0;                            // of all writes that have ended
   std::array<uint64_t, kWriters + 1> version{}, end{};  // of each writer's last write that has ended
 };
 
@@ -126,14 +126,14 @@ class Moves {
     for (size_t i = 0; i < kWords; i++) {
       const Word word = Decode(words[i]);
       if (word.writer != first.writer || word.version != first.version)
-        return Fail(page, fmt::format("word {} is of writer {} version {}, word 0 of {} {}", i, word.writer, word.version,
-                                      first.writer, first.version));
+        return Fail(page, fmt::format("word {} is of writer {} version {}, word 0 of {} {}", i, word.writer,
+                                      word.version, first.writer, first.version));
       Check(page, i, words[i], before);
     }
   }
 
-  // A program's two loads, one after the other: what the second sees is not older. Pages are written as a whole here, so
-  // they grow old as a whole; but programs may see half of what a tool of their own node writes.
+  // A program's two loads, one after the other: what the second sees is not older. Pages are written as a whole here,
+  // so they grow old as a whole; but programs may see half of what a tool of their own node writes.
   void Load(size_t node, size_t page, size_t one, size_t other) {
     auto* const words = reinterpret_cast<uint64_t*>(cluster_.view(node) + GfnOfPage(page) * kPageSize);
     const Before before = Look(page);

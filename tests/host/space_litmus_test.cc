@@ -1,5 +1,6 @@
-// Litmus tests of x86-TSO over four nodes: every test, in every placement, plain and locked. Over TCP on this host, or over
-// the verbs device that has the address HK_VERBS_ADDRESS. 10^6 runs each in a soak (HK_LITMUS_RUNS: another number).
+// Litmus tests of x86-TSO over four nodes: every test, in every placement, plain and locked. Over TCP on this host, or
+// over the verbs device that has the address HK_VERBS_ADDRESS. 10^6 runs each in a soak (HK_LITMUS_RUNS: another
+// number).
 #include <cstdlib>
 #include <memory>
 #include <random>
@@ -37,11 +38,10 @@ class SpaceLitmus : public testing::TestWithParam<Case> {
  public:
   static void SetUpTestSuite() {
     const char* const device = std::getenv("HK_VERBS_ADDRESS");
-    cluster_ = std::make_unique<SpaceCluster>(
-        SpaceCluster::Settings{.nodes = 4,
-                               .pages = kLitmusPages,
-                               .hold = std::chrono::microseconds(20),
-                               .verbs_address = device != nullptr ? device : ""});
+    cluster_ = std::make_unique<SpaceCluster>(SpaceCluster::Settings{.nodes = 4,
+                                                                     .pages = kLitmusPages,
+                                                                     .hold = std::chrono::microseconds(20),
+                                                                     .verbs_address = device != nullptr ? device : ""});
   }
   static void TearDownTestSuite() { cluster_.reset(); }
 
@@ -64,7 +64,8 @@ TEST_P(SpaceLitmus, HasNoForbiddenOutcome) {
              result.runs, took.count(), seed, outcomes);
   EXPECT_EQ(result.forbidden, 0u) << result.first_forbidden;
   EXPECT_EQ(result.torn, 0u);
-  for (size_t node = 0; node < 4; node++) EXPECT_TRUE(cluster_->space(node).state().ok()) << cluster_->space(node).state();
+  for (size_t node = 0; node < 4; node++)
+    EXPECT_TRUE(cluster_->space(node).state().ok()) << cluster_->space(node).state();
 }
 
 INSTANTIATE_TEST_SUITE_P(InPages, SpaceLitmus,
