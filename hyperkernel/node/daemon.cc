@@ -23,6 +23,7 @@
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/data_directory.h"
 #include "hyperkernel/node/data_plane.h"
+#include "hyperkernel/node/descriptors.h"
 #include "hyperkernel/node/grpc_log.h"
 #include "hyperkernel/node/guest_manager.h"
 #include "hyperkernel/node/kvm_machine.h"
@@ -196,7 +197,8 @@ ClusterHooks Daemon::Parts::Hooks(const std::string& boot_id) {
 
 void Daemon::Parts::MakeSpaces(const NodeSettings& settings, const Clock& clock) {
   space_peers.emplace(&*cluster, data_plane.get());
-  const auto attach = [this, &clock](GuestSpace::Options options) {
+  const auto attach = [this, &clock](GuestSpace::Options options) -> absl::StatusOr<std::unique_ptr<GuestSpace>> {
+    HK_RETURN_IF_ERROR(CheckDescriptors(options.config.pages * kPageSize, ReadDescriptorUse()));
     options.swap = &*swap;
     return GuestSpace::Attach(std::move(options), *frames, data_plane->transport(), data_plane->router(), clock);
   };

@@ -57,8 +57,9 @@ absl::StatusOr<std::string> DataAddressOf(const v1::NodeInfo& peer, std::string_
   return address->ToString();
 }
 
-DataPlane::DataPlane(const NodeSettings& settings, const Clock& clock)
+DataPlane::DataPlane(const NodeSettings& settings, const std::string& transport, const Clock& clock)
     : self_(settings.name),
+      transport_name_(transport),
       clock_(clock),
       router_({.up = [this](NodeId node) { OnUp(node); },
                .failed = [this](NodeId node, PeerFailure why,
@@ -106,7 +107,7 @@ absl::Status DataPlane::MakeTransport(const NodeSettings& settings, const std::s
 
 absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Start(const NodeSettings& settings, const std::string& transport,
                                                             OwnedFd listener, const Clock& clock) {
-  auto plane = std::unique_ptr<DataPlane>(new DataPlane(settings, clock));
+  auto plane = std::unique_ptr<DataPlane>(new DataPlane(settings, transport, clock));
   HK_RETURN_IF_ERROR(plane->MakeTransport(settings, transport, std::move(listener)));
   MutexLock lock(&plane->mutex_);
   for (const PeerSettings& peer : settings.peers) {
@@ -123,8 +124,9 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Start(const NodeSettings& 
 void DataPlane::Heard(const std::string& peer, const v1::NodeInfo& info, const std::string& boot_id) {
   MutexLock lock(&mutex_);
   const auto found = peers_.find(peer);
-  if (found == peers_.end() || found->second.configured) return;
+  if (found == peers_.end()) return;
   Peer& entry = found->second;
+  if (!Agrees(&entry, peer, info.transport()) || entry.configured) return;
   absl::StatusOr<std::string> address = DataAddressOf(info, boot_id);
   if (address.ok() && *address == entry.address) return;
   if (!entry.address.empty()) transport_->RemovePeer(entry.number);
@@ -136,6 +138,34 @@ void DataPlane::Heard(const std::string& peer, const v1::NodeInfo& info, const s
   if (!added.ok()) log::Warning("data_plane", "no data plane to a peer", {{"peer", peer}, {"reason", reason}});
   entry.reason = reason;
   entry.since = clock_.Wall();
+}
+
+bool DataPlane::Agrees(Peer* entry, const std::string& peer, const std::string& its_transport) {
+  // What is up is not told to be down: the connection is about to end, if the peer was started anew with another one.
+  const bool agrees = its_transport.empty() || its_transport == transport_name_ || entry->up;
+  if (agrees) {
+    if (entry->other_transport && !entry->up) {
+      entry->reason = "connecting";
+      entry->since = clock_.Wall();
+    }
+    entry->other_transport = false;
+    return true;
+  }
+  if (!entry->configured && !entry->address.empty()) {
+    transport_->RemovePeer(entry->number);
+    entry->address.clear();
+  }
+  std::string reason = fmt::format(
+      "its pages travel over {}, this node's over {}: set transport: TRANSPORT_TCP on both, or TRANSPORT_VERBS if both "
+      "have a device (AUTO takes verbs where one has the address of listen.data)",
+      its_transport, transport_name_);
+  if (entry->reason != reason) {
+    log::Warning("data_plane", "no data plane to a peer", {{"peer", peer}, {"reason", reason}});
+    entry->reason = std::move(reason);
+  }
+  if (!entry->other_transport) entry->since = clock_.Wall();
+  entry->other_transport = true;
+  return false;
 }
 
 std::pair<const std::string, DataPlane::Peer>* DataPlane::Find(NodeId node) {

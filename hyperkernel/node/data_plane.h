@@ -4,7 +4,8 @@
 //  1. A peer is added when it is known where its data plane is: the configuration says so, else the peer does in its
 //     answer to a hello. What the configuration says is not overridden.
 //  2. An address that can only mean this host (loopback, wildcard) is not taken from a peer on another host.
-//  3. The transport ends before its handler, the router, and both end after all that was attached to them.
+//  3. A peer whose pages travel by another transport than this node's is not dialled, and its link says so.
+//  4. The transport ends before its handler, the router, and both end after all that was attached to them.
 #pragma once
 
 #include <map>
@@ -60,18 +61,23 @@ class DataPlane {
     bool configured = false;  // the address is the configuration's
     std::string address;      // empty: not known
     bool up = false;
-    std::string reason;  // why not
+    bool other_transport = false;  // than this node's
+    std::string reason;            // why not
     WallTime since;
   };
 
-  DataPlane(const NodeSettings& settings, const Clock& clock);
+  DataPlane(const NodeSettings& settings, const std::string& transport, const Clock& clock);
   absl::Status MakeTransport(const NodeSettings& settings, const std::string& transport, OwnedFd listener);
   void OnUp(NodeId node);
   void OnFailed(NodeId node, PeerFailure why, const std::string& detail);
+  // The peer said that it uses this transport. True: so does this node.
+  bool Agrees(Peer* entry, const std::string& peer, const std::string& its_transport)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Null for a number that is no peer's.
   std::pair<const std::string, Peer>* Find(NodeId node) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::string self_;
+  const std::string transport_name_;  // "tcp", "verbs"
   const Clock& clock_;
   mutable Mutex mutex_;
   CondVar changed_;

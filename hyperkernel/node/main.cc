@@ -5,7 +5,6 @@
 
 #include <malloc.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <systemd/sd-daemon.h>
 
 #include <cstdio>
@@ -20,6 +19,7 @@
 #include "hyperkernel/cli/output.h"
 #include "hyperkernel/node/config.h"
 #include "hyperkernel/node/daemon.h"
+#include "hyperkernel/node/descriptors.h"
 #include "hyperkernel/node/node_info.h"
 #include "hyperkernel/node/probe_report.h"
 
@@ -52,15 +52,6 @@ int Probe(const std::string& format) {
 // One arena gives it back, and costs little where no hot path allocates.
 constexpr int kMaxArenas = 1;
 
-// Takes as many file descriptors as the host allows: gRPC stops to listen for good when accept() finds none left, so
-// 1,000 silent connections under the usual soft limit would cut this node off until it is restarted.
-void RaiseFileLimit() {
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 // Serves until SIGTERM or SIGINT.
 int Serve(const hk::NodeSettings& settings) {
   hk::log::Init(settings.name, settings.log_level);
@@ -71,7 +62,9 @@ int Serve(const hk::NodeSettings& settings) {
   sigaddset(&stops, SIGINT);
   pthread_sigmask(SIG_BLOCK, &stops, nullptr);
   signal(SIGPIPE, SIG_IGN);
-  RaiseFileLimit();
+  // gRPC stops to listen for good when accept() finds no descriptor left, so 1,000 silent connections under the usual
+  // soft limit would cut this node off until it is restarted; and spaces take two for each GiB.
+  hk::RaiseDescriptorLimit();
   mallopt(M_ARENA_MAX, kMaxArenas);
   auto daemon = hk::Daemon::Start(settings, hk::RealClock());
   if (!daemon.ok()) return Complain(daemon.status(), kExitFailed);

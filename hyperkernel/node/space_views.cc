@@ -23,6 +23,13 @@ absl::Status NoSuchSpace(const std::string& name, const std::string& self) {
       fmt::format("no space '{}' on node '{}'; see hkctl space list, on one of the space's nodes", name, self));
 }
 
+// What the memory of this node says, which knows nodes by number only, for people.
+absl::Status Told(const absl::Status& status, const SpaceIdentity& space, const std::string& self) {
+  if (status.ok()) return status;
+  return WithContext(absl::Status(status.code(), WithNodeNames(MessageOf(status), space.members)),
+                     fmt::format("node '{}'", self));
+}
+
 }  // namespace
 
 absl::StatusOr<SpaceManager::View> SpaceManager::FindName(const std::string& name) const {
@@ -187,7 +194,7 @@ absl::StatusOr<std::string> SpaceManager::Read(const std::string& name, uint64_t
     return memory->Read(Gpa(address), std::as_writable_bytes(std::span(data)),
                         std::min(deadline, clock_.Now() + kSpaceIoLimit));
   });
-  if (!status.ok()) return WithContext(status, fmt::format("node '{}'", self_));
+  if (!status.ok()) return Told(status, view.identity, self_);
   return data;
 }
 
@@ -195,11 +202,11 @@ absl::Status SpaceManager::Write(const std::string& name, uint64_t address, cons
                                  Monotonic deadline) {
   HK_ASSIGN_OR_RETURN(const View view, FindRunning(name));
   HK_RETURN_IF_ERROR(CheckSpaceRange(view.identity.bytes, address, data.size()));
-  return WithContext(view.part->Use([&](GuestSpace* memory) {
+  const absl::Status status = view.part->Use([&](GuestSpace* memory) {
     return memory->Write(Gpa(address), std::as_bytes(std::span(data)),
                          std::min(deadline, clock_.Now() + kSpaceIoLimit));
-  }),
-                     fmt::format("node '{}'", self_));
+  });
+  return Told(status, view.identity, self_);
 }
 
 absl::StatusOr<v1::SpaceMapResponse> SpaceManager::Map(const std::string& name, uint64_t first_extent) const {

@@ -13,12 +13,15 @@
 #include "hyperkernel/base/log.h"
 #include "rdma/tcp_socket.h"
 #include "rdma/tcp_transport.h"
+#include "rdma/verbs_transport.h"
 
 namespace hk {
 namespace {
 
 // Where frames may be, whoever runs the test.
 constexpr char kDirectory[] = "/dev/shm/hk_space.XXXXXX";
+// One run at a time on a device.
+constexpr size_t kFirstVerbsPort = 7400;
 
 void Check(const absl::Status& status) {
   if (!status.ok()) fmt::print(stderr, "{}\n", std::string(status.message()));
@@ -53,15 +56,23 @@ SpaceCluster::SpaceCluster(const Settings& settings) {
                                                                           changed_.SignalAll();
                                                                         },
                                                                     .failed = {}});
-    OwnedFd listener =
-        Check(BindTcp({.kind = Address::Kind::kTcp, .path = {}, .host = "127.0.0.1", .port = 0, .is_literal = true}));
-    addresses.push_back(fmt::format("127.0.0.1:{}", Check(BoundAddress(listener.get())).port));
+    const bool verbs = !settings.verbs_address.empty();
+    OwnedFd listener;
+    if (verbs) {
+      addresses.push_back(fmt::format("{}:{}", settings.verbs_address, kFirstVerbsPort + i));
+    } else {
+      listener =
+          Check(BindTcp({.kind = Address::Kind::kTcp, .path = {}, .host = "127.0.0.1", .port = 0, .is_literal = true}));
+      addresses.push_back(fmt::format("127.0.0.1:{}", Check(BoundAddress(listener.get())).port));
+    }
     TransportSettings transport;
     transport.cluster = "space-test";
     transport.self = ids[i];
     transport.wait = settings.wait;
-    node->transport = Check(
-        MakeTcpTransport(transport, {.listen = {}, .listener = std::move(listener), .tls = {}}, node->router.get()));
+    node->transport =
+        verbs ? Check(MakeVerbsTransport(transport, addresses[i], node->router.get()))
+              : Check(MakeTcpTransport(transport, {.listen = {}, .listener = std::move(listener), .tls = {}},
+                                       node->router.get()));
     node->router->SetTransport(node->transport.get());
     Check(node->transport->Start());
   }

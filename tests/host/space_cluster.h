@@ -1,5 +1,5 @@
-// Several nodes' ends of one guest-physical space in one process: each with a transport over TCP on this host, a frame
-// store and a GuestSpace. For tests and benches.
+// Several nodes' ends of one guest-physical space in one process: each with a transport over TCP on this host, or over
+// its verbs device, a frame store and a GuestSpace. For tests and benches.
 #pragma once
 
 #include <chrono>
@@ -32,6 +32,8 @@ class SpaceCluster {
     uint64_t swap_pages = 0;
     std::chrono::microseconds hold{200};
     WaitMode wait = WaitMode::kBlocking;
+    // Of a verbs device: over it instead of over TCP.
+    std::string verbs_address{};
   };
   explicit SpaceCluster(const Settings& settings);
   // REQUIRES: no program runs on the views.

@@ -19,7 +19,6 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/host/space_cluster.h"
-#include "tests/host/space_litmus.h"
 
 namespace hk {
 namespace {
@@ -341,42 +340,6 @@ TEST(SpaceTest, AQueueOverNodesLosesAndDoublesNothing) {
     }
   }
   EXPECT_EQ(all.size(), 3 * each);
-}
-
-// Every litmus test, with its variables in these places. 10^6 runs each in a soak (HK_LITMUS_RUNS: another number).
-void RunAllLitmus(const std::vector<Placement>& placements) {
-  const uint64_t seed = Seed();
-  const char* const set = std::getenv("HK_LITMUS_RUNS");
-  const uint64_t runs = set != nullptr ? std::strtoull(set, nullptr, 0) : Soak() ? 1'000'000 : 1000;
-  SpaceCluster cluster({.nodes = 4, .pages = kLitmusPages, .hold = std::chrono::microseconds(20)});
-  uint64_t number = seed % 1'000'000;
-  for (const Placement placement : placements) {
-    for (const Access access : {Access::kPlain, Access::kLocked}) {
-      // A locked access across two lines stops the machine's buses, and hosts forbid it.
-      if (placement == Placement::kStraddle && access == Access::kLocked) continue;
-      for (const Litmus& litmus : AllLitmus()) {
-        const auto start = std::chrono::steady_clock::now();
-        const LitmusResult result = RunLitmus(&cluster, litmus, placement, access, runs, number++);
-        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-        std::string outcomes;
-        for (const auto& [outcome, count] : result.outcomes) outcomes += fmt::format("  {}: {}", outcome, count);
-        fmt::print("{:10} {:12} {:6} {:8} runs {:7.1f} s{}\n", litmus.name, Name(placement), Name(access), result.runs,
-                   took.count(), outcomes);
-        EXPECT_EQ(result.forbidden, 0u) << litmus.name << ", " << Name(placement) << ", " << Name(access) << ": "
-                                        << result.first_forbidden;
-        EXPECT_EQ(result.torn, 0u) << litmus.name;
-        ASSERT_TRUE(cluster.space(0).state().ok()) << cluster.space(0).state();
-      }
-    }
-  }
-}
-
-TEST(SpaceTest, LitmusInPagesHasNoForbiddenOutcome) {
-  RunAllLitmus({Placement::kLine, Placement::kPage, Placement::kPages});
-}
-
-TEST(SpaceTest, LitmusAcrossPagesHasNoForbiddenOutcome) {
-  RunAllLitmus({Placement::kStraddle});
 }
 
 // Touches memory as KVM does, in the kernel: what cannot be had is EFAULT, not the end of the process.

@@ -181,6 +181,18 @@ class Space(hktest.TestCase):
             self.assertEqual(self.spaces(node), {})
         self.create(a, 'a', 'c')
 
+    def test_descriptors_that_do_not_suffice(self):
+        a, b = self.bed.cluster('a', 'b')
+        a.start()
+        b.start(prefix=('prlimit', '--nofile=200:280', '--'))
+        self.wait_data(a, 'b')
+        self.wait_data(b, 'a')
+        self.assert_fails(a.hkctl('space', 'create', 'pool', '--memory', '8M', '--nodes', 'a,b'), 1, "node 'b': it takes 4 file descriptors",
+                          'of 280 are open', 'raise LimitNOFILE')
+        for node in (a, b):
+            self.assertEqual(self.spaces(node), {})
+        self.create(a, 'a', memory='8M')
+
     def test_nodes_pool_their_frames(self):
         """No node can hold it; together they do, and every byte is found from every node."""
         a, b, c = nodes = self.bed.cluster('a', 'b', 'c')
@@ -278,6 +290,50 @@ class Space(hktest.TestCase):
         self.create(a, 'a', 'b', 'c')
         self.write(c, 0x5000, 'anew')
         self.assertEqual(self.read(a, 0x5000, 4), 'anew')
+
+    def test_readers_of_a_killed_node(self):
+        """Whoever reads while a node dies hears which one it was, soon; the others go on without it in a new space."""
+        a, b, c = self.start('a', 'b', 'c')
+        self.create(a, 'a', 'b', 'c')
+        size = 16 * MIB
+        result = pipe(c, 'write', 'pool', '--at', '0', stdin=b'c' * size)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        ends, started = [], threading.Semaphore(0)
+
+        def use(node, seed):
+            random, calls = hktest.random.Random(seed), 0
+            while True:
+                address = random.randrange(size // 4096) * 4096
+                began = time.monotonic()
+                result = node.hkctl('space', 'read', 'pool', '--at', hex(address), '--bytes', '4', '--raw', '--timeout', '45s')
+                calls += 1
+                if calls == 3:
+                    started.release()
+                if result.code != 0 or result.out != 'cccc':
+                    ends.append((node.name, result, time.monotonic() - began))
+                    return started.release()
+        users = [threading.Thread(target=use, args=(node, hktest.rng.randrange(1 << 30))) for node in (a, b) for _ in range(3)]
+        for user in users:
+            user.start()
+        for _ in users:
+            self.assertTrue(started.acquire(timeout=hktest.TIMEOUT))
+        self.assertEqual(ends, [])
+        c.kill()
+        for user in users:
+            user.join(hktest.TIMEOUT)
+        self.assertFalse(any(user.is_alive() for user in users), 'a reader hangs')
+        self.assertEqual(len(ends), len(users))
+        for name, result, took in ends:
+            self.assertEqual(result.code, 1, (name, result))
+            self.assertIn("node 'c'", result.error, name)
+            self.assertLess(took, 10, (name, result))  # a lease, 2 s, and what a busy machine adds
+        a.wait_state('c', 'unreachable')
+        b.wait_state('c', 'unreachable')
+        self.assert_exit(a.hkctl('space', 'delete', 'pool'), 0)
+        self.assert_fails(a.hkctl('space', 'create', 'pool', '--memory', '64M', '--nodes', 'a,b,c'), 1, "node 'c' is unreachable")
+        self.create(b, 'a', 'b')
+        self.write(a, 0x5000, 'of two')
+        self.assertEqual(self.read(b, 0x5000, 6), 'of two')
 
     def test_a_killed_coordinator(self):
         a, b, c = self.start('a', 'b', 'c')

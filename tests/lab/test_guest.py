@@ -66,6 +66,20 @@ class Guest(unittest.TestCase):
         warnings = console.run("dmesg -r | grep -E '^<[0-4]>' || true").splitlines()
         self.assertEqual([line for line in warnings if line and not EXPECTED.search(line)], [])
 
+    def check_memory_is_seen(self):
+        """What map and top say of a kernel's memory is what it takes."""
+        path = os.path.join(self.vmm.node.directory, 'g.png')
+        layout = self.vmm.node.hkctl('vm', 'map', 'g', '-o', 'json', '--png', path).json()
+        pages = sum(holder['exclusive'] for extent in layout['extents'] for holder in extent['holders'])
+        self.assertLessEqual(pages * 4096, int(self.vmm.vm()['frame_bytes']))
+        self.assertGreater(pages, 1000)
+        top = self.vmm.node.hkctl('vm', 'top', 'g', '-o', 'json').json()
+        counters = top['nodes'][0]['counters']
+        print(f"memory: {pages} pages, {counters['read_faults']} and {counters['write_faults']} faults, p99 of writing "
+              f"{int(counters['write_latency']['p99_ns']) // 1000} us", flush=True)
+        self.assertGreater(int(counters['write_faults']), 100)
+        self.assertIn('rates', top['nodes'][0])
+
     def order(self, *argv):
         return self.vmm._do('vm', *argv)  # pylint: disable=protected-access
 
@@ -100,6 +114,7 @@ class Guest(unittest.TestCase):
             self.assertNotIn('apic_mmio', kinds)
             self.assertGreater(kinds['port'], 0)
             self.assertGreater(kinds['injected'], 0)
+            self.check_memory_is_seen()
             self.order_and_expect_init(console, 1, self.type(console, 'reboot -f'), 'reboot')
             self.order_and_expect_init(console, 1, self.type(console, 'echo c > /proc/sysrq-trigger'), 'panic')
             self.order('stop', 'g', '--force')
