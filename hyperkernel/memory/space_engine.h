@@ -86,6 +86,8 @@ struct SpaceStatistics {
   uint64_t dropped = 0, adopted = 0;                                      // for frames: copies; pages of others
   uint64_t retries = 0;                                                   // Nack(busy)
   uint64_t stale_messages = 0;                                            // README, R1
+  // Asked for ahead of a stream of read faults; as far as it is known: used, or gone before that.
+  uint64_t prefetched = 0, prefetch_useful = 0, prefetch_wasted = 0;
   std::array<uint64_t, kLatencyBuckets> read_latency{}, write_latency{};  // from the wish to the installation
 };
 

@@ -5,9 +5,11 @@
 #include <array>
 #include <atomic>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "hyperkernel/memory/prefetch.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "hyperkernel/memory/space_shard.h"
 
@@ -19,6 +21,8 @@ inline constexpr size_t kMaxParked = 8;
 // Pages that are offered at a time, and until they are offered again (or others are) if frames are still missing.
 inline constexpr size_t kOffers = 8;
 inline constexpr std::chrono::milliseconds kOfferPause{2};
+// Prefetched pages under way of one space: some of the node's bulk slots (64) are left for other spaces.
+inline constexpr uint64_t kMostPrefetching = 48;
 
 // See space_engine.h. Lock order: frames_mutex_, a shard, then the outbox's lanes; never two shards.
 class Engine final : public SpaceEngine {
@@ -133,6 +137,17 @@ class Engine final : public SpaceEngine {
   void HandleOffer(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void Adopt(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
+  // space_engine_prefetch.cc.
+  // A program waits for a page of another node. Without a lock.
+  void Foresee(Gfn page);
+  // `pages`: of one extent.
+  void Prefetch(std::span<const Gfn> pages);
+  bool CanPrefetch(Shard* shard, Gfn page, LentSlot* slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // Its request has ended.
+  void NotePrefetched(ActivePage* active);
+  // The page is not here any more.
+  void NoteGone(Gfn page);
+
   // space_engine_homes.cc.
   bool IsDormantHere(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void HandleHome(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
@@ -175,6 +190,10 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> offering_{false};      // until offers are looked at again
   Mutex frames_mutex_;                     // one looks for frames at a time; before the shards' locks
   size_t next_offer_ ABSL_GUARDED_BY(frames_mutex_) = 0;
+  mutable Mutex prefetch_mutex_;  // after a shard's
+  PrefetchStreams streams_ ABSL_GUARDED_BY(prefetch_mutex_);
+  std::atomic<bool> foresees_{false};  // pages were named
+  std::atomic<uint64_t> prefetching_{0};
   mutable Mutex reason_mutex_;
   absl::Status reason_ ABSL_GUARDED_BY(reason_mutex_);
 };
