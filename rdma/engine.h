@@ -57,6 +57,7 @@ class Engine final : public Transport {
   absl::Status SetEpoch(GuestId guest, uint32_t generation, Epoch epoch) override;
   void ForgetGuest(GuestId guest) override;
   absl::Status Send(NodeId to, const Message& message, const SendOptions& options) override;
+  void Flush(NodeId to, MessageClass message_class) override;
   absl::StatusOr<SlotId> AcquireSlot(MessageClass message_class, SlotUse use) override;
   std::span<std::byte> SlotBytes(SlotId slot) override;
   void ReleaseSlot(SlotId slot) override;
@@ -129,7 +130,11 @@ class Engine final : public Transport {
   struct SlotsFreeEvent {
     SlotUse use;
   };
-  using ClassEvent = std::variant<WritableEvent, SlotsFreeEvent, ExpiredRequest>;
+  // A message may wait, and no acknowledgement that is due would take it along.
+  struct UnhurriedEvent {
+    NodeId peer;
+  };
+  using ClassEvent = std::variant<WritableEvent, SlotsFreeEvent, ExpiredRequest, UnhurriedEvent>;
 
   // What waits for a class's thread.
   struct ClassState {
@@ -232,6 +237,8 @@ class Engine final : public Transport {
 
   // README, Sequence 4: long enough for an answer to carry it, short beside any lease.
   static constexpr std::chrono::milliseconds kAckDelay{1};
+  // Messages that may wait go out together, at the latest when there are so many: what one write takes.
+  static constexpr size_t kMostUnhurried = 16;
 
   const TransportSettings settings_;
   TransportHandler* const handler_;

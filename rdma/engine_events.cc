@@ -72,6 +72,10 @@ void Engine::RunEvent(MessageClass message_class, const ClassEvent& event) {
     handler_->OnSlotsFree(message_class, free->use);
   } else if (const auto* expired = std::get_if<ExpiredRequest>(&event)) {
     handler_->OnRequestExpired(expired->asked, message_class, expired->transaction, expired->slot, expired->why);
+  } else if (const auto* unhurried = std::get_if<UnhurriedEvent>(&event)) {
+    ClassState& state = classes_[static_cast<size_t>(message_class)];
+    if (state.acks.empty()) state.acks_due = clock_.Now() + kAckDelay;
+    state.acks.Add(unhurried->peer);
   } else if (const auto* writable = std::get_if<WritableEvent>(&event)) {
     Lane& lane = Find(writable->peer)->LaneOf(message_class);
     {
@@ -108,7 +112,7 @@ Monotonic Engine::RunClass(MessageClass message_class) {
     if (!state.acks.Contains(NodeId(node))) continue;
     Lane& lane = peers_[node]->LaneOf(message_class);
     MutexLock lock(&lane.mutex);
-    if (lane.received.unacknowledged() == 0) continue;
+    if (lane.received.unacknowledged() == 0 && !lane.unhurried) continue;
     lane.ack_due = true;
     Pump(&lane);
   }

@@ -23,13 +23,26 @@ absl::Status Engine::Send(NodeId to, const Message& message, const SendOptions& 
   outgoing.message.body = {};
   const bool alone = lane.window.AllSent() || lane.unhurried;
   HK_CHECK(lane.window.Push(std::move(outgoing)));
-  // Whoever owes an acknowledgement sends one soon, and with it all that waits.
-  lane.unhurried = options.when == SendWhen::kWithNext && alone && lane.received.unacknowledged() > 0;
-  if (lane.unhurried) return absl::OkStatus();
+  if (options.when == SendWhen::kWithNext && alone && lane.window.waiting() < kMostUnhurried) {
+    // Whoever owes an acknowledgement sends one soon, and with it all that waits. Else the class's thread sees to it.
+    if (!std::exchange(lane.unhurried, true) && lane.received.unacknowledged() == 0) {
+      Post(lane.message_class, UnhurriedEvent{lane.peer});
+    }
+    return absl::OkStatus();
+  }
+  lane.unhurried = false;
   Pump(&lane);
   // Only what went out in this same hold of the lock: later its slot may have been freed meanwhile.
   if (only_peer && lane.link != nullptr && lane.window.AllSent()) lane.link->Expect(message.slot);
   return absl::OkStatus();
+}
+
+void Engine::Flush(NodeId to, MessageClass message_class) {
+  Peer* const peer = Find(to);
+  if (peer == nullptr) return;
+  Lane& lane = peer->LaneOf(message_class);
+  MutexLock lock(&lane.mutex);
+  if (std::exchange(lane.unhurried, false)) Pump(&lane);
 }
 
 // All that may refuse a message; with OK its slots are the transport's.

@@ -255,12 +255,21 @@ TEST_F(WideEngineTest, WhatMayWaitIsNotSentAlone) {
   const SendOptions can_wait{.payload = {}, .writers = {}, .when = SendWhen::kWithNext};
   const auto sent = [this] { return Fault().link->sent.size(); };
   const size_t before = sent();
-  // Nothing is owed to the peer that would take it along.
+  // Nothing is owed to the peer that would take it along: the class's thread sends it.
   ASSERT_TRUE(engine_->Send(kPeer, Plain(1), can_wait).ok());
+  EXPECT_EQ(sent(), before);
+  const Monotonic first_due = engine_->RunClass(kFault);
+  ASSERT_LE(first_due, simulation_.Now() + std::chrono::milliseconds(1));
+  simulation_.RunUntil(first_due);
+  engine_->RunClass(kFault);
   EXPECT_EQ(sent(), before + 1);
+  // A write's worth of them does not wait.
+  for (uint64_t i = 0; i < 16; ++i) ASSERT_TRUE(engine_->Send(kPeer, Plain(100 + i), can_wait).ok());
+  EXPECT_EQ(sent(), before + 17);
 
   const auto receive = [&](const Message& message) {
     ASSERT_EQ(engine_->Deliver(Fault().ticket, Numbered(kPeer, message), {}, {}), Engine::Fate::kTaken);
+    if (message.answer) engine_->ReleaseSlot(message.slot);
   };
   // As the handler of an answer does.
   handler_.inside = [&](const std::string&) { ASSERT_TRUE(engine_->Send(kPeer, Plain(2), can_wait).ok()); };

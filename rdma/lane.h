@@ -61,8 +61,8 @@ struct Lane {
   bool link_full ABSL_GUARDED_BY(mutex) = false;       // Engine::OnSendable follows
   bool ack_due ABSL_GUARDED_BY(mutex) = false;
   bool heartbeat_due ABSL_GUARDED_BY(mutex) = false;
-  // All that waits in the window may wait (SendWhen::kWithNext). Then something is unacknowledged, and the
-  // acknowledgement takes it along.
+  // All that waits in the window may wait (SendWhen::kWithNext). Then the class's thread has, or will have when its
+  // handler returns or its event runs, an acknowledgement due that takes it along.
   bool unhurried ABSL_GUARDED_BY(mutex) = false;
   SetupBody peer_setup ABSL_GUARDED_BY(mutex);
   std::optional<Monotonic> broken_since ABSL_GUARDED_BY(mutex);  // joined and not ready

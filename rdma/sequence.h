@@ -100,6 +100,8 @@ class SendWindow {
     *this = SendWindow(queue_limit_, window_, reserve_);
   }
 
+  // Entries that wait to be sent.
+  size_t waiting() const { return entries_.size() - (sent_ - acknowledged_); }
   // Nothing waits to be sent.
   bool AllSent() const { return sent_ - acknowledged_ == entries_.size(); }
   void SetWindow(size_t window) { window_ = window; }

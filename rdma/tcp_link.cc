@@ -67,7 +67,9 @@ Link::Sent TcpLink::Send(const Header& header, std::span<const std::byte> body, 
   out_.push_back(PartOf(control.first(kHeaderBytes + body.size())));
   if (!payload.empty()) out_.push_back(PartOf(payload));
   if (more && out_messages_ < kBatch) return Sent::kTaken;
-  if (holding_.load(std::memory_order_relaxed) && payload.empty() && header.message.type >= kFirstUserType &&
+  // Pages of the bulk class too: nobody waits for one of them alone.
+  const bool can_wait = payload.empty() || ticket_.message_class == MessageClass::kBulk;
+  if (holding_.load(std::memory_order_relaxed) && can_wait && header.message.type >= kFirstUserType &&
       out_messages_ < kHeld) {
     held_.store(true);
     if (holding_.load()) return Sent::kTaken;  // LetGo sees held_

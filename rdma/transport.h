@@ -65,8 +65,8 @@ struct Message {
 };
 
 // When a message has to leave. kWithNext: it may wait for the next message or acknowledgement to the peer on its class
-// (1 ms at most), or for the end of the handler's call for a message of the peer that is no answer; who waits for it
-// only to be tidy loses nothing, and it costs neither a write nor a wake-up of its own.
+// (1 ms at most), for Flush, or for the end of the handler's call for a message of the peer that is no answer: so it costs
+// neither a write nor a wake-up of its own.
 enum class SendWhen : uint8_t { kNow, kWithNext };
 
 // How to send what is more than a body. A request is a message that names a slot of this node.
@@ -189,6 +189,11 @@ class Transport {
   // kInvalidArgument, kFailedPrecondition: the caller broke a rule above.
   // On OK a request's slot is the transport's until answered or expired, a payload's is shared until the peer has it.
   virtual absl::Status Send(NodeId to, const Message& message, const SendOptions& options = {}) = 0;
+  // What may wait to the peer on this class leaves now (SendWhen::kWithNext). An unknown peer: nothing.
+  virtual void Flush(NodeId to, MessageClass message_class) {
+    static_cast<void>(to);
+    static_cast<void>(message_class);
+  }
   // A free slot, the caller's until released or named in a request. kResourceExhausted: none; OnSlotsFree follows.
   virtual absl::StatusOr<SlotId> AcquireSlot(MessageClass message_class, SlotUse use) = 0;
   // The slot's memory, 64-byte aligned. REQUIRES: the caller's slot. After it was sent as payload: read only.

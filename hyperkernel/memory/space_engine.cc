@@ -116,6 +116,7 @@ void Engine::OnFault(Gfn page, bool write) {
     return frames_->Wake(page);
   }
   Shard& shard = ShardOf(page);
+  bool foresee = false;
   {
     MutexLock lock(&shard.mutex);
     if (stopped()) {
@@ -128,9 +129,11 @@ void Engine::OnFault(Gfn page, bool write) {
     (write ? active->fault_write : active->fault_read) = true;
     Grant(&shard, active);
     Advance(&shard, active);
+    foresee = !write && active->request_slot != SlotId();
     Rest(&shard, active);
     Drain(&shard);
   }
+  if (foresee) Foresee(page);
   Finish();
 }
 
@@ -445,11 +448,15 @@ SpaceStatistics Engine::Statistics() const {
     sum.adopted += one.adopted;
     sum.stale_messages += one.stale_messages;
     sum.pages_lost += one.pages_lost;
+    sum.prefetched += one.prefetched;
     for (size_t i = 0; i < SpaceStatistics::kLatencyBuckets; ++i) {
       sum.read_latency[i] += one.read_latency[i];
       sum.write_latency[i] += one.write_latency[i];
     }
   }
+  MutexLock lock(&prefetch_mutex_);
+  sum.prefetch_useful = streams_.counts().useful;
+  sum.prefetch_wasted = streams_.counts().wasted;
   return sum;
 }
 

@@ -112,6 +112,8 @@ struct SpaceStatistics {
   uint64_t retries = 0;                                                   // Nack(busy)
   uint64_t stale_messages = 0;                                            // README, R1
   uint64_t pages_lost = 0;                                                // with the home here, now
+  // Asked for ahead of a stream of read faults; as far as it is known: used, or gone before that.
+  uint64_t prefetched = 0, prefetch_useful = 0, prefetch_wasted = 0;
   std::array<uint64_t, kLatencyBuckets> read_latency{}, write_latency{};  // from the wish to the installation
 };
 

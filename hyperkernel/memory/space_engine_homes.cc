@@ -242,6 +242,7 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
       options.writers = shard->live;
       options.writers.Remove(config_.self);
       options.deadline = config_.request_limit;
+      if (duty.message_class == MessageClass::kBulk) options.when = SendWhen::kWithNext;
       request = std::move(duty.own);
     }
   }

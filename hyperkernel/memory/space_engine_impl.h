@@ -6,9 +6,11 @@
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "hyperkernel/memory/prefetch.h"
 #include "hyperkernel/memory/recovery_wire.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "hyperkernel/memory/space_placement.h"
@@ -26,6 +28,8 @@ inline constexpr std::chrono::milliseconds kOfferPause{2};
 inline constexpr size_t kSwapWrites = 32;
 // After a write that failed: a full disk stays full for a while.
 inline constexpr std::chrono::milliseconds kSwapPause{500};
+// Prefetched pages under way of one space: some of the node's bulk slots (64) are left for other spaces.
+inline constexpr uint64_t kMostPrefetching = 48;
 
 // States that have a frame, or will (it is taken before the request leaves), unless the page is in the swap.
 constexpr bool TakesFrame(PageState state) {
@@ -227,6 +231,17 @@ class Engine final : public SpaceEngine {
   void PostMirror(Shard* shard, NodeId to, uint16_t type, Gfn page, uint64_t mask)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
+  // space_engine_prefetch.cc.
+  // A program waits for a page of another node. Without a lock.
+  void Foresee(Gfn page);
+  // `pages`: of one extent.
+  void Prefetch(std::span<const Gfn> pages);
+  bool CanPrefetch(Shard* shard, Gfn page, LentSlot* slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // Its request has ended.
+  void NotePrefetched(ActivePage* active);
+  // The page is not here any more.
+  void NoteGone(Gfn page);
+
   // space_engine_homes.cc.
   NodeId HomeIn(const Shard& shard, Gfn page) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mutex) {
     return placement_.HomeOf(page.value() / kExtentPages, shard.live);
@@ -296,6 +311,10 @@ class Engine final : public SpaceEngine {
   Mutex pump_mutex_ ABSL_ACQUIRED_BEFORE(change_mutex_);
   PumpState pump_ ABSL_GUARDED_BY(pump_mutex_);
   std::atomic<bool> pumping_{false};  // a Rebuild is under way
+  mutable Mutex prefetch_mutex_;  // after a shard's
+  PrefetchStreams streams_ ABSL_GUARDED_BY(prefetch_mutex_);
+  std::atomic<bool> foresees_{false};  // pages were named
+  std::atomic<uint64_t> prefetching_{0};
   mutable Mutex reason_mutex_;
   absl::Status swap_failure_ ABSL_GUARDED_BY(reason_mutex_);  // the last one
   absl::Status reason_ ABSL_GUARDED_BY(reason_mutex_);

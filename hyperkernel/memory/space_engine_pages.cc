@@ -326,6 +326,7 @@ void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, 
     CountRight(&shard->statistics, right_after, 1);
     if (right_after == PageRight::kNone) {
       ++(event.type == PageEventType::kDrop ? shard->statistics.dropped : shard->statistics.revoked);
+      NoteGone(active->gfn);
     }
   }
   if (was_deferred && !result.page.deferred.active) {
@@ -353,7 +354,10 @@ void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, 
   if (active->page.retained && !active->unmapped.empty() && !HasBytes(active->page.state)) {
     active->retained = std::move(active->unmapped);
   }
-  if (active->page.transaction == 0) active->request_slot = SlotId();
+  if (active->page.transaction == 0) {
+    active->request_slot = SlotId();
+    if (active->prefetched) NotePrefetched(active);
+  }
 }
 
 bool Engine::FramesDid(Gfn page, const absl::Status& status) {

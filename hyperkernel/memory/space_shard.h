@@ -96,6 +96,7 @@ struct ActivePage {
   bool fault_read = false, fault_write = false;  // programs wait
   bool pausing = false;                          // until the retry's timer
   bool hold_timer = false;                       // one is on its way
+  bool prefetched = false;                       // the request under way is nobody's wish, or was not
   bool hurried = false;                          // others wait for the request under way to be done
   uint8_t starved = 0;                           // bits: in which of the shard's lists
   Duty deferred;                                 // of page.deferred

@@ -1,6 +1,13 @@
 // Faults of a program on a space's view, beside what they cannot be faster than. Forks a process for each further node.
 //
-//   fault_bench WAIT NODES N     one JSON line: medians and tails in microseconds, of N faults of each kind
+//   fault_bench WAIT NODES N             one JSON line: medians and tails in microseconds, of N faults of each kind
+//   fault_bench WAIT NODES N scan        N pages that the last node has written, read in order by all others, each its
+//                                        part, at the same time: MB/s in all, and what became of prefetched pages
+//   fault_bench WAIT NODES N tables      bytes of tables of N pages that node 0 alone has written, and of N that were
+//                                        written by all nodes in turn, one half of them read by others: per byte
+//   fault_bench WAIT THREADS N shards    one node: THREADS program threads, each N first touches in a userfaultfd of its
+//                                        own, and all in one: faults per second
+//   fault_bench WAIT 1 N sparse          a space of N pages: seconds to make it, MiB resident
 //
 // WAIT: blocking, busy; of the transports, and of the reader of the uffd floor. NODES: 2, the pages' home (node 1) owns
 // them; 3, node 2 owns them.
@@ -21,8 +28,11 @@
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <memory>
+#include <numeric>
 #include <optional>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -43,6 +53,7 @@ namespace {
 using std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kHangGuard{60};
+constexpr uint64_t kSparseFrames = 16 << 10;  // of a space of which nothing is touched
 constexpr uint64_t kWarmUp = 10;  // one fault in so many is made before the measurement
 
 [[noreturn]] void Fail(const std::string& why) {
@@ -130,7 +141,8 @@ class BareFaults {
 // One node of the space, in a process of its own.
 class Node {
  public:
-  Node(size_t self, std::vector<OwnedFd>* listeners, uint64_t pages, WaitMode wait)
+  // `frames`: most of them that it takes.
+  Node(size_t self, std::vector<OwnedFd>* listeners, uint64_t pages, uint64_t frames, WaitMode wait)
       : router_({.up =
                      [this](NodeId) {
                        MutexLock lock(&mutex_);
@@ -140,7 +152,7 @@ class Node {
                  .failed = {}}) {
     std::string pattern = "/dev/shm/hk_fault_bench.XXXXXX";
     if (::mkdtemp(pattern.data()) == nullptr) Fail("mkdtemp");
-    frames_.emplace(Must(FrameStore::Open(pattern, pages * kPageSize)));
+    frames_.emplace(Must(FrameStore::Open(pattern, frames * kPageSize)));
     std::vector<std::string> addresses;
     std::vector<NodeId> ids;
     for (size_t i = 0; i < listeners->size(); i++) {
@@ -162,7 +174,10 @@ class Node {
     options.config.self = ids[self];
     options.config.nodes = ids;
     options.config.pages = pages;
+    if (frames < pages) options.config.max_pages = frames;
+    const auto begin = steady_clock::now();
     space_ = Must(GuestSpace::Attach(std::move(options), *frames_, transport_.get(), &router_, RealClock()));
+    attach_s_ = std::chrono::duration<double>(steady_clock::now() - begin).count();
     // Its file is open: nothing stays behind, however this ends.
     while (::umount2(pattern.c_str(), MNT_DETACH) == 0) {
     }
@@ -180,11 +195,13 @@ class Node {
     transport_.reset();
   }
   GuestSpace& space() { return *space_; }
+  double attach_s() const { return attach_s_; }
 
  private:
   Mutex mutex_;
   CondVar changed_;
   size_t up_ = 0;
+  double attach_s_ = 0;
   std::optional<FrameStore> frames_;
   SpaceRouter router_;
   std::unique_ptr<Transport> transport_;
@@ -196,28 +213,136 @@ uint64_t PageOf(uint64_t number, uint64_t home, uint64_t nodes) {
   return (number / kExtentPages * nodes + home) * kExtentPages + number % kExtentPages;
 }
 
-// What the measuring process asks another for: to write to these pages, so that it owns them.
+// What the measuring process asks another for, and is told.
 struct Order {
-  uint64_t first = 0, count = 0;
+  enum Kind : uint64_t { kOwn, kWrite, kRead, kScan, kTables } kind = kOwn;
+  uint64_t first = 0, count = 0, step = 1;
+  uint64_t table_bytes = 0, useful = 0, wasted = 0;  // the reply
 };
+
+// Reads all of the pages, in order.
+void Scan(const std::byte* view, const Order& order) {
+  uint64_t sum = 0;
+  for (uint64_t page = order.first; page < order.first + order.count; page++) {
+    const auto* words = reinterpret_cast<const uint64_t*>(view + page * kPageSize);
+    for (size_t i = 0; i < kPageSize / sizeof *words; i++) sum += words[i];
+  }
+  if (sum == 0) Fail("the pages are not what the owner wrote");
+}
+
+// kOwn: of those whose home is node 1; the others: by their number.
+void Obey(Node* node, uint64_t nodes, Order* order) {
+  std::vector<std::byte> page(kPageSize, std::byte{1});
+  const auto deadline = [] { return steady_clock::now() + kHangGuard; };
+  if (order->kind == Order::kScan) Scan(node->space().view(), *order);
+  for (uint64_t i = 0; i < order->count && order->kind <= Order::kRead; i += order->step) {
+    const uint64_t number = order->first + i;
+    const Gpa at((order->kind == Order::kOwn ? PageOf(number, 1, nodes) : number) * kPageSize);
+    if (order->kind == Order::kRead) {
+      Must(node->space().Read(at, page, deadline()));
+    } else {
+      Must(node->space().Write(at, page, deadline()));
+    }
+  }
+  const SpaceStatistics statistics = node->space().Statistics();
+  order->useful = statistics.prefetch_useful;
+  order->wasted = statistics.prefetch_wasted;
+  order->table_bytes = node->space().engine().Residue().table_bytes;
+}
 
 void Serve(Node* node, int orders, uint64_t nodes) {
   Order order;
-  std::vector<std::byte> page(kPageSize, std::byte{1});
   while (::read(orders, &order, sizeof order) == sizeof order) {
-    for (uint64_t i = order.first; i < order.first + order.count; i++) {
-      const Gpa at(PageOf(i, 1, nodes) * kPageSize);
-      Must(node->space().Write(at, page, steady_clock::now() + kHangGuard));
-    }
+    Obey(node, nodes, &order);
     if (::write(orders, &order, sizeof order) != sizeof order) return;
   }
 }
 
+void Ask(int orders, const Order& order) {
+  if (::write(orders, &order, sizeof order) != sizeof order) Fail("a node is gone");
+}
+Order Reply(int orders) {
+  Order order;
+  if (::read(orders, &order, sizeof order) != sizeof order) Fail("a node is gone");
+  return order;
+}
+
+// `orders` of the other nodes, from node 1 on; the last one has the pages.
+void RunScan(Node* node, const std::vector<int>& orders, uint64_t count) {
+  Ask(orders.back(), {.kind = Order::kWrite, .count = count});
+  Reply(orders.back());
+  const uint64_t part = count / orders.size();
+  const auto begin = steady_clock::now();
+  for (size_t i = 0; i + 1 < orders.size(); i++) {
+    Ask(orders[i], {.kind = Order::kScan, .first = (i + 1) * part, .count = part});
+  }
+  Order own{.kind = Order::kScan, .count = part};
+  Obey(node, orders.size() + 1, &own);
+  for (size_t i = 0; i + 1 < orders.size(); i++) {
+    const Order reply = Reply(orders[i]);
+    own.useful += reply.useful;
+    own.wasted += reply.wasted;
+  }
+  const double elapsed_s = std::chrono::duration<double>(steady_clock::now() - begin).count();
+  fmt::print("{{\"mb_per_s\": {:.1f}, \"useful\": {}, \"wasted\": {}}}\n",
+             static_cast<double>(part * orders.size() * kPageSize) / elapsed_s / 1e6, own.useful, own.wasted);
+}
+
+void RunTables(Node* node, const std::vector<int>& orders, uint64_t count) {
+  const uint64_t nodes = orders.size() + 1;
+  const auto all = [&](uint64_t member, Order order) {
+    if (member == 0) {
+      Obey(node, nodes, &order);
+      return order.table_bytes;
+    }
+    Ask(orders[member - 1], order);
+    return Reply(orders[member - 1]).table_bytes;
+  };
+  const auto tables = [&] {
+    uint64_t bytes = 0;
+    for (uint64_t member = 0; member < nodes; member++) bytes += all(member, {.kind = Order::kTables});
+    return static_cast<double>(bytes);
+  };
+  const double nothing = tables();
+  all(0, {.kind = Order::kWrite, .count = count});
+  const double of_private = tables() - nothing;
+  for (uint64_t member = 0; member < nodes; member++) {
+    all(member, {.kind = Order::kWrite, .first = count + member, .count = count - member, .step = nodes});
+  }
+  for (uint64_t member = 0; member < nodes; member++) {
+    all(member, {.kind = Order::kRead, .first = count + member, .count = count - member, .step = 2});
+  }
+  const double bytes = static_cast<double>(count * kPageSize);
+  fmt::print("{{\"private\": {:.5f}, \"mixed\": {:.5f}}}\n", of_private / bytes, (tables() - of_private - nothing) / bytes);
+}
+
+// First touches per second of `threads` threads, `count` each; `apart`: each in a stripe of its own.
+double Touches(Node* node, uint64_t threads, uint64_t count, bool apart) {
+  // The pages after those that were touched before.
+  const uint64_t stripe = (uint64_t{1} << 30) / kPageSize, from = apart ? 0 : count;
+  const auto begin = steady_clock::now();
+  std::vector<std::thread> programs;
+  for (uint64_t i = 0; i < threads; i++) {
+    std::byte* const first = node->space().view() + (apart ? i * stripe : from + i * count) * kPageSize;
+    programs.emplace_back([first, count] {
+      for (uint64_t page = 0; page < count; page++) Store(first + page * kPageSize);
+    });
+  }
+  for (std::thread& program : programs) program.join();
+  return static_cast<double>(threads * count) / std::chrono::duration<double>(steady_clock::now() - begin).count();
+}
+
+double ResidentMib() {
+  std::ifstream file("/proc/self/statm");
+  uint64_t size = 0, resident = 0;
+  file >> size >> resident;
+  return static_cast<double>(resident * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE))) / (1 << 20);
+}
+
 void Run(Node* node, int orders, uint64_t nodes, uint64_t count, bool busy) {
   const auto own = [orders](uint64_t first, uint64_t number) {
-    Order order{first, number};
-    if (::write(orders, &order, sizeof order) != sizeof order || ::read(orders, &order, sizeof order) != sizeof order)
-      Fail("the owner is gone");
+    Ask(orders, {.kind = Order::kOwn, .first = first, .count = number});
+    Reply(orders);
   };
   const uint64_t warm = count / kWarmUp;
   Times floor, dormant_read, dormant_write, read, upgrade, write;
@@ -236,9 +361,13 @@ void Run(Node* node, int orders, uint64_t nodes, uint64_t count, bool busy) {
   }
   for (uint64_t i = 0; i < count; i++) dormant_read.Measure([&] { Load(at(count + warm + i, 0)); });
   own(0, count + warm);
+  // In no order: of a stream most pages would be there already.
+  std::vector<uint64_t> order(count + warm);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937_64(1));  // NOLINT: the same in each run
   for (uint64_t i = 0; i < count + warm; i++) {
     if (i == warm) read.WarmedUp();
-    read.Measure([&] { Load(at(i, 1)); });
+    read.Measure([&] { Load(at(order[i], 1)); });
   }
   for (uint64_t i = 0; i < count; i++) upgrade.Measure([&] { Store(at(i, 1)); });
   own(0, count);
@@ -248,40 +377,57 @@ void Run(Node* node, int orders, uint64_t nodes, uint64_t count, bool busy) {
 }
 
 int Main(const std::vector<std::string>& words) {
-  if (words.size() != 3) Fail("usage: see the top of fault_bench.cc");
+  if (words.size() != 3 && words.size() != 4) Fail("usage: see the top of fault_bench.cc");
   const bool busy = words[0] == "busy";
   const WaitMode wait = busy ? WaitMode::kBusy : WaitMode::kBlocking;
-  const uint64_t nodes = std::stoull(words[1]), count = std::stoull(words[2]);
+  const std::string what = words.size() == 4 ? words[3] : "faults";
+  const bool alone = what == "shards" || what == "sparse";
+  const uint64_t given = std::stoull(words[1]), count = std::stoull(words[2]), nodes = alone ? 1 : given;
+  uint64_t pages = (2 * count / (kExtentPages * nodes) + 1) * kExtentPages * nodes, frames = pages;
   // Pages at home at each node, for all that is measured; whole extents.
-  const uint64_t pages = (3 * count / kExtentPages + 1) * kExtentPages * nodes;
+  if (what == "faults") pages = frames = (3 * count / kExtentPages + 1) * kExtentPages * nodes;
+  if (what == "shards") pages = given << (30 - kPageShift), frames = 3 * given * count;
+  if (what == "sparse") pages = count, frames = kSparseFrames;
   std::vector<OwnedFd> listeners;
   for (uint64_t i = 0; i < nodes; i++) {
     listeners.push_back(
         Must(BindTcp({.kind = Address::Kind::kTcp, .path = {}, .host = "127.0.0.1", .port = 0, .is_literal = true})));
   }
-  int orders[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, orders) != 0) Fail("socketpair");
+  std::vector<int> orders;  // to node 1 and on
   for (size_t self = 1; self < nodes; self++) {
-    if (::fork() != 0) continue;
+    int ends[2];
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) Fail("socketpair");
+    if (::fork() != 0) {
+      ::close(ends[1]);
+      orders.push_back(ends[0]);
+      continue;
+    }
     ::prctl(PR_SET_PDEATHSIG, SIGTERM);
-    ::close(orders[0]);
+    ::close(ends[0]);
+    for (const int other : orders) ::close(other);
     {
-      Node node(self, &listeners, pages, wait);
-      if (self + 1 == nodes) {
-        Serve(&node, orders[1], nodes);
-      } else {
-        Order none;  // home only: until the others are through
-        while (::recv(orders[1], &none, sizeof none, MSG_PEEK) > 0) std::this_thread::sleep_for(kHangGuard / 600);
-      }
+      Node node(self, &listeners, pages, frames, wait);
+      Serve(&node, ends[1], nodes);
     }
     std::_Exit(0);
   }
-  ::close(orders[1]);
   {
-    Node node(0, &listeners, pages, wait);
-    Run(&node, orders[0], nodes, count, busy);
+    const double before = ResidentMib();
+    Node node(0, &listeners, pages, frames, wait);
+    if (what == "sparse") {
+      fmt::print("{{\"seconds\": {:.3f}, \"resident_mib\": {:.1f}}}\n", node.attach_s(), ResidentMib() - before);
+    } else if (what == "shards") {
+      const double apart = Touches(&node, given, count, true);
+      fmt::print("{{\"apart_per_s\": {:.0f}, \"together_per_s\": {:.0f}}}\n", apart, Touches(&node, given, count, false));
+    } else if (what == "scan") {
+      RunScan(&node, orders, count);
+    } else if (what == "tables") {
+      RunTables(&node, orders, count);
+    } else {
+      Run(&node, orders.back(), nodes, count, busy);
+    }
   }
-  ::close(orders[0]);
+  for (const int end : orders) ::close(end);
   while (::wait(nullptr) > 0) {
   }
   return 0;
