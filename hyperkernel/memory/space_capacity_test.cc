@@ -64,6 +64,7 @@ class PlainFrames final : public PageFrames {
     return absl::OkStatus();
   }
   absl::Status SetAccess(Gfn page, PageAccess access) override {
+    if (access == PageAccess::kRead && before_protection) before_protection(page.value());
     pages.at(page.value()).first = access;
     return absl::OkStatus();
   }
@@ -86,6 +87,7 @@ class PlainFrames final : public PageFrames {
   std::map<uint64_t, std::pair<PageAccess, Bytes>> pages;
   std::vector<uint64_t> woken, failed;
   size_t most = kLeastFrames;
+  std::function<void(uint64_t)> before_protection;
 };
 
 // What is written stays under way until the test ends it.
@@ -136,7 +138,8 @@ class SpaceCapacityTest : public testing::Test {
     config.self = kSelf;
     config.nodes = {kSelf};
     config.pages = 4 * kExtentPages;
-    config.max_pages = kLeastFrames;
+    config.max_pages = most_;
+    frames_.most = most_;
     config.swap_pages = swap_pages;
     config_ = config;
     auto made = SpaceEngine::Create(
@@ -161,7 +164,7 @@ class SpaceCapacityTest : public testing::Test {
     Want(page, PageAccess::kWrite, &wish);
     ASSERT_EQ(wish.ends, 1);
     ASSERT_TRUE(wish.status.ok()) << wish.status;
-    frames_.pages.at(page).second[100] = static_cast<std::byte>(page);
+    frames_.pages.at(page).second[100] = static_cast<std::byte>(page + 1);
   }
   // As many pages as there are frames, none held any more.
   void FillAll() {
@@ -176,6 +179,7 @@ class SpaceCapacityTest : public testing::Test {
   HeldSwap swap_;
   NotingTransport transport_;
   SpaceConfig config_;
+  uint64_t most_ = kLeastFrames;
   std::vector<absl::Status> stops_;
   std::unique_ptr<SpaceEngine> engine_;
 };
@@ -209,7 +213,7 @@ TEST_F(SpaceCapacityTest, APageGoesToTheSwapAndComesBack) {
   swap_.EndRead();
   EXPECT_THAT(frames_.woken, testing::ElementsAre(gone));
   EXPECT_EQ(frames_.pages.at(gone).first, PageAccess::kWrite);
-  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone));
+  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone + 1));
   EXPECT_FALSE(swap_.pages.contains(gone));
   EXPECT_EQ(engine_->Residue().active_pages, 0u);
   EXPECT_EQ(engine_->Statistics().swap_reads, 1u);
@@ -224,7 +228,7 @@ TEST_F(SpaceCapacityTest, WhatIsTouchedOnItsWayComesBackAtOnce) {
   const uint64_t gone = swap_.writes[0].gfn.value();
   Want(gone, PageAccess::kWrite, &back);
   EXPECT_EQ(back.ends, 1);
-  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone));
+  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone + 1));
   frames_.pages.at(gone).second[100] = std::byte{0xee};
   // What was written is old, and forgotten.
   swap_.EndWrite();
@@ -246,7 +250,7 @@ TEST_F(SpaceCapacityTest, AFailedWriteKeepsThePage) {
   ASSERT_THAT(swap_.writes, SizeIs(1));
   const uint64_t kept = swap_.writes[0].gfn.value();
   swap_.EndWrite(absl::ResourceExhaustedError("the disk is full"));
-  EXPECT_EQ(ByteOf(kept), static_cast<std::byte>(kept));
+  EXPECT_EQ(ByteOf(kept), static_cast<std::byte>(kept + 1));
   EXPECT_EQ(frames_.pages.size(), kLeastFrames);
   EXPECT_EQ(engine_->Statistics().swap_failures, 1u);
   // Not again at once; but later.
@@ -313,6 +317,84 @@ TEST_F(SpaceCapacityTest, AStopWhileItReadsAndWrites) {
   while (!swap_.reads.empty()) swap_.EndRead();
   while (!swap_.writes.empty()) swap_.EndWrite();
   EXPECT_EQ(engine_->Residue().active_pages, 0u);
+}
+
+TEST_F(SpaceCapacityTest, PagesOfZeroesAreGivenUpWithoutAnything) {
+  Make(100);
+  Wish wishes[kLeastFrames];
+  for (uint64_t page = 0; page < kLeastFrames; ++page) Want(page, PageAccess::kWrite, &wishes[page]);
+  clock_.now += config_.hold;
+  frames_.pages.at(0).second[kPageSize - 1] = std::byte{1};
+  Wish more[kLeastFrames];
+  for (uint64_t i = 0; i < kLeastFrames - 1; ++i) {
+    Want(50 + i, PageAccess::kWrite, &more[i]);
+    if (more[i].ends == 0) swap_.EndWrite();  // the one that is not
+    ASSERT_EQ(more[i].ends, 1) << i;
+    timers_.Advance(config_.hold);
+  }
+  EXPECT_LE(engine_->Statistics().swap_writes, 1u);
+  EXPECT_THAT(swap_.writes, IsEmpty());
+  EXPECT_GE(engine_->Statistics().zeroed, kLeastFrames - 2);
+  // It is zero still, for whoever comes, and can be written.
+  while (!swap_.writes.empty()) swap_.EndWrite();
+  Wish again;
+  Want(3, PageAccess::kWrite, &again);
+  while (!swap_.writes.empty()) swap_.EndWrite();
+  ASSERT_EQ(again.ends, 1);
+  EXPECT_EQ(frames_.pages.at(3).second, Bytes{});
+  EXPECT_THAT(stops_, IsEmpty());
+}
+
+// The last store comes before the page is protected, and after it looked like zeroes.
+TEST_F(SpaceCapacityTest, AStoreAtTheLastMomentKeepsAPageOfZeroes) {
+  Make(100);
+  Wish wishes[kLeastFrames], more;
+  for (uint64_t page = 0; page < kLeastFrames; ++page) Want(page, PageAccess::kWrite, &wishes[page]);
+  clock_.now += config_.hold;
+  frames_.before_protection = [this](uint64_t page) { frames_.pages.at(page).second[2000] = std::byte{7}; };
+  Want(50, PageAccess::kWrite, &more);
+  EXPECT_EQ(engine_->Statistics().zeroed, 0u);
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  EXPECT_EQ(swap_.writes[0].from->bytes[2000], std::byte{7});
+  frames_.before_protection = nullptr;
+  swap_.EndWrite();
+  EXPECT_EQ(more.ends, 1);
+}
+
+// The hand stands before the page that was granted last.
+TEST_F(SpaceCapacityTest, WhatWasJustGrantedIsNotGivenUp) {
+  Make(100);
+  for (uint64_t page = 8; page < 8 + 2 * kLeastFrames; page += 2) Fill(page);
+  clock_.now += config_.hold;
+  Wish one, two;
+  Want(9, PageAccess::kWrite, &one);
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  EXPECT_EQ(swap_.writes[0].gfn.value(), 8u);
+  swap_.EndWrite();
+  ASSERT_EQ(one.ends, 1);
+  frames_.pages.at(9).second[0] = std::byte{1};
+  clock_.now += config_.hold;
+  Want(30, PageAccess::kWrite, &two);
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  EXPECT_EQ(swap_.writes[0].gfn.value(), 10u);
+  swap_.EndWrite();
+}
+
+TEST_F(SpaceCapacityTest, FramesAreFreedAheadOfNeed) {
+  most_ = 512;
+  Make(1000);
+  // No wish waits, as long as the swap keeps up.
+  for (uint64_t page = 0; page < 1000; ++page) {
+    Fill(page);
+    timers_.Advance(config_.hold * 20);
+    while (!swap_.writes.empty()) swap_.EndWrite();
+  }
+  const SpaceStatistics statistics = engine_->Statistics();
+  EXPECT_GT(statistics.pages_swapped, 1000u - most_);
+  EXPECT_LT(statistics.pages_swapped, 1000u - most_ + 2 * most_ / 32);
+  // And nothing goes on without anybody.
+  timers_.Advance(std::chrono::seconds(1));
+  EXPECT_THAT(swap_.writes, IsEmpty());
 }
 
 TEST_F(SpaceCapacityTest, ASwapNeedsABoundOfFrames) {

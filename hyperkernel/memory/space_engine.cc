@@ -170,6 +170,12 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
     Fail(absl::AbortedError(fmt::format("node {} stopped: {}", from.value(), ReasonIn(message))), false);
     return Finish();
   }
+  if (message.type == kSpaceRoomType) {
+    const absl::StatusOr<uint64_t> room = RoomIn(from, message);
+    if (room.ok()) return OnRoom(from, *room);
+    Fail(absl::InternalError(MessageOf(room.status())));
+    return Finish();
+  }
   if (!InSpace(message.gfn)) {
     Fail(absl::InternalError(fmt::format("node {} sent a message for page {:#x}, which is not in the space",
                                          from.value(), message.gfn.value())));
@@ -412,6 +418,7 @@ SpaceStatistics Engine::Statistics() const {
     sum.revoked += one.revoked;
     sum.retries += one.retries;
     sum.dropped += one.dropped;
+    sum.zeroed += one.zeroed;
     sum.pages_swapped += one.pages_swapped;
     sum.swap_writes += one.swap_writes;
     sum.swap_reads += one.swap_reads;

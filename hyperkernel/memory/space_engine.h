@@ -87,6 +87,7 @@ struct SpaceStatistics {
   uint64_t served = 0;                                                    // pages given to others with their bytes
   uint64_t revoked = 0;                                                   // pages taken away for others
   uint64_t dropped = 0, adopted = 0;                                      // for frames: copies; pages of others
+  uint64_t zeroed = 0;                                                    // for frames: owned pages, all zero
   uint64_t pages_swapped = 0;                                             // of those owned and exclusive, now
   uint64_t swap_writes = 0, swap_reads = 0, swap_failures = 0;            // failures: writes; the page stayed
   uint64_t retries = 0;                                                   // Nack(busy)

@@ -389,6 +389,7 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
       return true;
     case PageActionType::kStartHold:
       active->held_until = clock_.Now() + config_.hold;
+      ExtentOf(shard, active->gfn)->pages.Mark(active->gfn.value() % kExtentPages);
       if (config_.hold.count() == 0 || HK_MUTANT(engine_hold_not_kept)) active->page.held = false;
       return true;
     case PageActionType::kWake:

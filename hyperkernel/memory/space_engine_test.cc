@@ -112,6 +112,7 @@ class FakeTransport final : public Transport {
  public:
   explicit FakeTransport(Log* log) : log_(log) {}
   std::vector<std::string> told;  // that the space has stopped
+  std::vector<uint64_t> rooms;    // what was said of it
   struct Sent {
     NodeId to;
     Message message;
@@ -132,6 +133,10 @@ class FakeTransport final : public Transport {
     if (!refusal.ok()) return refusal;
     if (message.type == kSpaceStoppedType) {
       told.push_back(fmt::format("{}: {}", to.value(), ReasonIn(message)));
+      return absl::OkStatus();
+    }
+    if (message.type == kSpaceRoomType) {
+      rooms.push_back(RoomIn(to, message).value_or(~uint64_t{0}));
       return absl::OkStatus();
     }
     // As the receiver sees it.
@@ -841,8 +846,10 @@ TEST_F(SpaceEngineTest, AnOfferIsTakenIfThereIsRoom) {
   Wish wishes[kLeastFrames];
   for (uint64_t i = 0; i < kLeastFrames - 2; ++i) Want(Gfn(i), PageAccess::kWrite, &wishes[i]);
   const size_t sent = transport_.sent.size();
+  clock_.now += milliseconds(1);
   Receive(kPeer, Gfn(kThere.value() + 1), Of(Type::kOffer));
   EXPECT_EQ(transport_.sent.size(), sent);
+  EXPECT_THAT(transport_.rooms, ElementsAre(6, 0));
 }
 
 TEST_F(SpaceEngineTest, ACopyMakesRoomForAnOffer) {
@@ -864,6 +871,46 @@ TEST_F(SpaceEngineTest, ACopyMakesRoomForAnOffer) {
   EXPECT_EQ(transport_.sent.back().page.kind, RequestKind::kAdopt);
   Grant(kThere, PageRight::kOwner, PageSource::kPayload, 'a');
   EXPECT_EQ(engine_->RightOf(kThere), PageRight::kOwner);
+}
+
+TEST_F(SpaceEngineTest, OffersGoWhereMostRoomIs) {
+  config_.max_pages = kLeastFrames;
+  Make({kSelf, kPeer, kThird});
+  const auto room = [this](NodeId from, uint64_t pages) {
+    PageBody body;
+    Message message = SpaceRoomMessage(pages, &body);
+    message.guest = config_.guest;
+    engine_->OnMessage(from, message, {}, false);
+  };
+  Wish wishes[kLeastFrames + 1];
+  // Of this node's own extents, and not zero.
+  for (uint64_t i = 0; i < kLeastFrames; ++i) {
+    Want(Gfn(i), PageAccess::kWrite, &wishes[i]);
+    frames_.pages.at(i).second = 'x';
+  }
+  clock_.now += config_.hold;
+  room(kPeer, 2);
+  room(kThird, 5);
+  Want(Gfn(100), PageAccess::kWrite, &wishes[kLeastFrames]);
+  const auto offers = [this](NodeId to) {
+    return std::count_if(transport_.sent.begin(), transport_.sent.end(), [to](const FakeTransport::Sent& sent) {
+      return sent.page.type == Type::kOffer && sent.to == to;
+    });
+  };
+  // No more than they said.
+  EXPECT_EQ(offers(kPeer), 2);
+  EXPECT_EQ(offers(kThird), 5);
+  EXPECT_TRUE(transport_.sent.back().page.urgent);
+  // Who refuses is not asked again for a while.
+  room(kPeer, 0);
+  room(kThird, 100);
+  timers_.Advance(milliseconds(10));
+  EXPECT_EQ(offers(kPeer), 2);
+  EXPECT_GT(offers(kThird), 5);
+  room(kThird, 0);
+  timers_.Advance(milliseconds(40));
+  EXPECT_GT(offers(kPeer), 2);
+  EXPECT_EQ(wishes[kLeastFrames].ends, 0);
 }
 
 // Frames that many threads may use.

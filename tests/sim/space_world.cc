@@ -300,7 +300,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
       return world_->oracle_.Report("a page that was granted is not here");
     }
     if (store) {
-      const uint64_t value = world_->oracle_.NextValue();
+      const uint64_t value = Percent(world_->zero_percent_) ? 0 : world_->oracle_.NextValue();
       world_->oracle_.OnStore(id_, page, word, value);
       frames_.Store(page, word, value);
     } else {
@@ -367,6 +367,7 @@ void SpaceWorld::Draw() {
   store_percent_ = static_cast<uint32_t>(10 + below(80));
   fault_percent_ = static_cast<uint32_t>(below(3) * 50);
   overwrite_percent_ = static_cast<uint32_t>(below(3) * 30);
+  zero_percent_ = words_ == 1 ? static_cast<uint32_t>(below(3) * 40) : 0;
   programs_ = static_cast<int>(1 + below(6));
   operations_ = static_cast<int>(300 / programs_ + 1);
   think_ = simulation_.Between(microseconds(1), milliseconds(1));
@@ -500,6 +501,7 @@ void SpaceWorld::CheckEnd() {
     totals_.served += statistics.served;
     totals_.dropped += statistics.dropped;
     totals_.adopted += statistics.adopted;
+    totals_.zeroed += statistics.zeroed;
     totals_.swap_writes += statistics.swap_writes;
     totals_.swap_reads += statistics.swap_reads;
     totals_.swap_failures += statistics.swap_failures;
@@ -515,6 +517,7 @@ void SpaceWorld::AddTo(Totals* totals) const {
   totals->served += totals_.served;
   totals->dropped += totals_.dropped;
   totals->adopted += totals_.adopted;
+  totals->zeroed += totals_.zeroed;
   totals->swap_writes += totals_.swap_writes;
   totals->swap_reads += totals_.swap_reads;
   totals->swap_failures += totals_.swap_failures;
