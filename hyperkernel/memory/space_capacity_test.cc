@@ -397,6 +397,71 @@ TEST_F(SpaceCapacityTest, FramesAreFreedAheadOfNeed) {
   EXPECT_THAT(swap_.writes, IsEmpty());
 }
 
+TEST_F(SpaceCapacityTest, APinnedPageIsNeverGivenUp) {
+  Make(100);
+  FillAll();
+  Wish pin;
+  engine_->Pin(Gfn(2), 3, [&pin](const absl::Status& status) {
+    ++pin.ends;
+    pin.status = status;
+  });
+  ASSERT_EQ(pin.ends, 1);
+  ASSERT_TRUE(pin.status.ok()) << pin.status;
+  EXPECT_EQ(engine_->Statistics().pages_pinned, 3u);
+  Wish wishes[2 * kLeastFrames];
+  for (uint64_t i = 0; i < 2 * kLeastFrames; ++i) {
+    Want(50 + i, PageAccess::kWrite, &wishes[i]);
+    for (int tries = 0; tries < 10 && wishes[i].ends == 0; ++tries) {
+      if (!swap_.writes.empty()) swap_.EndWrite();
+      timers_.Advance(config_.hold);
+    }
+    ASSERT_EQ(wishes[i].ends, 1) << i;
+    frames_.pages.at(50 + i).second[0] = std::byte{1};
+    timers_.Advance(config_.hold);
+    for (uint64_t page = 2; page < 5; ++page) ASSERT_TRUE(frames_.pages.contains(page)) << page << " is gone";
+  }
+  // More than half of the frames, out of the space, nothing.
+  const auto refused = [this](Gfn first, uint64_t count) {
+    absl::Status end = absl::UnknownError("not yet");
+    engine_->Pin(first, count, [&end](const absl::Status& status) { end = status; });
+    return end.code();
+  };
+  EXPECT_EQ(refused(Gfn(60), 2), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refused(Gfn(config_.pages - 1), 2), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(refused(Gfn(0), 0), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(refused(Gfn(1), ~uint64_t{0}), absl::StatusCode::kOutOfRange);
+  engine_->Unpin(Gfn(2), 3);
+  EXPECT_EQ(engine_->Statistics().pages_pinned, 0u);
+  EXPECT_EQ(engine_->Residue().active_pages, 0u);
+  EXPECT_EQ(refused(Gfn(2), 2), absl::StatusCode::kOk);
+  engine_->Unpin(Gfn(2), 2);
+}
+
+TEST_F(SpaceCapacityTest, ASwappedPageIsPinnedWhenItIsBack) {
+  Make(100);
+  FillAll();
+  Wish more, pin;
+  Want(50, PageAccess::kWrite, &more);
+  const uint64_t gone = swap_.writes.at(0).gfn.value();
+  swap_.EndWrite();
+  timers_.Advance(config_.hold);
+  engine_->Pin(Gfn(gone), 2, [&pin](const absl::Status& status) {
+    ++pin.ends;
+    pin.status = status;
+  });
+  EXPECT_EQ(pin.ends, 0);
+  swap_.EndWrite();
+  swap_.EndRead();
+  timers_.Advance(Monotonic::duration(0));
+  while (!swap_.writes.empty()) swap_.EndWrite();
+  while (!swap_.reads.empty()) swap_.EndRead();
+  timers_.Advance(Monotonic::duration(0));
+  EXPECT_EQ(pin.ends, 1);
+  EXPECT_TRUE(pin.status.ok());
+  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone + 1));
+  engine_->Unpin(Gfn(gone), 2);
+}
+
 TEST_F(SpaceCapacityTest, ASwapNeedsABoundOfFrames) {
   SpaceConfig config;
   config.guest = GuestId(5);

@@ -140,7 +140,7 @@ void Engine::Enqueue(Gfn page, Waiter waiter) {
     if (stopped()) return waiter.granted(reason());
     const ExtentPages& pages = ExtentOf(&shard, page)->pages;
     const size_t index = page.value() % kExtentPages;
-    const bool here = !pages.active(index) && !pages.swapped(index);
+    const bool here = !pages.active(index) && !pages.swapped(index) && !waiter.pin;
     if (here && waiter.access <= AccessOf(hk::RightOf(pages.state(index)))) {
       End(page, &waiter);
     } else {
@@ -419,6 +419,7 @@ SpaceStatistics Engine::Statistics() const {
     sum.retries += one.retries;
     sum.dropped += one.dropped;
     sum.zeroed += one.zeroed;
+    sum.pages_pinned += one.pages_pinned;
     sum.pages_swapped += one.pages_swapped;
     sum.swap_writes += one.swap_writes;
     sum.swap_reads += one.swap_reads;

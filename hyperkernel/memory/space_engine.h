@@ -49,6 +49,9 @@ inline constexpr uint64_t kMaxSpacePages = uint64_t{1} << 40;
 // page tables), or it never ends.
 inline constexpr uint64_t kLeastFrames = 8;
 
+// Most pages of a space that are pinned on one node at a time; with a bound of frames, half of them.
+inline constexpr uint64_t kMostPinnedPages = 4096;
+
 // Runs something later. Thread-safe; what is under way when the engine ends is dropped by its owner.
 class Timers {
  public:
@@ -88,6 +91,7 @@ struct SpaceStatistics {
   uint64_t revoked = 0;                                                   // pages taken away for others
   uint64_t dropped = 0, adopted = 0;                                      // for frames: copies; pages of others
   uint64_t zeroed = 0;                                                    // for frames: owned pages, all zero
+  uint64_t pages_pinned = 0;                                              // now; as often as they are
   uint64_t pages_swapped = 0;                                             // of those owned and exclusive, now
   uint64_t swap_writes = 0, swap_reads = 0, swap_failures = 0;            // failures: writes; the page stayed
   uint64_t retries = 0;                                                   // Nack(busy)
@@ -134,6 +138,15 @@ class SpaceEngine {
   // Writes all of the page: kPageSize bytes, which stay valid until `granted`. The old ones are not fetched, and nobody
   // sees anything but those or the new ones. `granted` follows when it is written, as after Want.
   virtual void Replace(Gfn page, std::span<const std::byte> bytes, Granted granted) = 0;
+
+  // Pins pages `first` to `first` + `count` - 1 for a write of a device: this node has all of them writable, and keeps
+  // them so until Unpin; others wait, and it is never given up for its frame. `granted` follows when all are pinned, or
+  // with why none is; not inside this call if a page has to be fetched. They are pinned in ascending order, so that
+  // nodes do not wait for each other in a ring: who holds pins asks for none below them. Nobody holds a pin while it
+  // waits for anything but a disk. kOutOfRange, kResourceExhausted (kMostPinnedPages).
+  virtual void Pin(Gfn first, uint64_t count, Granted granted) = 0;
+  // REQUIRES: pinned as often as unpinned, unless the space has stopped. The others that wait have the page now.
+  virtual void Unpin(Gfn first, uint64_t count) = 0;
 
   // From the transport's handler.
   virtual void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) = 0;

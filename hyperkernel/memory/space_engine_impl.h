@@ -49,6 +49,8 @@ class Engine final : public SpaceEngine {
     Enqueue(page, {.access = access, .replacement = {}, .granted = std::move(granted)});
   }
   void Replace(Gfn page, std::span<const std::byte> bytes, Granted granted) override;
+  void Pin(Gfn first, uint64_t count, Granted granted) override;
+  void Unpin(Gfn first, uint64_t count) override;
   void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) override;
   void OnWritable(NodeId peer, MessageClass message_class) override;
   void OnSlotsFree(MessageClass message_class, SlotUse use) override;
@@ -170,6 +172,18 @@ class Engine final : public SpaceEngine {
   // The node with most room, as far as known. False: none has any, or can be asked now.
   bool NextToOffer(NodeId* node);
 
+  // space_engine_pins.cc.
+  // A Pin under way.
+  struct PinOrder {
+    Gfn first;
+    uint64_t count = 0, next = 0;
+    Granted granted;
+  };
+  void PinNext(const std::shared_ptr<PinOrder>& order);
+  bool TakePin(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // Does what was unpinned. False: it waits for a send slot.
+  bool UnpinPage(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+
   // space_engine_swap.cc.
   // True if nothing more can be written to the swap for now.
   bool IsSwapFull() const;
@@ -239,6 +253,7 @@ class Engine final : public SpaceEngine {
   Mutex rooms_mutex_;  // after the shards' locks
   std::array<Room, kMaxNodes> rooms_ ABSL_GUARDED_BY(rooms_mutex_);
   size_t next_offer_ ABSL_GUARDED_BY(rooms_mutex_) = 0;
+  std::atomic<uint64_t> pinned_{0};                  // or to be
   std::atomic<bool> pressed_{false};                 // an offer was refused whose sender has no other way
   std::atomic<size_t> swap_writes_{0};               // under way
   std::atomic<uint64_t> swap_taken_{0};              // pages in the swap, or on their way

@@ -913,6 +913,47 @@ TEST_F(SpaceEngineTest, OffersGoWhereMostRoomIs) {
   EXPECT_EQ(wishes[kLeastFrames].ends, 0);
 }
 
+TEST_F(SpaceEngineTest, APinnedPageGoesWhenItIsUnpinned) {
+  Make({kSelf, kPeer});
+  Wish pin;
+  engine_->Pin(kThere, 1, [&pin](const absl::Status& status) {
+    ++pin.ends;
+    pin.status = status;
+  });
+  EXPECT_EQ(pin.ends, 0);
+  Grant(kThere, PageRight::kExclusive, PageSource::kPayload, 'a');
+  ASSERT_EQ(pin.ends, 1);
+  engine_->Pin(kThere, 1, [](const absl::Status& status) { EXPECT_TRUE(status.ok()); });
+  ReceiveForward(kThere, RequestKind::kWrite, kPeer, 9, 80);
+  timers_.Advance(milliseconds(10));
+  EXPECT_TRUE(frames_.pages.contains(kThere.value())) << "a hold is over, a pin is not";
+  // Somebody waits: no new pin before he had it.
+  Wish late;
+  engine_->Pin(kThere, 1, [&late](const absl::Status& status) {
+    ++late.ends;
+    late.status = status;
+  });
+  EXPECT_EQ(late.ends, 0);
+  engine_->Unpin(kThere, 1);
+  EXPECT_TRUE(frames_.pages.contains(kThere.value()));
+  // Without a send slot it stays a little longer.
+  transport_.send_slots = 0;
+  engine_->Unpin(kThere, 1);
+  EXPECT_TRUE(frames_.pages.contains(kThere.value()));
+  transport_.send_slots = 1;
+  engine_->OnSlotsFree(MessageClass::kFault, SlotUse::kSend);
+  EXPECT_FALSE(frames_.pages.contains(kThere.value()));
+  // And the late one asks for it anew.
+  ASSERT_EQ(transport_.sent.back().page.type, Type::kRequest);
+  Grant(kThere, PageRight::kExclusive, PageSource::kPayload, 'b');
+  EXPECT_EQ(late.ends, 1);
+  engine_->Unpin(kThere, 1);
+  PageMessage release = Of(Type::kRelease);
+  release.serial = 80;
+  Receive(kPeer, kThere, release);
+  EXPECT_EQ(engine_->Residue().active_pages, 0u);
+}
+
 // Frames that many threads may use.
 class CountingFrames final : public PageFrames {
  public:

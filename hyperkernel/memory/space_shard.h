@@ -54,6 +54,7 @@ struct Waiter {
   PageAccess access = PageAccess::kNone;
   std::span<const std::byte> replacement;  // to be written by the engine; empty: none, or it is written
   SpaceEngine::Granted granted;
+  bool pin = false;  // pinned when it is granted
 };
 
 using Buffer = std::unique_ptr<std::array<std::byte, kPageSize>>;
@@ -94,6 +95,7 @@ struct ActivePage {
   bool fault_read = false, fault_write = false;  // programs wait
   bool pausing = false;                          // until the retry's timer
   bool hold_timer = false;                       // one is on its way
+  uint32_t unpins = 0;                           // that wait for a send slot
   uint8_t starved = 0;                           // bits: in which of the shard's lists
   Duty deferred;                                 // of page.deferred
   SlotId request_slot;                           // of the request under way, wherever it is

@@ -73,6 +73,7 @@ TEST(SpaceSim, EveryLoadSeesTheLastStore) {
   EXPECT_GT(totals.upgrades, seeds * 10);
   EXPECT_GT(totals.dropped, seeds);
   EXPECT_GT(totals.adopted, seeds);
+  EXPECT_GT(totals.pins, seeds * 10);
   EXPECT_GT(totals.zeroed, seeds / 10);
   EXPECT_GT(totals.swap_writes, seeds);
   EXPECT_GT(totals.swap_reads, seeds);
