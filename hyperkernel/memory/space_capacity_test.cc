@@ -286,6 +286,24 @@ TEST_F(SpaceCapacityTest, AFailedReadStopsTheSpace) {
   EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("page at GPA"));
 }
 
+TEST_F(SpaceCapacityTest, ADiskThatDoesNotAnswerIsNamed) {
+  Make(100);
+  FillAll();
+  Wish more, back;
+  Want(50, PageAccess::kWrite, &more);
+  const uint64_t gone = swap_.writes.at(0).gfn.value();
+  swap_.EndWrite();
+  clock_.now += config_.hold;
+  Want(gone, PageAccess::kRead, &back);
+  swap_.EndWrite();
+  ASSERT_THAT(swap_.reads, SizeIs(1));
+  timers_.Advance(config_.request_limit * 2);
+  ASSERT_THAT(stops_, SizeIs(1));
+  EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("the disk of the swap did not answer"));
+  EXPECT_EQ(back.ends, 1);
+  swap_.EndRead();  // late
+}
+
 TEST_F(SpaceCapacityTest, AFullSwapIsNamed) {
   Make(1);
   FillAll();

@@ -36,6 +36,10 @@ absl::Status CheckConfig(const SpaceConfig& config) {
   if (config.max_pages != 0 && config.max_pages < kLeastFrames) {
     return wrong("max_pages", fmt::format("is {}, less than {}", config.max_pages, kLeastFrames));
   }
+  if (config.max_pages != 0 && config.max_pages < config.vcpus * kLeastFrames) {
+    return wrong("max_pages", fmt::format("is {}, less than {} for each of {} virtual CPUs", config.max_pages,
+                                          kLeastFrames, config.vcpus));
+  }
   if (config.swap_pages != 0 && config.max_pages == 0) {
     return wrong("swap_pages", "are of no use without max_pages");
   }
@@ -364,7 +368,7 @@ void Engine::ArmWatch() {
 void Engine::Watch() {
   watching_.store(false);
   const Monotonic now = clock_.Now();
-  bool waiting = false, no_frame = false;
+  bool waiting = false, no_frame = false, reading = false;
   uint64_t late = std::numeric_limits<uint64_t>::max();
   for (Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);
@@ -373,6 +377,7 @@ void Engine::Watch() {
       waiting = true;
       if (now - active->since <= config_.request_limit) continue;
       late = std::min(late, gfn);
+      reading = reading || active->swap.stage == SwapStage::kReading;
       no_frame = no_frame || (active->starved & (1U << kFramePool)) != 0;
     }
   }
@@ -382,7 +387,8 @@ void Engine::Watch() {
                          config_.max_pages, config_.request_limit.count(), WhyNotSwapped()));
   } else if (late != std::numeric_limits<uint64_t>::max()) {
     FailPage(Gfn(late), absl::StatusCode::kDeadlineExceeded,
-             fmt::format("it could not be had within {} ms", config_.request_limit.count()));
+             fmt::format("it could not be had within {} ms{}", config_.request_limit.count(),
+                         reading ? "; the disk of the swap did not answer" : ""));
   }
   if (waiting && !stopped()) ArmWatch();
   Finish();

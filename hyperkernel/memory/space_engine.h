@@ -72,6 +72,8 @@ struct SpaceConfig {
   uint64_t max_pages = 0;
   // Most pages of this node in its swap: beside max_pages, when neither dropping nor offering finds a frame; 0: none.
   uint64_t swap_pages = 0;
+  // Virtual CPUs of this node on the space: max_pages is at least kLeastFrames for each.
+  uint32_t vcpus = 0;
   // A granted page is kept for that long (DESIGN 4): an instruction that needs several pages at once comes to its end.
   std::chrono::microseconds hold{200};
   // Between a Nack(busy) and the next try: up to this, by chance.

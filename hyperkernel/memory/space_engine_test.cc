@@ -675,6 +675,10 @@ TEST_F(SpaceEngineTest, AConfigurationThatIsNoneIsRefused) {
   refused("nodes", [](SpaceConfig* c) { c->nodes = {kSelf, kSelf}; });
   refused("nodes", [](SpaceConfig* c) { c->nodes = {kSelf, NodeId(64)}; });
   refused("max_pages", [](SpaceConfig* c) { c->max_pages = kLeastFrames - 1; });
+  refused("max_pages", [](SpaceConfig* c) {
+    c->max_pages = 4 * kLeastFrames - 1;
+    c->vcpus = 4;
+  });
   refused("hold", [](SpaceConfig* c) { c->hold = microseconds(-1); });
   refused("retry", [](SpaceConfig* c) { c->retry = std::chrono::seconds(2); });
   refused("request_limit", [](SpaceConfig* c) { c->request_limit = milliseconds(0); });
