@@ -73,11 +73,18 @@ class ExtentPages {
     uint8_t& byte = (*bytes_)[page];
     byte = static_cast<uint8_t>(swapped ? byte | kSwapped : byte & ~kSwapped);
   }
-  // Swapped stays as it is.
+  // It was granted since the last TakeMark.
+  void Mark(size_t page) { (*bytes_)[page] |= kMarked; }
+  bool TakeMark(size_t page) {
+    const bool marked = (Byte(page) & kMarked) != 0;
+    if (marked) (*bytes_)[page] = static_cast<uint8_t>((*bytes_)[page] & ~kMarked);
+    return marked;
+  }
+  // Swapped and the mark stay as they are.
   void Set(size_t page, PageState state, bool held, bool active) {
     HK_DCHECK(static_cast<uint8_t>(state) <= kStateMask);
     const uint8_t byte = static_cast<uint8_t>(static_cast<uint8_t>(state) | (held ? kHeld : 0) |
-                                              (active ? kActive : 0) | (Byte(page) & kSwapped));
+                                              (active ? kActive : 0) | (Byte(page) & (kSwapped | kMarked)));
     if (bytes_ == nullptr) {
       if (byte == 0) return;
       bytes_ = std::make_unique<std::array<uint8_t, kExtentPages>>();
@@ -93,7 +100,7 @@ class ExtentPages {
   size_t heap_bytes() const { return bytes_ == nullptr ? 0 : sizeof(*bytes_); }
 
  private:
-  static constexpr uint8_t kStateMask = 0x0f, kHeld = 0x10, kActive = 0x20, kSwapped = 0x40;
+  static constexpr uint8_t kStateMask = 0x0f, kHeld = 0x10, kActive = 0x20, kSwapped = 0x40, kMarked = 0x80;
   uint8_t Byte(size_t page) const { return bytes_ == nullptr ? 0 : (*bytes_)[page]; }
 
   std::unique_ptr<std::array<uint8_t, kExtentPages>> bytes_;  // null: all Absent

@@ -55,6 +55,7 @@ struct PageMessage {
   NodeSet acks;                           // Forward, Answer: the nodes whose Acks the requester awaits
   NackReason reason = NackReason::kBusy;  // Nack
   NodeId home;                            // Nack(kMoved): whom to ask instead
+  bool urgent = false;                    // Offer: the sender has no swap, or it is full
   friend bool operator==(const PageMessage&, const PageMessage&) = default;
 };
 

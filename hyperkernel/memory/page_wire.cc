@@ -167,9 +167,11 @@ PageBody EncodePageBody(const PageMessage& m) {
       to.U8(static_cast<uint8_t>(m.source));
       to.U64(m.storage);
       break;
+    case Type::kOffer:
+      to.U8(m.urgent ? 1 : 0);
+      break;
     case Type::kEvictGranted:
     case Type::kEvictDenied:
-    case Type::kOffer:
       break;
   }
   return body;
@@ -237,9 +239,11 @@ absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Me
       m.source = body.Of(PageSource::kPayload);
       m.storage = body.U64();
       break;
+    case Type::kOffer:
+      m.urgent = body.Flag();
+      break;
     case Type::kEvictGranted:
     case Type::kEvictDenied:
-    case Type::kOffer:
       break;
   }
   if (!body.good()) return Malformed(from, std::string("a malformed ") + Name(m.type));
@@ -267,6 +271,22 @@ Message SpaceStoppedMessage(std::string_view why) {
   message.type = kSpaceStoppedType;
   message.body = std::as_bytes(std::span(why.substr(0, kMaxBodyBytes)));
   return message;
+}
+
+Message SpaceRoomMessage(uint64_t pages, PageBody* body) {
+  Writer(body).U64(pages);
+  Message message;
+  message.message_class = MessageClass::kBulk;
+  message.type = kSpaceRoomType;
+  message.body = body->span();
+  return message;
+}
+
+absl::StatusOr<uint64_t> RoomIn(NodeId from, const Message& message) {
+  Reader body(message.body);
+  const uint64_t pages = body.U64();
+  if (!body.good() || message.answer || message.slot != SlotId()) return Malformed(from, "a malformed Room");
+  return pages;
 }
 
 std::string ReasonIn(const Message& message) {

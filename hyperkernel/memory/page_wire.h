@@ -47,4 +47,10 @@ Message SpaceStoppedMessage(std::string_view why);
 // What a peer says in it, fit to be printed.
 std::string ReasonIn(const Message& message);
 
+// The other one that is about no page: how many pages the sender would take now. A hint. Body: 8 bytes, little-endian.
+inline constexpr uint16_t kSpaceRoomType = kFirstUserType + 20;
+// `body` has the message's bytes, and outlives it.
+Message SpaceRoomMessage(uint64_t pages, PageBody* body);
+absl::StatusOr<uint64_t> RoomIn(NodeId from, const Message& message);
+
 }  // namespace hk

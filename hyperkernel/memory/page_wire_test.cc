@@ -75,7 +75,7 @@ std::vector<PageMessage> Examples() {
   }
   make(Type::kEvictGranted, NodeId());
   make(Type::kEvictDenied, NodeId());
-  make(Type::kOffer, NodeId());
+  make(Type::kOffer, NodeId()).urgent = true;
   return all;
 }
 

@@ -64,6 +64,7 @@ class PlainFrames final : public PageFrames {
     return absl::OkStatus();
   }
   absl::Status SetAccess(Gfn page, PageAccess access) override {
+    if (access == PageAccess::kRead && before_protection) before_protection(page.value());
     pages.at(page.value()).first = access;
     return absl::OkStatus();
   }
@@ -86,6 +87,7 @@ class PlainFrames final : public PageFrames {
   std::map<uint64_t, std::pair<PageAccess, Bytes>> pages;
   std::vector<uint64_t> woken, failed;
   size_t most = kLeastFrames;
+  std::function<void(uint64_t)> before_protection;
 };
 
 // What is written stays under way until the test ends it.
@@ -136,7 +138,8 @@ class SpaceCapacityTest : public testing::Test {
     config.self = kSelf;
     config.nodes = {kSelf};
     config.pages = 4 * kExtentPages;
-    config.max_pages = kLeastFrames;
+    config.max_pages = most_;
+    frames_.most = most_;
     config.swap_pages = swap_pages;
     config_ = config;
     auto made = SpaceEngine::Create(
@@ -161,7 +164,7 @@ class SpaceCapacityTest : public testing::Test {
     Want(page, PageAccess::kWrite, &wish);
     ASSERT_EQ(wish.ends, 1);
     ASSERT_TRUE(wish.status.ok()) << wish.status;
-    frames_.pages.at(page).second[100] = static_cast<std::byte>(page);
+    frames_.pages.at(page).second[100] = static_cast<std::byte>(page + 1);
   }
   // As many pages as there are frames, none held any more.
   void FillAll() {
@@ -176,6 +179,7 @@ class SpaceCapacityTest : public testing::Test {
   HeldSwap swap_;
   NotingTransport transport_;
   SpaceConfig config_;
+  uint64_t most_ = kLeastFrames;
   std::vector<absl::Status> stops_;
   std::unique_ptr<SpaceEngine> engine_;
 };
@@ -209,7 +213,7 @@ TEST_F(SpaceCapacityTest, APageGoesToTheSwapAndComesBack) {
   swap_.EndRead();
   EXPECT_THAT(frames_.woken, testing::ElementsAre(gone));
   EXPECT_EQ(frames_.pages.at(gone).first, PageAccess::kWrite);
-  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone));
+  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone + 1));
   EXPECT_FALSE(swap_.pages.contains(gone));
   EXPECT_EQ(engine_->Residue().active_pages, 0u);
   EXPECT_EQ(engine_->Statistics().swap_reads, 1u);
@@ -224,7 +228,7 @@ TEST_F(SpaceCapacityTest, WhatIsTouchedOnItsWayComesBackAtOnce) {
   const uint64_t gone = swap_.writes[0].gfn.value();
   Want(gone, PageAccess::kWrite, &back);
   EXPECT_EQ(back.ends, 1);
-  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone));
+  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone + 1));
   frames_.pages.at(gone).second[100] = std::byte{0xee};
   // What was written is old, and forgotten.
   swap_.EndWrite();
@@ -246,7 +250,7 @@ TEST_F(SpaceCapacityTest, AFailedWriteKeepsThePage) {
   ASSERT_THAT(swap_.writes, SizeIs(1));
   const uint64_t kept = swap_.writes[0].gfn.value();
   swap_.EndWrite(absl::ResourceExhaustedError("the disk is full"));
-  EXPECT_EQ(ByteOf(kept), static_cast<std::byte>(kept));
+  EXPECT_EQ(ByteOf(kept), static_cast<std::byte>(kept + 1));
   EXPECT_EQ(frames_.pages.size(), kLeastFrames);
   EXPECT_EQ(engine_->Statistics().swap_failures, 1u);
   // Not again at once; but later.
@@ -282,6 +286,24 @@ TEST_F(SpaceCapacityTest, AFailedReadStopsTheSpace) {
   EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("page at GPA"));
 }
 
+TEST_F(SpaceCapacityTest, ADiskThatDoesNotAnswerIsNamed) {
+  Make(100);
+  FillAll();
+  Wish more, back;
+  Want(50, PageAccess::kWrite, &more);
+  const uint64_t gone = swap_.writes.at(0).gfn.value();
+  swap_.EndWrite();
+  clock_.now += config_.hold;
+  Want(gone, PageAccess::kRead, &back);
+  swap_.EndWrite();
+  ASSERT_THAT(swap_.reads, SizeIs(1));
+  timers_.Advance(config_.request_limit * 2);
+  ASSERT_THAT(stops_, SizeIs(1));
+  EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("the disk of the swap did not answer"));
+  EXPECT_EQ(back.ends, 1);
+  swap_.EndRead();  // late
+}
+
 TEST_F(SpaceCapacityTest, AFullSwapIsNamed) {
   Make(1);
   FillAll();
@@ -313,6 +335,149 @@ TEST_F(SpaceCapacityTest, AStopWhileItReadsAndWrites) {
   while (!swap_.reads.empty()) swap_.EndRead();
   while (!swap_.writes.empty()) swap_.EndWrite();
   EXPECT_EQ(engine_->Residue().active_pages, 0u);
+}
+
+TEST_F(SpaceCapacityTest, PagesOfZeroesAreGivenUpWithoutAnything) {
+  Make(100);
+  Wish wishes[kLeastFrames];
+  for (uint64_t page = 0; page < kLeastFrames; ++page) Want(page, PageAccess::kWrite, &wishes[page]);
+  clock_.now += config_.hold;
+  frames_.pages.at(0).second[kPageSize - 1] = std::byte{1};
+  Wish more[kLeastFrames];
+  for (uint64_t i = 0; i < kLeastFrames - 1; ++i) {
+    Want(50 + i, PageAccess::kWrite, &more[i]);
+    if (more[i].ends == 0) swap_.EndWrite();  // the one that is not
+    ASSERT_EQ(more[i].ends, 1) << i;
+    timers_.Advance(config_.hold);
+  }
+  EXPECT_LE(engine_->Statistics().swap_writes, 1u);
+  EXPECT_THAT(swap_.writes, IsEmpty());
+  EXPECT_GE(engine_->Statistics().zeroed, kLeastFrames - 2);
+  // It is zero still, for whoever comes, and can be written.
+  while (!swap_.writes.empty()) swap_.EndWrite();
+  Wish again;
+  Want(3, PageAccess::kWrite, &again);
+  while (!swap_.writes.empty()) swap_.EndWrite();
+  ASSERT_EQ(again.ends, 1);
+  EXPECT_EQ(frames_.pages.at(3).second, Bytes{});
+  EXPECT_THAT(stops_, IsEmpty());
+}
+
+// The last store comes before the page is protected, and after it looked like zeroes.
+TEST_F(SpaceCapacityTest, AStoreAtTheLastMomentKeepsAPageOfZeroes) {
+  Make(100);
+  Wish wishes[kLeastFrames], more;
+  for (uint64_t page = 0; page < kLeastFrames; ++page) Want(page, PageAccess::kWrite, &wishes[page]);
+  clock_.now += config_.hold;
+  frames_.before_protection = [this](uint64_t page) { frames_.pages.at(page).second[2000] = std::byte{7}; };
+  Want(50, PageAccess::kWrite, &more);
+  EXPECT_EQ(engine_->Statistics().zeroed, 0u);
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  EXPECT_EQ(swap_.writes[0].from->bytes[2000], std::byte{7});
+  frames_.before_protection = nullptr;
+  swap_.EndWrite();
+  EXPECT_EQ(more.ends, 1);
+}
+
+// The hand stands before the page that was granted last.
+TEST_F(SpaceCapacityTest, WhatWasJustGrantedIsNotGivenUp) {
+  Make(100);
+  for (uint64_t page = 8; page < 8 + 2 * kLeastFrames; page += 2) Fill(page);
+  clock_.now += config_.hold;
+  Wish one, two;
+  Want(9, PageAccess::kWrite, &one);
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  EXPECT_EQ(swap_.writes[0].gfn.value(), 8u);
+  swap_.EndWrite();
+  ASSERT_EQ(one.ends, 1);
+  frames_.pages.at(9).second[0] = std::byte{1};
+  clock_.now += config_.hold;
+  Want(30, PageAccess::kWrite, &two);
+  ASSERT_THAT(swap_.writes, SizeIs(1));
+  EXPECT_EQ(swap_.writes[0].gfn.value(), 10u);
+  swap_.EndWrite();
+}
+
+TEST_F(SpaceCapacityTest, FramesAreFreedAheadOfNeed) {
+  most_ = 512;
+  Make(1000);
+  // No wish waits, as long as the swap keeps up.
+  for (uint64_t page = 0; page < 1000; ++page) {
+    Fill(page);
+    timers_.Advance(config_.hold * 20);
+    while (!swap_.writes.empty()) swap_.EndWrite();
+  }
+  const SpaceStatistics statistics = engine_->Statistics();
+  EXPECT_GT(statistics.pages_swapped, 1000u - most_);
+  EXPECT_LT(statistics.pages_swapped, 1000u - most_ + 2 * most_ / 32);
+  // And nothing goes on without anybody.
+  timers_.Advance(std::chrono::seconds(1));
+  EXPECT_THAT(swap_.writes, IsEmpty());
+}
+
+TEST_F(SpaceCapacityTest, APinnedPageIsNeverGivenUp) {
+  Make(100);
+  FillAll();
+  Wish pin;
+  engine_->Pin(Gfn(2), 3, [&pin](const absl::Status& status) {
+    ++pin.ends;
+    pin.status = status;
+  });
+  ASSERT_EQ(pin.ends, 1);
+  ASSERT_TRUE(pin.status.ok()) << pin.status;
+  EXPECT_EQ(engine_->Statistics().pages_pinned, 3u);
+  Wish wishes[2 * kLeastFrames];
+  for (uint64_t i = 0; i < 2 * kLeastFrames; ++i) {
+    Want(50 + i, PageAccess::kWrite, &wishes[i]);
+    for (int tries = 0; tries < 10 && wishes[i].ends == 0; ++tries) {
+      if (!swap_.writes.empty()) swap_.EndWrite();
+      timers_.Advance(config_.hold);
+    }
+    ASSERT_EQ(wishes[i].ends, 1) << i;
+    frames_.pages.at(50 + i).second[0] = std::byte{1};
+    timers_.Advance(config_.hold);
+    for (uint64_t page = 2; page < 5; ++page) ASSERT_TRUE(frames_.pages.contains(page)) << page << " is gone";
+  }
+  // More than half of the frames, out of the space, nothing.
+  const auto refused = [this](Gfn first, uint64_t count) {
+    absl::Status end = absl::UnknownError("not yet");
+    engine_->Pin(first, count, [&end](const absl::Status& status) { end = status; });
+    return end.code();
+  };
+  EXPECT_EQ(refused(Gfn(60), 2), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refused(Gfn(config_.pages - 1), 2), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(refused(Gfn(0), 0), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(refused(Gfn(1), ~uint64_t{0}), absl::StatusCode::kOutOfRange);
+  engine_->Unpin(Gfn(2), 3);
+  EXPECT_EQ(engine_->Statistics().pages_pinned, 0u);
+  EXPECT_EQ(engine_->Residue().active_pages, 0u);
+  EXPECT_EQ(refused(Gfn(2), 2), absl::StatusCode::kOk);
+  engine_->Unpin(Gfn(2), 2);
+}
+
+TEST_F(SpaceCapacityTest, ASwappedPageIsPinnedWhenItIsBack) {
+  Make(100);
+  FillAll();
+  Wish more, pin;
+  Want(50, PageAccess::kWrite, &more);
+  const uint64_t gone = swap_.writes.at(0).gfn.value();
+  swap_.EndWrite();
+  timers_.Advance(config_.hold);
+  engine_->Pin(Gfn(gone), 2, [&pin](const absl::Status& status) {
+    ++pin.ends;
+    pin.status = status;
+  });
+  EXPECT_EQ(pin.ends, 0);
+  swap_.EndWrite();
+  swap_.EndRead();
+  timers_.Advance(Monotonic::duration(0));
+  while (!swap_.writes.empty()) swap_.EndWrite();
+  while (!swap_.reads.empty()) swap_.EndRead();
+  timers_.Advance(Monotonic::duration(0));
+  EXPECT_EQ(pin.ends, 1);
+  EXPECT_TRUE(pin.status.ok());
+  EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone + 1));
+  engine_->Unpin(Gfn(gone), 2);
 }
 
 TEST_F(SpaceCapacityTest, ASwapNeedsABoundOfFrames) {

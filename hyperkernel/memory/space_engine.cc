@@ -36,6 +36,10 @@ absl::Status CheckConfig(const SpaceConfig& config) {
   if (config.max_pages != 0 && config.max_pages < kLeastFrames) {
     return wrong("max_pages", fmt::format("is {}, less than {}", config.max_pages, kLeastFrames));
   }
+  if (config.max_pages != 0 && config.max_pages < config.vcpus * kLeastFrames) {
+    return wrong("max_pages", fmt::format("is {}, less than {} for each of {} virtual CPUs", config.max_pages,
+                                          kLeastFrames, config.vcpus));
+  }
   if (config.swap_pages != 0 && config.max_pages == 0) {
     return wrong("swap_pages", "are of no use without max_pages");
   }
@@ -152,7 +156,7 @@ void Engine::Enqueue(Gfn page, Waiter waiter) {
     if (stopped()) return waiter.granted(reason());
     const ExtentPages& pages = ExtentOf(&shard, page)->pages;
     const size_t index = page.value() % kExtentPages;
-    const bool here = !pages.active(index) && !pages.swapped(index);
+    const bool here = !pages.active(index) && !pages.swapped(index) && !waiter.pin;
     if (here && waiter.access <= AccessOf(hk::RightOf(pages.state(index)))) {
       End(page, &waiter);
     } else {
@@ -185,6 +189,12 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
       if (!live_.Contains(from)) return;
     }
     Fail(absl::AbortedError(fmt::format("node {} stopped: {}", from.value(), ReasonIn(message))), false);
+    return Finish();
+  }
+  if (message.type == kSpaceRoomType) {
+    const absl::StatusOr<uint64_t> room = RoomIn(from, message);
+    if (room.ok()) return OnRoom(from, *room);
+    Fail(absl::InternalError(MessageOf(room.status())));
     return Finish();
   }
   if (!InSpace(message.gfn)) {
@@ -385,7 +395,7 @@ void Engine::ArmWatch() {
 void Engine::Watch() {
   watching_.store(false);
   const Monotonic now = clock_.Now();
-  bool waiting = false, no_frame = false;
+  bool waiting = false, no_frame = false, reading = false;
   uint64_t late = std::numeric_limits<uint64_t>::max();
   for (Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);
@@ -394,6 +404,7 @@ void Engine::Watch() {
       waiting = true;
       if (now - active->since <= config_.request_limit) continue;
       late = std::min(late, gfn);
+      reading = reading || active->swap.stage == SwapStage::kReading;
       no_frame = no_frame || (active->starved & (1U << kFramePool)) != 0;
     }
   }
@@ -405,7 +416,8 @@ void Engine::Watch() {
                          config_.max_pages, config_.request_limit.count(), WhyNotSwapped()));
   } else if (late != std::numeric_limits<uint64_t>::max()) {
     FailPage(Gfn(late), absl::StatusCode::kDeadlineExceeded,
-             fmt::format("it could not be had within {} ms", config_.request_limit.count()));
+             fmt::format("it could not be had within {} ms{}", config_.request_limit.count(),
+                         reading ? "; the disk of the swap did not answer" : ""));
   }
   if (waiting && !stopped()) ArmWatch();
   Finish();
@@ -441,6 +453,8 @@ SpaceStatistics Engine::Statistics() const {
     sum.revoked += one.revoked;
     sum.retries += one.retries;
     sum.dropped += one.dropped;
+    sum.zeroed += one.zeroed;
+    sum.pages_pinned += one.pages_pinned;
     sum.pages_swapped += one.pages_swapped;
     sum.swap_writes += one.swap_writes;
     sum.swap_reads += one.swap_reads;

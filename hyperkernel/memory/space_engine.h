@@ -51,6 +51,9 @@ inline constexpr uint64_t kMaxSpacePages = uint64_t{1} << 40;
 // page tables), or it never ends.
 inline constexpr uint64_t kLeastFrames = 8;
 
+// Most pages of a space that are pinned on one node at a time; with a bound of frames, half of them.
+inline constexpr uint64_t kMostPinnedPages = 4096;
+
 // Runs something later. Thread-safe; what is under way when the engine ends is dropped by its owner.
 class Timers {
  public:
@@ -71,6 +74,8 @@ struct SpaceConfig {
   uint64_t max_pages = 0;
   // Most pages of this node in its swap: beside max_pages, when neither dropping nor offering finds a frame; 0: none.
   uint64_t swap_pages = 0;
+  // Virtual CPUs of this node on the space: max_pages is at least kLeastFrames for each.
+  uint32_t vcpus = 0;
   // A granted page is kept for that long (DESIGN 4): an instruction that needs several pages at once comes to its end.
   std::chrono::microseconds hold{200};
   // Between a Nack(busy) and the next try: up to this, by chance.
@@ -107,6 +112,8 @@ struct SpaceStatistics {
   uint64_t served = 0;                                                    // pages given to others with their bytes
   uint64_t revoked = 0;                                                   // pages taken away for others
   uint64_t dropped = 0, adopted = 0;                                      // for frames: copies; pages of others
+  uint64_t zeroed = 0;                                                    // for frames: owned pages, all zero
+  uint64_t pages_pinned = 0;                                              // now; as often as they are
   uint64_t pages_swapped = 0;                                             // of those owned and exclusive, now
   uint64_t swap_writes = 0, swap_reads = 0, swap_failures = 0;            // failures: writes; the page stayed
   uint64_t retries = 0;                                                   // Nack(busy)
@@ -157,6 +164,15 @@ class SpaceEngine {
   // Writes all of the page: kPageSize bytes, which stay valid until `granted`. The old ones are not fetched, and nobody
   // sees anything but those or the new ones. `granted` follows when it is written, as after Want.
   virtual void Replace(Gfn page, std::span<const std::byte> bytes, Granted granted) = 0;
+
+  // Pins pages `first` to `first` + `count` - 1 for a write of a device: this node has all of them writable, and keeps
+  // them so until Unpin; others wait, and it is never given up for its frame. `granted` follows when all are pinned, or
+  // with why none is; not inside this call if a page has to be fetched. They are pinned in ascending order, so that
+  // nodes do not wait for each other in a ring: who holds pins asks for none below them. Nobody holds a pin while it
+  // waits for anything but a disk. kOutOfRange, kResourceExhausted (kMostPinnedPages).
+  virtual void Pin(Gfn first, uint64_t count, Granted granted) = 0;
+  // REQUIRES: pinned as often as unpinned, unless the space has stopped. The others that wait have the page now.
+  virtual void Unpin(Gfn first, uint64_t count) = 0;
 
   // From the transport's handler.
   virtual void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) = 0;

@@ -1,5 +1,7 @@
 // The bound on frames: what a node gives up when it has no frame for a page that it wants.
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <utility>
 
 #include "hyperkernel/base/mutant.h"
@@ -11,6 +13,7 @@ bool Engine::ClaimFrame() {
   do {
     if (config_.max_pages != 0 && taken >= config_.max_pages) return false;
   } while (!frames_taken_.compare_exchange_weak(taken, taken + 1));
+  if (IsShort(kLowShare) && !low_.exchange(true)) frames_due_.store(true, std::memory_order_release);
   return true;
 }
 
@@ -45,43 +48,26 @@ void Engine::FindFrames() {
       starved += shard.starved[kFramePool].size();
     }
     const bool starving = starved > 0;
-    bool found = false;
+    // Ahead of need, once for whoever found frames low: it does not go on by itself.
+    const size_t ahead = low_.exchange(false) && !starving ? ShortOf(kHighShare) : 0;
+    const bool low = ahead > 0;
+    const bool wanted = room_wanted_.exchange(false) && !HasRoomForOthers();
+    const bool pressed = pressed_.exchange(false) && !HasRoomForOthers();
     const size_t first = first_shard_.fetch_add(1, std::memory_order_relaxed);
-    const bool needed = starving || (room_wanted_.exchange(false) && !HasRoomForOthers());
-    for (size_t i = 0; i < kShards && needed && !found && !stopped(); ++i) {
+    size_t found = 0;
+    const size_t copies = low ? ahead : starving || wanted ? 1 : 0;
+    for (size_t i = 0; i < kShards && found < copies && !stopped(); ++i) {
       Shard& shard = shards_[(first + i) % kShards];
       MutexLock lock(&shard.mutex);
       if (!running()) break;
-      found = DropOne(&shard);
+      while (found < copies && DropOne(&shard)) ++found;
       Drain(&shard);
     }
-    if (found && starving) frames_due_.store(true);
+    if (found > 0 && starving) frames_due_.store(true);
+    if (found == 0 && (starving || low) && !stopped() && !offering_.exchange(true)) OfferPages(first);
     // To the swap goes what nobody else takes.
-    if (starving && !found && (config_.nodes.size() == 1 || offers_idle_.load())) {
-      size_t left = std::min({starved, kSwapWrites, static_cast<size_t>(config_.max_pages / kLeastFrames)});
-      left -= std::min(left, swap_writes_.load());
-      for (size_t i = 0; i < kShards && left > 0 && MaySwap(); ++i) {
-        Shard& shard = shards_[(first + i) % kShards];
-        MutexLock lock(&shard.mutex);
-        left -= SwapOut(&shard, left);
-        Drain(&shard);
-      }
-    }
-    if (starving && !found && !stopped() && !offering_.exchange(true)) {
-      const uint64_t given = given_away_.load();
-      size_t left = config_.nodes.size() > 1 ? kOffers : 0;
-      for (size_t i = 0; i < kShards && left > 0; ++i) {
-        Shard& shard = shards_[(first + i) % kShards];
-        MutexLock lock(&shard.mutex);
-        if (!running() || shard.live.size() == 1) break;
-        left -= Offer(&shard, left);
-      }
-      timers_->After(kOfferPause, [this, given] {
-        offers_idle_.store(given_away_.load() == given);
-        offering_.store(false);
-        frames_due_.store(true);
-        Finish();
-      });
+    if (found == 0 && (pressed || ((starving || low) && (config_.nodes.size() == 1 || offers_idle_.load())))) {
+      SwapPages(first, starving ? starved : low ? ahead : kOffers);
     }
     // A frame that was given back meanwhile is ours to find.
     if (starving && HasFreeFrame()) frames_due_.store(true);
@@ -89,15 +75,48 @@ void Engine::FindFrames() {
   }
 }
 
+void Engine::OfferPages(size_t first) {
+  const uint64_t given = given_away_.load();
+  size_t left = config_.nodes.size() > 1 ? kOffers : 0;
+  for (size_t i = 0; i < kShards && left > 0; ++i) {
+    Shard& shard = shards_[(first + i) % kShards];
+    MutexLock lock(&shard.mutex);
+    if (!running() || shard.live.size() == 1) break;
+    left -= Offer(&shard, left);
+    Drain(&shard);
+  }
+  if (left == kOffers) offers_idle_.store(true);
+  timers_->After(kOfferPause, [this, given] {
+    offers_idle_.store(given_away_.load() == given);
+    offering_.store(false);
+    frames_due_.store(true);
+    Finish();
+  });
+}
+
+void Engine::SwapPages(size_t first, size_t most) {
+  size_t left = std::min({most, kSwapWrites, static_cast<size_t>(config_.max_pages / kLeastFrames)});
+  left -= std::min(left, swap_writes_.load());
+  for (size_t i = 0; i < kShards && left > 0 && MaySwap(); ++i) {
+    Shard& shard = shards_[(first + i) % kShards];
+    MutexLock lock(&shard.mutex);
+    if (!running()) break;
+    left -= SwapOut(&shard, left);
+    Drain(&shard);
+  }
+}
+
 bool Engine::FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page) {
-  for (size_t i = 0; i <= shard->touched.size() && !shard->touched.empty(); ++i) {
+  // Two rounds: the first may only take the marks away.
+  for (size_t i = 0; i <= 2 * shard->touched.size() && !shard->touched.empty(); ++i) {
     if (shard->hand_extent >= shard->touched.size()) shard->hand_extent = 0;
     const uint64_t number = shard->touched[shard->hand_extent];
-    const ExtentPages& pages = shard->extents.find(number)->second->pages;
+    ExtentPages& pages = shard->extents.find(number)->second->pages;
     if (pages.count(PageRight::kNone) < kExtentPages) {
       while (shard->hand_page < kExtentPages) {
         const size_t index = shard->hand_page++;
         if (pages.active(index) || pages.swapped(index) || !fits(pages.state(index))) continue;
+        if (pages.TakeMark(index) && !HK_MUTANT(engine_gives_up_the_newest)) continue;
         *page = Gfn(number * kExtentPages + index);
         return true;
       }
@@ -125,18 +144,53 @@ bool Engine::DropOne(Shard* shard) {
   return false;
 }
 
+bool Engine::LooksZero(Gfn page, size_t most) {
+  alignas(uint64_t) std::array<std::byte, kPageSize> bytes;
+  const std::span<std::byte> looked = std::span(bytes).first(most);
+  if (!FramesDid(page, frames_->Read(page, 0, looked))) return false;
+  // Compared with itself, one byte on.
+  return looked[0] == std::byte{0} && std::memcmp(looked.data(), looked.data() + 1, most - 1) == 0;
+}
+
+bool Engine::EvictIfZero(Shard* shard, ActivePage* active) {
+  const Gfn page = active->gfn;
+  constexpr size_t kGlance = 64;  // most pages that are not zero show it by then
+  if (!LooksZero(page, kGlance) || !LooksZero(page, kPageSize)) return false;
+  // From here on nobody can change that.
+  const bool exclusive = active->page.state == PageState::kExclusive;
+  if (exclusive && !FramesDid(page, frames_->SetAccess(page, PageAccess::kRead))) return false;
+  if (exclusive && !LooksZero(page, kPageSize) && !HK_MUTANT(engine_evicts_what_was_zero)) {
+    if (FramesDid(page, frames_->SetAccess(page, PageAccess::kWrite))) frames_->Wake(page);
+    return false;
+  }
+  ++shard->statistics.zeroed;
+  PageEvent event{.type = PageEventType::kEvict, .message = {}};
+  event.message.source = PageSource::kZero;
+  StepPage(shard, active, event, Means());
+  return true;
+}
+
 size_t Engine::Offer(Shard* shard, size_t most) {
   const auto owned = [](PageState state) { return state == PageState::kOwner || state == PageState::kExclusive; };
   size_t offered = 0;
   uint64_t left = shard->statistics.pages_owned + shard->statistics.pages_exclusive;
   Gfn page;
-  while (offered < most && left-- > 0 && FindPage(shard, owned, &page)) {
+  while (offered < most && left-- > 0 && !stopped() && FindPage(shard, owned, &page)) {
+    ActivePage* const active = Activate(shard, page);
+    if (active->page.held && clock_.Now() >= active->held_until) active->page.held = false;
+    const bool zero = !active->page.held && EvictIfZero(shard, active);
+    const bool held = active->page.held;
+    Rest(shard, active);
+    if (zero) {
+      ++offered;
+      continue;
+    }
+    if (held) continue;
     PageMessage offer;
     offer.type = PageMessageType::kOffer;
     offer.from = config_.self;
-    do {
-      offer.to = config_.nodes[next_offer_++ % config_.nodes.size()];
-    } while (offer.to == config_.self || !shard->live.Contains(offer.to));
+    offer.urgent = IsSwapFull();
+    if (!NextToOffer(shard->live, &offer.to)) return offered;
     Post(shard, page, offer, Duty());
     ++offered;
   }
@@ -145,7 +199,7 @@ size_t Engine::Offer(Shard* shard, size_t most) {
 
 // A page that another node would like to be rid of. Taken if there is room, and nothing else to do with it. Copies make
 // room, that of the page itself first: else owners could be full for ever beside nodes that are full of copies.
-void Engine::HandleOffer(Shard* shard, Gfn page) {
+void Engine::HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) {
   ActivePage* const active = Activate(shard, page);
   if (active->page.held && !active->page.deferred.active && clock_.Now() >= active->held_until) {
     active->page.held = false;
@@ -153,32 +207,39 @@ void Engine::HandleOffer(Shard* shard, Gfn page) {
   if (running() && active->page.state == PageState::kShared && !HK_MUTANT(engine_copies_block_offers)) {
     StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
   }
-  if (running() && active->page.state == PageState::kAbsent && !active->wished() && !active->pausing &&
-      active->parked.empty() && !stopped()) {
-    Adopt(shard, active);
+  if (running() && active->page.state == PageState::kAbsent && !active->wished() && !active->pausing && active->parked.empty() &&
+      !stopped()) {
+    if (Adopt(shard, active)) {
+      TellRoom(shard, offer.from);
+    } else if (offer.urgent && MaySwap()) {
+      pressed_.store(true);  // it is offered again, when some of ours are in the swap
+    } else {
+      TellRoom(shard, offer.from);
+    }
   }
   Rest(shard, active);
 }
 
-void Engine::Adopt(Shard* shard, ActivePage* active) {
+bool Engine::Adopt(Shard* shard, ActivePage* active) {
   if (!HasRoomForOthers() && !HK_MUTANT(engine_adopts_without_room)) {
     room_wanted_.store(true);
     frames_due_.store(true, std::memory_order_release);
-    return;
+    return false;
   }
   const absl::StatusOr<SlotId> slot = transport_->AcquireSlot(MessageClass::kFault, SlotUse::kReceive);
-  if (!slot.ok()) return;  // it is offered again
+  if (!slot.ok()) return true;  // it is offered again
   Means means;
   means.request.node = config_.self;
   means.request.slot = *slot;
   means.request.own = LentSlot(transport_, *slot);
-  if (!ClaimFrame() && !HK_MUTANT(engine_adopts_without_room)) return;
+  if (!ClaimFrame() && !HK_MUTANT(engine_adopts_without_room)) return false;
   means.has_frame = true;
   PageEvent event{.type = PageEventType::kAdopt, .message = {}};
   event.message.transaction = ++shard->next_transaction * kShards + ShardIndexOf(active->gfn.value() / kExtentPages);
   active->request_slot = *slot;
   ++shard->statistics.adopted;
   StepPage(shard, active, event, std::move(means));
+  return true;
 }
 
 }  // namespace hk::space

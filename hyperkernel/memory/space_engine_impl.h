@@ -2,6 +2,7 @@
 // and time, space_engine_pages.cc the page's half, space_engine_homes.cc the home's half and all messages.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <deque>
@@ -23,6 +24,13 @@ inline constexpr size_t kShards = 64;
 inline constexpr size_t kMaxParked = 8;
 // Pages that are offered at a time, and until they are offered again (or others are) if frames are still missing.
 inline constexpr size_t kOffers = 8;
+// A node that had no room is not asked again until then. How often a node with room says so, to one other.
+inline constexpr std::chrono::milliseconds kRoomPause{20}, kRoomInterval{1};
+// Frames that a node keeps free, as shares of max_pages: when fewer than the first are, pages are given up until the
+// second are. Below 256 frames: none, a wish waits.
+inline constexpr uint64_t kLowShare = 64, kHighShare = 32, kLeastForShares = 256;
+// Most pages that are given up ahead of need at a time: it is done by whoever took a frame.
+inline constexpr uint64_t kMostAhead = 16;
 inline constexpr std::chrono::milliseconds kOfferPause{2};
 // Writes to the swap under way. Each is a page's bytes in memory beside its frame that is counted.
 inline constexpr size_t kSwapWrites = 32;
@@ -49,6 +57,8 @@ class Engine final : public SpaceEngine {
     Enqueue(page, {.access = access, .replacement = {}, .granted = std::move(granted)});
   }
   void Replace(Gfn page, std::span<const std::byte> bytes, Granted granted) override;
+  void Pin(Gfn first, uint64_t count, Granted granted) override;
+  void Unpin(Gfn first, uint64_t count) override;
   void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) override;
   void OnWritable(NodeId peer, MessageClass message_class) override;
   void OnSlotsFree(MessageClass message_class, SlotUse use) override;
@@ -150,9 +160,14 @@ class Engine final : public SpaceEngine {
   bool ClaimFrame();
   bool HasFreeFrame() const { return config_.max_pages == 0 || frames_taken_.load() < config_.max_pages; }
   // The last ones are for this node's own wishes.
-  bool HasRoomForOthers() const {
-    return config_.max_pages == 0 || frames_taken_.load() + config_.max_pages / 8 < config_.max_pages;
+  bool HasRoomForOthers() const { return RoomForOthers() > 0; }
+  // How many frames fewer are free than a share of all.
+  size_t ShortOf(uint64_t share) const {
+    if (config_.max_pages < kLeastForShares) return 0;
+    const uint64_t taken = frames_taken_.load() + config_.max_pages / share;
+    return taken > config_.max_pages ? std::min(taken - config_.max_pages, kMostAhead) : 0;
   }
+  bool IsShort(uint64_t share) const { return ShortOf(share) > 0; }
   void CountFrame(bool had, bool has);
   void WaitForFrame(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void FindFrames();
@@ -160,15 +175,45 @@ class Engine final : public SpaceEngine {
   bool DropOne(Shard* shard) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // Offers up to `most` pages of this shard; how many.
   size_t Offer(Shard* shard, size_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex, frames_mutex_);
-  // The next page at rest of the shard that `fits`; false after one round.
+  // Offers pages, and looks again in a while.
+  void OfferPages(size_t first) ABSL_EXCLUSIVE_LOCKS_REQUIRED(frames_mutex_);
+  void SwapPages(size_t first, size_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(frames_mutex_);
+  // The next page at rest of the shard that `fits` and was not granted since the last round; false if there is none.
   bool FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
-  void HandleOffer(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
-  void Adopt(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // Evicts the page if all its bytes are zero; `active` is at rest, and not held. False: it is not, or it cannot be.
+  bool EvictIfZero(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // True if all bytes of the page are zero. `most`: of its first bytes only.
+  bool LooksZero(Gfn page, size_t most);
+  void HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // False: there is no room.
+  bool Adopt(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+
+  // space_engine_room.cc.
+  // How many pages of others this node would take.
+  uint64_t RoomForOthers() const;
+  void TellRoom(Shard* shard, NodeId to) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void OnRoom(NodeId from, uint64_t pages);
+  // The node with most room, as far as known. False: none has any, or can be asked now.
+  bool NextToOffer(NodeSet live, NodeId* node);
+
+  // space_engine_pins.cc.
+  // A Pin under way.
+  struct PinOrder {
+    Gfn first;
+    uint64_t count = 0, next = 0;
+    Granted granted;
+  };
+  void PinNext(const std::shared_ptr<PinOrder>& order);
+  bool TakePin(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // Does what was unpinned. False: it waits for a send slot.
+  bool UnpinPage(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
   // space_engine_swap.cc.
+  // True if nothing more can be written to the swap for now.
+  bool IsSwapFull() const;
   void SetStage(Shard* shard, ActivePage* active, SwapStage stage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // True if there may be room in the swap, and another page may be on its way to it.
-  bool MaySwap();
+  bool MaySwap() const;
   // Sends up to `most` pages of this shard to the swap; how many.
   size_t SwapOut(Shard* shard, size_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void ReadBack(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
@@ -288,12 +333,22 @@ class Engine final : public SpaceEngine {
   std::atomic<size_t> first_shard_{0};     // who is served first when slots are free
   std::atomic<uint64_t> frames_taken_{0};  // pages that have a frame or will
   std::atomic<bool> frames_due_{false};    // somebody waits for a frame, and there may be one or one can be made
+  std::atomic<bool> low_{false};           // whoever took a frame found few left
   std::atomic<bool> room_wanted_{false};   // an offer was refused
   std::atomic<bool> offering_{false};      // until offers are looked at again
   std::atomic<bool> offers_idle_{false};   // of those of last time none was taken
   std::atomic<uint64_t> given_away_{0};    // pages that others have adopted
   Mutex frames_mutex_;                     // one looks for frames at a time; before the shards' locks
-  size_t next_offer_ ABSL_GUARDED_BY(frames_mutex_) = 0;
+  // What a node has said of its room, and was told of ours. Plain value.
+  struct Room {
+    uint64_t pages = kMaxSpacePages;  // until it has said something
+    Monotonic unasked_until, told_until;
+  };
+  Mutex rooms_mutex_;  // after the shards' locks
+  std::array<Room, kMaxNodes> rooms_ ABSL_GUARDED_BY(rooms_mutex_);
+  size_t next_offer_ ABSL_GUARDED_BY(rooms_mutex_) = 0;
+  std::atomic<uint64_t> pinned_{0};                  // or to be
+  std::atomic<bool> pressed_{false};                 // an offer was refused whose sender has no other way
   std::atomic<size_t> swap_writes_{0};               // under way
   std::atomic<uint64_t> swap_taken_{0};              // pages in the swap, or on their way
   std::atomic<Monotonic::rep> swap_pause_until_{0};  // after a write that failed

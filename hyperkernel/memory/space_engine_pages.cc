@@ -106,8 +106,8 @@ ActivePage* Engine::Activate(Shard* shard, Gfn page) {
 
 void Engine::Rest(Shard* shard, ActivePage* active) {
   const Page& page = active->page;
-  if (!IsResting(page.state) || page.pins > 0 || page.deferred.active || page.retained || active->wished() ||
-      active->pausing || !active->parked.empty() || active->swap.io || stopped()) {
+  if (!IsResting(page.state) || (page.pins > 0 && !HK_MUTANT(engine_pins_forgotten)) || page.deferred.active ||
+      page.retained || active->wished() || active->pausing || !active->parked.empty() || active->swap.io || stopped()) {
     return;
   }
   SettleSwap(shard, active);
@@ -194,6 +194,8 @@ void Engine::Wish(Shard* shard, ActivePage* active) {
 }
 
 void Engine::Advance(Shard* shard, ActivePage* active) {
+  while (active->unpins > 0 && !stopped() && UnpinPage(shard, active)) {
+  }
   while (!active->parked.empty() && !stopped()) {
     if (!TryPage(shard, active, &active->parked.front())) break;
     active->parked.erase(active->parked.begin());
@@ -231,13 +233,13 @@ void Engine::End(Gfn page, Waiter* waiter) {
   waiter->granted(absl::OkStatus());
 }
 
-void Engine::Grant(Shard* /*shard*/, ActivePage* active) {
+void Engine::Grant(Shard* shard, ActivePage* active) {
   const PageAccess access = AccessOf(hk::RightOf(active->page.state));
   if (access == PageAccess::kNone || !active->wished() || active->swap.stage != SwapStage::kFrame) return;
   size_t kept = 0;
   for (size_t i = 0; i < active->waiters.size(); ++i) {
     Waiter& waiter = active->waiters[i];
-    if (waiter.access <= access) {
+    if (waiter.access <= access && (!waiter.pin || TakePin(shard, active))) {
       End(active->gfn, &waiter);
     } else {
       if (kept != i) active->waiters[kept] = std::move(waiter);
@@ -412,6 +414,7 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
       return true;
     case PageActionType::kStartHold:
       active->held_until = clock_.Now() + config_.hold;
+      ExtentOf(shard, active->gfn)->pages.Mark(active->gfn.value() % kExtentPages);
       if (config_.hold.count() == 0 || HK_MUTANT(engine_hold_not_kept)) active->page.held = false;
       return true;
     case PageActionType::kWake:

@@ -26,9 +26,13 @@ void Engine::SetStage(Shard* shard, ActivePage* active, SwapStage stage) {
   active->swap.stage = stage;
 }
 
-bool Engine::MaySwap() {
-  return swap_ != nullptr && swap_taken_.load() < config_.swap_pages && swap_writes_.load() < kSwapWrites &&
-         clock_.Now().time_since_epoch().count() >= swap_pause_until_.load();
+bool Engine::IsSwapFull() const {
+  return swap_ == nullptr || swap_taken_.load() >= config_.swap_pages ||
+         clock_.Now().time_since_epoch().count() < swap_pause_until_.load();
+}
+
+bool Engine::MaySwap() const {
+  return !IsSwapFull() && swap_writes_.load() < kSwapWrites;
 }
 
 size_t Engine::SwapOut(Shard* shard, size_t most) {
@@ -40,7 +44,9 @@ size_t Engine::SwapOut(Shard* shard, size_t most) {
   while (sent < most && left-- > 0 && MaySwap() && !stopped() && FindPage(shard, owned, &page)) {
     ActivePage* const active = Activate(shard, page);
     if (active->page.held && clock_.Now() >= active->held_until) active->page.held = false;
-    if (!active->page.held) {
+    if (!active->page.held && EvictIfZero(shard, active)) {
+      ++sent;
+    } else if (!active->page.held && !stopped()) {
       active->swap.bytes = std::make_shared<SwapPage>();
       if (!FramesDid(page, frames_->Remove(page, active->swap.bytes->bytes))) return sent;
       SetStage(shard, active, SwapStage::kWriting);
@@ -91,6 +97,7 @@ bool Engine::PutIntoFrame(Shard* shard, ActivePage* active) {
   // As after a grant: an instruction that needs several pages comes to its end.
   active->page.held = config_.hold.count() > 0;
   active->held_until = clock_.Now() + config_.hold;
+  ExtentOf(shard, active->gfn)->pages.Mark(active->gfn.value() % kExtentPages);
   Grant(shard, active);
   return true;
 }

@@ -113,6 +113,7 @@ class FakeTransport final : public Transport {
   explicit FakeTransport(Log* log) : log_(log) {}
   std::vector<std::string> told;     // that the space has stopped
   std::vector<std::string> hurried;  // whose transaction
+  std::vector<uint64_t> rooms;    // what was said of it
   struct Sent {
     NodeId to;
     Message message;
@@ -137,6 +138,10 @@ class FakeTransport final : public Transport {
     }
     if (message.type == kSpaceHurryType) {
       hurried.push_back(fmt::format("{}: {}", to.value(), message.transaction));
+      return absl::OkStatus();
+    }
+    if (message.type == kSpaceRoomType) {
+      rooms.push_back(RoomIn(to, message).value_or(~uint64_t{0}));
       return absl::OkStatus();
     }
     // As the receiver sees it.
@@ -707,6 +712,10 @@ TEST_F(SpaceEngineTest, AConfigurationThatIsNoneIsRefused) {
   refused("nodes", [](SpaceConfig* c) { c->nodes = {kSelf, kSelf}; });
   refused("nodes", [](SpaceConfig* c) { c->nodes = {kSelf, NodeId(64)}; });
   refused("max_pages", [](SpaceConfig* c) { c->max_pages = kLeastFrames - 1; });
+  refused("max_pages", [](SpaceConfig* c) {
+    c->max_pages = 4 * kLeastFrames - 1;
+    c->vcpus = 4;
+  });
   refused("hold", [](SpaceConfig* c) { c->hold = microseconds(-1); });
   refused("retry", [](SpaceConfig* c) { c->retry = std::chrono::seconds(2); });
   refused("request_limit", [](SpaceConfig* c) { c->request_limit = milliseconds(0); });
@@ -957,8 +966,10 @@ TEST_F(SpaceEngineTest, AnOfferIsTakenIfThereIsRoom) {
   Wish wishes[kLeastFrames];
   for (uint64_t i = 0; i < kLeastFrames - 2; ++i) Want(Gfn(i), PageAccess::kWrite, &wishes[i]);
   const size_t sent = transport_.sent.size();
+  clock_.now += milliseconds(1);
   Receive(kPeer, Gfn(kThere.value() + 1), Of(Type::kOffer));
   EXPECT_EQ(transport_.sent.size(), sent);
+  EXPECT_THAT(transport_.rooms, ElementsAre(6, 0));
 }
 
 TEST_F(SpaceEngineTest, ACopyMakesRoomForAnOffer) {
@@ -980,6 +991,87 @@ TEST_F(SpaceEngineTest, ACopyMakesRoomForAnOffer) {
   EXPECT_EQ(transport_.sent.back().page.kind, RequestKind::kAdopt);
   Grant(kThere, PageRight::kOwner, PageSource::kPayload, 'a');
   EXPECT_EQ(engine_->RightOf(kThere), PageRight::kOwner);
+}
+
+TEST_F(SpaceEngineTest, OffersGoWhereMostRoomIs) {
+  config_.max_pages = kLeastFrames;
+  Make({kSelf, kPeer, kThird});
+  const auto room = [this](NodeId from, uint64_t pages) {
+    PageBody body;
+    Message message = SpaceRoomMessage(pages, &body);
+    message.guest = config_.guest;
+    engine_->OnMessage(from, message, {}, false);
+  };
+  Wish wishes[kLeastFrames + 1];
+  // Of this node's own extents, and not zero.
+  for (uint64_t i = 0; i < kLeastFrames; ++i) {
+    Want(Gfn(i), PageAccess::kWrite, &wishes[i]);
+    frames_.pages.at(i).second = 'x';
+  }
+  clock_.now += config_.hold;
+  room(kPeer, 2);
+  room(kThird, 5);
+  Want(Gfn(100), PageAccess::kWrite, &wishes[kLeastFrames]);
+  const auto offers = [this](NodeId to) {
+    return std::count_if(transport_.sent.begin(), transport_.sent.end(), [to](const FakeTransport::Sent& sent) {
+      return sent.page.type == Type::kOffer && sent.to == to;
+    });
+  };
+  // No more than they said.
+  EXPECT_EQ(offers(kPeer), 2);
+  EXPECT_EQ(offers(kThird), 5);
+  EXPECT_TRUE(transport_.sent.back().page.urgent);
+  // Who refuses is not asked again for a while.
+  room(kPeer, 0);
+  room(kThird, 100);
+  timers_.Advance(milliseconds(10));
+  EXPECT_EQ(offers(kPeer), 2);
+  EXPECT_GT(offers(kThird), 5);
+  room(kThird, 0);
+  timers_.Advance(milliseconds(40));
+  EXPECT_GT(offers(kPeer), 2);
+  EXPECT_EQ(wishes[kLeastFrames].ends, 0);
+}
+
+TEST_F(SpaceEngineTest, APinnedPageGoesWhenItIsUnpinned) {
+  Make({kSelf, kPeer});
+  Wish pin;
+  engine_->Pin(kThere, 1, [&pin](const absl::Status& status) {
+    ++pin.ends;
+    pin.status = status;
+  });
+  EXPECT_EQ(pin.ends, 0);
+  Grant(kThere, PageRight::kExclusive, PageSource::kPayload, 'a');
+  ASSERT_EQ(pin.ends, 1);
+  engine_->Pin(kThere, 1, [](const absl::Status& status) { EXPECT_TRUE(status.ok()); });
+  ReceiveForward(kThere, RequestKind::kWrite, kPeer, 9, 80);
+  timers_.Advance(milliseconds(10));
+  EXPECT_TRUE(frames_.pages.contains(kThere.value())) << "a hold is over, a pin is not";
+  // Somebody waits: no new pin before he had it.
+  Wish late;
+  engine_->Pin(kThere, 1, [&late](const absl::Status& status) {
+    ++late.ends;
+    late.status = status;
+  });
+  EXPECT_EQ(late.ends, 0);
+  engine_->Unpin(kThere, 1);
+  EXPECT_TRUE(frames_.pages.contains(kThere.value()));
+  // Without a send slot it stays a little longer.
+  transport_.send_slots = 0;
+  engine_->Unpin(kThere, 1);
+  EXPECT_TRUE(frames_.pages.contains(kThere.value()));
+  transport_.send_slots = 1;
+  engine_->OnSlotsFree(MessageClass::kFault, SlotUse::kSend);
+  EXPECT_FALSE(frames_.pages.contains(kThere.value()));
+  // And the late one asks for it anew.
+  ASSERT_EQ(transport_.sent.back().page.type, Type::kRequest);
+  Grant(kThere, PageRight::kExclusive, PageSource::kPayload, 'b');
+  EXPECT_EQ(late.ends, 1);
+  engine_->Unpin(kThere, 1);
+  PageMessage release = Of(Type::kRelease);
+  release.serial = 80;
+  Receive(kPeer, kThere, release);
+  EXPECT_EQ(engine_->Residue().active_pages, 0u);
 }
 
 // Frames that many threads may use.

@@ -66,6 +66,13 @@ void SpaceOutbox::Close() {
   }
 }
 
+size_t SpaceOutbox::waiting(NodeId to, MessageClass message_class) const {
+  const Lane* const lane = const_cast<SpaceOutbox*>(this)->Find(to, message_class);
+  HK_CHECK(lane != nullptr);
+  MutexLock lock(&lane->mutex);
+  return lane->waiting.size();
+}
+
 size_t SpaceOutbox::waiting() const {
   size_t count = 0;
   for (const Lane& lane : lanes_) {

@@ -64,6 +64,7 @@ class SpaceOutbox {
   // Forgets all that waits, and what comes.
   void Close();
   size_t waiting() const;
+  size_t waiting(NodeId to, MessageClass message_class) const;
 
  private:
   // A message with its memory.

@@ -19,6 +19,8 @@ class NotingEngine final : public SpaceEngine {
  public:
   void OnFault(Gfn, bool) override {}
   void Want(Gfn, PageAccess, Granted) override {}
+  void Pin(Gfn, uint64_t, Granted) override {}
+  void Unpin(Gfn, uint64_t) override {}
   void Replace(Gfn, std::span<const std::byte>, Granted) override {}
   void OnMessage(NodeId from, const Message& message, std::span<const std::byte>, bool) override {
     if (blocks) {

@@ -56,6 +56,7 @@ struct Waiter {
   PageAccess access = PageAccess::kNone;
   std::span<const std::byte> replacement;  // to be written by the engine; empty: none, or it is written
   SpaceEngine::Granted granted;
+  bool pin = false;  // pinned when it is granted
 };
 
 using Buffer = std::unique_ptr<std::array<std::byte, kPageSize>>;
@@ -98,6 +99,7 @@ struct ActivePage {
   bool hold_timer = false;                       // one is on its way
   bool prefetched = false;                       // the request under way is nobody's wish, or was not
   bool hurried = false;                          // others wait for the request under way to be done
+  uint32_t unpins = 0;                           // that wait for a send slot
   uint8_t starved = 0;                           // bits: in which of the shard's lists
   Duty deferred;                                 // of page.deferred
   SlotId request_slot;                           // of the request under way, wherever it is

@@ -1,5 +1,6 @@
 // The swap file: what is written is read, what is not is an error, and the disk and its files are given back.
 #include "hyperkernel/memory/space_swap.h"
+#include "hyperkernel/memory/swap_store.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -189,6 +190,20 @@ TEST_F(SpaceSwapTest, FilesOfADaemonThatWasKilledAreRemoved) {
   EXPECT_TRUE(absl::IsAlreadyExists(SpaceSwap::Create(directory_ + "/swap", "pool", 1, kPageSize).status()));
   OwnedFd fd(::open((directory_ + "/swap/old.3").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
   EXPECT_EQ(SpaceSwap::RemoveLeftovers(directory_ + "/swap").value_or(-1), 2);
+}
+
+TEST_F(SpaceSwapTest, AllSpacesOfANodeShareABudget) {
+  const SwapStore store(directory_ + "/swap", 10 * kPageSize);
+  auto one = store.Make("one", 1, 6 * kPageSize);
+  ASSERT_TRUE(one.ok()) << one.status();
+  const absl::Status two = store.Make("two", 1, 5 * kPageSize).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(two));
+  EXPECT_THAT(std::string(two.message()), HasSubstr("swap_mib"));
+  // What could not be made takes nothing.
+  EXPECT_TRUE(absl::IsAlreadyExists(store.Make("one", 1, kPageSize).status()));
+  EXPECT_TRUE(store.Make("two", 1, 4 * kPageSize).ok());
+  one->reset();
+  EXPECT_TRUE(store.Make("three", 1, 10 * kPageSize).ok());
 }
 
 TEST_F(SpaceSwapTest, StopEndsWhatIsUnderWay) {

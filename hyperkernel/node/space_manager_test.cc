@@ -29,6 +29,8 @@ class FakeEngine final : public SpaceEngine {
   explicit FakeEngine(std::function<void(const absl::Status&)> stopped) : stopped_(std::move(stopped)) {}
   void OnFault(Gfn, bool) override {}
   void Want(Gfn, PageAccess, Granted) override {}
+  void Pin(Gfn, uint64_t, Granted) override {}
+  void Unpin(Gfn, uint64_t) override {}
   void Replace(Gfn, std::span<const std::byte>, Granted) override {}
   void OnMessage(NodeId, const Message&, std::span<const std::byte>, bool) override {}
   void OnWritable(NodeId, MessageClass) override {}

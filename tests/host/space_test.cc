@@ -173,10 +173,10 @@ TEST(SpaceTest, NodesPoolTheirFrames) {
 }
 
 // Two nodes with frames for a quarter of it together: the rest is in their swaps. Filled by stores, read by all in any
-// order, then changed by both at once.
+// order, then changed by both at once. One node alone, with all its swap, could not hold what it fills.
 TEST(SpaceTest, ASpaceMayBeLargerThanAllFrames) {
-  constexpr uint64_t kPages = 2048, kMost = 256;
-  SpaceCluster cluster({.nodes = 2, .pages = kPages, .max_pages = kMost, .swap_pages = kPages});
+  constexpr uint64_t kPages = 2048, kMost = 256, kSwap = 920;
+  SpaceCluster cluster({.nodes = 2, .pages = kPages, .max_pages = kMost, .swap_pages = kSwap});
   const uint64_t seed = Seed();
   for (uint64_t page = 0; page < kPages; page++) {
     for (size_t i = 0; i < kWords; i += 64) Word(cluster.view(0), page, i) = ContentOf(page, 1, i);

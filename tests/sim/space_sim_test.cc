@@ -49,12 +49,13 @@ SpaceWorld::Totals RunSeeds(const SpaceWorld::Options& options, uint64_t seeds) 
     }
   }
   fmt::print(
-      "{} seeds: {} loads, {} stores, {} pages served, {} revoked, {} dropped, {} adopted, {} swapped, {} read back, "
+      "{} seeds: {} loads, {} stores, {} pages served, {} revoked, {} dropped, {} adopted, {} zero, {} swapped, {} "
+      "read back, "
       "{} swap failures, {} upgrades; queues full {} "
       "times, slots gone "
       "{} times, {} connections broken, {} stalls\n",
       totals.seeds, totals.loads, totals.stores, totals.served, totals.revoked, totals.dropped, totals.adopted,
-      totals.swap_writes, totals.swap_reads, totals.swap_failures, totals.upgrades, totals.refused_full,
+      totals.zeroed, totals.swap_writes, totals.swap_reads, totals.swap_failures, totals.upgrades, totals.refused_full,
       totals.waited_for_slots, totals.broken, totals.stalls);
   return totals;
 }
@@ -75,6 +76,8 @@ TEST(SpaceSim, EveryLoadSeesTheLastStore) {
   EXPECT_GT(totals.upgrades, seeds * 10);
   EXPECT_GT(totals.dropped, seeds);
   EXPECT_GT(totals.adopted, seeds);
+  EXPECT_GT(totals.pins, seeds * 10);
+  EXPECT_GT(totals.zeroed, seeds / 10);
   EXPECT_GT(totals.swap_writes, seeds);
   EXPECT_GT(totals.swap_reads, seeds);
   EXPECT_GT(totals.swap_failures, seeds / 20);

@@ -261,6 +261,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   }
 
   int up() const { return up_; }
+  uint64_t pins() const { return pins_; }
   int unended() const { return unended_; }
   std::set<uint64_t> storing() const { return {storing_.begin(), storing_.end()}; }
   // Asks for each of `pages`, and loads its words.
@@ -316,6 +317,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
       if (!status.ok() && stopped_.ok()) world_->oracle_.Report("a wish ends with " + status.ToString());
       Next(left - 1);
     };
+    if (store && Percent(world_->pin_percent_)) return PinAndStore(page, word, left);
     if (store && Percent(world_->overwrite_percent_)) {
       const auto words = std::make_shared<PageWords>();
       for (uint64_t& value : *words) value = world_->oracle_.NextValue();
@@ -333,6 +335,26 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
                     if (status.ok()) Access(page, word, store);
                     ended(status);
                   });
+  }
+
+  // As a device does it: for as long as it writes, the page stays.
+  void PinAndStore(Gfn page, size_t word, int left) {
+    const auto ended = [this, left] {
+      --unended_;
+      Next(left - 1);
+    };
+    engine_->Pin(page, 1, [this, page, word, ended](const absl::Status& status) {
+      if (absl::IsResourceExhausted(status) || !stopped_.ok()) return ended();
+      if (!status.ok()) world_->oracle_.Report("a pin ends with " + status.ToString());
+      ++pins_;
+      Access(page, word, true);
+      After(simulation().Between({}, microseconds(800)), [this, page, word, ended] {
+        if (!stopped_.ok()) return ended();
+        Access(page, word, true);
+        engine_->Unpin(page, 1);
+        ended();
+      });
+    });
   }
 
   // As a thread under userfaultfd does it: again and again, until the page can be had.
@@ -357,7 +379,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
       return world_->oracle_.Report("a page that was granted is not here");
     }
     if (store) {
-      const uint64_t value = world_->oracle_.NextValue();
+      const uint64_t value = Percent(world_->zero_percent_) ? 0 : world_->oracle_.NextValue();
       world_->oracle_.OnStore(id_, page, word, value);
       frames_.Store(page, word, value);
     } else {
@@ -374,6 +396,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   std::unique_ptr<SpaceEngine> engine_;
   absl::Status stopped_;
   int up_ = 0;
+  uint64_t pins_ = 0;
   int unended_ = 0;
   std::multiset<uint64_t> storing_;
 };
@@ -425,6 +448,8 @@ void SpaceWorld::Draw() {
   store_percent_ = static_cast<uint32_t>(10 + below(80));
   fault_percent_ = static_cast<uint32_t>(below(3) * 50);
   overwrite_percent_ = static_cast<uint32_t>(below(3) * 30);
+  zero_percent_ = words_ == 1 ? static_cast<uint32_t>(below(3) * 40) : 0;
+  pin_percent_ = static_cast<uint32_t>(below(3) * 15);
   programs_ = static_cast<int>(1 + below(6));
   operations_ = static_cast<int>(300 / programs_ + 1);
   think_ = simulation_.Between(microseconds(1), milliseconds(1));
@@ -688,6 +713,9 @@ void SpaceWorld::CheckEnd() {
     totals_.served += statistics.served;
     totals_.dropped += statistics.dropped;
     totals_.adopted += statistics.adopted;
+    totals_.pins += node->pins();
+    if (statistics.pages_pinned != 0) report("has pages pinned");
+    totals_.zeroed += statistics.zeroed;
     totals_.swap_writes += statistics.swap_writes;
     totals_.swap_reads += statistics.swap_reads;
     totals_.swap_failures += statistics.swap_failures;
@@ -703,6 +731,8 @@ void SpaceWorld::AddTo(Totals* totals) const {
   totals->served += totals_.served;
   totals->dropped += totals_.dropped;
   totals->adopted += totals_.adopted;
+  totals->pins += totals_.pins;
+  totals->zeroed += totals_.zeroed;
   totals->swap_writes += totals_.swap_writes;
   totals->swap_reads += totals_.swap_reads;
   totals->swap_failures += totals_.swap_failures;

@@ -1,0 +1,63 @@
+// What the other nodes say of their room for pages, and which of them is offered one. README.md, "The engine", 11.
+#include <algorithm>
+
+#include "hyperkernel/base/mutant.h"
+#include "hyperkernel/memory/page_wire.h"
+#include "hyperkernel/memory/space_engine_impl.h"
+
+namespace hk::space {
+
+uint64_t Engine::RoomForOthers() const {
+  if (config_.max_pages == 0) return kMaxSpacePages;
+  const uint64_t taken = frames_taken_.load() + config_.max_pages / 8;
+  return taken < config_.max_pages ? config_.max_pages - taken : 0;
+}
+
+void Engine::TellRoom(Shard* shard, NodeId to) {
+  const uint64_t room = RoomForOthers();
+  {
+    MutexLock lock(&rooms_mutex_);
+    Room& known = rooms_[to.value()];
+    const Monotonic now = clock_.Now();
+    if (room != 0 && now < known.told_until) return;
+    known.told_until = now + kRoomInterval;
+  }
+  // Only a hint: never behind what waits.
+  if (outbox_.waiting(to, MessageClass::kBulk) > 0) return;
+  PageBody body;
+  Message message = SpaceRoomMessage(room, &body);
+  message.guest = config_.guest;
+  message.generation = config_.generation;
+  message.epoch = shard->epoch;
+  static_cast<void>(outbox_.Send(to, message, body, {}, {}, {}));
+}
+
+void Engine::OnRoom(NodeId from, uint64_t pages) {
+  MutexLock lock(&rooms_mutex_);
+  Room& room = rooms_[from.value()];
+  room.pages = pages;
+  if (pages == 0) room.unasked_until = clock_.Now() + kRoomPause;
+}
+
+bool Engine::NextToOffer(NodeSet live, NodeId* node) {
+  MutexLock lock(&rooms_mutex_);
+  const Monotonic now = clock_.Now();
+  Room* best = nullptr;
+  const size_t count = config_.nodes.size();
+  const size_t first = next_offer_++;
+  for (size_t i = 0; i < count; ++i) {
+    const NodeId candidate = config_.nodes[(first + i) % count];
+    if (candidate == config_.self || !live.Contains(candidate)) continue;
+    Room& room = rooms_[candidate.value()];
+    if (room.pages == 0 && now >= room.unasked_until) room.pages = kMaxSpacePages;  // it may have some again
+    // Offers are hints: they do not pile up behind a connection that is busy.
+    if (room.pages == 0 || outbox_.waiting(candidate, MessageClass::kBulk) > 0) continue;
+    if (best != nullptr && room.pages <= best->pages) continue;
+    best = &room;
+    *node = candidate;
+  }
+  if (best != nullptr && best->pages < kMaxSpacePages && --best->pages == 0) best->unasked_until = now + kRoomPause;
+  return best != nullptr;
+}
+
+}  // namespace hk::space
