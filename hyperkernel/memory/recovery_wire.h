@@ -1,5 +1,5 @@
-// What the nodes of a space say to each other about what is left after a loss, and to the second node of an extent about
-// what was ever written, as bytes. Layout: README.md, "Recovery". Pure, thread-safe. Input of a peer is never an
+// What the nodes of a space say to each other about what is left after a loss, and to the second node of an extent
+// about what was ever written, as bytes. Layout: README.md, "Recovery". Pure, thread-safe. Input of a peer is never an
 // invariant here.
 #pragma once
 

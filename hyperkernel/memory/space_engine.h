@@ -159,9 +159,9 @@ class SpaceEngine {
   // Stops the space here with this reason, as if it had found out itself.
   virtual void Stop(const absl::Status& why) = 0;
 
-  // Epochs (README, "Recovery"), driven by the coordinator: each call begins at no node before the call before has ended
-  // at all survivors. Errors: kFailedPrecondition, stopped, with the reason; kUnavailable, naming a survivor that failed
-  // here; kAborted, another epoch. Defaults: for what has no epochs.
+  // Epochs (README, "Recovery"), driven by the coordinator: each call begins at no node before the call before has
+  // ended at all survivors. Errors: kFailedPrecondition, stopped, with the reason; kUnavailable, naming a survivor that
+  // failed here; kAborted, another epoch. Defaults: for what has no epochs.
   using Suspended = std::function<void(NodeId failed)>;
   // Before the engine is used. Told for each node whose loss the space may survive, with or without locks held: it must
   // not call the engine and not block.

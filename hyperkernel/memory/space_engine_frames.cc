@@ -150,8 +150,8 @@ void Engine::HandleOffer(Shard* shard, Gfn page) {
   if (running() && active->page.state == PageState::kShared && !HK_MUTANT(engine_copies_block_offers)) {
     StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
   }
-  if (running() && active->page.state == PageState::kAbsent && !active->wished() && !active->pausing && active->parked.empty() &&
-      !stopped()) {
+  if (running() && active->page.state == PageState::kAbsent && !active->wished() && !active->pausing &&
+      active->parked.empty() && !stopped()) {
     Adopt(shard, active);
   }
   Rest(shard, active);

@@ -23,8 +23,8 @@ inline constexpr size_t kMaxParked = 8;
 inline constexpr size_t kOffers = 8;
 inline constexpr std::chrono::milliseconds kOfferPause{2};
 
-// See space_engine.h. Lock order: frames_mutex_, pump_mutex_, change_mutex_, a shard, then the outbox's lanes; never two
-// shards.
+// See space_engine.h. Lock order: frames_mutex_, pump_mutex_, change_mutex_, a shard, then the outbox's lanes; never
+// two shards.
 class Engine final : public SpaceEngine {
  public:
   Engine(const SpaceConfig& config, Transport* transport, PageFrames* frames, Timers* timers, const Clock& clock,
@@ -57,8 +57,8 @@ class Engine final : public SpaceEngine {
   bool IsLost(Gfn page) const override;
 
  private:
-  // Suspended: a node was lost, wishes wait. Changing: an epoch has begun, nothing of a page changes. Committed: served,
-  // but nobody asks yet.
+  // Suspended: a node was lost, wishes wait. Changing: an epoch has begun, nothing of a page changes. Committed:
+  // served, but nobody asks yet.
   enum class Phase : uint8_t { kRunning, kSuspended, kChanging, kCommitted };
   bool running() const { return phase_.load(std::memory_order_acquire) == Phase::kRunning; }
   static size_t ShardIndexOf(uint64_t extent) { return (extent * 0x9e3779b97f4a7c15U) >> 58; }
@@ -179,8 +179,7 @@ class Engine final : public SpaceEngine {
   // One extent, then the next; false after the last.
   bool NextExtent(bool rebuild) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_);
   void PumpEach(uint16_t type) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_);
-  void PumpOne(NodeId to, uint16_t type, uint64_t extent, std::string body)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_);
+  void PumpOne(NodeId to, uint16_t type, uint64_t extent, std::string body) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_);
   void ReportExtent(Shard* shard, uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_, shard->mutex);
   void RebuildExtent(Shard* shard, uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_, shard->mutex);
   void AddReport(Shard* shard, uint64_t number, NodeId node, const std::vector<PageRun>& runs)

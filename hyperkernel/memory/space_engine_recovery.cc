@@ -51,8 +51,7 @@ void Engine::ArmChangeLimit() {
       if (running() || changes != changes_.load()) return;
       why = failure_.empty() ? "the coordinator began an epoch" : failure_;
     }
-    Fail(absl::UnavailableError(
-        fmt::format("{}; no new epoch came within {} ms", why, config_.request_limit.count())));
+    Fail(absl::UnavailableError(fmt::format("{}; no new epoch came within {} ms", why, config_.request_limit.count())));
     Finish();
   });
 }
@@ -97,9 +96,8 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
       if (change.committed == epoch_ && rebuilt_) {
         CommitLocked();
       } else {
-        failure = absl::InternalError(
-            fmt::format("epoch {} was committed, and node {} has not rebuilt it", change.committed.value(),
-                        config_.self.value()));
+        failure = absl::InternalError(fmt::format("epoch {} was committed, and node {} has not rebuilt it",
+                                                  change.committed.value(), config_.self.value()));
       }
     }
     if (failure.ok()) {

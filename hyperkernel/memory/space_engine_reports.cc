@@ -266,9 +266,9 @@ void Engine::RebuildExtent(Shard* shard, uint64_t number) {
         said.push_back(report);
       }
     }
-    const DirectoryResult result = Step(
-        before,
-        {.type = DirectoryEventType::kRebuild, .message = {}, .reports = said, .survivors = shard->live}, config_.self);
+    const DirectoryResult result =
+        Step(before, {.type = DirectoryEventType::kRebuild, .message = {}, .reports = said, .survivors = shard->live},
+             config_.self);
     if (result.verdict != DirectoryVerdict::kDone) {
       return FailPage(Gfn(gfn), absl::StatusCode::kInternal,
                       fmt::format("coherence violation: what the nodes have of it does not fit together, nor the "

@@ -1,5 +1,5 @@
-// Where the entries of an extent are: which node is its home, and which one is told what was ever written, so that it can
-// be the home after the first. Pure; thread-safe.
+// Where the entries of an extent are: which node is its home, and which one is told what was ever written, so that it
+// can be the home after the first. Pure; thread-safe.
 #pragma once
 
 #include <cstdint>

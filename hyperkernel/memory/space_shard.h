@@ -189,8 +189,8 @@ struct alignas(64) Shard {
   uint64_t random ABSL_GUARDED_BY(mutex) = 0;
   SpaceStatistics statistics ABSL_GUARDED_BY(mutex);
   Epoch epoch ABSL_GUARDED_BY(mutex);
-  NodeSet live ABSL_GUARDED_BY(mutex);                     // the nodes of `epoch`
-  std::vector<NodeSet> committed ABSL_GUARDED_BY(mutex);   // the nodes of each epoch that held, the last is now
+  NodeSet live ABSL_GUARDED_BY(mutex);                         // the nodes of `epoch`
+  std::vector<NodeSet> committed ABSL_GUARDED_BY(mutex);       // the nodes of each epoch that held, the last is now
   std::unique_ptr<ShardChange> change ABSL_GUARDED_BY(mutex);  // from BeginEpoch to Commit
 };
 

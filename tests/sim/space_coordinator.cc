@@ -35,7 +35,8 @@ void SpaceCoordinator::Call(Step step) {
     simulation_->After(simulation_->Between({}, microseconds(3000)), [this, attempt = attempt_, step, node] {
       if (attempt != attempt_) return;
       SpaceEngine* const engine = engine_of_(node);
-      simulation_->Trace(fmt::format("step {} of epoch {} at {}", static_cast<int>(step), epoch_.value(), node.value()));
+      simulation_->Trace(
+          fmt::format("step {} of epoch {} at {}", static_cast<int>(step), epoch_.value(), node.value()));
       if (engine == nullptr) return;  // the lease ends
       switch (step) {
         case Step::kBegin:

@@ -1,5 +1,6 @@
 // What a space's coordinator does when nodes are lost, on virtual time: epochs, one call at each survivor after the
-// other or at once, each late by chance; from the beginning if anything fails. No thread safety: the Simulation's thread.
+// other or at once, each late by chance; from the beginning if anything fails. No thread safety: the Simulation's
+// thread.
 #pragma once
 
 #include <functional>

@@ -18,7 +18,8 @@ constexpr uint64_t kSeeds = 800, kSoakSeeds = 4000;
 // In how many of them one is run twice.
 constexpr uint64_t kTwice = 10;
 
-void RunSeed(uint64_t seed, const SpaceWorld::Options& options, bool twice, const char* trace, SpaceWorld::Totals* totals) {
+void RunSeed(uint64_t seed, const SpaceWorld::Options& options, bool twice, const char* trace,
+             SpaceWorld::Totals* totals) {
   SpaceWorld::Options traced = options;
   traced.keep_trace = trace != nullptr;
   SpaceWorld world(seed, traced);

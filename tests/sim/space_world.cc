@@ -246,7 +246,8 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   void OnStopped(const absl::Status& why) {
     stopped_ = why;
     simulation().Trace(fmt::format("{} stopped: {}", id_.value(), why.ToString()));
-    if (!world_->crashed_ && !world_->over_) world_->oracle_.Report(fmt::format("node {} stopped: {}", id_.value(), why.ToString()));
+    if (!world_->crashed_ && !world_->over_)
+      world_->oracle_.Report(fmt::format("node {} stopped: {}", id_.value(), why.ToString()));
   }
 
   // One program's next step, `left` to go.
@@ -423,9 +424,8 @@ void SpaceWorld::DrawLosses() {
       if (std::find(pages_.begin(), pages_.end(), page) == pages_.end()) victims_pages_.push_back(page);
     }
   }
-  coordinator_ = std::make_unique<SpaceCoordinator>(
-      &simulation_, NodeId(0), NodeSet((uint64_t{1} << node_count_) - 1), config_.epoch,
-      [this](NodeId id) { return EngineOf(id); });
+  coordinator_ = std::make_unique<SpaceCoordinator>(&simulation_, NodeId(0), NodeSet((uint64_t{1} << node_count_) - 1),
+                                                    config_.epoch, [this](NodeId id) { return EngineOf(id); });
 }
 
 SpaceEngine* SpaceWorld::EngineOf(NodeId id) {
@@ -516,8 +516,10 @@ void SpaceWorld::ReadAll() {
     const bool is_lost =
         std::any_of(left.begin(), left.end(), [page](Node* node) { return node->engine().IsLost(page); });
     (is_lost ? (void)lost.insert(page.value()) : readable.push_back(page));
-    if (is_lost && !oracle_.MayBeLost(page)) oracle_.Report(fmt::format("page {} is lost, and need not be", page.value()));
-    if (is_lost && oracle_.HeldBySomebody(page)) oracle_.Report(fmt::format("page {} is lost, and is here", page.value()));
+    if (is_lost && !oracle_.MayBeLost(page))
+      oracle_.Report(fmt::format("page {} is lost, and need not be", page.value()));
+    if (is_lost && oracle_.HeldBySomebody(page))
+      oracle_.Report(fmt::format("page {} is lost, and is here", page.value()));
   }
   totals_.epochs += static_cast<uint64_t>(coordinator_->epochs());
   const auto stopped = std::find_if(left.begin(), left.end(), [](Node* node) { return !node->stopped().ok(); });
@@ -525,7 +527,9 @@ void SpaceWorld::ReadAll() {
     // By a lost page that somebody needed, or with the coordinator.
     for (Node* const node : left) {
       const std::string why = node->stopped().ToString();
-      const bool by_page = why.find("it is lost") != std::string::npos;
+      const bool by_page =
+          why.find("it is lost") != std::string::npos ||
+          (config_.max_pages != 0 && why.find("no frame is left for a page that comes back") != std::string::npos);
       if (node->stopped().ok() || (!by_page && victims_[0] != NodeId(0))) {
         oracle_.Report(fmt::format("a node stopped, but not all as they should: {}", why));
       }
