@@ -97,13 +97,10 @@ absl::Status ClusterSpacePeers::TellLost(const std::string& coordinator, uint64_
                         });
 }
 
-bool ClusterSpacePeers::Fence(const std::string& node) {
+void ClusterSpacePeers::Fence(const std::string& node) {
   const absl::StatusOr<NodeId> number = cluster_->NumberOf(node);
-  if (!number.ok()) return false;
-  const bool up = data_plane_->LinkTo(node).state() == v1::DATA_LINK_STATE_UP;
   // It may come back for other spaces.
-  if (up) data_plane_->transport()->ResetPeer(*number, Epoch());
-  return up;
+  if (number.ok()) data_plane_->transport()->ResetPeer(*number, Epoch());
 }
 
 }  // namespace hk

@@ -39,8 +39,8 @@ class SpacePeers {
   virtual absl::Status TellLost(const std::string& /*coordinator*/, uint64_t /*id*/, NodeId /*lost*/) {
     return absl::UnimplementedError("no epochs");
   }
-  // Resets the data plane's connections to the node. False: there was none.
-  virtual bool Fence(const std::string& /*node*/) { return false; }
+  // Resets the data plane's connections to the node, if there are any.
+  virtual void Fence(const std::string& /*node*/) {}
 };
 
 // The real one: PeerControl calls.
@@ -60,7 +60,7 @@ class ClusterSpacePeers final : public SpacePeers {
                                                            const v1::ChangeSpaceEpochRequest& request,
                                                            std::chrono::milliseconds limit) override;
   absl::Status TellLost(const std::string& coordinator, uint64_t id, NodeId lost) override;
-  bool Fence(const std::string& node) override;
+  void Fence(const std::string& node) override;
 
  private:
   const Cluster* const cluster_;

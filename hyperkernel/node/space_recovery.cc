@@ -18,10 +18,9 @@ using std::chrono::milliseconds;
 constexpr size_t kThreads = 4;
 // How often a change begins anew before the space is stopped: every node may be lost once, and more is not a loss.
 constexpr int kMaxTries = 70;
-// After a loss that the data plane has found: its lease (2 s) ended here, and there within two heartbeats (200 ms).
-constexpr milliseconds kFenceLimit(500);
-// After one that only the control plane has found: connections are reset, and a whole lease must end.
-constexpr milliseconds kLeaseLimit(2500);
+// Who does not say that it has stopped may have heard of us until now: its lease (2 s) and two heartbeats (200 ms)
+// later it has lost us too, and its part has stopped.
+constexpr milliseconds kFenceLimit(2500);
 constexpr milliseconds kMakingPause(100), kAgainPause(50);
 
 const SpaceMemberId* MemberOf(const SpaceIdentity& space, NodeId number) {
@@ -189,16 +188,17 @@ void SpaceRecovery::Fence(const Space& space, NodeSet lost, uint64_t epoch) {
   request.set_id(space.identity.id);
   request.set_epoch(epoch);
   request.set_step(v1::SPACE_EPOCH_STEP_BEGIN);  // without survivors: it is told that it is none
-  milliseconds wait(0);
+  bool silent = false;
   for (const SpaceMemberId& member : space.identity.members) {
     if (!lost.Contains(member.number)) continue;
     absl::Status told = peers_->CheckUp(member.name);
     if (told.ok()) told = peers_->ChangeEpoch(member.name, request, kPeerAnswerLimit).status();
     const bool answered = told.ok() || absl::IsFailedPrecondition(told) || absl::IsNotFound(told);
     if (answered) continue;
-    wait = std::max(wait, peers_->Fence(member.name) ? kLeaseLimit : kFenceLimit);
+    silent = true;
+    peers_->Fence(member.name);  // so that it hears no more of us
   }
-  if (wait.count() > 0 && !HK_MUTANT(space_lost_node_unfenced)) Pause(wait);
+  if (silent && !HK_MUTANT(space_lost_node_unfenced)) Pause(kFenceLimit);
 }
 
 bool SpaceRecovery::Try(const Space& space) {

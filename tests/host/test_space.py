@@ -332,6 +332,31 @@ class Space(hktest.TestCase):
             self.wait_data(c, node.name)
         self.create(a, 'a', 'b', 'c', memory='1M')
 
+    def test_a_node_that_was_given_up_does_not_come_back(self):
+        a, b, c = self.start('a', 'b', 'c')
+        self.create(a, 'a', 'b', 'c')
+        self.write(b, 0x1000, 'old')
+        self.assertEqual(self.read(c, 0x1000, 3), 'old')
+        c.signal(signal.SIGSTOP)
+        for node in (a, b):
+            self.assertEqual(self.wait_lost(node, 'c')['state'], 'SPACE_STATE_RUNNING')
+        self.write(a, 0x1000, 'new')
+        c.signal(signal.SIGCONT)
+        space = self.wait_stopped(c)
+        self.assertRegex(space['reason'], "node '[ab]' failed|was declared lost in epoch 2")
+        self.assert_fails(c.hkctl('space', 'read', 'pool', '--at', '0x1000'), 1, 'is stopped')
+        for node in (a, b):
+            self.wait_data(node, 'c')  # it is a node like others, but not this space's any more
+            self.assertEqual(self.read(node, 0x1000, 3), 'new')
+            self.assertEqual(self.spaces(node)['pool']['state'], 'SPACE_STATE_RUNNING')
+        # The next loss is another one's.
+        b.kill()
+        space = self.wait_lost(a, 'b')
+        self.assertEqual((space['state'], [loss['node'] for loss in space['lost']]), ('SPACE_STATE_RUNNING', ['c', 'b']))
+        self.assertEqual(self.read(a, 0x1000, 3), 'new')
+        self.assert_exit(a.hkctl('space', 'delete', 'pool'), 0)
+        hktest.wait_for(lambda: self.spaces(c) == {}, 'c drops its part')
+
     def test_deleted_in_use(self):
         a, b = self.start('a', 'b')
         self.create(a, 'a', 'b')
@@ -361,7 +386,11 @@ class Space(hktest.TestCase):
         start = time.monotonic()
         self.assertEqual(b.stop(), 0)
         self.assertLess(time.monotonic() - start, 10)
-        self.assertTrue(self.wait_stopped(a)['reason'])
+        # a coordinates it, so it goes on there; what only b had is lost.
+        space = self.wait_lost(a, 'b')
+        self.assertEqual((space['state'], int(space['pages_lost'])), ('SPACE_STATE_RUNNING', 1))
+        self.assertEqual(self.read(a, 0x1000, 4), '\0' * 4)
+        self.write(a, 0x1000, 'alone')
         self.assertEqual(a.stop(), 0)
 
     def test_the_data_plane_is_shown(self):
