@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -331,6 +332,65 @@ TEST_F(SpaceRecoveryTest, WishesWaitForTheEpochAndThenAskAgain) {
     EXPECT_EQ(node->engine->Residue().active_pages + node->engine->Residue().busy_entries, 0u);
     const TransportStatistics slots = node->transport->Statistics();
     EXPECT_EQ(slots.slots_lent + slots.slots_in_flight + slots.slots_sending + slots.slots_quarantined, 0u);
+  }
+}
+
+// As if it had been between the transport and the engine when the epoch changed.
+TEST_F(SpaceRecoveryTest, WhatIsOfAnOldEpochIsDropped) {
+  Lose(kC);
+  GoOn(2, {0, 1});
+  PageMessage done;
+  done.type = PageMessageType::kDone;
+  done.transaction = 5;
+  Message message;
+  SetPageHeader(done, &message);
+  const PageBody body = EncodePageBody(done);
+  message.body = body.span();
+  message.guest = config_.guest;
+  message.generation = config_.generation;
+  message.gfn = PageOf(0);
+  const auto stale = [&] { return At(kA).engine->Statistics().stale_messages; };
+  message.epoch = Epoch(1);
+  At(kA).engine->OnMessage(kB, message, {}, false);
+  EXPECT_EQ(stale(), 0u);
+  message.epoch = Epoch(2);
+  At(kA).engine->OnMessage(kC, message, {}, false);
+  EXPECT_EQ(stale(), 0u);
+  At(kA).engine->OnMessage(kB, message, {}, false);
+  EXPECT_EQ(stale(), 1u);
+  EXPECT_TRUE(At(kA).stopped.ok());
+}
+
+// What no correct node sends.
+TEST_F(SpaceRecoveryTest, WrongMessagesStopTheSpaceNamingTheSender) {
+  Message message;
+  message.message_class = MessageClass::kBulk;
+  message.guest = config_.guest;
+  message.generation = config_.generation;
+  message.epoch = config_.epoch;
+  const std::string run("\x05\0\0\0", 4);
+  // A report while no epoch changes; a node that is not the home; not an extent; malformed.
+  const std::vector<std::tuple<uint16_t, uint64_t, std::string, std::string>> wrong{
+      {kReportType, 0, run, "no epoch changes"},
+      {kReportType, 1, run, "the page's home is node 1"},
+      {kReconcileType, 2, run, "the page's home is node 2"},
+      {kReconcileType, 1, run, "no epoch changes"},
+      {kWrittenType, 1, run, "malformed"},
+      {kMirrorType, 1, run, "malformed"},
+      {kMirroredType, 0, run, "malformed"},
+      {kMirrorType, 1000, run, "not in the space"}};
+  for (const auto& [type, extent, body, says] : wrong) {
+    config_.self = kA;
+    Frames frames;
+    absl::Status stopped;
+    auto engine = *SpaceEngine::Create(config_, At(kA).transport.get(), &frames, &At(kA), simulation_,
+                                       [&](const absl::Status& why) { stopped = why; });
+    message.type = type;
+    message.gfn = Gfn(extent * kExtentPages);
+    message.body = std::as_bytes(std::span(body));
+    engine->OnMessage(kB, message, {}, false);
+    EXPECT_THAT(stopped.ToString(), HasSubstr("node 1 sent a message of type"));
+    EXPECT_THAT(stopped.ToString(), HasSubstr(says));
   }
 }
 
