@@ -9,6 +9,7 @@ namespace hk::cli {
 namespace {
 
 constexpr uint64_t kExtentBytes = 2 << 20;
+constexpr uint64_t kPageBytes = 4096;
 constexpr size_t kBytesPerLine = 16;
 
 std::string Line(const char* key, const std::string& value) {
@@ -102,6 +103,15 @@ std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_po
   if (space.node_swap_bytes() > 0) out += Line("Swap", HumanBytes(space.node_swap_bytes()) + " at most on each node");
   out += Line("Nodes", Join(space.nodes()));
   out += Line("Coordinator", Printable(space.coordinator()));
+  if (space.epoch() > 0) out += Line("Epoch", fmt::to_string(space.epoch()));
+  for (const v1::SpaceLoss& loss : space.lost()) {
+    out += Line("Lost node", fmt::format("{}, since {} ({}), epoch {}", Printable(loss.node()), UtcTime(loss.since()),
+                                         Ago(loss.since(), now), loss.epoch()));
+  }
+  if (space.lost_size() > 0) {
+    out += Line("Lost pages", fmt::format("{} ({}), whose only copy was on a lost node", space.pages_lost(),
+                                          HumanBytes(space.pages_lost() * kPageBytes)));
+  }
   out += Line("Created", fmt::format("{} ({})", UtcTime(space.created()), Ago(space.created(), now)));
   if (space.parts_size() == 0) return out;
   const bool swaps = space.node_swap_bytes() > 0;

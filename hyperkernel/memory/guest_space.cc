@@ -17,6 +17,8 @@ namespace {
 
 // Pages that one Read or Write asks for ahead: their round trips overlap. A small part of the transport's slots.
 constexpr size_t kPagesAhead = 16;
+// Of a space that this node has left: above every epoch that it had.
+constexpr Epoch kAfterTheLast(~uint64_t{0});
 
 // One page of a Read or Write. The page may come after the caller has given up, so this outlives both. Thread-safe.
 class PageCopy {
@@ -150,6 +152,7 @@ absl::Status AttachedSpace::Join(const Clock& clock) {
   HK_ASSIGN_OR_RETURN(engine_, SpaceEngine::Create(
                                    options_.config, transport_, frames_.get(), &timers_, clock,
                                    [this](const absl::Status& why) { OnStopped(why); }, swap_.get()));
+  engine_->WatchLosses(options_.lost);
   HK_RETURN_IF_ERROR(frames_->Serve([this](Gfn page, bool write) { engine_->OnFault(page, write); }));
   HK_RETURN_IF_ERROR(router_->Add(options_.config.guest, options_.config.generation, engine_.get()));
   joined_ = true;
@@ -163,7 +166,11 @@ AttachedSpace::~AttachedSpace() {
   frames_->StopServing();
   if (swap_ != nullptr) swap_->Stop();
   timers_.Stop();
-  if (joined_) transport_->ForgetGuest(options_.config.guest);
+  if (joined_) {
+    // Slots that others may still answer into come back as soon as those have left as well.
+    static_cast<void>(transport_->SetEpoch(options_.config.guest, options_.config.generation, kAfterTheLast));
+    transport_->ForgetGuest(options_.config.guest);
+  }
   engine_.reset();
 }
 

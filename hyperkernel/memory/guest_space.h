@@ -33,6 +33,8 @@ class GuestSpace {
     // Called once, on a thread of the space: it is stopped, and why (node, GPA). Programs on its view that wait for
     // pages get SIGSEGV, or EFAULT from KVM_RUN.
     std::function<void(const absl::Status&)> stopped;
+    // SpaceEngine::WatchLosses: a node is gone that the space may go on without. May be empty.
+    std::function<void(NodeId)> lost;
   };
   // Makes the file, the views and the engine, and joins the router. All arguments outlive the space. Errors:
   // kInvalidArgument, kResourceExhausted (budget of frames or swap, room on the swap's disk), kAlreadyExists, errno of

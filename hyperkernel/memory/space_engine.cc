@@ -337,6 +337,7 @@ void Engine::Finish() {
   if (frames_due_.load(std::memory_order_acquire)) FindFrames();
   if (!sweep_due_.load(std::memory_order_acquire) || !sweep_due_.exchange(false)) return;
   outbox_.Close();
+  EndRebuild(StoppedHere());
   if (untold_.exchange(false)) TellOthers();
   for (Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);

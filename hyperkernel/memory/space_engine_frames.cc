@@ -207,8 +207,8 @@ void Engine::HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) {
   if (running() && active->page.state == PageState::kShared && !HK_MUTANT(engine_copies_block_offers)) {
     StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
   }
-  if (running() && active->page.state == PageState::kAbsent && !active->wished() && !active->pausing && active->parked.empty() &&
-      !stopped()) {
+  if (running() && active->page.state == PageState::kAbsent && !active->wished() && !active->pausing &&
+      active->parked.empty() && !stopped()) {
     if (Adopt(shard, active)) {
       TellRoom(shard, offer.from);
     } else if (offer.urgent && MaySwap()) {

@@ -366,7 +366,7 @@ class Engine final : public SpaceEngine {
   Mutex pump_mutex_ ABSL_ACQUIRED_BEFORE(change_mutex_);
   PumpState pump_ ABSL_GUARDED_BY(pump_mutex_);
   std::atomic<bool> pumping_{false};  // a Rebuild is under way
-  mutable Mutex prefetch_mutex_;  // after a shard's
+  mutable Mutex prefetch_mutex_;      // after a shard's
   PrefetchStreams streams_ ABSL_GUARDED_BY(prefetch_mutex_);
   std::atomic<bool> foresees_{false};  // pages were named
   std::atomic<uint64_t> prefetching_{0};

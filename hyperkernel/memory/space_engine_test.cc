@@ -113,7 +113,7 @@ class FakeTransport final : public Transport {
   explicit FakeTransport(Log* log) : log_(log) {}
   std::vector<std::string> told;     // that the space has stopped
   std::vector<std::string> hurried;  // whose transaction
-  std::vector<uint64_t> rooms;    // what was said of it
+  std::vector<uint64_t> rooms;       // what was said of it
   struct Sent {
     NodeId to;
     Message message;

@@ -114,6 +114,10 @@ class PeerControlService final : public v1::PeerControl::Service {
                            v1::SpaceStatusResponse* response) override;
   grpc::Status RemoveSpace(grpc::ServerContext* context, const v1::RemoveSpaceRequest* request,
                            v1::RemoveSpaceResponse* response) override;
+  grpc::Status ChangeSpaceEpoch(grpc::ServerContext* context, const v1::ChangeSpaceEpochRequest* request,
+                                v1::ChangeSpaceEpochResponse* response) override;
+  grpc::Status SpaceNodeLost(grpc::ServerContext* context, const v1::SpaceNodeLostRequest* request,
+                             v1::SpaceNodeLostResponse* response) override;
 
  private:
   // With TLS a node speaks for itself only; and it is one of this node's peers.

@@ -48,6 +48,8 @@ SpaceManager::SpaceManager(std::string self, SpaceFactory factory, SpacePeers* p
       factory_(std::move(factory)),
       peers_(peers),
       clock_(clock),
+      recovery_(
+          self_, [this](uint64_t id) { return FindForRecovery(id); }, peers, clock),
       thread_(&SpaceManager::Run, this) {}
 
 SpaceManager::~SpaceManager() {
@@ -58,6 +60,9 @@ SpaceManager::~SpaceManager() {
     changed_.SignalAll();
   }
   thread_.join();
+  recovery_.Stop();
+  MutexLock lock(&mutex_);
+  entries_.clear();  // before what they tell of their losses
 }
 
 absl::StatusOr<SpaceIdentity> SpaceManager::Identify(const v1::CreateSpaceRequest& request) const {
@@ -110,7 +115,8 @@ absl::Status SpaceManager::AttachHere(const SpaceIdentity& identity) {
   std::shared_ptr<SpacePart> part;
   if (status.ok()) {
     absl::StatusOr<std::unique_ptr<SpacePart>> made =
-        SpacePart::Attach(identity, identity.Find(self_)->number, factory_, clock_);
+        SpacePart::Attach(identity, identity.Find(self_)->number, factory_, clock_,
+                          [this, id = identity.id](NodeId lost) { recovery_.OnLost(id, lost); });
     status = made.status();
     if (made.ok()) part = *std::move(made);
   }
@@ -301,6 +307,37 @@ absl::StatusOr<std::vector<std::string>> SpaceManager::Remove(const v1::RemoveSp
   }
   HK_ASSIGN_OR_RETURN(const View taken, BeginDelete(request.id()));
   return DeleteAt(taken, "");
+}
+
+std::optional<SpaceRecovery::Space> SpaceManager::FindForRecovery(uint64_t id) const {
+  MutexLock lock(&mutex_);
+  for (const auto& [name, entry] : entries_) {
+    if (entry.identity.id != id || entry.phase == Phase::kDeleting) continue;
+    return SpaceRecovery::Space{entry.identity, entry.phase == Phase::kAttached ? entry.part : nullptr};
+  }
+  return std::nullopt;
+}
+
+absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceManager::ChangeEpoch(const v1::ChangeSpaceEpochRequest& request) {
+  HK_ASSIGN_OR_RETURN(const View space, FindId(request.id()));
+  if (request.from() != space.identity.coordinator) {
+    return absl::PermissionDeniedError(fmt::format("space '{}' is coordinated by node '{}', not '{}'",
+                                                   space.identity.name, space.identity.coordinator, request.from()));
+  }
+  if (space.part == nullptr) return absl::AbortedError(fmt::format("space '{}' is being made", space.identity.name));
+  return recovery_.DoStep({space.identity, space.part}, request);
+}
+
+absl::Status SpaceManager::NodeLost(const v1::SpaceNodeLostRequest& request) {
+  HK_ASSIGN_OR_RETURN(const View space, FindId(request.id()));
+  HK_RETURN_IF_ERROR(CheckTakesPart(space.identity, request.from()));
+  for (const SpaceMemberId& member : space.identity.members) {
+    if (member.number.value() != request.lost() || member.name == self_ || member.name == request.from()) continue;
+    if (space.identity.coordinator != self_) break;
+    recovery_.OnLost(request.id(), member.number);
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(fmt::format("lost: {} is no node that this one could give up", request.lost()));
 }
 
 absl::Status SpaceManager::Detach(const v1::DetachSpaceRequest& request) {

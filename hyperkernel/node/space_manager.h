@@ -18,6 +18,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -27,6 +28,7 @@
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/node/space_part.h"
 #include "hyperkernel/node/space_peers.h"
+#include "hyperkernel/node/space_recovery.h"
 #include "hyperkernel/node/space_rules.h"
 #include "proto/admin.pb.h"
 #include "proto/peer.pb.h"
@@ -59,6 +61,8 @@ class SpaceManager {
   absl::Status Detach(const v1::DetachSpaceRequest& request);
   absl::StatusOr<v1::SpaceStatusResponse> Status(const v1::SpaceStatusRequest& request) const;
   absl::StatusOr<std::vector<std::string>> Remove(const v1::RemoveSpaceRequest& request);
+  absl::StatusOr<v1::ChangeSpaceEpochResponse> ChangeEpoch(const v1::ChangeSpaceEpochRequest& request);
+  absl::Status NodeLost(const v1::SpaceNodeLostRequest& request);
 
   // For hellos. Spaces attached here that `coordinator` coordinates.
   std::vector<uint64_t> IdsOf(const std::string& coordinator) const;
@@ -104,6 +108,7 @@ class SpaceManager {
   absl::Status EndHere(const View& space, const absl::Status& why);
   // Deletes the space here and at all other members but `skip`.
   absl::StatusOr<std::vector<std::string>> DeleteAt(const View& space, const std::string& skip);
+  std::optional<SpaceRecovery::Space> FindForRecovery(uint64_t id) const;
   absl::StatusOr<View> FindName(const std::string& name) const;
   absl::StatusOr<View> FindId(uint64_t id) const;
   // FindName, if it runs. Errors: kFailedPrecondition too.
@@ -126,6 +131,7 @@ class SpaceManager {
   std::deque<Dropped> dropped_ ABSL_GUARDED_BY(mutex_);           // at most kMaxSpaces
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
+  SpaceRecovery recovery_;  // before the thread; parts tell it of losses until they are gone
   std::thread thread_;
 };
 

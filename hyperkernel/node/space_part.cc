@@ -9,12 +9,17 @@
 namespace hk {
 
 absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity& space, NodeId self,
-                                                             const SpaceFactory& factory, const Clock& clock) {
+                                                             const SpaceFactory& factory, const Clock& clock,
+                                                             std::function<void(NodeId)> lost) {
   auto note = std::make_shared<Note>();
   GuestSpace::Options options;
   options.config.guest = GuestId(space.id);
   options.config.self = self;
   for (const SpaceMemberId& member : space.members) options.config.nodes.push_back(member.number);
+  if (const SpaceMemberId* const coordinator = space.Find(space.coordinator)) {
+    options.config.coordinator = coordinator->number;
+  }
+  options.lost = std::move(lost);
   options.config.pages = space.bytes / kPageSize;
   options.config.max_pages = space.node_frame_bytes < space.bytes ? space.node_frame_bytes / kPageSize : 0;
   options.config.swap_pages = options.config.max_pages == 0 ? 0 : space.node_swap_bytes / kPageSize;
@@ -68,6 +73,25 @@ bool SpacePart::Close(Monotonic deadline) {
 std::optional<SpacePart::Stop> SpacePart::stop() const {
   MutexLock lock(&note_->mutex);
   return note_->stop;
+}
+
+void SpacePart::NoteEpoch(uint64_t epoch, NodeSet lost, WallTime now) {
+  MutexLock lock(&note_->mutex);
+  note_->epoch = epoch;
+  for (const Loss& loss : note_->losses) lost.Remove(loss.node);
+  for (uint16_t number = 0; number < kMaxNodes; ++number) {
+    if (lost.Contains(NodeId(number))) note_->losses.push_back({NodeId(number), epoch, now});
+  }
+}
+
+uint64_t SpacePart::epoch() const {
+  MutexLock lock(&note_->mutex);
+  return note_->epoch;
+}
+
+std::vector<SpacePart::Loss> SpacePart::losses() const {
+  MutexLock lock(&note_->mutex);
+  return note_->losses;
 }
 
 }  // namespace hk

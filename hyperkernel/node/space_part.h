@@ -9,11 +9,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
+#include "hyperkernel/base/node_set.h"
 #include "hyperkernel/memory/guest_space.h"
 #include "hyperkernel/node/space_rules.h"
 
@@ -31,9 +33,18 @@ class SpacePart {
     WallTime at;
   };
 
-  // `self` is one of the space's members; `clock` outlives the part. Errors: the factory's.
+  // A node that the space goes on without.
+  struct Loss {
+    NodeId node;
+    uint64_t epoch = 0;
+    WallTime since;
+  };
+
+  // `self` is one of the space's members; `clock` outlives the part. `lost` is told of nodes that the space may go on
+  // without; it must not block. Errors: the factory's.
   static absl::StatusOr<std::unique_ptr<SpacePart>> Attach(const SpaceIdentity& space, NodeId self,
-                                                           const SpaceFactory& factory, const Clock& clock);
+                                                           const SpaceFactory& factory, const Clock& clock,
+                                                           std::function<void(NodeId)> lost = {});
   // Runs `body` with the memory. Errors: kFailedPrecondition once Close has begun, or what `body` returns.
   absl::Status Use(const std::function<absl::Status(GuestSpace*)>& body);
   // Stops the space here: what waits in it ends with this reason.
@@ -42,12 +53,18 @@ class SpacePart {
   bool Close(Monotonic deadline);
   // Nothing: it runs.
   std::optional<Stop> stop() const;
+  // An epoch began without these nodes.
+  void NoteEpoch(uint64_t epoch, NodeSet lost, WallTime now);
+  uint64_t epoch() const;
+  std::vector<Loss> losses() const;
 
  private:
   // What the memory's threads write: outlives the memory, and its lock is held for nothing else.
   struct Note {
     mutable Mutex mutex;
     std::optional<Stop> stop ABSL_GUARDED_BY(mutex);
+    uint64_t epoch ABSL_GUARDED_BY(mutex) = 1;
+    std::vector<Loss> losses ABSL_GUARDED_BY(mutex);
   };
 
   SpacePart(std::shared_ptr<Note> note, std::unique_ptr<GuestSpace> memory)

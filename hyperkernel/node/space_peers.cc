@@ -73,4 +73,34 @@ absl::StatusOr<v1::RemoveSpaceResponse> ClusterSpacePeers::Remove(const std::str
   return response;
 }
 
+absl::StatusOr<v1::ChangeSpaceEpochResponse> ClusterSpacePeers::ChangeEpoch(const std::string& node,
+                                                                            const v1::ChangeSpaceEpochRequest& request,
+                                                                            std::chrono::milliseconds limit) {
+  v1::ChangeSpaceEpochResponse response;
+  const absl::Status status =
+      cluster_->Call(node, Within(limit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+        return stub->ChangeSpaceEpoch(context, request, &response);
+      });
+  if (!status.ok()) return status;
+  return response;
+}
+
+absl::Status ClusterSpacePeers::TellLost(const std::string& coordinator, uint64_t id, NodeId lost) {
+  v1::SpaceNodeLostRequest request;
+  request.set_from(cluster_->name());
+  request.set_id(id);
+  request.set_lost(lost.value());
+  v1::SpaceNodeLostResponse response;
+  return cluster_->Call(coordinator, Within(kPeerAnswerLimit),
+                        [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+                          return stub->SpaceNodeLost(context, request, &response);
+                        });
+}
+
+void ClusterSpacePeers::Fence(const std::string& node) {
+  const absl::StatusOr<NodeId> number = cluster_->NumberOf(node);
+  // It may come back for other spaces.
+  if (number.ok()) data_plane_->transport()->ResetPeer(*number, Epoch());
+}
+
 }  // namespace hk

@@ -1,6 +1,7 @@
 // What the space manager asks of the other nodes, and of this node about them. Implementations are thread-safe.
 #pragma once
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,16 @@ class SpacePeers {
   virtual absl::StatusOr<v1::SpaceStatusResponse> Status(const std::string& node,
                                                          const v1::SpaceStatusRequest& request) = 0;
   virtual absl::StatusOr<v1::RemoveSpaceResponse> Remove(const std::string& node, uint64_t id) = 0;
+  virtual absl::StatusOr<v1::ChangeSpaceEpochResponse> ChangeEpoch(const std::string& /*node*/,
+                                                                   const v1::ChangeSpaceEpochRequest& /*request*/,
+                                                                   std::chrono::milliseconds /*limit*/) {
+    return absl::UnimplementedError("no epochs");
+  }
+  virtual absl::Status TellLost(const std::string& /*coordinator*/, uint64_t /*id*/, NodeId /*lost*/) {
+    return absl::UnimplementedError("no epochs");
+  }
+  // Resets the data plane's connections to the node, if there are any.
+  virtual void Fence(const std::string& /*node*/) {}
 };
 
 // The real one: PeerControl calls.
@@ -45,6 +56,11 @@ class ClusterSpacePeers final : public SpacePeers {
   absl::StatusOr<v1::SpaceStatusResponse> Status(const std::string& node,
                                                  const v1::SpaceStatusRequest& request) override;
   absl::StatusOr<v1::RemoveSpaceResponse> Remove(const std::string& node, uint64_t id) override;
+  absl::StatusOr<v1::ChangeSpaceEpochResponse> ChangeEpoch(const std::string& node,
+                                                           const v1::ChangeSpaceEpochRequest& request,
+                                                           std::chrono::milliseconds limit) override;
+  absl::Status TellLost(const std::string& coordinator, uint64_t id, NodeId lost) override;
+  void Fence(const std::string& node) override;
 
  private:
   const Cluster* const cluster_;

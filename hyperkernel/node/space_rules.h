@@ -29,6 +29,10 @@ inline constexpr std::chrono::milliseconds kAttachLimit(6000);
 inline constexpr std::chrono::milliseconds kPeerAnswerLimit(2500);  // detach, status: nothing there takes long
 inline constexpr std::chrono::milliseconds kCloseLimit(1500);       // for users of a space that was told to stop
 
+// Steps of a change of epoch: one that tells of what the space has is given most of the memory's own limit (30 s).
+inline constexpr std::chrono::milliseconds kEpochStepLimit(5000);
+inline constexpr std::chrono::milliseconds kRebuildLimit(20'000);
+
 // A node of a space. Plain value.
 struct SpaceMemberId {
   std::string name;

@@ -132,4 +132,21 @@ grpc::Status PeerControlService::RemoveSpace(grpc::ServerContext* context, const
   });
 }
 
+grpc::Status PeerControlService::ChangeSpaceEpoch(grpc::ServerContext* context,
+                                                  const v1::ChangeSpaceEpochRequest* request,
+                                                  v1::ChangeSpaceEpochResponse* response) {
+  return Serve(metrics_, "ChangeSpaceEpoch", *context, Role::kNode, [&] {
+    if (const grpc::Status status = CheckPeer(*context, request->from()); !status.ok()) return status;
+    return Answer(spaces_->ChangeEpoch(*request), response);
+  });
+}
+
+grpc::Status PeerControlService::SpaceNodeLost(grpc::ServerContext* context, const v1::SpaceNodeLostRequest* request,
+                                               v1::SpaceNodeLostResponse*) {
+  return Serve(metrics_, "SpaceNodeLost", *context, Role::kNode, [&] {
+    if (const grpc::Status status = CheckPeer(*context, request->from()); !status.ok()) return status;
+    return ToGrpc(spaces_->NodeLost(*request));
+  });
+}
+
 }  // namespace hk

@@ -70,9 +70,11 @@ v1::SpacePart SpaceManager::PartOf(const View& view) const {
   if (stopped) part.set_reason(MessageOf(stop->why));
   *part.mutable_since() = ToTimestamp(stopped ? stop->at : view.since);
   if (view.part == nullptr) return part;
+  part.set_epoch(view.part->epoch());
   static_cast<void>(view.part->Use([&part, swaps = view.identity.node_swap_bytes > 0](GuestSpace* memory) {
     part.set_frame_bytes(memory->frame_bytes());
     if (swaps) part.set_swapped_bytes(memory->Statistics().pages_swapped * kPageSize);
+    part.set_pages_lost(memory->engine().EpochState().pages_lost);
     return absl::OkStatus();
   }));
   return part;
@@ -97,6 +99,16 @@ v1::Space SpaceManager::SpaceOf(const View& view) const {
   *space.mutable_created() = ToTimestamp(view.identity.created);
   space.set_frame_bytes(part.frame_bytes());
   space.set_swapped_bytes(part.swapped_bytes());
+  space.set_epoch(part.epoch());
+  if (view.part == nullptr) return space;
+  for (const SpacePart::Loss& loss : view.part->losses()) {
+    v1::SpaceLoss& out = *space.add_lost();
+    for (const SpaceMemberId& member : view.identity.members) {
+      if (member.number == loss.node) out.set_node(member.name);
+    }
+    out.set_epoch(loss.epoch);
+    *out.mutable_since() = ToTimestamp(loss.since);
+  }
   return space;
 }
 
@@ -181,7 +193,12 @@ std::vector<v1::Space> SpaceManager::List() const {
 absl::StatusOr<v1::Space> SpaceManager::Get(const std::string& name) const {
   HK_ASSIGN_OR_RETURN(const View view, FindName(name));
   v1::Space space = SpaceOf(view);
-  for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0, 0)) *space.add_parts() = std::move(*answer.mutable_part());
+  for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0, 0)) {
+    // A node that was lost and lives has a part that stopped, of another epoch.
+    if (answer.part().state() == v1::SPACE_STATE_RUNNING)
+      space.set_pages_lost(space.pages_lost() + answer.part().pages_lost());
+    *space.add_parts() = std::move(*answer.mutable_part());
+  }
   return space;
 }
 

@@ -261,20 +261,74 @@ class Space(hktest.TestCase):
         self.assert_exit(a.hkctl('space', 'delete', 'pool'), 0)
         self.assertFalse(os.path.exists(files[0]))
 
-    def test_a_killed_node_stops_the_space(self):
+    def wait_lost(self, node, lost, name='pool'):
+        """Waits until the space goes on without a node, and returns what show says."""
+        def gone():
+            space = node.hkctl('space', 'show', name, '-o', 'json').json()
+            return space if lost in [loss['node'] for loss in space.get('lost', [])] else None
+        return hktest.wait_for(gone, f'{name} goes on without {lost} on {node.name}')
+
+    def test_a_space_goes_on_without_a_killed_node(self):
+        """Nodes a, b and c write and read while c is killed: what others have is read right, what nobody wrote is zero, what
+        only c had stops the space, and nothing hangs."""
         a, b, c = self.start('a', 'b', 'c')
         self.create(a, 'a', 'b', 'c')
-        self.write(c, 0x5000, 'of c')
-        c.kill()
+        # Homes are a, b, c by extents of 2 MiB, in turn. Held by a and b, with each as home; by c too.
+        held = {extent * 2 * MIB + 0x3000: f'held {extent:02}' for extent in range(9)}
+        for number, (address, text) in enumerate(held.items()):
+            self.write((a, b)[number % 2], address, text)
+            self.assertEqual(self.read((b, c)[number % 2], address, len(text)), text)
+        # Written by c, and read by nobody since; and never touched, beside that.
+        lost = [extent * 2 * MIB + 0x5000 for extent in (0, 1, 2)]
+        for address in lost:
+            self.write(c, address, 'of c')
+        # Traffic while it is killed: each writer has a page in each extent, and reads it at another node.
+        ends, stop = [], threading.Event()
+
+        def use(node, other, page):
+            turn = 0
+            while not stop.is_set():
+                turn += 1
+                address = (turn % 9) * 2 * MIB + page
+                text = f'{node.name} {turn:06}'
+                wrote = node.hkctl('space', 'write', 'pool', '--at', hex(address), '--text', text)
+                read = other.hkctl('space', 'read', 'pool', '--at', hex(address), '--bytes', str(len(text)), '--raw')
+                ends.append((wrote.code, read.code, read.out, text, wrote.err + read.err))
+        users = [threading.Thread(target=use, args=args) for args in ((a, b, 0x8000), (b, a, 0x9000))]
+        self.addCleanup(stop.set)
+        for user in users:
+            user.start()
+        hktest.wait_for(lambda: len(ends) > 20, 'the space is in use')
         start = time.monotonic()
+        c.kill()
+        for node in (a, b):
+            space = self.wait_lost(node, 'c')
+            self.assertEqual((space['state'], int(space['epoch'])), ('SPACE_STATE_RUNNING', 2))
+        took = time.monotonic() - start
+        count = len(ends)
+        hktest.wait_for(lambda: len(ends) > count + 20, 'the space is in use again')
+        print(f'known to all {took:.1f} s after the kill, used again after {time.monotonic() - start:.1f} s', file=sys.stderr)
+        stop.set()
+        for user in users:
+            user.join()
+        for wrote, read, out, text, error in ends:
+            self.assertEqual((wrote, read, out), (0, 0, text), error)
+        for node in (a, b):
+            for address, text in held.items():
+                self.assertEqual(self.read(node, address, len(text)), text, f'{address:#x} at {node.name}')
+            for extent in range(12):
+                self.assertEqual(self.read(node, extent * 2 * MIB + 0x7000, 4), '\0' * 4)
+        show = b.hkctl('space', 'show', 'pool').out
+        self.assertRegex(show, r'(?m)^Epoch: +2$')
+        self.assertRegex(show, r'(?m)^Lost node: +c, since 20.*, epoch 2$')
+        self.assertRegex(show, r'(?m)^Lost pages: +3 \(12 KiB\)')
+        # A lost page stops it, with node, address and time.
+        result = b.hkctl('space', 'read', 'pool', '--at', hex(lost[1]))
+        self.assert_fails(result, 1, "node 'b'", f'page at GPA {lost[1]:#x}: it is lost')
         for node in (a, b):
             space = self.wait_stopped(node)
-            self.assertIn("node 'c' failed", space['reason'])
-            self.assertIn(space['reason'], node.hkctl('space', 'list').out)
-            self.assert_fails(node.hkctl('space', 'read', 'pool', '--at', '0x5000'), 1, "space 'pool' is stopped on node", space['reason'])
-            self.assert_fails(node.hkctl('space', 'write', 'pool', '--at', '0x5000', '--text', 'x'), 1, 'is stopped')
-        self.assertLess(time.monotonic() - start, 10)
-        self.assertIn('stopped since', b.hkctl('space', 'show', 'pool').out)
+            self.assertIn(f'page at GPA {lost[1]:#x}: it is lost', space['reason'])
+            self.assertRegex(node.hkctl('space', 'show', 'pool').out, r'stopped since 20')
         a.wait_state('c', 'unreachable')
         result = b.hkctl('space', 'delete', 'pool')
         self.assert_exit(result, 0)
@@ -325,7 +379,7 @@ class Space(hktest.TestCase):
         self.assertEqual(len(ends), len(users))
         for name, result, took in ends:
             self.assertEqual(result.code, 1, (name, result))
-            self.assertIn("node 'c'", result.error, name)
+            self.assertRegex(result.error, "node 'c'|it is lost: the node that had its only copy is gone", name)
             self.assertLess(took, 10, (name, result))  # a lease, 2 s, and what a busy machine adds
         a.wait_state('c', 'unreachable')
         b.wait_state('c', 'unreachable')
@@ -373,6 +427,31 @@ class Space(hktest.TestCase):
             self.wait_data(c, node.name)
         self.create(a, 'a', 'b', 'c', memory='1M')
 
+    def test_a_node_that_was_given_up_does_not_come_back(self):
+        a, b, c = self.start('a', 'b', 'c')
+        self.create(a, 'a', 'b', 'c')
+        self.write(b, 0x1000, 'old')
+        self.assertEqual(self.read(c, 0x1000, 3), 'old')
+        c.signal(signal.SIGSTOP)
+        for node in (a, b):
+            self.assertEqual(self.wait_lost(node, 'c')['state'], 'SPACE_STATE_RUNNING')
+        self.write(a, 0x1000, 'new')
+        c.signal(signal.SIGCONT)
+        space = self.wait_stopped(c)
+        self.assertRegex(space['reason'], "node '[ab]' failed|was declared lost in epoch 2")
+        self.assert_fails(c.hkctl('space', 'read', 'pool', '--at', '0x1000'), 1, 'is stopped')
+        for node in (a, b):
+            self.wait_data(node, 'c')  # it is a node like others, but not this space's any more
+            self.assertEqual(self.read(node, 0x1000, 3), 'new')
+            self.assertEqual(self.spaces(node)['pool']['state'], 'SPACE_STATE_RUNNING')
+        # The next loss is another one's.
+        b.kill()
+        space = self.wait_lost(a, 'b')
+        self.assertEqual((space['state'], [loss['node'] for loss in space['lost']]), ('SPACE_STATE_RUNNING', ['c', 'b']))
+        self.assertEqual(self.read(a, 0x1000, 3), 'new')
+        self.assert_exit(a.hkctl('space', 'delete', 'pool'), 0)
+        hktest.wait_for(lambda: self.spaces(c) == {}, 'c drops its part')
+
     def test_deleted_in_use(self):
         a, b = self.start('a', 'b')
         self.create(a, 'a', 'b')
@@ -402,7 +481,11 @@ class Space(hktest.TestCase):
         start = time.monotonic()
         self.assertEqual(b.stop(), 0)
         self.assertLess(time.monotonic() - start, 10)
-        self.assertTrue(self.wait_stopped(a)['reason'])
+        # a coordinates it, so it goes on there; what only b had is lost.
+        space = self.wait_lost(a, 'b')
+        self.assertEqual((space['state'], int(space['pages_lost'])), ('SPACE_STATE_RUNNING', 1))
+        self.assertEqual(self.read(a, 0x1000, 4), '\0' * 4)
+        self.write(a, 0x1000, 'alone')
         self.assertEqual(a.stop(), 0)
 
     def test_the_data_plane_is_shown(self):

@@ -600,7 +600,9 @@ void SpaceWorld::ReadAll() {
     // By a lost page that somebody needed, or with the coordinator.
     for (Node* const node : left) {
       const std::string why = node->stopped().ToString();
-      const bool by_page = why.find("it is lost") != std::string::npos;
+      const bool by_page =
+          why.find("it is lost") != std::string::npos ||
+          (config_.max_pages != 0 && why.find("no frame is left for a page that comes back") != std::string::npos);
       if (node->stopped().ok() || (!by_page && victims_[0] != NodeId(0))) {
         oracle_.Report(fmt::format("a node stopped, but not all as they should: {}", why));
       }

@@ -1,0 +1,344 @@
+#include "hyperkernel/node/space_recovery.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/status.h"
+
+namespace hk {
+namespace {
+
+using std::chrono::milliseconds;
+
+// Spaces that are recovered at once: each takes a thread of every survivor's server for a while.
+constexpr size_t kThreads = 4;
+// How often a change begins anew before the space is stopped: every node may be lost once, and more is not a loss.
+constexpr int kMaxTries = 70;
+// Who does not say that it has stopped may have heard of us until now: its lease (2 s) and two heartbeats (200 ms)
+// later it has lost us too, and its part has stopped.
+constexpr milliseconds kFenceLimit(2500);
+constexpr milliseconds kMakingPause(100), kAgainPause(50);
+
+const SpaceMemberId* MemberOf(const SpaceIdentity& space, NodeId number) {
+  const auto found =
+      std::find_if(space.members.begin(), space.members.end(), [number](const auto& m) { return m.number == number; });
+  return found == space.members.end() ? nullptr : &*found;
+}
+
+std::string NamesOf(const SpaceIdentity& space, NodeSet nodes) {
+  std::string names;
+  for (const SpaceMemberId& member : space.members) {
+    if (nodes.Contains(member.number)) names += (names.empty() ? "'" : ", '") + member.name + "'";
+  }
+  return names;
+}
+
+NodeSet MembersOf(const SpaceIdentity& space) {
+  NodeSet all;
+  for (const SpaceMemberId& member : space.members) all.Add(member.number);
+  return all;
+}
+
+NodeSet Without(NodeSet nodes, NodeSet others) {
+  return NodeSet(nodes.bits() & ~others.bits());
+}
+
+// The end of a Rebuild, which comes on a thread of the memory, maybe after nobody waits any more.
+class Ending {
+ public:
+  void End(const absl::Status& status) {
+    MutexLock lock(&mutex_);
+    status_ = status;
+    done_ = true;
+    changed_.SignalAll();
+  }
+  absl::Status Wait(Monotonic deadline) {
+    MutexLock lock(&mutex_);
+    while (!done_) {
+      if (!changed_.WaitUntil(&mutex_, deadline) && !done_) {
+        return absl::AbortedError("not all nodes of the space told what they have in time");
+      }
+    }
+    return status_;
+  }
+
+ private:
+  Mutex mutex_;
+  CondVar changed_;
+  bool done_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+SpaceRecovery::SpaceRecovery(std::string self, Find find, SpacePeers* peers, const Clock& clock)
+    : self_(std::move(self)), find_(std::move(find)), peers_(peers), clock_(clock) {
+  for (size_t i = 0; i < kThreads; ++i) threads_.emplace_back(&SpaceRecovery::Work, this);
+}
+
+SpaceRecovery::~SpaceRecovery() {
+  Stop();
+}
+
+void SpaceRecovery::Stop() {
+  {
+    MutexLock lock(&mutex_);
+    stopping_ = true;
+    changed_.SignalAll();
+  }
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+}
+
+void SpaceRecovery::OnLost(uint64_t id, NodeId lost) {
+  MutexLock lock(&mutex_);
+  if (stopping_) return;
+  Record& record = records_[id];
+  if (record.lost.Contains(lost)) return;
+  record.pending.Add(lost);
+  if (std::exchange(record.queued, true)) return;
+  queue_.push_back(id);
+  changed_.SignalAll();
+}
+
+void SpaceRecovery::Pause(milliseconds time) {
+  const Monotonic until = std::chrono::steady_clock::now() + time;
+  MutexLock lock(&mutex_);
+  while (!stopping_ && std::chrono::steady_clock::now() < until) changed_.WaitUntil(&mutex_, until);
+}
+
+void SpaceRecovery::Work() {
+  while (true) {
+    uint64_t id = 0;
+    {
+      MutexLock lock(&mutex_);
+      constexpr std::chrono::seconds kIdle(60);  // a wait has a deadline
+      while (!stopping_ && queue_.empty()) changed_.WaitUntil(&mutex_, std::chrono::steady_clock::now() + kIdle);
+      if (stopping_) return;
+      id = queue_.front();
+      queue_.pop_front();
+    }
+    Drive(id);
+  }
+}
+
+void SpaceRecovery::Drive(uint64_t id) {
+  for (int tries = 0;; ++tries) {
+    const std::optional<Space> space = find_(id);
+    {
+      MutexLock lock(&mutex_);
+      Record& record = records_[id];
+      if (!space.has_value() || stopping_) {
+        records_.erase(id);
+        return;
+      }
+      if (record.pending.empty()) {
+        record.queued = false;
+        return;
+      }
+    }
+    if (space->part == nullptr) {
+      Pause(kMakingPause);  // who makes it finds out as well
+      continue;
+    }
+    if (space->part->stop().has_value()) {
+      MutexLock lock(&mutex_);
+      records_[id].pending = NodeSet();
+      continue;
+    }
+    if (space->identity.coordinator != self_) {
+      NodeSet lost;
+      {
+        MutexLock lock(&mutex_);
+        lost = std::exchange(records_[id].pending, NodeSet());
+      }
+      TellCoordinator(*space, lost);
+      continue;
+    }
+    if (tries == kMaxTries) {
+      space->part->StopNow(absl::UnavailableError(fmt::format("no epoch without its lost nodes in {} tries", tries)));
+      continue;
+    }
+    if (Try(*space)) {
+      tries = 0;
+    } else {
+      Pause(kAgainPause);
+    }
+  }
+}
+
+void SpaceRecovery::TellCoordinator(const Space& space, NodeSet lost) {
+  for (const SpaceMemberId& member : space.identity.members) {
+    if (!lost.Contains(member.number)) continue;
+    const absl::Status told = peers_->TellLost(space.identity.coordinator, space.identity.id, member.number);
+    if (told.ok()) continue;
+    // It may have found out itself; else the memory stops by its own limit.
+    log::Warning("space", "the coordinator could not be told of a lost node",
+                 {{"guest", space.identity.name}, {"peer", member.name}, {"reason", MessageOf(told)}});
+  }
+}
+
+void SpaceRecovery::Fence(const Space& space, NodeSet lost, uint64_t epoch) {
+  v1::ChangeSpaceEpochRequest request;
+  request.set_from(self_);
+  request.set_id(space.identity.id);
+  request.set_epoch(epoch);
+  request.set_step(v1::SPACE_EPOCH_STEP_BEGIN);  // without survivors: it is told that it is none
+  bool silent = false;
+  for (const SpaceMemberId& member : space.identity.members) {
+    if (!lost.Contains(member.number)) continue;
+    absl::Status told = peers_->CheckUp(member.name);
+    if (told.ok()) told = peers_->ChangeEpoch(member.name, request, kPeerAnswerLimit).status();
+    const bool answered = told.ok() || absl::IsFailedPrecondition(told) || absl::IsNotFound(told);
+    if (answered) continue;
+    silent = true;
+    peers_->Fence(member.name);  // so that it hears no more of us
+  }
+  if (silent && !HK_MUTANT(space_lost_node_unfenced)) Pause(kFenceLimit);
+}
+
+bool SpaceRecovery::Try(const Space& space) {
+  const uint64_t id = space.identity.id;
+  const NodeSet all = MembersOf(space.identity);
+  NodeSet fresh, survivors;
+  v1::ChangeSpaceEpochRequest request;
+  {
+    MutexLock lock(&mutex_);
+    Record& record = records_[id];
+    fresh = Without(record.pending, record.lost);
+    record.lost = NodeSet(record.lost.bits() | record.pending.bits());
+    survivors = Without(all, record.lost);
+    request.set_epoch(++record.epoch);
+    request.set_committed(record.committed);
+  }
+  log::Warning("space", "nodes were lost; the others go on without",
+               {{"guest", space.identity.name},
+                {"epoch", fmt::to_string(request.epoch())},
+                {"peers", NamesOf(space.identity, fresh)}});
+  Fence(space, fresh, request.epoch());
+  request.set_from(self_);
+  request.set_id(id);
+  for (const SpaceMemberId& member : space.identity.members) {
+    if (survivors.Contains(member.number)) request.add_survivors(member.number.value());
+  }
+  for (const auto step : {v1::SPACE_EPOCH_STEP_BEGIN, v1::SPACE_EPOCH_STEP_REBUILD, v1::SPACE_EPOCH_STEP_COMMIT,
+                          v1::SPACE_EPOCH_STEP_RUN}) {
+    request.set_step(step);
+    if (step == v1::SPACE_EPOCH_STEP_COMMIT) {
+      MutexLock lock(&mutex_);
+      records_[id].committed = request.epoch();
+    }
+    NodeSet gone;
+    bool again = false;
+    for (const auto& [node, answer] : AskAll(space, request)) {
+      if (answer.ok()) {
+        for (const uint32_t lost : answer->lost()) {
+          if (lost < kMaxNodes) gone.Add(NodeId(static_cast<uint16_t>(lost)));
+        }
+        again = again || !answer->reason().empty();
+        continue;
+      }
+      const absl::Status& status = answer.status();
+      if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsNotFound(status)) {
+        gone.Add(node);
+        continue;
+      }
+      // It has stopped, and its word to the others may be of an epoch that is over.
+      space.part->StopNow(absl::AbortedError(MessageOf(status)));
+      return true;
+    }
+    const SpaceMemberId* const self = space.identity.Find(self_);
+    MutexLock lock(&mutex_);
+    Record& record = records_[id];
+    gone = Without(gone, NodeSet(record.lost.bits() | NodeSet::Of(self->number).bits()));
+    gone = NodeSet(gone.bits() & all.bits());
+    record.pending = NodeSet(record.pending.bits() | gone.bits());
+    if (again || !Without(record.pending, record.lost).empty() || stopping_) return false;
+  }
+  MutexLock lock(&mutex_);
+  Record& record = records_[id];
+  record.pending = Without(record.pending, record.lost);
+  log::Info("space", "it goes on", {{"guest", space.identity.name}, {"epoch", fmt::to_string(request.epoch())}});
+  return true;
+}
+
+SpaceRecovery::Answers SpaceRecovery::AskAll(const Space& space, const v1::ChangeSpaceEpochRequest& request) {
+  Answers answers;
+  std::set<uint16_t> survivors;
+  for (const uint32_t number : request.survivors()) survivors.insert(static_cast<uint16_t>(number));
+  for (const uint16_t number : survivors) answers.emplace(NodeId(number), absl::UnknownError("not asked"));
+  // All at once: none ends its Rebuild before all have begun.
+  std::vector<std::thread> threads;
+  for (auto& [node, answer] : answers) {
+    threads.emplace_back([this, &space, &request, number = node, to = &answer] { *to = Ask(space, number, request); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return answers;
+}
+
+absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::Ask(const Space& space, NodeId node,
+                                                                const v1::ChangeSpaceEpochRequest& request) {
+  const SpaceMemberId* const member = MemberOf(space.identity, node);
+  if (member->name == self_) return DoStep(space, request);
+  return peers_->ChangeEpoch(
+      member->name, request,
+      request.step() == v1::SPACE_EPOCH_STEP_REBUILD ? kRebuildLimit + kPeerAnswerLimit : kEpochStepLimit);
+}
+
+absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& space,
+                                                                   const v1::ChangeSpaceEpochRequest& request) {
+  NodeSet survivors;
+  for (const uint32_t number : request.survivors()) {
+    if (number >= kMaxNodes) return absl::InvalidArgumentError(fmt::format("survivors: {} is no node", number));
+    survivors.Add(NodeId(static_cast<uint16_t>(number)));
+  }
+  const Epoch epoch(request.epoch());
+  absl::Status status;
+  NodeSet failed;
+  std::shared_ptr<Ending> rebuilt;
+  const auto call = [&](GuestSpace* memory) {
+    SpaceEngine& engine = memory->engine();
+    switch (request.step()) {
+      case v1::SPACE_EPOCH_STEP_BEGIN:
+        status = engine.BeginEpoch({.epoch = epoch, .survivors = survivors, .committed = Epoch(request.committed())});
+        break;
+      case v1::SPACE_EPOCH_STEP_REBUILD:
+        rebuilt = std::make_shared<Ending>();
+        engine.Rebuild(epoch, [rebuilt](const absl::Status& end) { rebuilt->End(end); });
+        break;
+      case v1::SPACE_EPOCH_STEP_COMMIT:
+        status = engine.Commit(epoch);
+        break;
+      case v1::SPACE_EPOCH_STEP_RUN:
+        status = engine.Run(epoch);
+        break;
+      default:
+        status = absl::InvalidArgumentError("step: not set");
+    }
+    return absl::OkStatus();
+  };
+  HK_RETURN_IF_ERROR(space.part->Use(call));
+  // Not in Use: whoever deletes the space does not wait for this.
+  if (rebuilt != nullptr) status = rebuilt->Wait(std::chrono::steady_clock::now() + kRebuildLimit);
+  HK_RETURN_IF_ERROR(space.part->Use([&failed](GuestSpace* memory) {
+    failed = memory->engine().EpochState().failed;
+    return absl::OkStatus();
+  }));
+  if (status.ok() && request.step() == v1::SPACE_EPOCH_STEP_BEGIN) {
+    space.part->NoteEpoch(request.epoch(), Without(MembersOf(space.identity), survivors), clock_.Wall());
+  }
+  v1::ChangeSpaceEpochResponse response;
+  if (status.ok()) return response;
+  if (!absl::IsUnavailable(status) && !absl::IsAborted(status)) return status;
+  response.set_reason(MessageOf(status));
+  for (const SpaceMemberId& member : space.identity.members) {
+    if (failed.Contains(member.number)) response.add_lost(member.number.value());
+  }
+  return response;
+}
+
+}  // namespace hk

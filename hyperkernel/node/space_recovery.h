@@ -1,0 +1,98 @@
+// How a space goes on when some of its nodes are lost. Thread-safe.
+//
+// The coordinator raises the space's epoch and takes all that are left through its steps (memory/README.md,
+// "Recovery"); a member tells the coordinator whom it lost, and does the steps.
+//
+// Invariants:
+//  1. A step begins at no node before the one before it has ended at all survivors. If one fails, all begins anew with
+//  a
+//     higher epoch; an epoch is used once. (Spaces live in memory: the coordinator's end is theirs, so nothing is on
+//     disk.)
+//  2. Who is given up has stopped before anybody goes on: it said so, or its lease has ended (kFenceLimit).
+//  3. Nothing here waits for ever: a step has a deadline, an epoch's changes have a bound (kMaxTries), and the memory
+//     itself stops when no epoch comes.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/mutex.h"
+#include "hyperkernel/base/node_set.h"
+#include "hyperkernel/node/space_part.h"
+#include "hyperkernel/node/space_peers.h"
+#include "hyperkernel/node/space_rules.h"
+#include "proto/peer.pb.h"
+
+namespace hk {
+
+// All of one node.
+class SpaceRecovery {
+ public:
+  // What is to be known of a space. Plain value.
+  struct Space {
+    SpaceIdentity identity;
+    std::shared_ptr<SpacePart> part;  // null: it is being made
+  };
+  // The space, or nothing: it is deleted, or being deleted.
+  using Find = std::function<std::optional<Space>(uint64_t id)>;
+
+  // `peers` and `clock` outlive it.
+  SpaceRecovery(std::string self, Find find, SpacePeers* peers, const Clock& clock);
+  // REQUIRES: Stop.
+  ~SpaceRecovery();
+  // Nothing is begun any more; waits for what is under way.
+  void Stop();
+
+  // This node, or a member, lost a node of the space. Never blocks.
+  void OnLost(uint64_t id, NodeId lost);
+  // One step, at this node. Errors: why the space is stopped here.
+  absl::StatusOr<v1::ChangeSpaceEpochResponse> DoStep(const Space& space, const v1::ChangeSpaceEpochRequest& request);
+
+ private:
+  // What the coordinator knows of a space that lost nodes.
+  struct Record {
+    uint64_t epoch = 1, committed = 1;
+    NodeSet lost;     // given up
+    NodeSet pending;  // to be
+    bool queued = false;
+  };
+  using Answers = std::map<NodeId, absl::StatusOr<v1::ChangeSpaceEpochResponse>>;
+
+  void Work();
+  // Ends when all that is lost is dealt with.
+  void Drive(uint64_t id);
+  // One attempt. True: done, or there is nothing to be done any more.
+  bool Try(const Space& space);
+  void TellCoordinator(const Space& space, NodeSet lost);
+  // The lost node has stopped when it returns, or its lease has ended.
+  void Fence(const Space& space, NodeSet lost, uint64_t epoch);
+  Answers AskAll(const Space& space, const v1::ChangeSpaceEpochRequest& request);
+  absl::StatusOr<v1::ChangeSpaceEpochResponse> Ask(const Space& space, NodeId node,
+                                                   const v1::ChangeSpaceEpochRequest& request);
+  // Waits, but not when it ends.
+  void Pause(std::chrono::milliseconds time);
+
+  const std::string self_;
+  const Find find_;
+  SpacePeers* const peers_;
+  const Clock& clock_;
+  Mutex mutex_;
+  CondVar changed_;
+  std::map<uint64_t, Record> records_ ABSL_GUARDED_BY(mutex_);  // by space id; a few words each
+  std::deque<uint64_t> queue_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace hk
