@@ -28,6 +28,8 @@ class FakeEngine final : public SpaceEngine {
   void OnFault(Gfn, bool) override {}
   void Want(Gfn, PageAccess, Granted) override {}
   void Replace(Gfn, std::span<const std::byte>, Granted) override {}
+  void Pin(Gfn, uint64_t, Granted) override {}
+  void Unpin(Gfn, uint64_t) override {}
   void OnMessage(NodeId, const Message&, std::span<const std::byte>, bool) override {}
   void OnWritable(NodeId, MessageClass) override {}
   void OnSlotsFree(MessageClass, SlotUse) override {}
@@ -36,6 +38,7 @@ class FakeEngine final : public SpaceEngine {
   void Stop(const absl::Status& why) override { stopped_(why); }
   SpaceStatistics Statistics() const override { return {}; }
   std::vector<ExtentUse> Uses(uint64_t, size_t) const override { return {}; }
+  std::vector<HotPage> MostLost(size_t) const override { return {}; }
   SpaceResidue Residue() const override { return {}; }
   PageRight RightOf(Gfn) const override { return PageRight::kNone; }
   NodeId HomeOf(Gfn) const override { return kA; }
@@ -58,6 +61,7 @@ class FakeSpace final : public GuestSpace {
   absl::Status state() const override { return absl::OkStatus(); }
   SpaceStatistics Statistics() const override { return {}; }
   std::vector<ExtentUse> Uses(uint64_t, size_t) const override { return {}; }
+  std::vector<HotPage> MostLost(size_t) const override { return {}; }
   uint64_t frame_bytes() const override { return 0; }
   SpaceEngine& engine() override { return engine_; }
 
