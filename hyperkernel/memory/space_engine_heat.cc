@@ -14,17 +14,15 @@ bool IsRevocation(PageEventType type) {
 
 }  // namespace
 
-// A page's right has changed here, by a step. `deferred`: what waited before it.
-void Engine::NoteChange(Shard* shard, const Page& page, PageRight before, const PageEvent& event,
-                        const DeferredRevoke& deferred, Gfn gfn) {
+void Engine::NoteChange(Shard* shard, ActivePage* active, PageRight before, const PageEvent& event,
+                        const NodeId* deferred_for) {
   const Monotonic now = clock_.Now();
-  ExtentOf(shard, gfn)->heat.Add(now);
-  const PageRight after = hk::RightOf(page.state);
-  const bool was_deferred = deferred.active && !page.deferred.active;
-  if (after >= before || (!was_deferred && !IsRevocation(event.type))) return;
-  if (HK_MUTANT(engine_losses_unnoticed) && was_deferred) return;
+  ExtentOf(shard, active->gfn)->heat.Add(now);
+  const PageRight after = hk::RightOf(active->page.state);
+  if (after >= before || (deferred_for == nullptr && !IsRevocation(event.type))) return;
+  if (HK_MUTANT(engine_losses_unnoticed) && deferred_for != nullptr) return;
   const bool owner = before >= PageRight::kOwner && after < PageRight::kOwner;
-  shard->hot.Lost(gfn, owner, was_deferred ? deferred.message.requester : event.message.requester, now);
+  shard->hot.Lost(active->gfn, owner, deferred_for != nullptr ? *deferred_for : event.message.requester, now);
 }
 
 std::vector<HotPage> Engine::MostLost(size_t most) const {

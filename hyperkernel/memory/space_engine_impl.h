@@ -152,8 +152,9 @@ class Engine final : public SpaceEngine {
   bool FramesDid(Gfn page, const absl::Status& status);
 
   // space_engine_heat.cc.
-  void NoteChange(Shard* shard, const Page& page, PageRight before, const PageEvent& event,
-                  const DeferredRevoke& deferred, Gfn gfn) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // A page's right has changed by a step. `deferred_for`: who had waited for that, or null.
+  void NoteChange(Shard* shard, ActivePage* active, PageRight before, const PageEvent& event,
+                  const NodeId* deferred_for) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
   // space_engine_frames.cc.
   // Takes one of the frames that the node may have for a page that is to come. False: there is none.

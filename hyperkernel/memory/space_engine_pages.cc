@@ -297,7 +297,7 @@ bool Engine::TryPage(Shard* shard, ActivePage* active, Incoming* incoming) {
 void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, Means means) {
   const PageState before = active->page.state;
   const bool was_deferred = active->page.deferred.active;
-  const DeferredRevoke deferred = active->page.deferred;
+  const NodeId deferred_for = active->page.deferred.message.requester;
   const PageResult result = Step(active->page, event, config_.self, HomeIn(*shard, active->gfn));
   switch (result.verdict) {
     case PageVerdict::kDone:
@@ -322,7 +322,8 @@ void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, 
   }
   const PageRight right_before = hk::RightOf(before), right_after = hk::RightOf(result.page.state);
   if (right_before != right_after) {
-    NoteChange(shard, active->page, right_before, event, deferred, active->gfn);
+    NoteChange(shard, active, right_before, event,
+               was_deferred && !result.page.deferred.active ? &deferred_for : nullptr);
     ExtentOf(shard, active->gfn)->pages.Count(right_before, right_after);
     CountRight(&shard->statistics, right_before, ~uint64_t{0});
     CountRight(&shard->statistics, right_after, 1);

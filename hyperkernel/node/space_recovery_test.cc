@@ -61,7 +61,6 @@ class FakeSpace final : public GuestSpace {
   absl::Status state() const override { return absl::OkStatus(); }
   SpaceStatistics Statistics() const override { return {}; }
   std::vector<ExtentUse> Uses(uint64_t, size_t) const override { return {}; }
-  std::vector<HotPage> MostLost(size_t) const override { return {}; }
   uint64_t frame_bytes() const override { return 0; }
   SpaceEngine& engine() override { return engine_; }
 

@@ -21,6 +21,7 @@ namespace hk {
 inline constexpr size_t kMaxSpaces = 128;                 // a transport keeps 256 guests' epochs; machines need some
 inline constexpr uint64_t kMaxSpaceIoBytes = 64 << 10;    // a reply stays far below what a request may be (1 MiB)
 inline constexpr uint32_t kMaxHotPages = 1024;            // all that an engine notices: of fewer, rates would be wrong
+inline constexpr uint32_t kMaxHotPagesTogether = 32768;   // of all nodes: with the longest names 3 MiB, gRPC takes 4
 inline constexpr uint32_t kMaxExtentsPerCall = 1024;      // with 64 holders each: 1.5 MiB, gRPC takes 4
 inline constexpr std::chrono::seconds kSpaceIoLimit(40);  // above the engine's own limit (30 s), which has the reason
 // A member waits for the data plane, then makes its part; the coordinator waits a little longer.

@@ -258,12 +258,14 @@ absl::StatusOr<v1::SpaceTopResponse> SpaceManager::Top(const std::string& name) 
   HK_ASSIGN_OR_RETURN(const View view, FindName(name));
   v1::SpaceTopResponse response;
   *response.mutable_space() = SpaceOf(view);
-  for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0, kMaxHotPages)) {
+  const uint32_t most =
+      std::min(kMaxHotPages, kMaxHotPagesTogether / static_cast<uint32_t>(view.identity.members.size()));
+  for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0, most)) {
     v1::SpaceNodeCounters& node = *response.add_nodes();
     *node.mutable_part() = std::move(*answer.mutable_part());
     if (answer.has_counters()) *node.mutable_counters() = std::move(*answer.mutable_counters());
     // Of a peer as much as it should have said.
-    for (int i = 0; i < std::min<int>(answer.hot_pages_size(), kMaxHotPages); i++)
+    for (int i = 0; i < std::min<int>(answer.hot_pages_size(), static_cast<int>(most)); i++)
       *node.add_hot_pages() = std::move(*answer.mutable_hot_pages(i));
   }
   return response;
