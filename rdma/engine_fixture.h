@@ -155,8 +155,7 @@ class EngineTest : public ::testing::Test {
     header.message.type = static_cast<uint16_t>(type);
     header.acknowledged = end.received;
     if (type != OwnType::kSetup) return engine_->Deliver(end.ticket, header, {}, {});
-    const auto body =
-        EncodeSetup({.window_messages = window_, .slot_count = message_class == kInvalidate ? 0U : 2U});
+    const auto body = EncodeSetup({.window_messages = window_, .slot_count = message_class == kInvalidate ? 0U : 2U});
     header.body_bytes = kSetupBytes;
     return engine_->Deliver(end.ticket, header, body, {});
   }

@@ -65,8 +65,8 @@ struct Message {
 };
 
 // When a message has to leave. kWithNext: it may wait for the next message or acknowledgement to the peer on its class
-// (1 ms at most), for Flush, or for the end of the handler's call for a message of the peer that is no answer: so it costs
-// neither a write nor a wake-up of its own.
+// (1 ms at most), for Flush, or for the end of the handler's call for a message of the peer that is no answer: so it
+// costs neither a write nor a wake-up of its own.
 enum class SendWhen : uint8_t { kNow, kWithNext };
 
 // How to send what is more than a body. A request is a message that names a slot of this node.

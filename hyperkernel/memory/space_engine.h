@@ -77,15 +77,15 @@ struct SpaceConfig {
 
 // Counters since the space was made; a value that was true at some moment of the call. Plain value.
 struct SpaceStatistics {
-  static constexpr size_t kLatencyBuckets = 32;                           // [i]: 2^i ns to 2^(i+1) ns
-  uint64_t pages_shared = 0, pages_owned = 0, pages_exclusive = 0;        // here, by right, now
-  uint64_t read_faults = 0, write_faults = 0;                             // wishes that had to ask the home
-  uint64_t upgrades = 0;                                                  // of write_faults: the page was readable here
-  uint64_t served = 0;                                                    // pages given to others with their bytes
-  uint64_t revoked = 0;                                                   // pages taken away for others
-  uint64_t dropped = 0, adopted = 0;                                      // for frames: copies; pages of others
-  uint64_t retries = 0;                                                   // Nack(busy)
-  uint64_t stale_messages = 0;                                            // README, R1
+  static constexpr size_t kLatencyBuckets = 32;                     // [i]: 2^i ns to 2^(i+1) ns
+  uint64_t pages_shared = 0, pages_owned = 0, pages_exclusive = 0;  // here, by right, now
+  uint64_t read_faults = 0, write_faults = 0;                       // wishes that had to ask the home
+  uint64_t upgrades = 0;                                            // of write_faults: the page was readable here
+  uint64_t served = 0;                                              // pages given to others with their bytes
+  uint64_t revoked = 0;                                             // pages taken away for others
+  uint64_t dropped = 0, adopted = 0;                                // for frames: copies; pages of others
+  uint64_t retries = 0;                                             // Nack(busy)
+  uint64_t stale_messages = 0;                                      // README, R1
   // Asked for ahead of a stream of read faults; as far as it is known: used, or gone before that.
   uint64_t prefetched = 0, prefetch_useful = 0, prefetch_wasted = 0;
   std::array<uint64_t, kLatencyBuckets> read_latency{}, write_latency{};  // from the wish to the installation

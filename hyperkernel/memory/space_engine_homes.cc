@@ -180,7 +180,8 @@ bool Engine::StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent ev
             busy->duties.erase(found);
           }
           // The home's own acknowledgement most often follows at once, and goes with the answer.
-          if (type == Type::kAnswer && action.message.to != config_.self && action.message.acks.Contains(config_.self)) {
+          if (type == Type::kAnswer && action.message.to != config_.self &&
+              action.message.acks.Contains(config_.self)) {
             PostAnswer(shard);
             shard->answer = {.gfn = page, .message = action.message, .duty = std::move(duty)};
             break;

@@ -5,7 +5,8 @@
 //                                        part, at the same time: MB/s in all, and what became of prefetched pages
 //   fault_bench WAIT NODES N tables      bytes of tables of N pages that node 0 alone has written, and of N that were
 //                                        written by all nodes in turn, one half of them read by others: per byte
-//   fault_bench WAIT THREADS N shards    one node: THREADS program threads, each N first touches in a userfaultfd of its
+//   fault_bench WAIT THREADS N shards    one node: THREADS program threads, each N first touches in a userfaultfd of
+//   its
 //                                        own, and all in one: faults per second
 //   fault_bench WAIT 1 N sparse          a space of N pages: seconds to make it, MiB resident
 //
@@ -54,7 +55,7 @@ using std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kHangGuard{60};
 constexpr uint64_t kSparseFrames = 16 << 10;  // of a space of which nothing is touched
-constexpr uint64_t kWarmUp = 10;  // one fault in so many is made before the measurement
+constexpr uint64_t kWarmUp = 10;              // one fault in so many is made before the measurement
 
 [[noreturn]] void Fail(const std::string& why) {
   fmt::print(stderr, "fault_bench: {}\n", why);
@@ -313,7 +314,8 @@ void RunTables(Node* node, const std::vector<int>& orders, uint64_t count) {
     all(member, {.kind = Order::kRead, .first = count + member, .count = count - member, .step = 2});
   }
   const double bytes = static_cast<double>(count * kPageSize);
-  fmt::print("{{\"private\": {:.5f}, \"mixed\": {:.5f}}}\n", of_private / bytes, (tables() - of_private - nothing) / bytes);
+  fmt::print("{{\"private\": {:.5f}, \"mixed\": {:.5f}}}\n", of_private / bytes,
+             (tables() - of_private - nothing) / bytes);
 }
 
 // First touches per second of `threads` threads, `count` each; `apart`: each in a stripe of its own.
@@ -418,7 +420,8 @@ int Main(const std::vector<std::string>& words) {
       fmt::print("{{\"seconds\": {:.3f}, \"resident_mib\": {:.1f}}}\n", node.attach_s(), ResidentMib() - before);
     } else if (what == "shards") {
       const double apart = Touches(&node, given, count, true);
-      fmt::print("{{\"apart_per_s\": {:.0f}, \"together_per_s\": {:.0f}}}\n", apart, Touches(&node, given, count, false));
+      fmt::print("{{\"apart_per_s\": {:.0f}, \"together_per_s\": {:.0f}}}\n", apart,
+                 Touches(&node, given, count, false));
     } else if (what == "scan") {
       RunScan(&node, orders, count);
     } else if (what == "tables") {
