@@ -178,6 +178,7 @@ void Engine::OnSendable(const LinkTicket& ticket) {
 }
 
 void Engine::PushBarrier(Lane* lane, GuestId guest, const EpochFloor& floor) {
+  lane->unhurried = false;  // slots of peers are free when they know of it
   Outgoing barrier;
   barrier.message.message_class = lane->message_class;
   barrier.message.type = static_cast<uint16_t>(OwnType::kBarrier);

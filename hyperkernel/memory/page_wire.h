@@ -38,7 +38,7 @@ absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Me
 const char* Name(PageMessageType type);
 
 // Home to requester, class fault, without body: others wait for the page, the Done of this transaction is urgent.
-inline constexpr uint16_t kSpaceHurryType = kFirstUserType + 14;
+inline constexpr uint16_t kSpaceHurryType = kFirstUserType + 28;
 Message SpaceHurryMessage(uint64_t transaction);
 
 // The one message that is about no page: the sender's part of the space has stopped. Body: why, for people.

@@ -225,6 +225,7 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
   }
   Message header;
   SendOptions options;
+  options.when = when;
   LentSlot request;
   SetPageHeader(message, &header);
   header.message_class = ClassOf(message.type);
@@ -246,7 +247,6 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
       request = std::move(duty.own);
     }
   }
-  options.when = when;
   if (payload != SlotId()) {
     options.payload = payload;
     options.payload_bytes = kPageSize;

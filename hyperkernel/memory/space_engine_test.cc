@@ -814,6 +814,84 @@ TEST_F(SpaceEngineTest, TheHomesAcknowledgementFollowsItsAnswerIfThePageIsHeld) 
   engine_->Stop(absl::CancelledError("enough"));
 }
 
+TEST_F(SpaceEngineTest, AStreamIsFetchedAheadOnTheBulkClass) {
+  const auto answer = [this](size_t request) {
+    const FakeTransport::Sent asked = transport_.sent[request];
+    PageMessage m = Of(Type::kAnswer);
+    m.transaction = asked.message.transaction;
+    m.serial = 77;
+    m.right = PageRight::kShared;
+    m.source = PageSource::kPayload;
+    Receive(kPeer, asked.message.gfn, m, asked.message.slot, kSelf, 'x');
+  };
+  const uint64_t first = kThere.value();
+  engine_->OnFault(Gfn(first), false);
+  engine_->OnFault(Gfn(first + 1), false);
+  ASSERT_EQ(transport_.sent.size(), 5u);
+  for (size_t i = 0; i < 5; ++i) {
+    const bool wanted = i < 2;
+    EXPECT_EQ(transport_.sent[i].page.type, Type::kRequest);
+    EXPECT_EQ(transport_.sent[i].message.message_class, wanted ? MessageClass::kFault : MessageClass::kBulk);
+    EXPECT_EQ(transport_.sent[i].options.when, wanted ? SendWhen::kNow : SendWhen::kWithNext);
+  }
+  // Who comes to a page that is on its way waits for it, and asks nobody.
+  EXPECT_EQ(transport_.sent[2].message.gfn, Gfn(first + 2));
+  engine_->OnFault(Gfn(first + 2), false);
+  EXPECT_EQ(transport_.sent.size(), 5u);
+  log_.clear();
+  answer(2);
+  EXPECT_THAT(log_, ElementsAre("install 521 1", "wake 521", "send Done 1"));
+  log_.clear();
+  answer(3);
+  EXPECT_THAT(log_, ElementsAre("install 522 1", "send Done 1"));
+  SpaceStatistics statistics = engine_->Statistics();
+  EXPECT_EQ(statistics.read_faults, 2u);
+  EXPECT_EQ(statistics.prefetched, 3u);
+  EXPECT_EQ(statistics.prefetch_useful, 1u);
+}
+
+TEST_F(SpaceEngineTest, PagesFetchedAheadAreBounded) {
+  // Nothing is answered: each page under way stays so.
+  for (uint64_t page = 0; page < 40; ++page) {
+    engine_->OnFault(Gfn(kExtentPages + page), false);
+    engine_->OnFault(Gfn(3 * kExtentPages + page), false);
+  }
+  const auto bulk = [this] {
+    return std::count_if(transport_.sent.begin(), transport_.sent.end(), [](const FakeTransport::Sent& one) {
+      return one.message.message_class == MessageClass::kBulk;
+    });
+  };
+  EXPECT_EQ(bulk(), 48);
+  // Without slots nothing is fetched ahead, and what is wanted is asked for as ever.
+  Make({kSelf, kPeer});
+  transport_.sent.clear();
+  transport_.receive_slots = 2;
+  engine_->OnFault(kThere, false);
+  engine_->OnFault(Gfn(kThere.value() + 1), false);
+  EXPECT_EQ(transport_.sent.size(), 2u);
+  EXPECT_EQ(bulk(), 0);
+}
+
+TEST_F(SpaceEngineTest, APageFetchedAheadAndTakenAwayIsCounted) {
+  const uint64_t first = kThere.value();
+  engine_->OnFault(Gfn(first), false);
+  engine_->OnFault(Gfn(first + 1), false);
+  const FakeTransport::Sent asked = transport_.sent[2];
+  PageMessage m = Of(Type::kAnswer);
+  m.transaction = asked.message.transaction;
+  m.serial = 77;
+  m.right = PageRight::kShared;
+  m.source = PageSource::kPayload;
+  Receive(kPeer, asked.message.gfn, m, asked.message.slot, kSelf, 'x');
+  timers_.Advance(config_.hold);
+  PageMessage gone = Of(Type::kNack);
+  gone.transaction = transport_.sent[3].message.transaction;
+  gone.reason = NackReason::kBusy;
+  Receive(kPeer, transport_.sent[3].message.gfn, gone, transport_.sent[3].message.slot, kSelf);
+  EXPECT_EQ(engine_->Statistics().prefetch_wasted, 1u);
+  engine_->Stop(absl::CancelledError("enough"));
+}
+
 TEST_F(SpaceEngineTest, NothingThatPeersSayBreaksIt) {
   uint64_t seed = 1;
   const auto below = [&seed](uint64_t limit) {

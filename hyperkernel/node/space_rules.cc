@@ -171,6 +171,9 @@ v1::SpaceCounters CountersOf(const SpaceStatistics& statistics) {
   counters.set_revoked(statistics.revoked);
   counters.set_retries(statistics.retries);
   counters.set_stale_messages(statistics.stale_messages);
+  counters.set_prefetched(statistics.prefetched);
+  counters.set_prefetch_useful(statistics.prefetch_useful);
+  counters.set_prefetch_wasted(statistics.prefetch_wasted);
   *counters.mutable_read_latency() = LatencyOf(statistics.read_latency);
   *counters.mutable_write_latency() = LatencyOf(statistics.write_latency);
   return counters;
