@@ -144,22 +144,20 @@ bool Engine::DropOne(Shard* shard) {
   return false;
 }
 
-bool Engine::LooksZero(Gfn page, size_t most) {
+bool Engine::IsZero(Gfn page) {
   alignas(uint64_t) std::array<std::byte, kPageSize> bytes;
-  const std::span<std::byte> looked = std::span(bytes).first(most);
-  if (!FramesDid(page, frames_->Read(page, 0, looked))) return false;
-  // Compared with itself, one byte on.
-  return looked[0] == std::byte{0} && std::memcmp(looked.data(), looked.data() + 1, most - 1) == 0;
+  if (!FramesDid(page, frames_->Read(page, 0, bytes))) return false;
+  // Compared with itself, one byte on: ends at the first difference.
+  return bytes[0] == std::byte{0} && std::memcmp(bytes.data(), bytes.data() + 1, kPageSize - 1) == 0;
 }
 
 bool Engine::EvictIfZero(Shard* shard, ActivePage* active) {
   const Gfn page = active->gfn;
-  constexpr size_t kGlance = 64;  // most pages that are not zero show it by then
-  if (!LooksZero(page, kGlance) || !LooksZero(page, kPageSize)) return false;
+  if (!IsZero(page)) return false;
   // From here on nobody can change that.
   const bool exclusive = active->page.state == PageState::kExclusive;
   if (exclusive && !FramesDid(page, frames_->SetAccess(page, PageAccess::kRead))) return false;
-  if (exclusive && !LooksZero(page, kPageSize) && !HK_MUTANT(engine_evicts_what_was_zero)) {
+  if (exclusive && !IsZero(page) && !HK_MUTANT(engine_evicts_what_was_zero)) {
     if (FramesDid(page, frames_->SetAccess(page, PageAccess::kWrite))) frames_->Wake(page);
     return false;
   }

@@ -183,8 +183,8 @@ class Engine final : public SpaceEngine {
   bool FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // Evicts the page if all its bytes are zero; `active` is at rest, and not held. False: it is not, or it cannot be.
   bool EvictIfZero(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
-  // True if all bytes of the page are zero. `most`: of its first bytes only.
-  bool LooksZero(Gfn page, size_t most);
+  // True if all bytes of the page were zero just now.
+  bool IsZero(Gfn page);
   void HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // False: there is no room.
   bool Adopt(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);

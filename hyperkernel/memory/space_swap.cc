@@ -24,6 +24,7 @@ namespace {
 constexpr size_t kThreads = 4;
 // Taken from the disk at a time: large enough that the file lies in few pieces.
 constexpr uint64_t kGrowSlots = (uint64_t{8} << 20) / kPageSize;
+constexpr uint32_t kReadsInARow = 8;
 // A thread with nothing to do looks again, for no reason.
 constexpr std::chrono::hours kIdle{1};
 
@@ -77,11 +78,13 @@ absl::StatusOr<std::unique_ptr<SpaceSwap>> SpaceSwap::Create(const std::string& 
 }
 
 absl::StatusOr<int> SpaceSwap::RemoveLeftovers(const std::string& directory) {
-  const std::unique_ptr<DIR, int (*)(DIR*)> open(::opendir(directory.c_str()), &::closedir);
-  if (open == nullptr) {
-    if (errno == ENOENT) return 0;
-    return ErrnoStatus(errno, directory);
-  }
+  // Not through a link: what it leads to is not ours to remove.
+  OwnedFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd.valid() && errno == ENOENT) return 0;
+  if (!fd.valid()) return ErrnoStatus(errno, directory);
+  const std::unique_ptr<DIR, int (*)(DIR*)> open(::fdopendir(fd.get()), &::closedir);
+  if (open == nullptr) return ErrnoStatus(errno, directory);
+  static_cast<void>(fd.Release());
   int removed = 0;
   while (const dirent* entry = ::readdir(open.get())) {
     const std::string name = entry->d_name;
@@ -176,12 +179,14 @@ uint64_t SpaceSwap::disk_bytes() const {
 void SpaceSwap::Run() {
   mutex_.Lock();
   while (!stopped_) {
-    std::deque<Order>& orders = reads_.empty() ? writes_ : reads_;
+    const bool write = reads_.empty() || (!writes_.empty() && reads_in_a_row_ >= kReadsInARow);
+    std::deque<Order>& orders = write ? writes_ : reads_;
     if (orders.empty()) {
       changed_.WaitUntil(&mutex_, std::chrono::steady_clock::now() + kIdle);
       continue;
     }
     {
+      reads_in_a_row_ = write ? 0 : reads_in_a_row_ + 1;
       const Order order = std::move(orders.front());
       orders.pop_front();
       mutex_.Unlock();

@@ -6,7 +6,7 @@
 //  2. What Read gives is what Write was given for that page: a checksum of the bytes and the GFN is kept in memory.
 //  3. At most `limit` bytes. The file takes them from the disk by pieces before they are written: a full disk is an
 //     error of a Write, whose page is still in memory.
-//  4. Reads go before writes: somebody waits for them.
+//  4. Reads go before writes, somebody waits for them; but of so many one is a write (kReadsInARow): writes free frames.
 //
 // Threads of its own do pread and pwrite (kThreads at once, no more is gained by one disk that other spaces use too);
 // O_DIRECT where the file system can: through the page cache, the memory that the swap is to save would be taken by it.
@@ -99,6 +99,7 @@ class SpaceSwap final : public PageSwap {
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<Order> reads_ ABSL_GUARDED_BY(mutex_), writes_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<uint64_t, std::unique_ptr<Places>> places_ ABSL_GUARDED_BY(mutex_);  // by extent
+  uint32_t reads_in_a_row_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<uint32_t> free_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_slot_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t pages_ ABSL_GUARDED_BY(mutex_) = 0;
