@@ -86,6 +86,10 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
     if (!change.survivors.Contains(config_.self)) {
       failure = absl::AbortedError(fmt::format("node {} was declared lost in epoch {}, and others have its place",
                                                config_.self.value(), change.epoch.value()));
+      // The survivors' slots that it could still answer into come back.
+      if (!HK_MUTANT(engine_lost_node_keeps_epoch)) {
+        static_cast<void>(transport_->SetEpoch(config_.guest, config_.generation, change.epoch));
+      }
     } else if (!config_.coordinator.has_value() || !change.survivors.Contains(*config_.coordinator)) {
       return absl::InvalidArgumentError("an epoch without its coordinator");
     }

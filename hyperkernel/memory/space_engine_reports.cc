@@ -95,10 +95,10 @@ void Engine::EndRebuild(const absl::Status& status) {
 // False: nothing can be done now.
 bool Engine::PumpStep() {
   if (!FlushPump()) return false;
-  const auto all_ended = [this](bool reports) {
+  const auto all_ended = [this, epoch = pump_.epoch](bool reports) {
     MutexLock lock(&change_mutex_);
     const NodeSet ends = reports ? report_ends_ : reconcile_ends_;
-    return epoch_ == pump_.epoch && (live_.bits() & ~ends.bits()) == 0;
+    return epoch_ == epoch && (live_.bits() & ~ends.bits()) == 0;
   };
   switch (pump_.stage) {
     case PumpStage::kIdle:

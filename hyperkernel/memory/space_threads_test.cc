@@ -4,9 +4,12 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <atomic>
 #include <cstring>
+#include <future>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -128,7 +131,9 @@ OwnedFd BoundSocket(std::string* address) {
 // One node.
 class Node final : public TransportHandler {
  public:
-  Node(NodeId id, OwnedFd listener) : id_(id) {
+  // With a coordinator, the loss of the third node is survived, and frames are not bounded.
+  Node(NodeId id, OwnedFd listener, uint16_t nodes = kNodes, std::optional<NodeId> coordinator = std::nullopt)
+      : id_(id), survives_(coordinator.has_value()) {
     TransportSettings settings;
     settings.cluster = "threads";
     settings.self = id;
@@ -143,14 +148,20 @@ class Node final : public TransportHandler {
     SpaceConfig config;
     config.guest = GuestId(1);
     config.self = id;
-    for (uint16_t node = 0; node < kNodes; ++node) config.nodes.push_back(NodeId(node));
+    for (uint16_t node = 0; node < nodes; ++node) config.nodes.push_back(NodeId(node));
     config.pages = 2 * kExtentPages;
-    config.max_pages = kFrames;
+    config.max_pages = coordinator.has_value() ? 0 : kFrames;
+    config.coordinator = coordinator;
     config.hold = std::chrono::microseconds(50);
     auto created = SpaceEngine::Create(config, transport.get(), &frames, &timers_, RealClock(),
                                        [](const absl::Status& why) { ADD_FAILURE() << why; });
     EXPECT_TRUE(created.ok()) << created.status();
     engine = *std::move(created);
+    engine->WatchLosses([this](NodeId) {
+      MutexLock lock(&mutex_);
+      lost_ = true;
+      changed_.SignalAll();
+    });
     EXPECT_TRUE(transport->Start().ok());
   }
   ~Node() override { transport->Stop(); }
@@ -160,11 +171,12 @@ class Node final : public TransportHandler {
   }
   void OnPeerUp(NodeId) override {
     MutexLock lock(&mutex_);
-    up_ = true;
+    ++up_;
     changed_.SignalAll();
   }
   void OnPeerFailed(NodeId peer, PeerFailure why, const std::string& detail) override {
-    if (why != PeerFailure::kLeft) engine->OnPeerFailed(peer, why, detail);
+    if (why != PeerFailure::kLeft || (survives_ && peer != NodeId(0) && peer != NodeId(1)))
+      engine->OnPeerFailed(peer, why, detail);
   }
   void OnWritable(NodeId peer, MessageClass message_class) override { engine->OnWritable(peer, message_class); }
   void OnSlotsFree(MessageClass message_class, SlotUse use) override { engine->OnSlotsFree(message_class, use); }
@@ -173,13 +185,27 @@ class Node final : public TransportHandler {
     engine->OnRequestExpired(asked, message_class, transaction, slot, why);
   }
 
-  bool WaitUp() {
+  bool WaitUp(int peers = kNodes - 1) {
     const Monotonic end = std::chrono::steady_clock::now() + kPatience;
     MutexLock lock(&mutex_);
-    while (!up_) {
-      if (!changed_.WaitUntil(&mutex_, end)) return up_;
+    while (up_ < peers) {
+      if (!changed_.WaitUntil(&mutex_, end)) return up_ >= peers;
     }
     return true;
+  }
+  bool WaitLost() {
+    const Monotonic end = std::chrono::steady_clock::now() + kPatience;
+    MutexLock lock(&mutex_);
+    while (!lost_) {
+      if (!changed_.WaitUntil(&mutex_, end)) return lost_;
+    }
+    return true;
+  }
+  absl::Status Rebuild(Epoch epoch) {
+    // Outlives the callback's end: the last that touches it owns it.
+    auto status = std::make_shared<std::promise<absl::Status>>();
+    engine->Rebuild(epoch, [status](const absl::Status& end) { status->set_value(end); });
+    return status->get_future().get();
   }
   // Asks for the page and runs `use` while it is here. False: it did not come.
   bool With(Gfn page, PageAccess access, const std::function<void()>& use) {
@@ -205,10 +231,12 @@ class Node final : public TransportHandler {
 
  private:
   const NodeId id_;
+  const bool survives_;
   ThreadTimers timers_;
   Mutex mutex_;
   CondVar changed_;
-  bool up_ ABSL_GUARDED_BY(mutex_) = false;
+  int up_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool lost_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 TEST(SpaceThreads, TwoNodesCountTogether) {
@@ -255,6 +283,79 @@ TEST(SpaceThreads, TwoNodesCountTogether) {
   }
   EXPECT_EQ(sum, static_cast<uint64_t>(kNodes) * kThreads * kRounds);
   for (const auto& node : nodes) EXPECT_EQ(node->engine->Statistics().stale_messages, 0u);
+  for (const auto& node : nodes) node->transport->Stop();
+}
+
+// The third one only reads, so nothing is lost with it.
+TEST(SpaceThreads, TwoGoOnCountingWithoutTheThird) {
+  constexpr uint16_t kAll = 3, kLeft = 2;
+  std::string addresses[kAll];
+  OwnedFd listeners[kAll];
+  for (int i = 0; i < kAll; ++i) listeners[i] = BoundSocket(&addresses[i]);
+  std::vector<std::unique_ptr<Node>> nodes;
+  for (uint16_t i = 0; i < kAll; ++i) {
+    nodes.push_back(std::make_unique<Node>(NodeId(i), std::move(listeners[i]), kAll, NodeId(0)));
+  }
+  for (uint16_t i = 0; i < kAll; ++i) {
+    for (uint16_t j = 0; j < kAll; ++j) {
+      if (i == j) continue;
+      ASSERT_TRUE(nodes[i]->transport->AddPeer(NodeId(j), addresses[j]).ok());
+    }
+  }
+  for (const auto& node : nodes) ASSERT_TRUE(node->WaitUp(kAll - 1));
+  for (uint64_t i = 0; i < kPages; ++i) ASSERT_TRUE(nodes[i % 2]->With(PageOf(i), PageAccess::kWrite, [] {}));
+  std::atomic<uint64_t> counted{0};
+  std::atomic<bool> over{false};
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < kLeft * kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      Node& node = *nodes[t % kLeft];
+      for (uint64_t round = t; !over; ++round) {
+        const Gfn page = PageOf(round % kPages);
+        EXPECT_TRUE(node.With(page, PageAccess::kWrite, [&] {
+          uint64_t count = 0;
+          EXPECT_TRUE(node.frames.Read(page, 8, std::as_writable_bytes(std::span(&count, 1))).ok());
+          ++count;
+          EXPECT_TRUE(node.frames.Write(page, 8, std::as_bytes(std::span(&count, 1))).ok());
+        }));
+        ++counted;
+      }
+    });
+  }
+  for (uint64_t round = 0; counted < kRounds; ++round) {
+    EXPECT_TRUE(nodes[2]->With(PageOf(round % kPages), PageAccess::kRead, [] {}));
+  }
+  nodes[2]->transport->Stop();
+  for (uint16_t i = 0; i < kLeft; ++i) ASSERT_TRUE(nodes[i]->WaitLost());
+  const SpaceEpoch change{.epoch = Epoch(2), .survivors = NodeSet(3), .committed = Epoch(1)};
+  const auto each = [&](const std::function<absl::Status(Node*)>& step) {
+    std::vector<std::thread> calls;
+    for (uint16_t i = 0; i < kLeft; ++i) {
+      calls.emplace_back([&, i] {
+        const absl::Status status = step(nodes[i].get());
+        EXPECT_TRUE(status.ok()) << status;
+      });
+    }
+    for (std::thread& call : calls) call.join();
+  };
+  each([&](Node* node) { return node->engine->BeginEpoch(change); });
+  each([&](Node* node) { return node->Rebuild(change.epoch); });
+  each([&](Node* node) { return node->engine->Commit(change.epoch); });
+  each([&](Node* node) { return node->engine->Run(change.epoch); });
+  const uint64_t until = counted + kRounds;
+  while (counted < until && !testing::Test::HasFailure()) std::this_thread::yield();
+  over = true;
+  for (std::thread& thread : threads) thread.join();
+  uint64_t sum = 0;
+  for (uint64_t i = 0; i < kPages; ++i) {
+    const Gfn page = PageOf(i);
+    uint64_t count = 0;
+    EXPECT_TRUE(nodes[1]->With(page, PageAccess::kRead, [&] {
+      EXPECT_TRUE(nodes[1]->frames.Read(page, 8, std::as_writable_bytes(std::span(&count, 1))).ok());
+    }));
+    sum += count;
+  }
+  EXPECT_EQ(sum, counted);
   for (const auto& node : nodes) node->transport->Stop();
 }
 

@@ -16,8 +16,8 @@ using std::chrono::milliseconds;
 
 // Spaces that are recovered at once: each takes a thread of every survivor's server for a while.
 constexpr size_t kThreads = 4;
-// How often a change begins anew before the space is stopped: every node may be lost once, and more is not a loss.
-constexpr int kMaxTries = 70;
+// How long changes that begin anew go on before the space is stopped: who waits in it is not to wait for ever.
+constexpr std::chrono::seconds kChangesLimit(120);
 // Who does not say that it has stopped may have heard of us until now: its lease (2 s) and two heartbeats (200 ms)
 // later it has lost us too, and its part has stopped.
 constexpr milliseconds kFenceLimit(2500);
@@ -127,7 +127,8 @@ void SpaceRecovery::Work() {
 }
 
 void SpaceRecovery::Drive(uint64_t id) {
-  for (int tries = 0;; ++tries) {
+  Monotonic limit = std::chrono::steady_clock::now() + kChangesLimit;
+  while (true) {
     const std::optional<Space> space = find_(id);
     {
       MutexLock lock(&mutex_);
@@ -159,12 +160,14 @@ void SpaceRecovery::Drive(uint64_t id) {
       TellCoordinator(*space, lost);
       continue;
     }
-    if (tries == kMaxTries) {
-      space->part->StopNow(absl::UnavailableError(fmt::format("no epoch without its lost nodes in {} tries", tries)));
+    if (std::chrono::steady_clock::now() > limit) {
+      space->part->StopNow(absl::UnavailableError(
+          fmt::format("it could not go on without its lost nodes within {} s", kChangesLimit.count())));
+      Pause(kAgainPause);  // it is told by a thread of the memory
       continue;
     }
     if (Try(*space)) {
-      tries = 0;
+      limit = std::chrono::steady_clock::now() + kChangesLimit;
     } else {
       Pause(kAgainPause);
     }

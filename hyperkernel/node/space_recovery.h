@@ -9,7 +9,7 @@
 //     higher epoch; an epoch is used once. (Spaces live in memory: the coordinator's end is theirs, so nothing is on
 //     disk.)
 //  2. Who is given up has stopped before anybody goes on: it said so, or its lease has ended (kFenceLimit).
-//  3. Nothing here waits for ever: a step has a deadline, an epoch's changes have a bound (kMaxTries), and the memory
+//  3. Nothing here waits for ever: a step has a deadline, changes that begin anew a limit (2 min), and the memory
 //     itself stops when no epoch comes.
 #pragma once
 

@@ -194,9 +194,8 @@ absl::StatusOr<v1::Space> SpaceManager::Get(const std::string& name) const {
   HK_ASSIGN_OR_RETURN(const View view, FindName(name));
   v1::Space space = SpaceOf(view);
   for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0, 0)) {
-    // A node that was lost and lives has a part that stopped, of another epoch.
-    if (answer.part().state() == v1::SPACE_STATE_RUNNING)
-      space.set_pages_lost(space.pages_lost() + answer.part().pages_lost());
+    // A node that was lost and lives has a part of an epoch that is over.
+    if (answer.part().epoch() == space.epoch()) space.set_pages_lost(space.pages_lost() + answer.part().pages_lost());
     *space.add_parts() = std::move(*answer.mutable_part());
   }
   return space;

@@ -11,6 +11,7 @@ using std::chrono::microseconds;
 void SpaceCoordinator::OnLost(NodeId lost) {
   if (!live_.Contains(lost) || lost == self_) return;
   live_.Remove(lost);
+  given_up_.Add(lost);
   Begin();
 }
 
@@ -23,6 +24,11 @@ void SpaceCoordinator::Begin() {
     scheduled_ = false;
     epoch_ = Epoch(epoch_.value() + 1);
     ++epochs_;
+    for (uint16_t id = 0; id < kMaxNodes; ++id) {
+      if (!given_up_.Contains(NodeId(id)) || engine_of_(NodeId(id)) == nullptr) continue;
+      give_up_(NodeId(id), {.epoch = epoch_, .survivors = live_, .committed = committed_});
+    }
+    given_up_ = NodeSet();
     Call(Step::kBegin);
   });
 }
@@ -68,7 +74,9 @@ void SpaceCoordinator::OnEnd(int attempt, Step step, NodeId node, const absl::St
       return engine_of_(self_)->Stop(status);
     }
     const NodeSet failed = engine == nullptr ? NodeSet() : engine->EpochState().failed;
-    live_ = NodeSet(live_.bits() & (~failed.bits() | NodeSet::Of(self_).bits()));
+    const NodeSet gone(live_.bits() & failed.bits() & ~NodeSet::Of(self_).bits());
+    given_up_ = NodeSet(given_up_.bits() | gone.bits());
+    live_ = NodeSet(live_.bits() & ~gone.bits());
     return Begin();
   }
   waiting_.Remove(node);

@@ -17,10 +17,16 @@ namespace hk::sim {
 // Drives the engines of one space.
 class SpaceCoordinator {
  public:
-  // `engine_of`: null if the node is gone.
+  // `engine_of`: null if the node is gone. `give_up`: a node that lives is no survivor of this epoch; it must stop.
   SpaceCoordinator(Simulation* simulation, NodeId self, NodeSet nodes, Epoch epoch,
-                   std::function<SpaceEngine*(NodeId)> engine_of)
-      : simulation_(simulation), self_(self), live_(nodes), epoch_(epoch), engine_of_(std::move(engine_of)) {}
+                   std::function<SpaceEngine*(NodeId)> engine_of,
+                   std::function<void(NodeId, const SpaceEpoch&)> give_up)
+      : simulation_(simulation),
+        self_(self),
+        live_(nodes),
+        epoch_(epoch),
+        engine_of_(std::move(engine_of)),
+        give_up_(std::move(give_up)) {}
 
   // A node lost its connection to another.
   void OnLost(NodeId lost);
@@ -40,6 +46,8 @@ class SpaceCoordinator {
   NodeSet live_;
   Epoch epoch_, committed_{epoch_};
   const std::function<SpaceEngine*(NodeId)> engine_of_;
+  const std::function<void(NodeId, const SpaceEpoch&)> give_up_;
+  NodeSet given_up_;
   bool settled_ = true;
   bool scheduled_ = false;
   int attempt_ = 0, epochs_ = 0;

@@ -480,12 +480,14 @@ void SpaceWorld::DrawLosses() {
   static constexpr uint32_t kStores[] = {0, 0, 2, 30};
   victims_store_percent_ = kStores[below(4)];
   const bool own = below(12) == 0;  // the coordinator itself
+  cut_ = !own && node_count_ > 2 && below(4) == 0;
   victims_.push_back(NodeId(own ? 0 : static_cast<uint16_t>(1 + below(node_count_ - 1U))));
-  if (!own && node_count_ > 2 && below(3) == 0) {
+  if (!own && node_count_ > 2 && (cut_ || below(3) == 0)) {
     NodeId other = victims_[0];
     while (other == victims_[0]) other = NodeId(static_cast<uint16_t>(1 + below(node_count_ - 1U)));
     victims_.push_back(other);
   }
+  losses_ = cut_ ? 1 : victims_.size();
   // What is left must have frames for all pages.
   const size_t left = node_count_ - victims_.size();
   if (config_.max_pages != 0) {
@@ -497,8 +499,42 @@ void SpaceWorld::DrawLosses() {
       if (std::find(pages_.begin(), pages_.end(), page) == pages_.end()) victims_pages_.push_back(page);
     }
   }
-  coordinator_ = std::make_unique<SpaceCoordinator>(&simulation_, NodeId(0), NodeSet((uint64_t{1} << node_count_) - 1),
-                                                    config_.epoch, [this](NodeId id) { return EngineOf(id); });
+  coordinator_ = std::make_unique<SpaceCoordinator>(
+      &simulation_, NodeId(0), NodeSet((uint64_t{1} << node_count_) - 1), config_.epoch,
+      [this](NodeId id) { return EngineOf(id); }, [this](NodeId id, const SpaceEpoch& epoch) { GiveUp(id, epoch); });
+}
+
+void SpaceWorld::GiveUp(NodeId id, const SpaceEpoch& epoch) {
+  std::unique_ptr<Node>& node = nodes_[id.value()];
+  oracle_.OnCrash(id, WantedBy(id));
+  NoteWishes();
+  simulation_.Trace(fmt::format("{} is given up", id.value()));
+  const absl::Status told = node->engine().BeginEpoch(epoch);
+  if (told.ok() || node->stopped().ok()) oracle_.Report("a node that is given up goes on");
+  given_up_.push_back(std::move(node));
+}
+
+// Until the end; what else would heal is healed by then.
+void SpaceWorld::CutTwo() {
+  const auto cut = [this] { network_.Cut(victims_[0], victims_[1]); };
+  cut();
+  simulation_.After(milliseconds(25), cut);
+}
+
+std::set<uint64_t> SpaceWorld::WantedBy(NodeId id) const {
+  std::set<uint64_t> wanted = nodes_[id.value()]->storing();
+  if (config_.max_pages != 0) {
+    // It may have been about to take over any of them.
+    for (const Gfn page : pages_) wanted.insert(page.value());
+  }
+  return wanted;
+}
+
+void SpaceWorld::NoteWishes() {
+  for (const auto& node : nodes_) {
+    if (node == nullptr) continue;
+    for (const uint64_t page : node->storing()) oracle_.OnWishToStore(Gfn(page));
+  }
 }
 
 SpaceEngine* SpaceWorld::EngineOf(NodeId id) {
@@ -519,7 +555,7 @@ void SpaceWorld::Run() {
   simulation_.After(milliseconds(1), [this] { Disturb(); });
   if (options_.lose) {
     Duration at = simulation_.Between({}, milliseconds(20));
-    for (size_t i = 0; i < victims_.size(); ++i) {
+    for (size_t i = 0; i < losses_; ++i) {
       simulation_.After(at, [this] { LoseOne(); });
       // While the first loss is being dealt with, or before, or after.
       at += simulation_.Between({}, milliseconds(kLeaseMs * 2));
@@ -535,7 +571,7 @@ void SpaceWorld::Run() {
   Monotonic quiet = simulation_.Now() + milliseconds(5);
   while (simulation_.Now() < limit && violations().empty()) {
     simulation_.RunUntil(simulation_.Now() + milliseconds(1));
-    const bool losing = options_.lose && (dead_ < victims_.size() || !coordinator_->settled() ||
+    const bool losing = options_.lose && (dead_ < losses_ || !coordinator_->settled() ||
                                           coordinator_->live().size() + static_cast<int>(dead_) > node_count_);
     const bool stopped = crashed_ && std::any_of(nodes_.begin(), nodes_.end(), [](const auto& node) {
                            return node != nullptr && !node->stopped().ok();
@@ -553,22 +589,16 @@ void SpaceWorld::Run() {
 
 void SpaceWorld::LoseOne() {
   const NodeId victim = victims_[dead_++];
+  if (nodes_[victim.value()] == nullptr) return;  // it was given up for another loss
   if (!crashed_) loads_before_ = oracle_.loads();
   crashed_ = true;
   breaks_ = busy_ = false;
   for (uint16_t id = 0; id < node_count_; ++id) {
     for (size_t c = 0; c < kMessageClasses; ++c) network_.SetBusy(NodeId(id), static_cast<MessageClass>(c), false);
   }
-  std::set<uint64_t> wanted = nodes_[victim.value()]->storing();
-  if (config_.max_pages != 0) {
-    // It may have been about to take over any of them.
-    for (const Gfn page : pages_) wanted.insert(page.value());
-  }
-  oracle_.OnCrash(victim, wanted);
-  for (const auto& node : nodes_) {
-    if (node == nullptr) continue;
-    for (const uint64_t page : node->storing()) oracle_.OnWishToStore(Gfn(page));
-  }
+  if (cut_) return CutTwo();
+  oracle_.OnCrash(victim, WantedBy(victim));
+  NoteWishes();
   simulation_.Trace(fmt::format("{} is lost", victim.value()));
   network_.Crash(victim, simulation_.Below(2) == 0);
   nodes_[victim.value()].reset();

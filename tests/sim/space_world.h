@@ -159,6 +159,12 @@ class SpaceWorld {
   void DrawLosses();
   void LoseOne();
   SpaceEngine* EngineOf(NodeId id);
+  // It lives, and is told that the space goes on without it.
+  void GiveUp(NodeId id, const SpaceEpoch& epoch);
+  void CutTwo();
+  // Pages that it is about to write or to take over.
+  std::set<uint64_t> WantedBy(NodeId id) const;
+  void NoteWishes();
   // Reads every page that is not lost through each node, then one that is.
   void ReadAll();
   Gfn PickPage() { return pages_[simulation_.Below(pages_.size())]; }
@@ -183,7 +189,9 @@ class SpaceWorld {
   std::vector<Gfn> victims_pages_;  // that only they touch, before they are lost
   uint32_t victims_store_percent_ = 0;
   std::unique_ptr<SpaceCoordinator> coordinator_;
-  size_t dead_ = 0;
+  size_t dead_ = 0, losses_ = 0;
+  bool cut_ = false;  // two members lose each other, and nobody else
+  std::vector<std::unique_ptr<Node>> given_up_;
   uint64_t loads_before_ = 0;
   Totals totals_;
 };
