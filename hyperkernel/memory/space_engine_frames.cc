@@ -184,7 +184,7 @@ size_t Engine::Offer(Shard* shard, size_t most) {
     offer.type = PageMessageType::kOffer;
     offer.from = config_.self;
     offer.urgent = IsSwapFull();
-    if (!NextToOffer(&offer.to)) return offered;
+    if (!NextToOffer(nodes_, &offer.to)) return offered;
     Post(shard, page, offer, Duty());
     ++offered;
   }
