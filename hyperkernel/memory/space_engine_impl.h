@@ -194,8 +194,8 @@ class Engine final : public SpaceEngine {
   uint64_t RoomForOthers() const;
   void TellRoom(Shard* shard, NodeId to) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void OnRoom(NodeId from, uint64_t pages);
-  // The node with most room, as far as known. False: none has any, or can be asked now.
-  bool NextToOffer(NodeSet live, NodeId* node);
+  // Of these nodes the one with most room, as far as known. False: none has any, or can be asked now.
+  bool NextToOffer(NodeSet among, NodeId* node);
 
   // space_engine_pins.cc.
   // A Pin under way.

@@ -39,7 +39,7 @@ void Engine::OnRoom(NodeId from, uint64_t pages) {
   if (pages == 0) room.unasked_until = clock_.Now() + kRoomPause;
 }
 
-bool Engine::NextToOffer(NodeSet live, NodeId* node) {
+bool Engine::NextToOffer(NodeSet among, NodeId* node) {
   MutexLock lock(&rooms_mutex_);
   const Monotonic now = clock_.Now();
   Room* best = nullptr;
@@ -47,7 +47,7 @@ bool Engine::NextToOffer(NodeSet live, NodeId* node) {
   const size_t first = next_offer_++;
   for (size_t i = 0; i < count; ++i) {
     const NodeId candidate = config_.nodes[(first + i) % count];
-    if (candidate == config_.self || !live.Contains(candidate)) continue;
+    if (candidate == config_.self || !among.Contains(candidate)) continue;
     Room& room = rooms_[candidate.value()];
     if (room.pages == 0 && now >= room.unasked_until) room.pages = kMaxSpacePages;  // it may have some again
     // Offers are hints: they do not pile up behind a connection that is busy.

@@ -6,7 +6,8 @@
 //  2. What Read gives is what Write was given for that page: a checksum of the bytes and the GFN is kept in memory.
 //  3. At most `limit` bytes. The file takes them from the disk by pieces before they are written: a full disk is an
 //     error of a Write, whose page is still in memory.
-//  4. Reads go before writes, somebody waits for them; but of so many one is a write (kReadsInARow): writes free frames.
+//  4. Reads go before writes, somebody waits for them; but of so many one is a write (kReadsInARow): writes free
+//  frames.
 //
 // Threads of its own do pread and pwrite (kThreads at once, no more is gained by one disk that other spaces use too);
 // O_DIRECT where the file system can: through the page cache, the memory that the swap is to save would be taken by it.

@@ -113,6 +113,7 @@ const BadCase kBadCases[] = {
     {"data_directory: '/a/../b'", " data_directory:", "plain path"},
     {"frame_store { directory: 'frames' }", " frame_store.directory:", "not an absolute path"},
     {"data_directory: '/dev/shm/hyperkernel/x'", " data_directory:", "lost at a reboot"},
+    {"swap_mib: 16777217", " swap_mib:", "(16 TiB)"},
     {"frame_store { budget_mib: 0 }", " frame_store.budget_mib:", "0 is not from 16"},
     {"frame_store { budget_mib: 17000000 }", " frame_store.budget_mib:", "to 16384"},
     {"listen { admin: 'localhost:80' }", " listen.admin:", "not an IP address"},

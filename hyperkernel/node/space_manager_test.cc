@@ -207,9 +207,10 @@ class FakeNode final : public SpacePeers {
 class SpaceManagerTest : public testing::Test {
  protected:
   // Over two nodes, with so much of each.
-  static v1::CreateSpaceRequest WithFrames(uint64_t bytes) {
+  static v1::CreateSpaceRequest WithFrames(uint64_t bytes, uint64_t swap = 0) {
     v1::CreateSpaceRequest request = Request("pool", kBytes, {"a", "b"});
     request.set_node_frames_bytes(bytes);
+    request.set_node_swap_bytes(swap);
     return request;
   }
   static v1::CreateSpaceRequest Request(const std::string& name = "pool", uint64_t bytes = kBytes,
@@ -351,6 +352,10 @@ TEST_F(SpaceManagerTest, RequestsThatAreNoSpaceGetTheirOneLine) {
       {WithFrames(kBytes + kPageSize), "is more than the space's"},
       {WithFrames(kBytes / 2), "and a sixteenth more"},
       {WithFrames(kPageSize), "and a sixteenth more"},
+      {WithFrames(0, kPageSize), "node_swap_bytes: without a bound of frames"},
+      {WithFrames(kBytes / 2, kPageSize + 1), "node_swap_bytes: "},
+      {WithFrames(kBytes / 2, kBytes + kPageSize), "is more than the space's"},
+      {WithFrames(kBytes / 2, kPageSize), "of swap cannot hold"},
   };
   for (const Case& c : cases) {
     const std::string message = MessageOf(a_.manager_->Create(c.request).status());
