@@ -334,7 +334,7 @@ absl::Status SpaceManager::NodeLost(const v1::SpaceNodeLostRequest& request) {
   for (const SpaceMemberId& member : space.identity.members) {
     if (member.number.value() != request.lost() || member.name == self_ || member.name == request.from()) continue;
     if (space.identity.coordinator != self_) break;
-    recovery_.OnLost(request.id(), member.number);
+    recovery_.OnTold(request.id(), space.identity.Find(request.from())->number, member.number);
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(fmt::format("lost: {} is no node that this one could give up", request.lost()));

@@ -21,6 +21,8 @@ constexpr std::chrono::seconds kChangesLimit(120);
 // Who does not say that it has stopped may have heard of us until now: its lease (2 s) and two heartbeats (200 ms)
 // later it has lost us too, and its part has stopped.
 constexpr milliseconds kFenceLimit(2500);
+// Within this a node that loses several others finds out about each.
+constexpr milliseconds kOwnLossLimit(300);
 constexpr milliseconds kMakingPause(100), kAgainPause(50);
 
 const SpaceMemberId* MemberOf(const SpaceIdentity& space, NodeId number) {
@@ -96,6 +98,18 @@ void SpaceRecovery::Stop() {
 
 void SpaceRecovery::OnLost(uint64_t id, NodeId lost) {
   MutexLock lock(&mutex_);
+  AddLocked(id, lost);
+}
+
+void SpaceRecovery::OnTold(uint64_t id, NodeId member, NodeId lost) {
+  MutexLock lock(&mutex_);
+  const auto found = records_.find(id);
+  const bool given_up =
+      found != records_.end() && NodeSet(found->second.lost.bits() | found->second.pending.bits()).Contains(member);
+  if (!given_up || HK_MUTANT(space_lost_node_has_a_say)) AddLocked(id, lost);
+}
+
+void SpaceRecovery::AddLocked(uint64_t id, NodeId lost) {
   if (stopping_) return;
   Record& record = records_[id];
   if (record.lost.Contains(lost)) return;
@@ -175,6 +189,10 @@ void SpaceRecovery::Drive(uint64_t id) {
 }
 
 void SpaceRecovery::TellCoordinator(const Space& space, NodeSet lost) {
+  // Who was away for a while loses all others at once, and its part stops with the coordinator: then it is the lost
+  // one.
+  Pause(kOwnLossLimit);
+  if (space.part->stop().has_value()) return;
   for (const SpaceMemberId& member : space.identity.members) {
     if (!lost.Contains(member.number)) continue;
     const absl::Status told = peers_->TellLost(space.identity.coordinator, space.identity.id, member.number);

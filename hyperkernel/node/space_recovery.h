@@ -54,8 +54,10 @@ class SpaceRecovery {
   // Nothing is begun any more; waits for what is under way.
   void Stop();
 
-  // This node, or a member, lost a node of the space. Never blocks.
+  // This node lost a node of the space. Never blocks.
   void OnLost(uint64_t id, NodeId lost);
+  // A member says so. One that is given up itself has no say.
+  void OnTold(uint64_t id, NodeId member, NodeId lost);
   // One step, at this node. Errors: why the space is stopped here.
   absl::StatusOr<v1::ChangeSpaceEpochResponse> DoStep(const Space& space, const v1::ChangeSpaceEpochRequest& request);
 
@@ -69,6 +71,7 @@ class SpaceRecovery {
   };
   using Answers = std::map<NodeId, absl::StatusOr<v1::ChangeSpaceEpochResponse>>;
 
+  void AddLocked(uint64_t id, NodeId lost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Work();
   // Ends when all that is lost is dealt with.
   void Drive(uint64_t id);

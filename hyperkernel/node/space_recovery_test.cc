@@ -225,6 +225,18 @@ TEST_F(NodeSpaceRecoveryTest, OneThatStoppedStopsAll) {
   recovery_->Stop();
 }
 
+TEST_F(NodeSpaceRecoveryTest, WhoWasGivenUpHasNoSay) {
+  Make("a");
+  recovery_->OnTold(kId, kB, kC);
+  peers_.CallsUntil("d 4 of 2");
+  recovery_->OnTold(kId, kC, kB);
+  recovery_->OnTold(kId, kB, kD);
+  // The next epoch is without d only.
+  peers_.CallsUntil("b 4 of 3");
+  EXPECT_THAT(peers_.last().survivors(), ElementsAre(0, 1));
+  recovery_->Stop();
+}
+
 TEST_F(NodeSpaceRecoveryTest, AMemberTellsTheCoordinator) {
   Make("b");
   recovery_->OnLost(kId, kC);
