@@ -60,7 +60,6 @@ SpaceManager::~SpaceManager() {
     changed_.SignalAll();
   }
   thread_.join();
-  recovery_.Stop();
   MutexLock lock(&mutex_);
   entries_.clear();  // before what they tell of their losses
 }
@@ -412,6 +411,8 @@ void SpaceManager::StopAll() {
     }
   }
   for (const auto& part : parts) part->StopNow(absl::CancelledError("the daemon stops"));
+  // It asks peers, by links that go before this object does.
+  recovery_.Stop();
 }
 
 }  // namespace hk

@@ -71,7 +71,7 @@ class SpaceManager {
   // `coordinator` does not know these: they are dropped, by the manager's thread.
   void Drop(const std::string& coordinator, const std::vector<uint64_t>& ids);
 
-  // Stops all spaces, so that nothing waits in them, and makes no more.
+  // Stops all spaces, so that nothing waits in them, and makes no more. Asks no peer after it.
   void StopAll();
 
  private:
