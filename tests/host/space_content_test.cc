@@ -20,6 +20,7 @@ namespace {
 
 constexpr size_t kNodes = 3, kThreadsOfANode = 2, kWriters = kNodes * kThreadsOfANode;
 constexpr size_t kPagesUsed = 60, kExtents = 6;  // so every node is home of some
+constexpr size_t kCounterPages = 4, kCountersOfAPage = 4;
 constexpr size_t kWords = kPageSize / sizeof(uint64_t);
 
 using PageWords = std::array<uint64_t, kWords>;
@@ -60,6 +61,12 @@ class Moves {
     for (size_t node = 0; node < kNodes; node++) {
       EXPECT_TRUE(cluster_.space(node).state().ok()) << cluster_.space(node).state();
       for (size_t page = 0; page < kPagesUsed && !failed_; page++) Read(node, page);
+      uint64_t counted = 0;
+      for (size_t page = 0; page < kCounterPages; page++) {
+        for (size_t word = 0; word < kWords; word += kWords / kCountersOfAPage)
+          counted += Counter(node, page, word).load();
+      }
+      EXPECT_EQ(counted, added_.load()) << "stores of programs, as node " << node << " sees them";
     }
   }
   uint64_t reads() const { return reads_; }
@@ -80,17 +87,28 @@ class Moves {
     while (!failed_ && std::chrono::steady_clock::now() < end) {
       // Some pages are in use by all, the others by few at a time.
       const size_t page = random() % 4 == 0 ? random() % 4 : random() % kPagesUsed;
-      switch (random() % 4) {
+      switch (random() % 5) {
         case 0:
           Write(node, thread + 1, page);
           break;
         case 1:
           Read(node, page);
           break;
+        case 2:
+          Counter(node, random() % kCounterPages, random() % kCountersOfAPage * (kWords / kCountersOfAPage))
+              .fetch_add(1);
+          added_++;
+          break;
         default:
           Load(node, page, random() % kWords, random() % kWords);
       }
     }
+  }
+
+  // Programs of all nodes count in these: a store that is lost is missed at the end.
+  std::atomic_ref<uint64_t> Counter(size_t node, size_t page, size_t word) {
+    const uint64_t gfn = page % kExtents * kExtentPages + kExtentPages - 1 - page / kExtents;
+    return std::atomic_ref<uint64_t>(reinterpret_cast<uint64_t*>(cluster_.view(node) + gfn * kPageSize)[word]);
   }
 
   void Write(size_t node, uint64_t writer, size_t page) {
@@ -183,7 +201,7 @@ class Moves {
   SpaceCluster cluster_;
   const uint64_t seed_;
   std::array<Known, kPagesUsed> known_;
-  std::atomic<uint64_t> tick_{1}, reads_{0}, writes_{0};
+  std::atomic<uint64_t> tick_{1}, reads_{0}, writes_{0}, added_{0};
   std::atomic<bool> failed_{false};
 };
 
