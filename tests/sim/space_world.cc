@@ -60,6 +60,8 @@ void SpaceOracle::OnCrash(NodeId node, const std::set<uint64_t>& wanted) {
   gone_.insert(wanted.begin(), wanted.end());
   for (const auto& [page, last] : last_) {
     if (!HeldBySomebody(Gfn(page)) && dead_.contains(last.value())) gone_.insert(page);
+    // It may have given the page away, and the bytes did not arrive.
+    if (!HeldBySomebody(Gfn(page)) && access_[page].contains(node)) had_.insert(page);
     if (access_[page].contains(node) && access_[page][node] != PageAccess::kNone) {
       had_.insert(page);
       if (!HeldBySomebody(Gfn(page))) gone_.insert(page);
