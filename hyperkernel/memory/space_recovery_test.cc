@@ -312,6 +312,22 @@ TEST_F(SpaceRecoveryTest, EachRowOfTheTable) {
   EXPECT_THAT(At(kB).stopped.ToString(), HasSubstr(what));
 }
 
+TEST_F(SpaceRecoveryTest, WhatLeftAndDidNotArriveIsStillWhereItWas) {
+  const Gfn page = PageOf(2, 1);  // its home is c
+  Write(kB, page, 'b');
+  Settle();
+  std::string end;
+  At(kA).engine->Want(page, PageAccess::kWrite, [&](const absl::Status& status) { end = status.ToString(); });
+  ASSERT_TRUE(Until([&] { return At(kB).engine->RightOf(page) == PageRight::kNone; }));
+  ASSERT_EQ(At(kA).engine->RightOf(page), PageRight::kNone);
+  network_.Crash(kC, true);
+  nodes_[kC.value()].reset();
+  GoOn(2, {0, 1});
+  EXPECT_TRUE(Until([&] { return !end.empty(); }));
+  EXPECT_EQ(end, "OK");
+  EXPECT_EQ(Read(kB, page), "b");
+}
+
 TEST_F(SpaceRecoveryTest, WishesWaitForTheEpochAndThenAskAgain) {
   Write(kC, PageOf(1, 1), 'c');
   EXPECT_EQ(Read(kB, PageOf(1, 1)), "c");
