@@ -200,7 +200,11 @@ class FakeDevices : public ExitHandler {
  public:
   enum class End { kNone, kPassed, kFailed, kGuestFailure };
 
+  // Set before the vCPU runs: called for every read of a port, from the vCPU's thread, in the middle of the exit.
+  std::function<void()> on_read = [] {};
+
   void PortRead(uint16_t port, std::span<std::byte> data) override {
+    on_read();
     std::lock_guard lock(mutex_);
     uint32_t value = UINT32_MAX;
     if (port == 0x20) value = ~last_;

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <iostream>
+#include <semaphore>
 #include <string>
 #include <thread>
 
@@ -100,6 +101,30 @@ TEST_F(VcpuTest, MovesWhileInterruptsFly) {
   EXPECT_EQ(guest.devices.WaitForEnd(kProgramLimit), FakeDevices::End::kPassed)
       << "step " << guest.devices.step() << " " << guest.devices.reason();
   std::cout << moves << " moves\n";
+}
+
+// A pause that comes while a port is read finds the exit unfinished, each time: what was read arrives all the same.
+TEST_F(VcpuTest, PausedInTheMiddleOfAnExit) {
+  std::binary_semaphore read(0);
+  TestGuest guest("count");
+  guest.devices.on_read = [&] {
+    guest.vcpu[0]->RequestPause();
+    read.release();
+  };
+  guest.Start();
+  for (int i = 0; i < 10; ++i) {
+    SCOPED_TRACE(i);
+    // The program checks what it read before it reads again.
+    ASSERT_TRUE(read.try_acquire_for(kProgramLimit)) << "step " << guest.devices.step();
+    ASSERT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
+    auto state = guest.vcpu[0]->SaveState(After(seconds(5)));
+    ASSERT_TRUE(state.ok()) << state.status();
+    std::unique_ptr<Vm> vm = guest.MakeVm();
+    ASSERT_TRUE(guest.vcpu[0]->RestoreState(vm.get(), *std::move(state), After(seconds(5))).ok());
+    guest.vm = std::move(vm);
+    ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
+  }
+  ASSERT_TRUE(read.try_acquire_for(kProgramLimit)) << "step " << guest.devices.step();
 }
 
 // INIT in the middle of a program, with an exit unfinished; SIPI starts it again; a second SIPI is ignored.
