@@ -294,7 +294,7 @@ class Vm(hktest.TestCase):
         self.assertRegex(self.node.hkctl('vm', 'map', 'g').out, r'(?m)^ADDRESS +HOME +HEAT +a\n0x\w+ +a +\d+ +\d+ exclusive')
         text = self.node.hkctl('vm', 'top', 'g').out
         self.assertRegex(text, r'^g running, 40 MiB on a; per second, over \d+\.\d s\n\nNODE +READ FAULTS')
-        self.assertRegex(text, rf'(?m)^a +.* {pages}$')
+        self.assertRegex(text, rf'(?m)^a +.* {pages} +0$')
 
     @needs_kvm
     def test_show_and_autostart(self):
