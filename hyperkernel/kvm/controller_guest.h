@@ -81,14 +81,14 @@ class ControllerGuest {
     }));
   }
   ~ControllerGuest() {
-    EXPECT_TRUE(vcpus.Stop(After(std::chrono::seconds(30))).ok());
+    EXPECT_TRUE(vcpus.Stop(Guard()).ok());
     vcpus.Clear();
   }
 
-  void Start() { Check(vcpus.Start(GuestRam::Entry(), After(std::chrono::seconds(10)))); }
+  void Start() { Check(vcpus.Start(GuestRam::Entry(), Guard())); }
   // As a machine does it.
   absl::Status Renew() {
-    return vcpus.Renew([this](Vm*) { return controller.Renew(); }, After(std::chrono::seconds(20)));
+    return vcpus.Renew([this](Vm*) { return controller.Renew(); }, Guard());
   }
 
   Board devices;

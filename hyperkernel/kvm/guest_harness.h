@@ -25,6 +25,7 @@
 #include "gtest/gtest.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/fd.h"
+#include "hyperkernel/base/hang_guard.h"
 #include "hyperkernel/base/mapping.h"
 #include "hyperkernel/kvm/cpu_model.h"
 #include "hyperkernel/kvm/vcpu.h"
@@ -46,6 +47,19 @@ inline constexpr uint64_t kGuestBytes = 4 << 20;
 
 inline Monotonic After(std::chrono::milliseconds time) {
   return RealClock().Now() + time;
+}
+
+// The deadline of what ends unless there is a bug.
+inline Monotonic Guard() {
+  return After(HangGuard());
+}
+
+// For what nobody tells of: looks until it is so; false: it never was.
+inline bool Eventually(const std::function<bool()>& condition) {
+  for (const Monotonic limit = Guard(); !condition(); std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
+    if (RealClock().Now() >= limit) return false;
+  }
+  return true;
 }
 
 // Enough of an x2APIC for the programs: ids, TPR, EOI, ICR, self-IPI, a one-shot timer that takes kTimerDelay.
@@ -353,7 +367,7 @@ class TestGuest {
   // Whoever wakes a vCPU must be gone before it: all stop first.
   ~TestGuest() {
     for (auto& each : vcpu) each->RequestStop();
-    for (auto& each : vcpu) EXPECT_TRUE(each->Stop(After(std::chrono::seconds(30))).ok());
+    for (auto& each : vcpu) EXPECT_TRUE(each->Stop(Guard()).ok());
   }
 
   // A further VM over the same memory.
@@ -369,7 +383,7 @@ class TestGuest {
 
   void Start() {
     for (size_t i = 1; i < vcpu.size(); ++i) EXPECT_TRUE(vcpu[i]->Resume().ok());
-    absl::Status status = vcpu[0]->Start(GuestRam::Entry(), After(std::chrono::seconds(10)));
+    absl::Status status = vcpu[0]->Start(GuestRam::Entry(), Guard());
     EXPECT_TRUE(status.ok()) << status;
   }
 

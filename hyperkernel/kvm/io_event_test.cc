@@ -30,7 +30,7 @@ TEST_F(IoEventTest, WritesOfAnyWidthSignalAndDoNotExit) {
   TestGuest guest("doorbell");
   ASSERT_TRUE(AddIoEvent(*guest.vm, kDoorbell, event_.get()).ok());
   guest.Start();
-  EXPECT_EQ(guest.devices.WaitForEnd(std::chrono::seconds(30)), FakeDevices::End::kPassed)
+  EXPECT_EQ(guest.devices.WaitForEnd(HangGuard()), FakeDevices::End::kPassed)
       << "step " << guest.devices.step() << " " << guest.devices.reason();
   EXPECT_EQ(Signals(), 3u);
 }
@@ -42,7 +42,7 @@ TEST_F(IoEventTest, OneThatWasTakenBackExits) {
   ASSERT_TRUE(RemoveIoEvent(*guest.vm, kDoorbell, event_.get()).ok());
   EXPECT_EQ(RemoveIoEvent(*guest.vm, kDoorbell, event_.get()).code(), absl::StatusCode::kNotFound);
   guest.Start();
-  EXPECT_EQ(guest.devices.WaitForEnd(std::chrono::seconds(30)), FakeDevices::End::kFailed);
+  EXPECT_EQ(guest.devices.WaitForEnd(HangGuard()), FakeDevices::End::kFailed);
   EXPECT_EQ(guest.devices.step(), 1u);
   EXPECT_EQ(Signals(), 0u);
 }

@@ -16,9 +16,8 @@ namespace hk {
 namespace {
 
 using std::chrono::milliseconds;
-using std::chrono::seconds;
 
-constexpr milliseconds kProgramLimit{20'000};
+const milliseconds kProgramLimit = HangGuard();
 constexpr int kRenewals = 50;
 
 // Needs a KVM that runs at least plain integer code.
@@ -50,12 +49,8 @@ INSTANTIATE_TEST_SUITE_P(All, ControllerProgramTest,
 TEST_F(VcpuGroupTest, AnOperatorsNmiWakesAHaltedVcpu) {
   ControllerGuest guest("nmi");
   guest.Start();
-  ASSERT_TRUE(guest.devices.WaitForTicks(1, kProgramLimit));
-  const Monotonic limit = After(kProgramLimit);
-  while (guest.vcpus.counters(VcpuId(0)).exits[static_cast<size_t>(VcpuExit::kHalt)] == 0) {
-    ASSERT_LT(RealClock().Now(), limit);
-    std::this_thread::yield();
-  }
+  ASSERT_TRUE(
+      Eventually([&] { return guest.vcpus.counters(VcpuId(0)).exits[static_cast<size_t>(VcpuExit::kHalt)] != 0; }));
   EXPECT_TRUE(guest.controller.InjectNmi(VcpuId(0)));
   EXPECT_EQ(guest.devices.WaitForEnd(kProgramLimit), FakeDevices::End::kPassed)
       << "step " << guest.devices.step() << " " << guest.devices.reason();
@@ -101,7 +96,7 @@ TEST_F(VcpuGroupTest, PausedStaysPausedAndWaitingForSipiStaysSo) {
   ASSERT_TRUE(guest.Renew().ok());
   guest.Start();
   ASSERT_TRUE(guest.devices.WaitForTicks(3, kProgramLimit)) << "step " << guest.devices.step();
-  ASSERT_TRUE(guest.vcpus.Pause(After(seconds(5))).ok());
+  ASSERT_TRUE(guest.vcpus.Pause(Guard()).ok());
   const uint64_t ticks = guest.devices.ticks();
   const uint64_t exits = guest.vcpus.exits();
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(guest.Renew().ok());
@@ -118,8 +113,7 @@ TEST_F(VcpuGroupTest, ARenewalThatFailsChangesNothing) {
   for (int i = 0; i < 5; ++i) {
     ASSERT_TRUE(guest.devices.WaitForTicks(guest.devices.ticks() + 2, kProgramLimit))
         << "step " << guest.devices.step();
-    const absl::Status refused =
-        guest.vcpus.Renew([](Vm*) { return absl::InternalError("no interrupts"); }, After(seconds(20)));
+    const absl::Status refused = guest.vcpus.Renew([](Vm*) { return absl::InternalError("no interrupts"); }, Guard());
     EXPECT_EQ(refused.message(), "no interrupts");
   }
   ASSERT_TRUE(guest.Renew().ok());
@@ -137,7 +131,7 @@ TEST_F(VcpuGroupTest, WhatMissesItsDeadlineChangesNothing) {
     }
   };
   guest.Start();
-  while (!held) std::this_thread::yield();
+  ASSERT_TRUE(Eventually([&] { return held.load(); }));
   EXPECT_EQ(guest.vcpus.Renew([](Vm*) { return absl::OkStatus(); }, After(milliseconds(30))).code(),
             absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(guest.vcpus.Pause(After(milliseconds(30))).code(), absl::StatusCode::kDeadlineExceeded);
@@ -165,7 +159,7 @@ TEST_F(VcpuGroupTest, WakingNeverMeetsAVcpuThatIsGone) {
     for (uint32_t i = 0; !stop; ++i) guest.vcpus.Wake(VcpuId(i % 2));
   });
   for (int i = 0; i < 10; ++i) EXPECT_TRUE(guest.Renew().ok());
-  EXPECT_TRUE(guest.vcpus.Stop(After(seconds(10))).ok());
+  EXPECT_TRUE(guest.vcpus.Stop(Guard()).ok());
   guest.vcpus.Clear();
   EXPECT_GT(guest.vcpus.exits(), 0u);
   stop = true;

@@ -16,13 +16,17 @@ namespace hk {
 namespace {
 
 using std::chrono::milliseconds;
-using std::chrono::seconds;
 using std::chrono::steady_clock;
 
-constexpr milliseconds kProgramLimit{20'000};
+const milliseconds kProgramLimit = HangGuard();
 
 // Needs a KVM that runs at least plain integer code.
-class VcpuTest : public KvmTest {};
+class VcpuTest : public KvmTest {
+ protected:
+  static bool AwaitHalt(const Vcpu& vcpu) {
+    return Eventually([&] { return vcpu.counters().exits[static_cast<size_t>(VcpuExit::kHalt)] != 0; });
+  }
+};
 
 // Every program of tests/guest that ends by itself.
 struct Program {
@@ -37,8 +41,8 @@ TEST_P(GuestProgramTest, Passes) {
   guest.Start();
   const FakeDevices::End end = guest.devices.WaitForEnd(kProgramLimit);
   EXPECT_EQ(end, FakeDevices::End::kPassed) << "step " << guest.devices.step() << " " << guest.devices.reason();
-  if (end != FakeDevices::End::kPassed && guest.vcpu[0]->Pause(After(seconds(5))).ok()) {
-    auto state = guest.vcpu[0]->SaveState(After(seconds(5)));
+  if (end != FakeDevices::End::kPassed && guest.vcpu[0]->Pause(Guard()).ok()) {
+    auto state = guest.vcpu[0]->SaveState(Guard());
     if (state.ok()) ADD_FAILURE() << std::hex << "rip " << state->regs.rip << " rax " << state->regs.rax;
   }
 }
@@ -55,9 +59,9 @@ TEST_F(VcpuTest, TripleFaultIsReportedAndTheProcessGoesOn) {
   EXPECT_THAT(guest.devices.reason(), testing::HasSubstr("vCPU 0: triple fault"));
   EXPECT_EQ(guest.vcpu[0]->state(), Vcpu::State::kFailed);
   EXPECT_EQ(guest.vcpu[0]->failure(), guest.devices.reason());
-  EXPECT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
+  EXPECT_TRUE(guest.vcpu[0]->Pause(Guard()).ok());
   EXPECT_EQ(guest.vcpu[0]->Resume().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_TRUE(guest.vcpu[0]->Stop(After(seconds(5))).ok());
+  EXPECT_TRUE(guest.vcpu[0]->Stop(Guard()).ok());
   EXPECT_EQ(guest.vcpu[0]->state(), Vcpu::State::kFinished);
   EXPECT_EQ(guest.devices.failures(), 1);
 
@@ -69,10 +73,7 @@ TEST_F(VcpuTest, TripleFaultIsReportedAndTheProcessGoesOn) {
 TEST_F(VcpuTest, NmiWakesAHaltedVcpu) {
   TestGuest guest("nmi");
   guest.Start();
-  ASSERT_TRUE(guest.devices.WaitForTicks(1, kProgramLimit));
-  for (int i = 0; i < 5000 && guest.vcpu[0]->counters().exits[static_cast<size_t>(VcpuExit::kHalt)] == 0; ++i) {
-    std::this_thread::sleep_for(milliseconds(1));
-  }
+  ASSERT_TRUE(AwaitHalt(*guest.vcpu[0]));
   guest.apics[0]->Post({.kind = VcpuWork::Kind::kNmi, .vector = 0});
   EXPECT_EQ(guest.devices.WaitForEnd(kProgramLimit), FakeDevices::End::kPassed)
       << "step " << guest.devices.step() << " " << guest.devices.reason();
@@ -88,11 +89,11 @@ TEST_F(VcpuTest, MovesWhileInterruptsFly) {
     SCOPED_TRACE(moves);
     std::unique_ptr<Vm> vm = guest.MakeVm();
     for (auto& vcpu : guest.vcpu) vcpu->RequestPause();
-    for (auto& vcpu : guest.vcpu) ASSERT_TRUE(vcpu->Pause(After(seconds(5))).ok());
+    for (auto& vcpu : guest.vcpu) ASSERT_TRUE(vcpu->Pause(Guard()).ok());
     for (auto& vcpu : guest.vcpu) {
-      auto state = vcpu->SaveState(After(seconds(5)));
+      auto state = vcpu->SaveState(Guard());
       ASSERT_TRUE(state.ok()) << state.status();
-      absl::Status restored = vcpu->RestoreState(vm.get(), *std::move(state), After(seconds(5)));
+      absl::Status restored = vcpu->RestoreState(vm.get(), *std::move(state), Guard());
       ASSERT_TRUE(restored.ok()) << restored;
     }
     guest.vm = std::move(vm);
@@ -118,11 +119,11 @@ TEST_F(VcpuTest, PausedInTheMiddleOfAnExit) {
   for (int i = 0; i < 10; ++i) {
     SCOPED_TRACE(i);
     ASSERT_TRUE(read.try_acquire_for(kProgramLimit)) << "step " << guest.devices.step();
-    ASSERT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
-    auto state = guest.vcpu[0]->SaveState(After(seconds(5)));
+    ASSERT_TRUE(guest.vcpu[0]->Pause(Guard()).ok());
+    auto state = guest.vcpu[0]->SaveState(Guard());
     ASSERT_TRUE(state.ok()) << state.status();
     std::unique_ptr<Vm> vm = guest.MakeVm();
-    ASSERT_TRUE(guest.vcpu[0]->RestoreState(vm.get(), *std::move(state), After(seconds(5))).ok());
+    ASSERT_TRUE(guest.vcpu[0]->RestoreState(vm.get(), *std::move(state), Guard()).ok());
     guest.vm = std::move(vm);
     if (i == 9) pausing = false;
     ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
@@ -138,14 +139,16 @@ TEST_F(VcpuTest, InitStopsAndSipiStarts) {
   guest.Start();
   ASSERT_TRUE(guest.devices.WaitForTicks(3, kProgramLimit));
   guest.apics[0]->Post({.kind = VcpuWork::Kind::kInit, .vector = 0});
-  for (uint64_t seen = UINT64_MAX; seen != guest.devices.ticks();) {
-    seen = guest.devices.ticks();
-    std::this_thread::sleep_for(milliseconds(50));
-  }
-  ASSERT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
-  auto state = guest.vcpu[0]->SaveState(After(seconds(5)));
-  ASSERT_TRUE(state.ok());
-  EXPECT_EQ(state->activity, VcpuActivity::kWaitForSipi);
+  absl::StatusOr<VcpuState> state;
+  ASSERT_TRUE(Eventually([&] {
+    if (guest.vcpu[0]->state() == Vcpu::State::kPaused) {
+      EXPECT_TRUE(guest.vcpu[0]->Resume().ok());
+    }
+    EXPECT_TRUE(guest.vcpu[0]->Pause(Guard()).ok());
+    state = guest.vcpu[0]->SaveState(Guard());
+    return !state.ok() || state->activity == VcpuActivity::kWaitForSipi;
+  }));
+  ASSERT_TRUE(state.ok()) << state.status();
   EXPECT_EQ(state->regs.rip, 0xfff0u);
   ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
   // The loop's bytes are the same instructions in real mode.
@@ -164,26 +167,21 @@ TEST_F(VcpuTest, APauseThatMissesItsDeadlineIsStillAskedFor) {
       std::this_thread::sleep_for(milliseconds(1));
     }
   };
-  auto wait_until_held = [&] {
-    for (int i = 0; i < 5000 && !held; ++i) std::this_thread::sleep_for(milliseconds(1));
-  };
+  auto wait_until_held = [&] { ASSERT_TRUE(Eventually([&] { return held.load(); })); };
   guest.Start();
   wait_until_held();
   EXPECT_EQ(guest.vcpu[0]->Pause(After(milliseconds(50))).code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(guest.vcpu[0]->state(), Vcpu::State::kRunning);
   EXPECT_EQ(guest.vcpu[0]->SaveState(After(milliseconds(50))).status().code(), absl::StatusCode::kFailedPrecondition);
   hold = false;
-  for (int i = 0; i < 5000 && guest.vcpu[0]->state() != Vcpu::State::kPaused; ++i) {
-    std::this_thread::sleep_for(milliseconds(1));
-  }
-  EXPECT_EQ(guest.vcpu[0]->state(), Vcpu::State::kPaused);
+  EXPECT_TRUE(Eventually([&] { return guest.vcpu[0]->state() == Vcpu::State::kPaused; }));
   held = false;
   hold = true;
   ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
   wait_until_held();
   EXPECT_EQ(guest.vcpu[0]->Stop(After(milliseconds(50))).code(), absl::StatusCode::kDeadlineExceeded);
   hold = false;
-  EXPECT_TRUE(guest.vcpu[0]->Stop(After(seconds(10))).ok());
+  EXPECT_TRUE(guest.vcpu[0]->Stop(Guard()).ok());
 }
 
 // A register and memory counter is saved, made anew in another VM and restored 50 times.
@@ -194,13 +192,13 @@ TEST_F(VcpuTest, SaveAndRestoreInANewVmIsInvisible) {
     SCOPED_TRACE(round);
     const uint64_t before = guest.devices.ticks();
     ASSERT_TRUE(guest.devices.WaitForTicks(before + 3, kProgramLimit)) << guest.devices.reason();
-    ASSERT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
-    auto state = guest.vcpu[0]->SaveState(After(seconds(5)));
+    ASSERT_TRUE(guest.vcpu[0]->Pause(Guard()).ok());
+    auto state = guest.vcpu[0]->SaveState(Guard());
     ASSERT_TRUE(state.ok()) << state.status();
     auto decoded = DecodeVcpuState(EncodeVcpuState(*state));
     ASSERT_TRUE(decoded.ok()) << decoded.status();
     std::unique_ptr<Vm> vm = guest.MakeVm();
-    absl::Status restored = guest.vcpu[0]->RestoreState(vm.get(), *decoded, After(seconds(5)));
+    absl::Status restored = guest.vcpu[0]->RestoreState(vm.get(), *decoded, Guard());
     ASSERT_TRUE(restored.ok()) << restored;
     guest.vm = std::move(vm);
     ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
@@ -217,11 +215,11 @@ TEST_F(VcpuTest, MovesBetweenTwoVmsReuseDescriptors) {
   for (int round = 0; round < 20; ++round) {
     SCOPED_TRACE(round);
     ASSERT_TRUE(guest.devices.WaitForTicks(guest.devices.ticks() + 1, kProgramLimit)) << guest.devices.reason();
-    ASSERT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
-    auto state = guest.vcpu[0]->SaveState(After(seconds(5)));
+    ASSERT_TRUE(guest.vcpu[0]->Pause(Guard()).ok());
+    auto state = guest.vcpu[0]->SaveState(Guard());
     ASSERT_TRUE(state.ok()) << state.status();
     Vm* to = round % 2 == 0 ? other.get() : guest.vm.get();
-    absl::Status restored = guest.vcpu[0]->RestoreState(to, *state, After(seconds(5)));
+    absl::Status restored = guest.vcpu[0]->RestoreState(to, *state, Guard());
     ASSERT_TRUE(restored.ok()) << restored;
     ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
   }
@@ -234,10 +232,10 @@ TEST_F(VcpuTest, PauseStormAgainstASpinningGuest) {
   guest.Start();
   steady_clock::duration longest{}, total{};
   for (int i = 0; i < 1000; ++i) {
-    while (guest.vcpu[0]->state() != Vcpu::State::kRunning) std::this_thread::yield();
+    ASSERT_TRUE(Eventually([&] { return guest.vcpu[0]->state() == Vcpu::State::kRunning; }));
     if (i % 4 != 0) std::this_thread::sleep_for(std::chrono::microseconds(i % 100));
     const auto start = steady_clock::now();
-    ASSERT_TRUE(guest.vcpu[0]->Pause(After(seconds(10))).ok()) << i;
+    ASSERT_TRUE(guest.vcpu[0]->Pause(Guard()).ok()) << i;
     const auto took = steady_clock::now() - start;
     longest = std::max(longest, took);
     total += took;
@@ -258,14 +256,14 @@ TEST_F(VcpuTest, PauseStormFromSeveralThreads) {
       for (int i = 0; i < 100; ++i) {
         switch (t) {
           case 0:
-            EXPECT_THAT(guest.vcpu[0]->Pause(After(seconds(20))).code(),
+            EXPECT_THAT(guest.vcpu[0]->Pause(Guard()).code(),
                         testing::AnyOf(absl::StatusCode::kOk, absl::StatusCode::kAborted));
             break;
           case 1:
             EXPECT_TRUE(guest.vcpu[0]->Resume().ok());
             break;
           case 2:
-            EXPECT_TRUE(guest.vcpu[0]->Kick(After(seconds(20))).ok());
+            EXPECT_TRUE(guest.vcpu[0]->Kick(Guard()).ok());
             break;
           default:
             guest.vcpu[0]->Wake();
@@ -281,29 +279,27 @@ TEST_F(VcpuTest, PauseStormFromSeveralThreads) {
 TEST_F(VcpuTest, StopWhileHaltedSpinningAndWaitingForSipi) {
   TestGuest halted("halt", 2);
   halted.Start();
-  ASSERT_TRUE(halted.devices.WaitForTicks(1, kProgramLimit));
-  std::this_thread::sleep_for(milliseconds(20));
-  EXPECT_TRUE(halted.vcpu[0]->Stop(After(seconds(5))).ok());
+  ASSERT_TRUE(AwaitHalt(*halted.vcpu[0]));
+  EXPECT_TRUE(halted.vcpu[0]->Stop(Guard()).ok());
   EXPECT_EQ(halted.vcpu[1]->state(), Vcpu::State::kRunning);
-  EXPECT_TRUE(halted.vcpu[1]->Stop(After(seconds(5))).ok());
+  EXPECT_TRUE(halted.vcpu[1]->Stop(Guard()).ok());
   EXPECT_EQ(halted.vcpu[1]->state(), Vcpu::State::kFinished);
   EXPECT_EQ(halted.vcpu[1]->Resume().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(halted.vcpu[1]->Pause(After(seconds(5))).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(halted.vcpu[1]->Pause(Guard()).code(), absl::StatusCode::kFailedPrecondition);
 
   TestGuest spinning("spin");
   spinning.Start();
-  EXPECT_TRUE(spinning.vcpu[0]->Stop(After(seconds(5))).ok());
+  EXPECT_TRUE(spinning.vcpu[0]->Stop(Guard()).ok());
 }
 
 TEST_F(VcpuTest, PauseWhileHaltedKeepsTheActivity) {
   TestGuest guest("halt", 2);
   guest.Start();
-  ASSERT_TRUE(guest.devices.WaitForTicks(1, kProgramLimit));
-  std::this_thread::sleep_for(milliseconds(20));
-  ASSERT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
-  ASSERT_TRUE(guest.vcpu[1]->Pause(After(seconds(5))).ok());
-  auto first = guest.vcpu[0]->SaveState(After(seconds(5)));
-  auto second = guest.vcpu[1]->SaveState(After(seconds(5)));
+  ASSERT_TRUE(AwaitHalt(*guest.vcpu[0]));
+  ASSERT_TRUE(guest.vcpu[0]->Pause(Guard()).ok());
+  ASSERT_TRUE(guest.vcpu[1]->Pause(Guard()).ok());
+  auto first = guest.vcpu[0]->SaveState(Guard());
+  auto second = guest.vcpu[1]->SaveState(Guard());
   ASSERT_TRUE(first.ok() && second.ok());
   EXPECT_EQ(first->activity, VcpuActivity::kHalted);
   EXPECT_EQ(second->activity, VcpuActivity::kWaitForSipi);
@@ -313,19 +309,19 @@ TEST_F(VcpuTest, PauseWhileHaltedKeepsTheActivity) {
 TEST_F(VcpuTest, CommandsNeedAPausedVcpu) {
   TestGuest guest("spin");
   guest.Start();
-  EXPECT_EQ(guest.vcpu[0]->SaveState(After(seconds(5))).status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(guest.vcpu[0]->Start(GuestRam::Entry(), After(seconds(5))).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(guest.vcpu[0]->SaveState(Guard()).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(guest.vcpu[0]->Start(GuestRam::Entry(), Guard()).code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(VcpuTest, ARefusedStateLeavesTheVcpuAsItWas) {
   TestGuest guest("count");
   guest.Start();
   ASSERT_TRUE(guest.devices.WaitForTicks(1, kProgramLimit));
-  ASSERT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
-  auto state = guest.vcpu[0]->SaveState(After(seconds(5)));
+  ASSERT_TRUE(guest.vcpu[0]->Pause(Guard()).ok());
+  auto state = guest.vcpu[0]->SaveState(Guard());
   ASSERT_TRUE(state.ok()) << state.status();
   state->msrs.push_back({.index = 0xdead, .reserved = 0, .data = 1});
-  absl::Status refused = guest.vcpu[0]->RestoreState(guest.vm.get(), *state, After(seconds(5)));
+  absl::Status refused = guest.vcpu[0]->RestoreState(guest.vm.get(), *state, Guard());
   EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
   EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("MSR 0xdead"));
   ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
@@ -349,10 +345,10 @@ TEST_F(VcpuTest, LeavesNothingBehind) {
     TestGuest guest("spin", 2);
     guest.Start();
     std::unique_ptr<Vm> vm = guest.MakeVm();
-    EXPECT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
-    auto state = guest.vcpu[0]->SaveState(After(seconds(5)));
+    EXPECT_TRUE(guest.vcpu[0]->Pause(Guard()).ok());
+    auto state = guest.vcpu[0]->SaveState(Guard());
     ASSERT_TRUE(state.ok());
-    EXPECT_TRUE(guest.vcpu[0]->RestoreState(vm.get(), *state, After(seconds(5))).ok());
+    EXPECT_TRUE(guest.vcpu[0]->RestoreState(vm.get(), *state, Guard()).ok());
     EXPECT_TRUE(guest.vcpu[0]->Resume().ok());
     guest.vcpu.clear();
   });
@@ -363,14 +359,14 @@ TEST_F(VcpuTest, AnInterruptWaitsForTheEndOfAShadow) {
   TestGuest guest("shadow");
   guest.Start();
   ASSERT_TRUE(guest.devices.WaitForTicks(1, kProgramLimit)) << guest.devices.reason();
-  ASSERT_TRUE(guest.vcpu[0]->Pause(After(seconds(5))).ok());
-  auto state = guest.vcpu[0]->SaveState(After(seconds(5)));
+  ASSERT_TRUE(guest.vcpu[0]->Pause(Guard()).ok());
+  auto state = guest.vcpu[0]->SaveState(Guard());
   ASSERT_TRUE(state.ok()) << state.status();
   state->regs.rip = state->regs.rbx;
   state->regs.rflags |= 1 << 9;
   state->events.interrupt.shadow = KVM_X86_SHADOW_INT_STI;
   std::unique_ptr<Vm> vm = guest.MakeVm();
-  ASSERT_TRUE(guest.vcpu[0]->RestoreState(vm.get(), *std::move(state), After(seconds(5))).ok());
+  ASSERT_TRUE(guest.vcpu[0]->RestoreState(vm.get(), *std::move(state), Guard()).ok());
   guest.vm.swap(vm);  // the one that is used outlives the vCPU
   guest.apics[0]->Post({.kind = VcpuWork::Kind::kInterrupt, .vector = 0x40});
   ASSERT_TRUE(guest.vcpu[0]->Resume().ok());

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <thread>
@@ -13,20 +12,12 @@ namespace hk {
 
 namespace {
 
-// Far beyond what any condition needs, under sanitizers and beside other work too; with a planted bug a hang is
-// expected.
-constexpr std::chrono::seconds kHangGuard(60), kPlantedHangGuard(10);
 // Conditions that no handler tells of (statistics) are looked at so often.
 constexpr std::chrono::milliseconds kLookAgain(2);
 
 constexpr uint16_t kSettleType = 0x7fff;
 
 }  // namespace
-
-std::chrono::seconds HangGuard() {
-  const char* planted = std::getenv("HK_MUTANT");
-  return planted == nullptr || *planted == '\0' ? kHangGuard : kPlantedHangGuard;
-}
 
 bool ThreadedBackEnd::RunUntil(const std::function<bool()>& condition) {
   const auto guard = std::chrono::steady_clock::now() + HangGuard();

@@ -23,13 +23,11 @@
 
 #include "absl/status/statusor.h"
 #include "gtest/gtest.h"
+#include "hyperkernel/base/hang_guard.h"
 #include "hyperkernel/base/mutex.h"
 #include "rdma/transport.h"
 
 namespace hk {
-
-// When a wait that would never end is ended.
-std::chrono::seconds HangGuard();
 
 // A connection of nobody in particular to a node's port: bytes, as the wire carries them over TCP. Destroying it closes
 // it.

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <functional>
 #include <memory>
 #include <random>
@@ -163,8 +164,13 @@ class Attacker {
       sockets_[i] = std::make_unique<Socket>(port_);
       sockets_[i]->Write(EncodeHello(HelloFor(message_class)));
       Hello reply;
-      HK_CHECK(DecodeHello(sockets_[i]->Read(kHelloBytes), &reply) == WireError::kNone);
-      HK_CHECK(reply.kind == HelloKind::kAcceptFresh);
+      const Bytes said = sockets_[i]->Read(kHelloBytes);
+      const WireError error = DecodeHello(said, &reply);
+      if (error != WireError::kNone || reply.kind != HelloKind::kAcceptFresh) {
+        std::fprintf(stderr, "session %lu, class %zu: %zu bytes (errno %d), %s, kind %u\n", session_, i, said.size(),
+                     errno, WireErrorName(error).data(), static_cast<unsigned>(reply.kind));
+      }
+      HK_CHECK(error == WireError::kNone && reply.kind == HelloKind::kAcceptFresh);
       peer_session_ = reply.session;
       sockets_[i]->Write(Setup(message_class));
     }

@@ -10,6 +10,8 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <cstdio>
+#include <thread>
 #include <utility>
 
 #include "fmt/format.h"
@@ -21,6 +23,9 @@
 namespace hk {
 
 namespace {
+
+// Between looks whether this host has a port again.
+constexpr std::chrono::milliseconds kNoPortPause(100);
 
 // A plain socket.
 class TcpStranger final : public Stranger {
@@ -144,26 +149,41 @@ Address LoopbackAddress(uint16_t port) {
   return {.kind = Address::Kind::kTcp, .path = {}, .host = "127.0.0.1", .port = port, .is_literal = true};
 }
 
+namespace {
+
+// Connects to a port of this host, from `from` unless it is null. Waits while this host has no port for one more
+// connection: those of connections that ended a moment ago are still taken.
+OwnedFd Connect(const SocketAddress* from, uint16_t port) {
+  const auto to = Resolve(LoopbackAddress(port));
+  HK_CHECK(to.ok());
+  const auto guard = std::chrono::steady_clock::now() + HangGuard();
+  for (;;) {
+    OwnedFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (!fd.valid()) std::perror("socket");
+    HK_CHECK(fd.valid());
+    const bool bound = from == nullptr || ::bind(fd.get(), from->get(), from->size) == 0;
+    if (bound && ::connect(fd.get(), to->get(), to->size) == 0) return fd;
+    const bool no_port = errno == EADDRNOTAVAIL || (!bound && errno == EADDRINUSE);
+    if (!no_port) std::perror(bound ? "connect" : "bind");
+    HK_CHECK(no_port && std::chrono::steady_clock::now() < guard);
+    std::this_thread::sleep_for(kNoPortPause);
+  }
+}
+
+}  // namespace
+
 OwnedFd ConnectLoopback(uint16_t port) {
-  const auto address = Resolve(LoopbackAddress(port));
-  HK_CHECK(address.ok());
-  OwnedFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  HK_CHECK(::connect(fd.get(), address->get(), address->size) == 0);
-  return fd;
+  return Connect(nullptr, port);
 }
 
 OwnedFd ConnectLoopbackFrom(uint8_t last, uint16_t port) {
-  const auto address = Resolve(LoopbackAddress(port));
   const auto from = Resolve({.kind = Address::Kind::kTcp,
                              .path = {},
                              .host = fmt::format("127.0.0.{}", last),
                              .port = 0,
                              .is_literal = true});
-  HK_CHECK(address.ok() && from.ok());
-  OwnedFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  HK_CHECK(::bind(fd.get(), from->get(), from->size) == 0);
-  HK_CHECK(::connect(fd.get(), address->get(), address->size) == 0);
-  return fd;
+  HK_CHECK(from.ok());
+  return Connect(&*from, port);
 }
 
 std::string TestCluster::NameOf(NodeId node) {
