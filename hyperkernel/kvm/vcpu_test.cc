@@ -281,7 +281,7 @@ TEST_F(VcpuTest, StopWhileHaltedSpinningAndWaitingForSipi) {
   halted.Start();
   ASSERT_TRUE(AwaitHalt(*halted.vcpu[0]));
   EXPECT_TRUE(halted.vcpu[0]->Stop(Guard()).ok());
-  EXPECT_EQ(halted.vcpu[1]->state(), Vcpu::State::kRunning);
+  EXPECT_TRUE(Eventually([&] { return halted.vcpu[1]->state() == Vcpu::State::kRunning; }));
   EXPECT_TRUE(halted.vcpu[1]->Stop(Guard()).ok());
   EXPECT_EQ(halted.vcpu[1]->state(), Vcpu::State::kFinished);
   EXPECT_EQ(halted.vcpu[1]->Resume().code(), absl::StatusCode::kFailedPrecondition);
@@ -309,6 +309,7 @@ TEST_F(VcpuTest, PauseWhileHaltedKeepsTheActivity) {
 TEST_F(VcpuTest, CommandsNeedAPausedVcpu) {
   TestGuest guest("spin");
   guest.Start();
+  ASSERT_TRUE(Eventually([&] { return guest.vcpu[0]->state() == Vcpu::State::kRunning; }));
   EXPECT_EQ(guest.vcpu[0]->SaveState(Guard()).status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(guest.vcpu[0]->Start(GuestRam::Entry(), Guard()).code(), absl::StatusCode::kFailedPrecondition);
 }
