@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "proto/fault_latency.h"
+
 namespace hk::cli {
 namespace {
 
@@ -17,29 +19,11 @@ constexpr uint64_t kLeastLosses = 2;
 using Node = v1::SpaceNodeCounters;
 using Buckets = std::vector<uint64_t>;
 
-// As the daemon tells of its own: the middle of a bucket, and the end of the greatest.
+// As the daemon tells of its own.
 v1::FaultLatency LatencyOf(const Buckets& buckets) {
   v1::FaultLatency latency;
-  uint64_t count = 0;
-  for (size_t i = 0; i < buckets.size(); i++) {
-    count += buckets[i];
-    latency.add_buckets(buckets[i]);
-    if (buckets[i] > 0 && i < 63) latency.set_max_ns(uint64_t{2} << i);
-  }
-  latency.set_count(count);
-  const auto percentile = [&](uint64_t percent) -> uint64_t {
-    uint64_t seen = 0;
-    const uint64_t wanted = (count * percent + 99) / 100;
-    for (size_t i = 0; i < buckets.size() && i < 62; i++) {
-      seen += buckets[i];
-      if (seen >= wanted && seen > 0) return (uint64_t{3} << i) / 2;
-    }
-    return 0;
-  };
-  if (count == 0) return latency;
-  latency.set_p50_ns(percentile(50));
-  latency.set_p90_ns(percentile(90));
-  latency.set_p99_ns(percentile(99));
+  latency.mutable_buckets()->Assign(buckets.begin(), buckets.end());
+  SummarizeBuckets(&latency);
   return latency;
 }
 

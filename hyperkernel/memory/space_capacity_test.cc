@@ -1,15 +1,14 @@
 // The fault engine when frames are short: swap. One node, whose swap ends when the test says so. Offers and copies
-// between nodes: space_engine_test.cc; whole clusters: tests/sim/space_sim_test.cc.
-#include <cstring>
+// between nodes: space_engine_room_test.cc; whole clusters: tests/sim/space_sim_test.cc.
 #include <map>
-#include <set>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "hyperkernel/memory/engine_testing.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "hyperkernel/memory/space_testing.h"
 
@@ -19,76 +18,6 @@ namespace {
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
-
-using Bytes = std::array<std::byte, kPageSize>;
-
-class StillClock final : public Clock {
- public:
-  Monotonic Now() const override { return now; }
-  WallTime Wall() const override { return {}; }
-  Monotonic now{std::chrono::seconds(1000)};
-};
-
-class StillTimers final : public Timers {
- public:
-  explicit StillTimers(StillClock* clock) : clock_(clock) {}
-  void After(Monotonic::duration delay, std::function<void()> run) override {
-    timers_.emplace(clock_->now + delay, std::move(run));
-  }
-  void Advance(Monotonic::duration by) {
-    const Monotonic end = clock_->now + by;
-    while (!timers_.empty() && timers_.begin()->first <= end) {
-      clock_->now = std::max(clock_->now, timers_.begin()->first);
-      const std::function<void()> run = std::move(timers_.begin()->second);
-      timers_.erase(timers_.begin());
-      run();
-    }
-    clock_->now = end;
-  }
-
- private:
-  StillClock* const clock_;
-  std::multimap<Monotonic, std::function<void()>> timers_;
-};
-
-// Whole pages; more than `most` is a failure of the test.
-class PlainFrames final : public PageFrames {
- public:
-  absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) override {
-    if (pages.contains(page.value())) return absl::AlreadyExistsError("the page is here");
-    auto& [right, to] = pages[page.value()];
-    right = access;
-    to = {};
-    if (!bytes.empty()) std::memcpy(to.data(), bytes.data(), kPageSize);
-    EXPECT_LE(pages.size(), most);
-    return absl::OkStatus();
-  }
-  absl::Status SetAccess(Gfn page, PageAccess access) override {
-    if (access == PageAccess::kRead && before_protection) before_protection(page.value());
-    pages.at(page.value()).first = access;
-    return absl::OkStatus();
-  }
-  absl::Status Remove(Gfn page, std::span<std::byte> keep) override {
-    if (!keep.empty()) std::memcpy(keep.data(), pages.at(page.value()).second.data(), kPageSize);
-    pages.erase(page.value());
-    return absl::OkStatus();
-  }
-  absl::Status Read(Gfn page, size_t offset, std::span<std::byte> to) override {
-    std::memcpy(to.data(), pages.at(page.value()).second.data() + offset, to.size());
-    return absl::OkStatus();
-  }
-  absl::Status Write(Gfn page, size_t offset, std::span<const std::byte> from) override {
-    std::memcpy(pages.at(page.value()).second.data() + offset, from.data(), from.size());
-    return absl::OkStatus();
-  }
-  void Wake(Gfn page) override { woken.push_back(page.value()); }
-  void Fail(Gfn page) override { failed.push_back(page.value()); }
-
-  std::map<uint64_t, std::pair<PageAccess, Bytes>> pages;
-  std::vector<uint64_t> woken, failed;
-  size_t most = kLeastFrames;
-  std::function<void(uint64_t)> before_protection;
-};
 
 // What is written stays under way until the test ends it.
 class HeldSwap final : public PageSwap {
@@ -148,16 +77,7 @@ class SpaceCapacityTest : public testing::Test {
     ASSERT_TRUE(made.ok()) << made.status();
     engine_ = *std::move(made);
   }
-  struct Wish {
-    int ends = 0;
-    absl::Status status = absl::UnknownError("not yet");
-  };
-  void Want(uint64_t page, PageAccess access, Wish* wish) {
-    engine_->Want(Gfn(page), access, [wish](const absl::Status& status) {
-      ++wish->ends;
-      wish->status = status;
-    });
-  }
+  void Want(uint64_t page, PageAccess access, Wish* wish) { engine_->Want(Gfn(page), access, wish->End()); }
   // Writes a byte of the page's own into it. Needs a frame at once.
   void Fill(uint64_t page) {
     Wish wish;
@@ -171,32 +91,48 @@ class SpaceCapacityTest : public testing::Test {
     for (uint64_t page = 0; page < kLeastFrames; ++page) Fill(page);
     clock_.now += config_.hold;
   }
+  // With a swap, and all frames full; then one more page is wanted. Returns the one that is being written for it.
+  uint64_t WantOneMore() {
+    Make(100);
+    FillAll();
+    Want(50, PageAccess::kWrite, &more_);
+    EXPECT_THAT(swap_.writes, SizeIs(1));
+    return swap_.writes.at(0).gfn.value();
+  }
+  // The same until that page is in the swap, and nothing is held.
+  uint64_t SwapOneOut() {
+    const uint64_t gone = WantOneMore();
+    swap_.EndWrite();
+    EXPECT_EQ(more_.ends, 1);
+    clock_.now += config_.hold;
+    return gone;
+  }
+  void ExpectStopped(const std::string& reason) {
+    ASSERT_THAT(stops_, SizeIs(1));
+    EXPECT_THAT(std::string(stops_[0].message()), HasSubstr(reason));
+  }
   std::byte ByteOf(uint64_t page) { return frames_.pages.at(page).second[100]; }
 
-  StillClock clock_;
-  StillTimers timers_{&clock_};
-  PlainFrames frames_;
+  FakeClock clock_;
+  FakeTimers timers_{&clock_};
+  FakeFrames frames_;
   HeldSwap swap_;
   NotingTransport transport_;
   SpaceConfig config_;
+  Wish more_;  // WantOneMore's
   uint64_t most_ = kLeastFrames;
   std::vector<absl::Status> stops_;
   std::unique_ptr<SpaceEngine> engine_;
 };
 
 TEST_F(SpaceCapacityTest, APageGoesToTheSwapAndComesBack) {
-  Make(100);
-  FillAll();
-  Wish more;
-  Want(50, PageAccess::kWrite, &more);
+  const uint64_t gone = WantOneMore();
   // Its frame is given to nobody before it is written.
-  ASSERT_THAT(swap_.writes, SizeIs(1));
-  const uint64_t gone = swap_.writes[0].gfn.value();
-  EXPECT_EQ(more.ends, 0);
+  EXPECT_EQ(more_.ends, 0);
   EXPECT_EQ(engine_->Statistics().pages_swapped, 0u);
   swap_.EndWrite();
-  EXPECT_EQ(more.ends, 1);
-  EXPECT_TRUE(more.status.ok());
+  EXPECT_EQ(more_.ends, 1);
+  EXPECT_TRUE(more_.status.ok());
   EXPECT_EQ(engine_->Statistics().pages_swapped, 1u);
   EXPECT_FALSE(frames_.pages.contains(gone));
   // This node has it still, and nobody else is asked.
@@ -220,12 +156,8 @@ TEST_F(SpaceCapacityTest, APageGoesToTheSwapAndComesBack) {
 }
 
 TEST_F(SpaceCapacityTest, WhatIsTouchedOnItsWayComesBackAtOnce) {
-  Make(100);
-  FillAll();
-  Wish more, back;
-  Want(50, PageAccess::kWrite, &more);
-  ASSERT_THAT(swap_.writes, SizeIs(1));
-  const uint64_t gone = swap_.writes[0].gfn.value();
+  Wish back;
+  const uint64_t gone = WantOneMore();
   Want(gone, PageAccess::kWrite, &back);
   EXPECT_EQ(back.ends, 1);
   EXPECT_EQ(ByteOf(gone), static_cast<std::byte>(gone + 1));
@@ -239,16 +171,11 @@ TEST_F(SpaceCapacityTest, WhatIsTouchedOnItsWayComesBackAtOnce) {
   timers_.Advance(std::chrono::milliseconds(10));
   ASSERT_THAT(swap_.writes, SizeIs(1));
   swap_.EndWrite();
-  EXPECT_EQ(more.ends, 1);
+  EXPECT_EQ(more_.ends, 1);
 }
 
 TEST_F(SpaceCapacityTest, AFailedWriteKeepsThePage) {
-  Make(100);
-  FillAll();
-  Wish more;
-  Want(50, PageAccess::kWrite, &more);
-  ASSERT_THAT(swap_.writes, SizeIs(1));
-  const uint64_t kept = swap_.writes[0].gfn.value();
+  const uint64_t kept = WantOneMore();
   swap_.EndWrite(absl::ResourceExhaustedError("the disk is full"));
   EXPECT_EQ(ByteOf(kept), static_cast<std::byte>(kept + 1));
   EXPECT_EQ(frames_.pages.size(), kLeastFrames);
@@ -262,44 +189,31 @@ TEST_F(SpaceCapacityTest, AFailedWriteKeepsThePage) {
     if (!swap_.writes.empty()) swap_.EndWrite(absl::ResourceExhaustedError("the disk is full"));
     timers_.Advance(std::chrono::seconds(1));
   }
-  ASSERT_THAT(stops_, SizeIs(1));
-  EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("all 8 frames"));
+  ExpectStopped("all 8 frames");
   EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("the disk is full"));
-  EXPECT_TRUE(absl::IsResourceExhausted(more.status));
+  EXPECT_TRUE(absl::IsResourceExhausted(more_.status));
 }
 
 TEST_F(SpaceCapacityTest, AFailedReadStopsTheSpace) {
-  Make(100);
-  FillAll();
-  Wish more, back;
-  Want(50, PageAccess::kWrite, &more);
-  const uint64_t gone = swap_.writes.at(0).gfn.value();
-  swap_.EndWrite();
-  clock_.now += config_.hold;
+  const uint64_t gone = SwapOneOut();
+  Wish back;
   Want(gone, PageAccess::kRead, &back);
   swap_.EndWrite();
   swap_.EndRead(absl::DataLossError("swap file x: these are not the bytes"));
   EXPECT_EQ(back.ends, 1);
   EXPECT_TRUE(absl::IsDataLoss(back.status));
-  ASSERT_THAT(stops_, SizeIs(1));
-  EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("swap file x"));
+  ExpectStopped("swap file x");
   EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("page at GPA"));
 }
 
 TEST_F(SpaceCapacityTest, ADiskThatDoesNotAnswerIsNamed) {
-  Make(100);
-  FillAll();
-  Wish more, back;
-  Want(50, PageAccess::kWrite, &more);
-  const uint64_t gone = swap_.writes.at(0).gfn.value();
-  swap_.EndWrite();
-  clock_.now += config_.hold;
+  const uint64_t gone = SwapOneOut();
+  Wish back;
   Want(gone, PageAccess::kRead, &back);
   swap_.EndWrite();
   ASSERT_THAT(swap_.reads, SizeIs(1));
   timers_.Advance(config_.request_limit * 2);
-  ASSERT_THAT(stops_, SizeIs(1));
-  EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("the disk of the swap did not answer"));
+  ExpectStopped("the disk of the swap did not answer");
   EXPECT_EQ(back.ends, 1);
   swap_.EndRead();  // late
 }
@@ -315,18 +229,12 @@ TEST_F(SpaceCapacityTest, AFullSwapIsNamed) {
   Want(51, PageAccess::kWrite, &two);
   EXPECT_THAT(swap_.writes, IsEmpty());
   timers_.Advance(config_.request_limit * 2);
-  ASSERT_THAT(stops_, SizeIs(1));
-  EXPECT_THAT(std::string(stops_[0].message()), HasSubstr("its swap of 1 pages is full"));
+  ExpectStopped("its swap of 1 pages is full");
 }
 
 TEST_F(SpaceCapacityTest, AStopWhileItReadsAndWrites) {
-  Make(100);
-  FillAll();
-  Wish more, back, third;
-  Want(50, PageAccess::kWrite, &more);
-  const uint64_t gone = swap_.writes.at(0).gfn.value();
-  swap_.EndWrite();
-  clock_.now += config_.hold;
+  const uint64_t gone = SwapOneOut();
+  Wish back, third;
   Want(gone, PageAccess::kRead, &back);
   swap_.EndWrite();
   Want(60, PageAccess::kRead, &third);
@@ -359,7 +267,7 @@ TEST_F(SpaceCapacityTest, PagesOfZeroesAreGivenUpWithoutAnything) {
   Want(3, PageAccess::kWrite, &again);
   while (!swap_.writes.empty()) swap_.EndWrite();
   ASSERT_EQ(again.ends, 1);
-  EXPECT_EQ(frames_.pages.at(3).second, Bytes{});
+  EXPECT_EQ(frames_.pages.at(3).second, FakeFrames::Bytes{});
   EXPECT_THAT(stops_, IsEmpty());
 }
 
@@ -419,10 +327,7 @@ TEST_F(SpaceCapacityTest, APinnedPageIsNeverGivenUp) {
   Make(100);
   FillAll();
   Wish pin;
-  engine_->Pin(Gfn(2), 3, [&pin](const absl::Status& status) {
-    ++pin.ends;
-    pin.status = status;
-  });
+  engine_->Pin(Gfn(2), 3, pin.End());
   ASSERT_EQ(pin.ends, 1);
   ASSERT_TRUE(pin.status.ok()) << pin.status;
   EXPECT_EQ(engine_->Statistics().pages_pinned, 3u);
@@ -456,17 +361,11 @@ TEST_F(SpaceCapacityTest, APinnedPageIsNeverGivenUp) {
 }
 
 TEST_F(SpaceCapacityTest, ASwappedPageIsPinnedWhenItIsBack) {
-  Make(100);
-  FillAll();
-  Wish more, pin;
-  Want(50, PageAccess::kWrite, &more);
-  const uint64_t gone = swap_.writes.at(0).gfn.value();
+  Wish pin;
+  const uint64_t gone = WantOneMore();
   swap_.EndWrite();
   timers_.Advance(config_.hold);
-  engine_->Pin(Gfn(gone), 2, [&pin](const absl::Status& status) {
-    ++pin.ends;
-    pin.status = status;
-  });
+  engine_->Pin(Gfn(gone), 2, pin.End());
   EXPECT_EQ(pin.ends, 0);
   swap_.EndWrite();
   swap_.EndRead();

@@ -1,7 +1,6 @@
 // The parts of recovery that are pure, and three engines over simulated transports, one of which is lost at a chosen
 // moment. At any moment: tests/sim/space_sim_test.cc.
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <memory>
 #include <string>
@@ -12,6 +11,7 @@
 #include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "hyperkernel/memory/engine_testing.h"
 #include "hyperkernel/memory/recovery_wire.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "hyperkernel/memory/space_placement.h"
@@ -101,34 +101,6 @@ TEST(RecoveryWire, RunsComeBackAsTheyWere) {
   }
 }
 
-// Frames in ordinary memory.
-class Frames final : public PageFrames {
- public:
-  absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess) override {
-    if (!pages.emplace(page.value(), bytes.empty() ? '\0' : static_cast<char>(bytes[0])).second) {
-      return absl::AlreadyExistsError("the page is here");
-    }
-    return absl::OkStatus();
-  }
-  absl::Status SetAccess(Gfn, PageAccess) override { return absl::OkStatus(); }
-  absl::Status Remove(Gfn page, std::span<std::byte> keep) override {
-    if (!keep.empty()) keep[0] = static_cast<std::byte>(pages.at(page.value()));
-    pages.erase(page.value());
-    return absl::OkStatus();
-  }
-  absl::Status Read(Gfn page, size_t, std::span<std::byte> to) override {
-    to[0] = static_cast<std::byte>(pages.at(page.value()));
-    return absl::OkStatus();
-  }
-  absl::Status Write(Gfn page, size_t, std::span<const std::byte> from) override {
-    pages.at(page.value()) = static_cast<char>(from[0]);
-    return absl::OkStatus();
-  }
-  void Wake(Gfn) override {}
-  void Fail(Gfn) override {}
-  std::map<uint64_t, char> pages;
-};
-
 class Node final : public TransportHandler, public Timers {
  public:
   Node(Simulation* simulation, SimNetwork* network, SpaceConfig config) : simulation_(simulation) {
@@ -172,7 +144,7 @@ class Node final : public TransportHandler, public Timers {
     engine->OnRequestExpired(asked, c, transaction, slot, why);
   }
 
-  Frames frames;
+  FakeFrames frames;
   std::unique_ptr<Transport> transport;
   std::unique_ptr<SpaceEngine> engine;
   absl::Status stopped;
@@ -215,7 +187,7 @@ class SpaceRecoveryTest : public testing::Test {
     bool done = false;
     At(node).engine->Want(page, PageAccess::kWrite, [&](const absl::Status& status) {
       EXPECT_TRUE(status.ok()) << status;
-      if (status.ok()) At(node).frames.pages.at(page.value()) = value;
+      if (status.ok()) At(node).frames.First(page) = value;
       done = true;
     });
     EXPECT_TRUE(Until([&] { return done; }));
@@ -224,7 +196,7 @@ class SpaceRecoveryTest : public testing::Test {
   std::string Read(NodeId node, Gfn page) {
     std::string result;
     At(node).engine->Want(page, PageAccess::kRead, [&](const absl::Status& status) {
-      result = status.ok() ? std::string(1, At(node).frames.pages.at(page.value())) : status.ToString();
+      result = status.ok() ? std::string(1, At(node).frames.First(page)) : status.ToString();
     });
     EXPECT_TRUE(Until([&] { return !result.empty(); }));
     return result;
@@ -397,7 +369,7 @@ TEST_F(SpaceRecoveryTest, WrongMessagesStopTheSpaceNamingTheSender) {
       {kMirrorType, 1000, run, "not in the space"}};
   for (const auto& [type, extent, body, says] : wrong) {
     config_.self = kA;
-    Frames frames;
+    FakeFrames frames;
     absl::Status stopped;
     auto engine = *SpaceEngine::Create(config_, At(kA).transport.get(), &frames, &At(kA), simulation_,
                                        [&](const absl::Status& why) { stopped = why; });

@@ -12,7 +12,7 @@
 namespace hk {
 
 // A transport without peers: notes released slots and forgotten guests. Not thread-safe.
-class NotingTransport final : public Transport {
+class NotingTransport : public Transport {
  public:
   absl::Status Start() override { return absl::OkStatus(); }
   void Stop() override {}

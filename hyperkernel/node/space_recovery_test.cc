@@ -10,6 +10,7 @@
 #include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "hyperkernel/node/guest_space_testing.h"
 
 namespace hk {
 namespace {
@@ -20,53 +21,6 @@ using testing::HasSubstr;
 
 constexpr uint64_t kId = 5;
 constexpr NodeId kA(0), kB(1), kC(2), kD(3);
-
-// Does what it is told, and stops.
-class FakeEngine final : public SpaceEngine {
- public:
-  explicit FakeEngine(std::function<void(const absl::Status&)> stopped) : stopped_(std::move(stopped)) {}
-  void OnFault(Gfn, bool) override {}
-  void Want(Gfn, PageAccess, Granted) override {}
-  void Replace(Gfn, std::span<const std::byte>, Granted) override {}
-  void Pin(Gfn, uint64_t, Granted) override {}
-  void Unpin(Gfn, uint64_t) override {}
-  void OnMessage(NodeId, const Message&, std::span<const std::byte>, bool) override {}
-  void OnWritable(NodeId, MessageClass) override {}
-  void OnSlotsFree(MessageClass, SlotUse) override {}
-  void OnRequestExpired(NodeId, MessageClass, uint64_t, SlotId, RequestFailure) override {}
-  void OnPeerFailed(NodeId, PeerFailure, const std::string&) override {}
-  void Stop(const absl::Status& why) override { stopped_(why); }
-  SpaceStatistics Statistics() const override { return {}; }
-  std::vector<ExtentUse> Uses(uint64_t, size_t) const override { return {}; }
-  std::vector<HotPage> MostLost(size_t) const override { return {}; }
-  SpaceResidue Residue() const override { return {}; }
-  PageRight RightOf(Gfn) const override { return PageRight::kNone; }
-  NodeId HomeOf(Gfn) const override { return kA; }
-  absl::Status BeginEpoch(const SpaceEpoch&) override { return absl::OkStatus(); }
-  void Rebuild(Epoch, std::function<void(const absl::Status&)> done) override { done(absl::OkStatus()); }
-  absl::Status Commit(Epoch) override { return absl::OkStatus(); }
-  absl::Status Run(Epoch) override { return absl::OkStatus(); }
-
- private:
-  const std::function<void(const absl::Status&)> stopped_;
-};
-
-class FakeSpace final : public GuestSpace {
- public:
-  explicit FakeSpace(Options options) : engine_(options.stopped) {}
-  uint64_t bytes() const override { return kPageSize; }
-  std::byte* view() override { return nullptr; }
-  absl::Status Read(Gpa, std::span<std::byte>, Monotonic) override { return absl::OkStatus(); }
-  absl::Status Write(Gpa, std::span<const std::byte>, Monotonic) override { return absl::OkStatus(); }
-  absl::Status state() const override { return absl::OkStatus(); }
-  SpaceStatistics Statistics() const override { return {}; }
-  std::vector<ExtentUse> Uses(uint64_t, size_t) const override { return {}; }
-  uint64_t frame_bytes() const override { return 0; }
-  SpaceEngine& engine() override { return engine_; }
-
- private:
-  FakeEngine engine_;
-};
 
 // The others, by name.
 class FakePeers final : public SpacePeers {
@@ -148,7 +102,8 @@ class NodeSpaceRecoveryTest : public testing::Test {
                        .created = {}};
     auto part = SpacePart::Attach(
         space_.identity, kA,
-        [](GuestSpace::Options options) { return std::make_unique<FakeSpace>(std::move(options)); }, RealClock());
+        [this](GuestSpace::Options options) { return std::make_unique<FakeSpace>(std::move(options), &host_); },
+        RealClock());
     ASSERT_TRUE(part.ok());
     space_.part = *std::move(part);
     recovery_ = std::make_unique<SpaceRecovery>(
@@ -162,6 +117,7 @@ class NodeSpaceRecoveryTest : public testing::Test {
   }
 
   FakePeers peers_;
+  FakeHost host_;
   SpaceRecovery::Space space_;
   std::unique_ptr<SpaceRecovery> recovery_;
 };

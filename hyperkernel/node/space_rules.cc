@@ -10,6 +10,7 @@
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/names.h"
+#include "proto/fault_latency.h"
 
 namespace hk {
 namespace {
@@ -130,28 +131,10 @@ std::string WithNodeNames(std::string_view reason, const std::vector<SpaceMember
 }
 
 v1::FaultLatency LatencyOf(const std::array<uint64_t, SpaceStatistics::kLatencyBuckets>& buckets) {
-  uint64_t count = 0;
-  for (const uint64_t bucket : buckets) count += bucket;
   v1::FaultLatency latency;
-  latency.set_count(count);
-  const auto percentile = [&](uint64_t percent) -> uint64_t {
-    uint64_t seen = 0;
-    // The smallest time that at least `percent` of 100 do not exceed.
-    const uint64_t wanted = (count * percent + 99) / 100;
-    for (size_t i = 0; i < buckets.size(); i++) {
-      seen += buckets[i];
-      if (seen >= wanted && seen > 0) return (uint64_t{3} << i) / 2;
-    }
-    return 0;
-  };
-  if (count == 0) return latency;
-  latency.set_p50_ns(percentile(50));
-  latency.set_p90_ns(percentile(90));
-  latency.set_p99_ns(percentile(99));
-  for (size_t i = 0; i < buckets.size(); i++) {
-    latency.add_buckets(buckets[i]);
-    if (buckets[i] > 0) latency.set_max_ns(uint64_t{2} << i);
-  }
+  if (std::all_of(buckets.begin(), buckets.end(), [](uint64_t bucket) { return bucket == 0; })) return latency;
+  latency.mutable_buckets()->Assign(buckets.begin(), buckets.end());
+  SummarizeBuckets(&latency);
   return latency;
 }
 

@@ -17,7 +17,7 @@ TOP = {"CMakeLists.txt", "CMakePresets.json", "CHANGELOG.md", "LICENSE", "README
 # Header prefix -> folders that may include it. Tests beside units follow their folder.
 ALLOWED = {
     "grpcpp/": ("hyperkernel/node", "hyperkernel/cli", "tests"),
-    "proto/": ("hyperkernel/node", "hyperkernel/cli", "storage-replica", "migration", "tests"),
+    "proto/": ("proto", "hyperkernel/node", "hyperkernel/cli", "storage-replica", "migration", "tests"),
     "linux/kvm.h": ("hyperkernel/kvm",),
     "linux/userfaultfd.h": ("hyperkernel/memory", "tests/benchmarks"),
     "infiniband/": ("rdma", "tests"),

@@ -1,59 +1,18 @@
 """Spaces over real daemons: memory that several nodes present as one."""
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 import unittest
 
 import hktest
+import spacetest
 
-BUDGET_MIB = 128
-SOAK = bool(os.environ.get('HK_SOAK'))
-MIB = 1 << 20
-
-
-def has_userfaultfd():
-    """Whether this user may have the memory of a space here; root always may."""
-    items = hktest.run([hktest.program('hyperkerneld'), '--probe', '-o', 'json']).json()['items']
-    return all(item['verdict'] == 'PROBE_VERDICT_YES' for item in items if item['group'] == 'userfaultfd' and item['required'])
+BUDGET_MIB, MIB, SOAK, pipe = spacetest.BUDGET_MIB, spacetest.MIB, hktest.SOAK, spacetest.pipe
 
 
-def pipe(node, *args, stdin=b''):
-    """hkctl space with bytes in and out."""
-    return subprocess.run([hktest.program('hkctl'), '--endpoint', node.endpoint, 'space', *args], input=stdin, capture_output=True,
-                          timeout=300 if SOAK else hktest.TIMEOUT)
-
-
-class Space(hktest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        if not has_userfaultfd():
-            raise unittest.SkipTest('this user may not use userfaultfd')
-
-    def start(self, *names, **fields):
-        nodes = self.bed.cluster(*names, **fields)
-        for node in nodes:
-            node.budget_mib = BUDGET_MIB
-            node.start()
-        for node in nodes:
-            for other in nodes:
-                if other is not node:
-                    self.wait_data(node, other.name)
-        return nodes
-
-    def wait_data(self, node, name):
-        """Waits until a daemon has its data plane to another one."""
-        hktest.wait_for(lambda: node.members().get(name, {}).get('data_link', {}).get('state') == 'DATA_LINK_STATE_UP'
-                        and node.state_of(name) == 'up', f'the data plane from {node.name} to {name} is up')
-
-    def create(self, node, *names, name='pool', memory='64M'):
-        result = node.hkctl('space', 'create', name, '--memory', memory, '--nodes', ','.join(names))
-        self.assert_exit(result, 0)
-        return result
-
+class Space(spacetest.TestCase):
     def spaces(self, node):
         return {s['name']: s for s in node.hkctl('space', 'list', '-o', 'json').json()['spaces']}
 

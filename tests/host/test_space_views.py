@@ -4,21 +4,13 @@ import re
 import struct
 import subprocess
 import threading
-import unittest
 import zlib
 
 import hktest
+import spacetest
 
-BUDGET_MIB = 128
-MIB = 1 << 20
-EXTENT = 2 * MIB
+EXTENT = 2 * spacetest.MIB
 UNTOUCHED, NOTHING = (32, 32, 32, 255), (0, 0, 0, 0)
-
-
-def has_userfaultfd():
-    """Whether this user may have the memory of a space here; root always may."""
-    items = hktest.run([hktest.program('hyperkerneld'), '--probe', '-o', 'json']).json()['items']
-    return all(item['verdict'] == 'PROBE_VERDICT_YES' for item in items if item['group'] == 'userfaultfd' and item['required'])
 
 
 def read_png(path):
@@ -55,31 +47,9 @@ def read_png(path):
     return width, height, pixels
 
 
-class SpaceViews(hktest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        if not has_userfaultfd():
-            raise unittest.SkipTest('this user may not use userfaultfd')
-
-    def start(self, *names):
-        nodes = self.bed.cluster(*names)
-        for node in nodes:
-            node.budget_mib = BUDGET_MIB
-            node.start()
-        for node in nodes:
-            for other in nodes:
-                if other is not node:
-                    hktest.wait_for(lambda n=node, o=other: n.members().get(o.name, {}).get('data_link', {}).get('state') == 'DATA_LINK_STATE_UP'
-                                    and n.state_of(o.name) == 'up', f'the data plane from {node.name} to {other.name} is up')
-        return nodes
-
-    def create(self, node, *names, memory='64M'):
-        self.assert_exit(node.hkctl('space', 'create', 'pool', '--memory', memory, '--nodes', ','.join(names)), 0)
-
+class SpaceViews(spacetest.TestCase):
     def write(self, node, address, data):
-        done = subprocess.run([hktest.program('hkctl'), '--endpoint', node.endpoint, 'space', 'write', 'pool', '--at', hex(address)],
-                              input=data, capture_output=True, timeout=hktest.TIMEOUT, check=False)
+        done = spacetest.pipe(node, 'write', 'pool', '--at', hex(address), stdin=data)
         self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_the_picture_shows_who_has_what_and_where_it_is_busy(self):

@@ -1,0 +1,132 @@
+// The fault engine when frames are short: copies that go, pages that are offered to other nodes and taken from them.
+// Swap: space_capacity_test.cc.
+#include <algorithm>
+#include <cstdint>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "hyperkernel/memory/space_engine.h"
+#include "hyperkernel/memory/space_engine_fixture.h"
+
+namespace hk {
+namespace {
+
+using std::chrono::milliseconds;
+using testing::ElementsAre;
+
+TEST_F(SpaceEngineTest, WithoutFramesCopiesGoThenPagesAreOfferedThenTheSpaceStops) {
+  config_.max_pages = kLeastFrames;
+  Make({kSelf, kPeer});
+  Wish wishes[2 * kLeastFrames];
+  // Pages of zeroes would just be given up.
+  for (uint64_t i = 0; i < kLeastFrames; ++i) {
+    Want(Gfn(i), i == 3 ? PageAccess::kRead : PageAccess::kWrite, &wishes[i]);
+    frames_.First(Gfn(i)) = 'x';
+  }
+  clock_.now += config_.hold;
+  log_.clear();
+  // The one copy goes.
+  Want(Gfn(100), PageAccess::kWrite, &wishes[kLeastFrames]);
+  EXPECT_THAT(log_, ElementsAre("remove 3", "install 100 2", "granted"));
+  frames_.First(Gfn(100)) = 'x';
+  EXPECT_EQ(engine_->Statistics().dropped, 1u);
+  // Then pages are offered, again and again.
+  Want(Gfn(101), PageAccess::kWrite, &wishes[kLeastFrames + 1]);
+  ASSERT_FALSE(transport_.sent.empty());
+  EXPECT_EQ(transport_.sent.back().page.type, Type::kOffer);
+  const size_t offers = transport_.sent.size();
+  timers_.Advance(milliseconds(3));
+  EXPECT_GT(transport_.sent.size(), offers);
+  // One is taken.
+  ReceiveRequest(kPeer, Gfn(5), RequestKind::kAdopt, 4);
+  EXPECT_EQ(wishes[kLeastFrames + 1].ends, 1);
+  frames_.First(Gfn(101)) = 'x';
+  EXPECT_FALSE(frames_.pages.contains(5));
+  EXPECT_EQ(frames_.pages.size(), kLeastFrames);
+  // And then nobody does.
+  Want(Gfn(102), PageAccess::kWrite, &wishes[kLeastFrames + 2]);
+  timers_.Advance(config_.request_limit * 2);
+  EXPECT_TRUE(absl::IsResourceExhausted(wishes[kLeastFrames + 2].status));
+  ExpectStopped("all 8 frames");
+}
+
+TEST_F(SpaceEngineTest, AnOfferIsTakenIfThereIsRoom) {
+  config_.max_pages = kLeastFrames;
+  Make({kSelf, kPeer});
+  Receive(kPeer, kThere, Of(Type::kOffer));
+  ASSERT_EQ(transport_.sent.size(), 1u);
+  EXPECT_EQ(transport_.sent[0].page.kind, RequestKind::kAdopt);
+  Grant(kThere, PageRight::kExclusive, PageSource::kPayload, 'a');
+  EXPECT_EQ(engine_->RightOf(kThere), PageRight::kExclusive);
+  Wish wishes[kLeastFrames];
+  for (uint64_t i = 0; i < kLeastFrames - 2; ++i) Want(Gfn(i), PageAccess::kWrite, &wishes[i]);
+  const size_t sent = transport_.sent.size();
+  clock_.now += milliseconds(1);
+  Receive(kPeer, Gfn(kThere.value() + 1), Of(Type::kOffer));
+  EXPECT_EQ(transport_.sent.size(), sent);
+  EXPECT_THAT(transport_.rooms, ElementsAre(6, 0));
+}
+
+TEST_F(SpaceEngineTest, ACopyMakesRoomForAnOffer) {
+  config_.max_pages = kLeastFrames;
+  Make({kSelf, kPeer});
+  Wish wishes[kLeastFrames];
+  for (uint64_t i = 0; i < kLeastFrames - 1; ++i) Want(Gfn(i), PageAccess::kRead, &wishes[i]);
+  Want(kThere, PageAccess::kRead, &wishes[kLeastFrames - 1]);
+  Grant(kThere, PageRight::kShared, PageSource::kZero);
+  clock_.now += config_.hold;
+  // Any copy goes, and the next offer finds room.
+  const Gfn other(kThere.value() + 1);
+  log_.clear();
+  Receive(kPeer, other, Of(Type::kOffer));
+  EXPECT_EQ(engine_->Statistics().dropped, 1u);
+  Receive(kPeer, kThere, Of(Type::kOffer));
+  EXPECT_EQ(engine_->RightOf(kThere), PageRight::kNone);
+  EXPECT_EQ(engine_->Statistics().dropped, 2u);
+  EXPECT_EQ(transport_.sent.back().page.kind, RequestKind::kAdopt);
+  Grant(kThere, PageRight::kOwner, PageSource::kPayload, 'a');
+  EXPECT_EQ(engine_->RightOf(kThere), PageRight::kOwner);
+}
+
+TEST_F(SpaceEngineTest, OffersGoWhereMostRoomIs) {
+  config_.max_pages = kLeastFrames;
+  Make({kSelf, kPeer, kThird});
+  const auto room = [this](NodeId from, uint64_t pages) {
+    PageBody body;
+    Message message = SpaceRoomMessage(pages, &body);
+    message.guest = config_.guest;
+    engine_->OnMessage(from, message, {}, false);
+  };
+  Wish wishes[kLeastFrames + 1];
+  // Of this node's own extents, and not zero.
+  for (uint64_t i = 0; i < kLeastFrames; ++i) {
+    Want(Gfn(i), PageAccess::kWrite, &wishes[i]);
+    frames_.First(Gfn(i)) = 'x';
+  }
+  clock_.now += config_.hold;
+  room(kPeer, 2);
+  room(kThird, 5);
+  Want(Gfn(100), PageAccess::kWrite, &wishes[kLeastFrames]);
+  const auto offers = [this](NodeId to) {
+    return std::count_if(transport_.sent.begin(), transport_.sent.end(), [to](const FakeTransport::Sent& sent) {
+      return sent.page.type == Type::kOffer && sent.to == to;
+    });
+  };
+  // No more than they said.
+  EXPECT_EQ(offers(kPeer), 2);
+  EXPECT_EQ(offers(kThird), 5);
+  EXPECT_TRUE(transport_.sent.back().page.urgent);
+  // Who refuses is not asked again for a while.
+  room(kPeer, 0);
+  room(kThird, 100);
+  timers_.Advance(milliseconds(10));
+  EXPECT_EQ(offers(kPeer), 2);
+  EXPECT_GT(offers(kThird), 5);
+  room(kThird, 0);
+  timers_.Advance(milliseconds(40));
+  EXPECT_GT(offers(kPeer), 2);
+  EXPECT_EQ(wishes[kLeastFrames].ends, 0);
+}
+
+}  // namespace
+}  // namespace hk

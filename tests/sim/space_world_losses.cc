@@ -1,0 +1,159 @@
+// Worlds whose nodes are lost, and that go on.
+#include <algorithm>
+#include <utility>
+
+#include "fmt/format.h"
+#include "tests/sim/space_world.h"
+#include "tests/sim/space_world_node.h"
+
+namespace hk::sim {
+
+using std::chrono::milliseconds;
+
+// Of what follows a loss little is seen if all that is touched next is lost: so victims store seldom, or never.
+void SpaceWorld::DrawLosses() {
+  const auto below = [this](uint64_t limit) { return simulation_.Below(limit); };
+  config_.coordinator = NodeId(0);
+  static constexpr uint32_t kStores[] = {0, 0, 2, 30};
+  victims_store_percent_ = kStores[below(4)];
+  const bool own = below(12) == 0;  // the coordinator itself
+  cut_ = !own && node_count_ > 2 && below(4) == 0;
+  victims_.push_back(NodeId(own ? 0 : static_cast<uint16_t>(1 + below(node_count_ - 1U))));
+  if (!own && node_count_ > 2 && (cut_ || below(3) == 0)) {
+    NodeId other = victims_[0];
+    while (other == victims_[0]) other = NodeId(static_cast<uint16_t>(1 + below(node_count_ - 1U)));
+    victims_.push_back(other);
+  }
+  losses_ = cut_ ? 1 : victims_.size();
+  // What is left must have frames for all pages.
+  const size_t left = node_count_ - victims_.size();
+  if (config_.max_pages != 0) {
+    pages_.resize(std::min<size_t>(pages_.size(), config_.max_pages + config_.max_pages * (left - 1) / 3));
+  }
+  if (config_.max_pages == 0) {
+    for (uint64_t i = below(8); i > 0; --i) {
+      const Gfn page(below(config_.pages));
+      if (std::find(pages_.begin(), pages_.end(), page) == pages_.end()) victims_pages_.push_back(page);
+    }
+  }
+  coordinator_ = std::make_unique<SpaceCoordinator>(
+      &simulation_, NodeId(0), NodeSet((uint64_t{1} << node_count_) - 1), config_.epoch,
+      [this](NodeId id) { return EngineOf(id); }, [this](NodeId id, const SpaceEpoch& epoch) { GiveUp(id, epoch); });
+}
+
+void SpaceWorld::GiveUp(NodeId id, const SpaceEpoch& epoch) {
+  std::unique_ptr<Node>& node = nodes_[id.value()];
+  oracle_.OnCrash(id, WantedBy(id));
+  NoteWishes();
+  simulation_.Trace(fmt::format("{} is given up", id.value()));
+  const absl::Status told = node->engine().BeginEpoch(epoch);
+  if (told.ok() || node->stopped().ok()) oracle_.Report("a node that is given up goes on");
+  given_up_.push_back(std::move(node));
+}
+
+// Until the end; what else would heal is healed by then.
+void SpaceWorld::CutTwo() {
+  const auto cut = [this] { network_.Cut(victims_[0], victims_[1]); };
+  cut();
+  simulation_.After(milliseconds(25), cut);
+}
+
+std::set<uint64_t> SpaceWorld::WantedBy(NodeId id) const {
+  std::set<uint64_t> wanted = nodes_[id.value()]->storing();
+  if (config_.max_pages != 0) {
+    // It may have been about to take over any of them.
+    for (const Gfn page : pages_) wanted.insert(page.value());
+  }
+  return wanted;
+}
+
+void SpaceWorld::NoteWishes() {
+  for (const auto& node : nodes_) {
+    if (node == nullptr) continue;
+    for (const uint64_t page : node->storing()) oracle_.OnWishToStore(Gfn(page));
+  }
+}
+
+SpaceEngine* SpaceWorld::EngineOf(NodeId id) {
+  return nodes_[id.value()] == nullptr ? nullptr : &nodes_[id.value()]->engine();
+}
+
+void SpaceWorld::LoseOne() {
+  const NodeId victim = victims_[dead_++];
+  if (nodes_[victim.value()] == nullptr) return;  // it was given up for another loss
+  if (!crashed_) loads_before_ = oracle_.loads();
+  crashed_ = true;
+  breaks_ = busy_ = false;
+  for (uint16_t id = 0; id < node_count_; ++id) {
+    for (size_t c = 0; c < kMessageClasses; ++c) network_.SetBusy(NodeId(id), static_cast<MessageClass>(c), false);
+  }
+  if (cut_) return CutTwo();
+  oracle_.OnCrash(victim, WantedBy(victim));
+  NoteWishes();
+  simulation_.Trace(fmt::format("{} is lost", victim.value()));
+  network_.Crash(victim, simulation_.Below(2) == 0);
+  nodes_[victim.value()].reset();
+}
+
+void SpaceWorld::ReadAll() {
+  std::vector<Node*> left;
+  for (const auto& node : nodes_) {
+    if (node != nullptr) left.push_back(node.get());
+  }
+  std::set<uint64_t> lost;
+  std::vector<Gfn> readable;
+  std::vector<Gfn> pages = pages_;
+  pages.insert(pages.end(), victims_pages_.begin(), victims_pages_.end());
+  // Most of these were never touched.
+  for (int i = 0; i < 8 && config_.max_pages == 0; ++i) pages.push_back(Gfn(simulation_.Below(config_.pages)));
+  for (const Gfn page : pages) {
+    const bool is_lost =
+        std::any_of(left.begin(), left.end(), [page](Node* node) { return node->engine().IsLost(page); });
+    (is_lost ? (void)lost.insert(page.value()) : readable.push_back(page));
+    if (is_lost && !oracle_.MayBeLost(page))
+      oracle_.Report(fmt::format("page {} is lost, and need not be", page.value()));
+    if (is_lost && oracle_.HeldBySomebody(page))
+      oracle_.Report(fmt::format("page {} is lost, and is here", page.value()));
+  }
+  totals_.epochs += static_cast<uint64_t>(coordinator_->epochs());
+  const auto stopped = std::find_if(left.begin(), left.end(), [](Node* node) { return !node->stopped().ok(); });
+  if (stopped != left.end() || victims_[0] == NodeId(0)) {
+    // By a lost page that somebody needed, or with the coordinator.
+    for (Node* const node : left) {
+      const std::string why = node->stopped().ToString();
+      const bool by_page =
+          why.find("it is lost") != std::string::npos ||
+          (config_.max_pages != 0 && why.find("no frame is left for a page that comes back") != std::string::npos);
+      if (node->stopped().ok() || (!by_page && victims_[0] != NodeId(0))) {
+        oracle_.Report(fmt::format("a node stopped, but not all as they should: {}", why));
+      }
+    }
+    if (victims_[0] != NodeId(0)) ++totals_.stopped_by_lost;
+    return;
+  }
+  ++totals_.went_on;
+  totals_.lost_pages += lost.size();
+  totals_.later_loads += oracle_.loads() - loads_before_;
+  for (Node* const node : left) node->LoadAll(readable);
+  const auto busy = [&left] {
+    return std::any_of(left.begin(), left.end(), [](Node* node) { return node->unended() > 0; });
+  };
+  const Monotonic limit = simulation_.Now() + std::chrono::seconds(5);
+  while (busy() && simulation_.Now() < limit) simulation_.RunUntil(simulation_.Now() + milliseconds(1));
+  simulation_.RunUntil(simulation_.Now() + milliseconds(2 * kLeaseMs));
+  if (busy()) oracle_.Report("pages that are not lost cannot be read");
+  for (Node* const node : left) {
+    if (!node->stopped().ok()) oracle_.Report("reading what is not lost stops: " + node->stopped().ToString());
+  }
+  if (lost.empty() || simulation_.Below(4) != 0) return;
+  over_ = true;
+  left[simulation_.Below(left.size())]->LoadAll({Gfn(*lost.begin())});
+  simulation_.RunUntil(simulation_.Now() + milliseconds(2 * kLeaseMs));
+  for (Node* const node : left) {
+    const std::string why = node->stopped().ToString();
+    const std::string what = fmt::format("page at GPA {:#x}: it is lost", GpaOf(Gfn(*lost.begin())).value());
+    if (why.find(what) == std::string::npos) oracle_.Report("a lost page was read: " + why);
+  }
+}
+
+}  // namespace hk::sim

@@ -1,0 +1,154 @@
+#include "tests/sim/space_world_node.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+#include "fmt/format.h"
+#include "rdma/sim_transport.h"
+
+namespace hk::sim {
+
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+
+SpaceWorld::Node::Node(SpaceWorld* world, NodeId id, const TransportSettings& settings)
+    : world_(world),
+      id_(id),
+      frames_(&world->simulation_, &world->oracle_, id, world->config_.max_pages),
+      swap_(
+          &world->simulation_, &world->oracle_,
+          [this](Duration delay, std::function<void()> run) { After(delay, std::move(run)); }, world->swap_failures_) {
+  auto made = MakeSimTransport(&world->network_, settings, this);
+  if (!made.ok() || !(*made)->Start().ok()) std::abort();
+  transport_ = *std::move(made);
+  for (uint16_t other = 0; other < world->node_count_; ++other) {
+    if (NodeId(other) != id) (void)transport_->AddPeer(NodeId(other), SimNetwork::AddressOf(NodeId(other)));
+  }
+  SpaceConfig config = world->config_;
+  config.self = id;
+  auto engine = SpaceEngine::Create(
+      config, transport_.get(), &frames_, this, world->simulation_, [this](const absl::Status& why) { OnStopped(why); },
+      &swap_);
+  if (!engine.ok()) std::abort();
+  engine_ = *std::move(engine);
+  engine_->WatchLosses([this](NodeId lost) {
+    // The word takes its time to the coordinator.
+    world_->simulation_.After(world_->simulation_.Between({}, milliseconds(2)), [world = world_, lost] {
+      if (world->coordinator_ != nullptr) world->coordinator_->OnLost(lost);
+    });
+  });
+}
+
+SpaceWorld::Node::~Node() {
+  alive_.reset();
+  transport_->Stop();
+  engine_.reset();
+}
+
+void SpaceWorld::Node::LoadAll(const std::vector<Gfn>& pages) {
+  for (const Gfn page : pages) {
+    ++unended_;
+    engine_->Want(page, PageAccess::kRead, [this, page](const absl::Status& status) {
+      --unended_;
+      if (!status.ok()) return;
+      for (size_t word = 0; word < world_->words_; ++word) Access(page, word, false);
+    });
+  }
+}
+
+void SpaceWorld::Node::OnStopped(const absl::Status& why) {
+  stopped_ = why;
+  simulation().Trace(fmt::format("{} stopped: {}", id_.value(), why.ToString()));
+  if (!world_->crashed_ && !world_->over_)
+    world_->oracle_.Report(fmt::format("node {} stopped: {}", id_.value(), why.ToString()));
+}
+
+void SpaceWorld::Node::Act(int left) {
+  Gfn page = world_->PickPage();
+  const size_t word = simulation().Below(world_->words_);
+  const bool victim = std::find(world_->victims_.begin(), world_->victims_.end(), id_) != world_->victims_.end();
+  bool store = Percent(victim ? world_->victims_store_percent_ : world_->store_percent_);
+  if (victim && !world_->victims_pages_.empty() && Percent(30)) {
+    page = world_->victims_pages_[simulation().Below(world_->victims_pages_.size())];
+    store = true;
+  }
+  ++unended_;
+  if (store) storing_.insert(page.value());
+  if (store && world_->crashed_) world_->oracle_.OnWishToStore(page);
+  if (Percent(world_->fault_percent_)) return Touch(page, word, store, left);
+  const auto ended = [this, left, page, store](const absl::Status& status) {
+    --unended_;
+    if (store) storing_.erase(storing_.find(page.value()));
+    if (!status.ok() && stopped_.ok()) world_->oracle_.Report("a wish ends with " + status.ToString());
+    Next(left - 1);
+  };
+  if (store && Percent(world_->pin_percent_)) return PinAndStore(page, word, left);
+  if (store && Percent(world_->overwrite_percent_)) {
+    const auto words = std::make_shared<PageWords>();
+    for (uint64_t& value : *words) value = world_->oracle_.NextValue();
+    engine_->Replace(page, std::as_bytes(std::span(*words)),
+                     [this, page, word, words, ended](const absl::Status& status) {
+                       for (size_t i = 0; i < kWords && status.ok(); ++i)
+                         world_->oracle_.OnStore(id_, page, i, (*words)[i]);
+                       if (status.ok()) Access(page, word, false);
+                       ended(status);
+                     });
+    return;
+  }
+  engine_->Want(page, store ? PageAccess::kWrite : PageAccess::kRead,
+                [this, page, word, store, ended](const absl::Status& status) {
+                  if (status.ok()) Access(page, word, store);
+                  ended(status);
+                });
+}
+
+void SpaceWorld::Node::PinAndStore(Gfn page, size_t word, int left) {
+  const auto ended = [this, left] {
+    --unended_;
+    Next(left - 1);
+  };
+  engine_->Pin(page, 1, [this, page, word, ended](const absl::Status& status) {
+    if (absl::IsResourceExhausted(status) || !stopped_.ok()) return ended();
+    if (!status.ok()) world_->oracle_.Report("a pin ends with " + status.ToString());
+    ++pins_;
+    Access(page, word, true);
+    After(simulation().Between({}, microseconds(800)), [this, page, word, ended] {
+      if (!stopped_.ok()) return ended();
+      Access(page, word, true);
+      engine_->Unpin(page, 1);
+      ended();
+    });
+  });
+}
+
+void SpaceWorld::Node::Touch(Gfn page, size_t word, bool store, int left) {
+  if (frames_.access(page) >= (store ? PageAccess::kWrite : PageAccess::kRead)) {
+    --unended_;
+    if (store) storing_.erase(storing_.find(page.value()));
+    Access(page, word, store);
+    return Next(left - 1);
+  }
+  frames_.WaitFor(page, [this, page, word, store, left, alive = std::weak_ptr<bool>(alive_)](bool good) {
+    if (alive.expired()) return;
+    if (good) return Touch(page, word, store, left);
+    --unended_;
+  });
+  // The event is read a little later, when somebody else may have brought the page.
+  After(simulation().Between({}, microseconds(3)), [this, page, store] { engine_->OnFault(page, store); });
+}
+
+void SpaceWorld::Node::Access(Gfn page, size_t word, bool store) {
+  if (frames_.access(page) < (store ? PageAccess::kWrite : PageAccess::kRead)) {
+    return world_->oracle_.Report("a page that was granted is not here");
+  }
+  if (store) {
+    const uint64_t value = Percent(world_->zero_percent_) ? 0 : world_->oracle_.NextValue();
+    world_->oracle_.OnStore(id_, page, word, value);
+    frames_.Store(page, word, value);
+  } else {
+    world_->oracle_.OnLoad(id_, page, word, frames_.Load(page, word));
+  }
+}
+
+}  // namespace hk::sim
