@@ -104,13 +104,16 @@ std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_po
   out += Line("Nodes", Join(space.nodes()));
   out += Line("Coordinator", Printable(space.coordinator()));
   if (space.epoch() > 0) out += Line("Epoch", fmt::to_string(space.epoch()));
+  std::string with;  // how many with whom
   for (const v1::SpaceLoss& loss : space.lost()) {
     out += Line("Lost node", fmt::format("{}, since {} ({}), epoch {}", Printable(loss.node()), UtcTime(loss.since()),
                                          Ago(loss.since(), now), loss.epoch()));
+    if (loss.pages_lost() > 0)
+      with += fmt::format("{}{} with {}", with.empty() ? ": " : ", ", loss.pages_lost(), Printable(loss.node()));
   }
   if (space.lost_size() > 0) {
-    out += Line("Lost pages", fmt::format("{} ({}), whose only copy was on a lost node", space.pages_lost(),
-                                          HumanBytes(space.pages_lost() * kPageBytes)));
+    out += Line("Lost pages", fmt::format("{} ({}), whose only copy was on a lost node{}", space.pages_lost(),
+                                          HumanBytes(space.pages_lost() * kPageBytes), with));
   }
   out += Line("Created", fmt::format("{} ({})", UtcTime(space.created()), Ago(space.created(), now)));
   if (space.parts_size() == 0) return out;
