@@ -56,7 +56,7 @@ struct PageMessage {
   NackReason reason = NackReason::kBusy;  // Nack
   // Nack(kMoved): whom to ask instead. Nack(kLost): the lost node that had the only copy, or one that lives: not known.
   NodeId home;
-  bool urgent = false;                    // Offer: the sender has no swap, or it is full
+  bool urgent = false;  // Offer: the sender has no swap, or it is full
   friend bool operator==(const PageMessage&, const PageMessage&) = default;
 };
 

@@ -266,14 +266,13 @@ void Engine::RebuildExtent(Shard* shard, uint64_t number) {
         said.push_back(report);
       }
     }
-    const DirectoryResult result =
-        Step(before,
-             {.type = DirectoryEventType::kRebuild,
-              .message = {},
-              .reports = said,
-              .survivors = shard->live,
-              .lost = NodeSet(nodes_.bits() & ~shard->live.bits())},
-             config_.self);
+    const DirectoryResult result = Step(before,
+                                        {.type = DirectoryEventType::kRebuild,
+                                         .message = {},
+                                         .reports = said,
+                                         .survivors = shard->live,
+                                         .lost = NodeSet(nodes_.bits() & ~shard->live.bits())},
+                                        config_.self);
     if (result.verdict != DirectoryVerdict::kDone) {
       return FailPage(Gfn(gfn), absl::StatusCode::kInternal,
                       fmt::format("coherence violation: what the nodes have of it does not fit together, nor the "

@@ -312,9 +312,9 @@ TEST_F(SpaceRecoveryTest, EachRowOfTheTable) {
     EXPECT_TRUE(At(kA).engine->IsLost(PageOf(extent, 4)) || At(kB).engine->IsLost(PageOf(extent, 4)));
   }
   EXPECT_TRUE(At(kA).stopped.ok());
-  const std::string what =
-      fmt::format("node 0, page at GPA {:#x}: it is lost: node 2 had its only copy, and is lost since 2026-01-01 00:00:",
-                  GpaOf(PageOf(2, 4)).value());
+  const std::string what = fmt::format(
+      "node 0, page at GPA {:#x}: it is lost: node 2 had its only copy, and is lost since 2026-01-01 00:00:",
+      GpaOf(PageOf(2, 4)).value());
   EXPECT_THAT(Read(kA, PageOf(2, 4)), HasSubstr(what));
   EXPECT_TRUE(Until([&] { return !At(kB).stopped.ok(); }));
   EXPECT_THAT(At(kB).stopped.ToString(), HasSubstr(what));

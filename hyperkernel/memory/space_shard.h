@@ -227,9 +227,9 @@ struct alignas(64) Shard {
   HotPages hot ABSL_GUARDED_BY(mutex);
   SpaceStatistics statistics ABSL_GUARDED_BY(mutex);
   Epoch epoch ABSL_GUARDED_BY(mutex);
-  NodeSet live ABSL_GUARDED_BY(mutex);                         // the nodes of `epoch`
-  std::vector<NodeSet> committed ABSL_GUARDED_BY(mutex);       // the nodes of each epoch that held, the last is now
-  std::unique_ptr<ShardChange> change ABSL_GUARDED_BY(mutex);  // from BeginEpoch to Commit
+  NodeSet live ABSL_GUARDED_BY(mutex);                          // the nodes of `epoch`
+  std::vector<NodeSet> committed ABSL_GUARDED_BY(mutex);        // the nodes of each epoch that held, the last is now
+  std::unique_ptr<ShardChange> change ABSL_GUARDED_BY(mutex);   // from BeginEpoch to Commit
   std::map<NodeId, uint64_t> lost_with ABSL_GUARDED_BY(mutex);  // of statistics.pages_lost, as far as it is known
 };
 
