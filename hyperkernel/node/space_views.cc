@@ -188,6 +188,27 @@ std::vector<v1::SpaceStatusResponse> SpaceManager::AskAll(const View& view, uint
   return answers;
 }
 
+std::vector<SpaceSample> SpaceManager::Samples() const {
+  std::vector<std::pair<std::string, std::shared_ptr<SpacePart>>> parts;
+  {
+    MutexLock lock(&mutex_);
+    for (const auto& [name, entry] : entries_) {
+      if (entry.part != nullptr) parts.emplace_back(name, entry.part);
+    }
+  }
+  std::vector<SpaceSample> samples;
+  for (const auto& [name, part] : parts) {
+    SpaceSample sample{.space = name, .running = !part->stop().has_value(), .statistics = {}};
+    const absl::Status used = part->Use([&sample](GuestSpace* memory) {
+      sample.statistics = memory->Statistics();
+      sample.frame_bytes = memory->frame_bytes();
+      return absl::OkStatus();
+    });
+    if (used.ok()) samples.push_back(std::move(sample));  // else it is being deleted
+  }
+  return samples;
+}
+
 std::vector<v1::Space> SpaceManager::List() const {
   std::vector<View> views;
   {

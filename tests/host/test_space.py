@@ -551,6 +551,17 @@ class Space(hktest.TestCase):
         self.create(a, 'a', 'b', memory='1M')
         self.write(a, 0, 'x')
         self.assertEqual(self.read(b, 0, 1), 'x')
+        # And those of the space, which go with it.
+        self.write(a, 0, 'y')
+        metrics = a.metrics()
+        self.assertEqual(metrics['hyperkernel_space_running{space="pool"}'], 1)
+        self.assertGreater(metrics['hyperkernel_space_faults_total{space="pool",kind="write"}'], 0)
+        self.assertEqual(metrics['hyperkernel_space_pages{space="pool",right="exclusive"}'], 1)
+        for name in ('prefetched_pages_total', 'prefetch_useful_pages_total', 'prefetch_wasted_pages_total', 'swap_written_pages_total',
+                     'swap_read_pages_total', 'swap_failures_total', 'swapped_pages', 'lost_pages'):
+            self.assertEqual(metrics[f'hyperkernel_space_{name}{{space="pool"}}'], 0)
+        self.assert_exit(a.hkctl('space', 'delete', 'pool'), 0)
+        self.assertEqual([name for name in a.metrics() if name.startswith('hyperkernel_space_')], [])
         sent = [value for name, value in a.metrics().items() if name.startswith('hyperkernel_transport_messages_total{')
                 and all(label in name for label in ('class="fault"', 'direction="sent"', 'peer="b"'))]
         self.assertEqual(len(sent), 1)
