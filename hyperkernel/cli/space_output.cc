@@ -99,7 +99,9 @@ std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_po
   out += Line("Memory",
               fmt::format("{}, {} in frames here", HumanBytes(space.memory_bytes()), HumanBytes(space.frame_bytes())));
   if (space.node_frames_bytes() > 0)
-    out += Line("Frames", HumanBytes(space.node_frames_bytes()) + " at most on each node");
+    out +=
+        Line("Frames", fmt::format("{} at most on each node{}", HumanBytes(space.node_frames_bytes()),
+                                   space.node_vcpus() == 0 ? "" : fmt::format(", for {} vCPUs", space.node_vcpus())));
   if (space.node_swap_bytes() > 0) out += Line("Swap", HumanBytes(space.node_swap_bytes()) + " at most on each node");
   out += Line("Nodes", Join(space.nodes()));
   out += Line("Coordinator", Printable(space.coordinator()));

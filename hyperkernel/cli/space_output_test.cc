@@ -65,7 +65,8 @@ TEST(SpaceOutput, ShowTellsWhatWasLostWithWhomAndSinceWhen) {
   space.set_pages_lost(5);
   const std::string text = SpaceText(space, kNow);
   EXPECT_THAT(text, HasSubstr("Lost node:         c, since 1970-01-01 00:33:00Z (20s), epoch 3\n"));
-  EXPECT_THAT(text, HasSubstr("Lost pages:        5 (20 KiB), whose only copy was on a lost node: 3 with c, 1 with e\n"));
+  EXPECT_THAT(text,
+              HasSubstr("Lost pages:        5 (20 KiB), whose only copy was on a lost node: 3 with c, 1 with e\n"));
 }
 
 TEST(SpaceOutput, MapHasAColumnPerNode) {

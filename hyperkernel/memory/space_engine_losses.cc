@@ -35,6 +35,7 @@ std::string Engine::WhyLost(NodeId had_it) const {
     if (lost_at == 0 || ++count > kMostNamed) continue;
     named += fmt::format("{}node {} ({})", named.empty() ? "" : ", ", node.value(), Since(lost_at));
   }
+  if (named.empty()) return "it is lost, and it is not known with which node";
   if (count > kMostNamed) named += fmt::format(" and {} more", count - kMostNamed);
   return fmt::format("it is lost: one of {} had its only copy", named);
 }

@@ -96,6 +96,7 @@ v1::Space SpaceManager::SpaceOf(const View& view) const {
   space.set_memory_bytes(view.identity.bytes);
   space.set_node_frames_bytes(view.identity.node_frame_bytes);
   space.set_node_swap_bytes(view.identity.node_swap_bytes);
+  space.set_node_vcpus(view.identity.node_vcpus);
   std::vector<std::string> names;
   for (const SpaceMemberId& member : view.identity.members) names.push_back(member.name);
   std::sort(names.begin(), names.end());

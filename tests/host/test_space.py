@@ -167,6 +167,19 @@ class Space(hktest.TestCase):
         a.wait_state('c', 'unreachable')
         refused(a, *create, 'a,c', says=["node 'c' is unreachable"])
 
+    def test_frames_that_are_too_few_for_the_virtual_cpus(self):
+        a, b = self.start('a', 'b')
+        create = ('space', 'create', 'pool', '--memory', '640K', '--nodes', 'a,b', '--frames')
+        self.assert_fails(a.hkctl(*create, '344K', '--vcpus', '12'), 1,
+                          'node_frames_bytes: 352256 (86 pages) on each node are too few for 12 virtual CPUs each', 'give at least 393216')
+        self.assert_fails(a.hkctl(*create, '344K', '--vcpus', '0'), 2, '--vcpus')
+        for node in (a, b):
+            self.assertEqual(self.spaces(node), {})
+        self.assert_exit(a.hkctl(*create, '384K', '--vcpus', '12'), 0)
+        self.assertIn('Frames:            384 KiB at most on each node, for 12 vCPUs\n', b.hkctl('space', 'show', 'pool').out)
+        self.write(b, 0x1000, 'runs')
+        self.assertEqual(self.read(a, 0x1000, 4), 'runs')
+
     def test_a_budget_that_is_too_small_on_one_node(self):
         a, b, c = self.bed.cluster('a', 'b', 'c')
         for node, budget in ((a, 128), (b, 16), (c, 128)):
