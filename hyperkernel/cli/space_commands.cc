@@ -255,6 +255,7 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
   auto memory = std::make_shared<uint64_t>(0);
   auto frames = std::make_shared<uint64_t>(0);
   auto swap = std::make_shared<uint64_t>(0);
+  auto vcpus = std::make_shared<uint32_t>(0);
   auto nodes = std::make_shared<std::vector<std::string>>();
   CLI::App* create = AddNamed(space, "create", "Makes a space over some nodes; the one that is asked is one of them",
                               "A space lasts as long as the daemons of all its nodes.\n\n"
@@ -280,6 +281,10 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
                    "allow it (swap_mib). Default: none")
       ->check(CheckNotNegative)
       ->transform(CLI::AsSizeValue(false));
+  create
+      ->add_option("--vcpus", *vcpus,
+                   "Virtual CPUs that will run on each node at once: --frames must have 8 pages for each. Default: 1")
+      ->check(CLI::Range(1, 255));
   create->add_option("--nodes", *nodes, "Nodes, with commas between")
       ->delimiter(',')
       ->allow_extra_args(false)
@@ -290,6 +295,7 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
     request.set_memory_bytes(*memory);
     request.set_node_frames_bytes(*frames);
     request.set_node_swap_bytes(*swap);
+    request.set_node_vcpus(*vcpus);
     for (const std::string& node : *nodes) request.add_nodes(node);
     *exit_code = Create(*options, request);
   });

@@ -99,18 +99,23 @@ std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_po
   out += Line("Memory",
               fmt::format("{}, {} in frames here", HumanBytes(space.memory_bytes()), HumanBytes(space.frame_bytes())));
   if (space.node_frames_bytes() > 0)
-    out += Line("Frames", HumanBytes(space.node_frames_bytes()) + " at most on each node");
+    out +=
+        Line("Frames", fmt::format("{} at most on each node{}", HumanBytes(space.node_frames_bytes()),
+                                   space.node_vcpus() == 0 ? "" : fmt::format(", for {} vCPUs", space.node_vcpus())));
   if (space.node_swap_bytes() > 0) out += Line("Swap", HumanBytes(space.node_swap_bytes()) + " at most on each node");
   out += Line("Nodes", Join(space.nodes()));
   out += Line("Coordinator", Printable(space.coordinator()));
   if (space.epoch() > 0) out += Line("Epoch", fmt::to_string(space.epoch()));
+  std::string with;  // how many with whom
   for (const v1::SpaceLoss& loss : space.lost()) {
     out += Line("Lost node", fmt::format("{}, since {} ({}), epoch {}", Printable(loss.node()), UtcTime(loss.since()),
                                          Ago(loss.since(), now), loss.epoch()));
+    if (loss.pages_lost() > 0)
+      with += fmt::format("{}{} with {}", with.empty() ? ": " : ", ", loss.pages_lost(), Printable(loss.node()));
   }
   if (space.lost_size() > 0) {
-    out += Line("Lost pages", fmt::format("{} ({}), whose only copy was on a lost node", space.pages_lost(),
-                                          HumanBytes(space.pages_lost() * kPageBytes)));
+    out += Line("Lost pages", fmt::format("{} ({}), whose only copy was on a lost node{}", space.pages_lost(),
+                                          HumanBytes(space.pages_lost() * kPageBytes), with));
   }
   out += Line("Created", fmt::format("{} ({})", UtcTime(space.created()), Ago(space.created(), now)));
   if (space.parts_size() == 0) return out;

@@ -51,6 +51,24 @@ TEST(SpaceOutput, ShowTellsOfNodesThatDoNotAnswer) {
   EXPECT_THAT(text, HasSubstr("b     unknown  -    -\n\nb: node 'b' is unreachable\n"));
 }
 
+TEST(SpaceOutput, ShowTellsWhatWasLostWithWhomAndSinceWhen) {
+  v1::Space space = Pool();
+  space.set_epoch(3);
+  for (const char* node : {"c", "d", "e"}) {
+    v1::SpaceLoss* loss = space.add_lost();
+    loss->set_node(node);
+    loss->set_epoch(3);
+    loss->mutable_since()->set_seconds(1980);
+  }
+  space.mutable_lost(0)->set_pages_lost(3);
+  space.mutable_lost(2)->set_pages_lost(1);
+  space.set_pages_lost(5);
+  const std::string text = SpaceText(space, kNow);
+  EXPECT_THAT(text, HasSubstr("Lost node:         c, since 1970-01-01 00:33:00Z (20s), epoch 3\n"));
+  EXPECT_THAT(text,
+              HasSubstr("Lost pages:        5 (20 KiB), whose only copy was on a lost node: 3 with c, 1 with e\n"));
+}
+
 TEST(SpaceOutput, MapHasAColumnPerNode) {
   v1::SpaceMapResponse map;
   *map.mutable_space() = Pool();

@@ -15,7 +15,7 @@ bool IsAtRest(const DirectoryEntry& entry) {
 RestingEntry RestOf(const DirectoryEntry& entry) {
   HK_DCHECK(IsAtRest(entry));
   const bool owned = entry.state == DirectoryState::kShared || entry.state == DirectoryState::kExclusive ||
-                     entry.state == DirectoryState::kElsewhere;
+                     entry.state == DirectoryState::kElsewhere || entry.state == DirectoryState::kLost;
   // What means nothing is zero, so that pages which are alike are seen to be.
   return {.state = entry.state,
           .ever_written = entry.ever_written,

@@ -74,6 +74,36 @@ class PageCopy {
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
 };
 
+// A Pin under way. It may end after the caller has given up, so this outlives both. Thread-safe.
+class PinWait {
+ public:
+  // True: nobody waits any more.
+  bool OnGranted(const absl::Status& granted) {
+    MutexLock lock(&mutex_);
+    status_ = granted;
+    done_ = true;
+    changed_.Signal();
+    return given_up_;
+  }
+  absl::Status Wait(Monotonic deadline, Gpa from, uint64_t bytes) {
+    MutexLock lock(&mutex_);
+    while (!done_) {
+      if (changed_.WaitUntil(&mutex_, deadline) || done_) continue;
+      given_up_ = true;
+      return absl::DeadlineExceededError(
+          fmt::format("the pages of {} bytes at GPA {:#x} could not be pinned in time", bytes, from.value()));
+    }
+    return status_;
+  }
+
+ private:
+  Mutex mutex_;
+  CondVar changed_;
+  bool done_ ABSL_GUARDED_BY(mutex_) = false;
+  bool given_up_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+};
+
 absl::Status CheckOptions(const GuestSpace::Options& options) {
   if (options.name.empty() || options.name.find('/') != std::string::npos) {
     return absl::InvalidArgumentError(fmt::format("space: name \"{}\" cannot be a file's", options.name));
@@ -121,6 +151,7 @@ class AttachedSpace final : public GuestSpace {
                        return std::make_shared<PageCopy>(frames_.get(), page, offset, from.subspan(at, size));
                      });
   }
+  absl::StatusOr<PinnedPages> Pin(Gpa from, uint64_t bytes, PageAccess access, Monotonic deadline) override;
   absl::Status state() const override {
     MutexLock lock(&mutex_);
     return state_;
@@ -142,9 +173,10 @@ class AttachedSpace final : public GuestSpace {
   mutable Mutex mutex_;
   absl::Status state_ ABSL_GUARDED_BY(mutex_);
   bool joined_ = false;
-  const std::unique_ptr<SpaceFrames> frames_;
-  const std::unique_ptr<SpaceSwap> swap_;  // null: none
+  const std::shared_ptr<SpaceFrames> frames_;  // pins' too
+  const std::unique_ptr<SpaceSwap> swap_;      // null: none
   std::unique_ptr<SpaceEngine> engine_;
+  std::shared_ptr<PinKeeper> pins_;
   RealTimers timers_;
 };
 
@@ -153,6 +185,7 @@ absl::Status AttachedSpace::Join(const Clock& clock) {
                                    options_.config, transport_, frames_.get(), &timers_, clock,
                                    [this](const absl::Status& why) { OnStopped(why); }, swap_.get()));
   engine_->WatchLosses(options_.lost);
+  pins_ = std::make_shared<PinKeeper>(frames_, engine_.get());
   HK_RETURN_IF_ERROR(frames_->Serve([this](Gfn page, bool write) { engine_->OnFault(page, write); }));
   HK_RETURN_IF_ERROR(router_->Add(options_.config.guest, options_.config.generation, engine_.get()));
   joined_ = true;
@@ -166,12 +199,31 @@ AttachedSpace::~AttachedSpace() {
   frames_->StopServing();
   if (swap_ != nullptr) swap_->Stop();
   timers_.Stop();
+  if (pins_ != nullptr) pins_->Leave();
   if (joined_) {
     // Slots that others may still answer into come back as soon as those have left as well.
     static_cast<void>(transport_->SetEpoch(options_.config.guest, options_.config.generation, kAfterTheLast));
     transport_->ForgetGuest(options_.config.guest);
   }
   engine_.reset();
+}
+
+absl::StatusOr<PinnedPages> AttachedSpace::Pin(Gpa from, uint64_t bytes, PageAccess access, Monotonic deadline) {
+  if (bytes == 0 || from.value() >= this->bytes() || bytes > this->bytes() - from.value()) {
+    return absl::OutOfRangeError(
+        fmt::format("{} bytes at GPA {:#x} are not in the space of {} MiB", bytes, from.value(), this->bytes() >> 20));
+  }
+  const Gfn first = GfnOf(from);
+  const uint64_t count = GfnOf(Gpa(from.value() + bytes - 1)).value() - first.value() + 1;
+  const auto wait = std::make_shared<PinWait>();
+  // Maybe with a page's lock held.
+  engine_->Pin(first, count, [this, wait, first, count](const absl::Status& granted) {
+    const bool late = wait->OnGranted(granted);
+    if (!late || !granted.ok() || HK_MUTANT(space_late_pin_stays)) return;
+    timers_.After(Monotonic::duration(0), [pins = pins_, first, count] { pins->Unpin(first, count); });
+  });
+  HK_RETURN_IF_ERROR(wait->Wait(deadline, from, bytes));
+  return PinnedPages(pins_, from, bytes, access);
 }
 
 // A page's lock is held here; whoever wants to know may ask the space anything: by a thread without locks.

@@ -16,6 +16,7 @@
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/frame_store.h"
+#include "hyperkernel/memory/pinned_pages.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "hyperkernel/memory/space_router.h"
 #include "hyperkernel/memory/swap_store.h"
@@ -56,6 +57,21 @@ class GuestSpace {
   // more.
   virtual absl::Status Read(Gpa from, std::span<std::byte> to, Monotonic deadline) = 0;
   virtual absl::Status Write(Gpa to, std::span<const std::byte> from, Monotonic deadline) = 0;
+
+  // Pins the pages of `bytes` bytes at `from`: they are here, writable, at one address, until the result goes, whatever
+  // other nodes want of them and however few frames there are. For kRead they are had like that too: the protocol has
+  // pins of writers only, so other nodes' readers wait as well; Read makes a copy instead. To be held for the time of
+  // one access: a node that has waited for a pinned page for SpaceConfig::request_limit stops the space. Who holds pins
+  // pins nothing below them, or lets go of them when it gets an error: so nobody waits in a ring.
+  //
+  // An epoch change leaves pins as they are; a Pin that waits goes on waiting. When the space stops, Pins that wait end
+  // with the reason, and the memory of those that are held stays, though nobody else sees what is written to it then.
+  // Errors: kOutOfRange, also for no bytes; kResourceExhausted (kMostPinnedPages, or half of max_pages), at once;
+  // kDeadlineExceeded naming the address: pages that come later are unpinned at once; why the space stopped.
+  virtual absl::StatusOr<PinnedPages> Pin(Gpa /*from*/, uint64_t /*bytes*/, PageAccess /*access*/,
+                                          Monotonic /*deadline*/) {
+    return absl::UnimplementedError("no pins");
+  }
 
   // OK, or why it stopped.
   virtual absl::Status state() const = 0;

@@ -96,6 +96,7 @@ class Stepper {
     nack.kind = request.kind;
     nack.reason = reason;
     if (reason == NackReason::kMoved) nack.home = state() == State::kElsewhere ? entry().owner : event_.home;
+    if (reason == NackReason::kLost) nack.home = entry().owner;
     Send(nack);
   }
 
@@ -360,8 +361,23 @@ class Stepper {
       if (shared) e.copyset = NodeSet::Of(e.owner);
     } else {
       e.state = before_.ever_written && !HK_MUTANT(directory_lost_is_zero) ? State::kLost : State::kDormant;
+      if (e.state == State::kLost) e.owner = WhoHadIt(rest_owner);
     }
     result_.Add({.type = DirectoryActionType::kReconcile, .nodes = event_.survivors});
+  }
+  // The lost node that had the only copy; this node: it may have been any of several.
+  NodeId WhoHadIt(NodeId rest_owner) const {
+    if (before_.state == State::kLost) return before_.owner;
+    // Of what this home knows: the owner, or the writer that it had granted the page to.
+    NodeSet may = event_.lost;
+    if (before_.state != State::kElsewhere && !HK_MUTANT(directory_lost_by_anyone)) {
+      may = NodeSet();
+      if (rest_owner != kNobody && event_.lost.Contains(rest_owner)) may.Add(rest_owner);
+      if (before_.state == State::kBusy && event_.lost.Contains(before_.current.requester)) {
+        may.Add(before_.current.requester);
+      }
+    }
+    return may.size() == 1 ? First(may) : self_;
   }
   // True if nothing was under way here and somebody has a right of which this entry does not know.
   bool Contradicts(NodeSet readers, const PageReport* exclusive, const PageReport* owner) const {

@@ -54,7 +54,7 @@ inline constexpr size_t kMaxWaitingRequests = 16;
 
 // One event. Plain value. `message`: for messages. `serial`: above every serial of this page before, for the events
 // that may begin a transaction (requests, Done, Released, Mirrored, Thaw); one at most is used. MoveOut: `home`.
-// Rebuild: `reports`, one of each survivor, and `survivors`.
+// Rebuild: `reports`, one of each survivor, `survivors`, and `lost`, every node that is not one of them any more.
 struct DirectoryEvent {
   DirectoryEventType type = DirectoryEventType::kRead;
   PageMessage message{};
@@ -62,13 +62,16 @@ struct DirectoryEvent {
   NodeId home{};
   std::span<const PageReport> reports{};
   NodeSet survivors{};
+  NodeSet lost{};
 };
 
 // A page at its home. Plain value. At rest only state, owner, copyset, storage and ever_written matter, and the daemon
 // keeps less than that (fused extents); the rest exists while something is under way.
 struct DirectoryEntry {
   DirectoryState state = DirectoryState::kDormant;
-  NodeId owner{};     // Shared, Exclusive; Elsewhere: the home that it went to
+  // Shared, Exclusive. Elsewhere: the home that it went to. Lost: the lost node that had the only copy; the home
+  // itself: it is not known which.
+  NodeId owner{};
   NodeSet copyset{};  // Dormant, Stored: who may have a copy. Shared: the same, with the owner
   uint64_t storage = 0;
   bool ever_written = false;  // and mirrored

@@ -167,6 +167,34 @@ TEST(PageDirectory, WhatIsNowhereIsLostNotZero) {
   EXPECT_EQ(Step(unknown, rebuild, kHome).entry.state, DirectoryState::kDormant);
 }
 
+TEST(PageDirectory, ALostPageNamesWhoHadItOrNobody) {
+  const std::vector<PageReport> none{{.node = kThree}};
+  DirectoryEvent rebuild{.type = DirectoryEventType::kRebuild,
+                         .reports = none,
+                         .survivors = Set({kHome, kThree}),
+                         .lost = Set({kOne, kTwo})};
+  const auto lost_with = [&](const DirectoryEntry& before) {
+    const DirectoryEntry entry = Step(before, rebuild, kHome).entry;
+    EXPECT_EQ(entry.state, DirectoryState::kLost);
+    const DirectoryResult asked = Ask(entry, kThree, RequestKind::kRead);
+    EXPECT_EQ(asked.actions[0].message.reason, NackReason::kLost);
+    EXPECT_EQ(asked.actions[0].message.home, entry.owner);
+    return entry.owner;
+  };
+  EXPECT_EQ(lost_with(In(DirectoryState::kExclusive)), kOne) << "the owner";
+  const DirectoryEntry writes = Ask(In(DirectoryState::kExclusive), kTwo, RequestKind::kWrite).entry;
+  EXPECT_EQ(lost_with(writes), kHome) << "the owner, or who was to have it";
+  rebuild.lost = Set({kTwo});
+  EXPECT_EQ(lost_with(writes), kTwo) << "the owner lives, and has given it away";
+  EXPECT_EQ(lost_with(In(DirectoryState::kElsewhere)), kTwo) << "nobody else was lost";
+  rebuild.lost = Set({kOne, kTwo});
+  EXPECT_EQ(lost_with(In(DirectoryState::kElsewhere)), kHome) << "either of them";
+  DirectoryEntry before = In(DirectoryState::kLost);
+  before.owner = kTwo;
+  rebuild.lost = Set({kOne});
+  EXPECT_EQ(lost_with(before), kTwo) << "it stays as it was";
+}
+
 TEST(PageDirectory, ARetainedCopyServesIfItsRequesterLivesWithoutIt) {
   std::vector<PageReport> reports{{.node = kOne, .retained = true, .retained_serial = 4, .retained_for = kTwo},
                                   {.node = kTwo}};

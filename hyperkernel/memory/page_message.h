@@ -54,8 +54,9 @@ struct PageMessage {
   uint64_t storage = 0;                   // with kStored: the stable-storage address
   NodeSet acks;                           // Forward, Answer: the nodes whose Acks the requester awaits
   NackReason reason = NackReason::kBusy;  // Nack
-  NodeId home;                            // Nack(kMoved): whom to ask instead
-  bool urgent = false;                    // Offer: the sender has no swap, or it is full
+  // Nack(kMoved): whom to ask instead. Nack(kLost): the lost node that had the only copy, or one that lives: not known.
+  NodeId home;
+  bool urgent = false;  // Offer: the sender has no swap, or it is full
   friend bool operator==(const PageMessage&, const PageMessage&) = default;
 };
 

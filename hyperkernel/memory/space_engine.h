@@ -23,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -101,6 +102,8 @@ struct SpaceEpochState {
   bool running = true;      // false: wishes wait for an epoch
   NodeSet failed;           // of `nodes`: whose connection this node has lost
   uint64_t pages_lost = 0;  // whose home this node is
+  // Of these, by the lost node that had the only copy, where it is known which one that was.
+  std::map<NodeId, uint64_t> pages_lost_with{};
 };
 
 // Counters since the space was made; a value that was true at some moment of the call. Plain value.

@@ -245,6 +245,11 @@ class Engine final : public SpaceEngine {
   // The space stops if nothing changes by then.
   void ArmChangeLimit() ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
 
+  // space_engine_losses.cc: what is told of nodes that were lost.
+  void NoteLosses(NodeSet lost);
+  // Why a Lost page cannot be had. `had_it`: the node that had its only copy; one that was not lost: not known which.
+  std::string WhyLost(NodeId had_it) const;
+
   // space_engine_reports.cc: what the nodes say to each other meanwhile, and mirroring.
   enum class PumpStage : uint8_t { kIdle, kReport, kAwaitReports, kRebuild, kAwaitReconciles };
   // What this node has still to say. One step at a time, as far as the queues to the peers take it.
@@ -371,6 +376,8 @@ class Engine final : public SpaceEngine {
   PrefetchStreams streams_ ABSL_GUARDED_BY(prefetch_mutex_);
   std::atomic<bool> foresees_{false};  // pages were named
   std::atomic<uint64_t> prefetching_{0};
+  // When the space began to go on without a node, Unix time; 0: it does not. By number.
+  std::array<std::atomic<int64_t>, kMaxNodes> lost_at_s_{};
   mutable Mutex reason_mutex_;
   absl::Status swap_failure_ ABSL_GUARDED_BY(reason_mutex_);  // the last one
   absl::Status reason_ ABSL_GUARDED_BY(reason_mutex_);

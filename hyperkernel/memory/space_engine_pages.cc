@@ -81,6 +81,7 @@ Extent* Engine::ExtentOf(Shard* shard, Gfn page) {
       RestingEntry lost;
       lost.state = DirectoryState::kLost;
       lost.ever_written = true;
+      lost.owner = config_.self;  // it may have been any of those lost
       extent->home = ExtentDirectory(lost);
     }
     shard->touched.push_back(page.value() / kExtentPages);
@@ -425,7 +426,7 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
       Retry(shard, active, action.reason);
       return true;
     case PageActionType::kStopGuest:
-      FailPage(active->gfn, absl::StatusCode::kDataLoss, "it is lost: the node that had its only copy is gone");
+      FailPage(active->gfn, absl::StatusCode::kDataLoss, WhyLost(means->incoming->message.home));
       return false;
   }
   return true;

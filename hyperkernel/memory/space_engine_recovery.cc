@@ -111,6 +111,7 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
     }
     if (failure.ok()) {
       outbox_.Clear();
+      NoteLosses(NodeSet(live_.bits() & ~change.survivors.bits()));
       epoch_ = change.epoch;
       live_ = change.survivors;
       report_ends_ = reconcile_ends_ = NodeSet::Of(config_.self);
@@ -189,6 +190,7 @@ void Engine::CommitShard(Shard* shard, std::vector<Gfn>* adopters) {
   }
   shard->busy.clear();
   shard->statistics.pages_lost = change->lost;
+  shard->lost_with = std::move(change->lost_with);
   std::vector<uint64_t> pages = SortedKeys(shard->active);
   for (const auto& [gfn, right] : change->told) pages.push_back(gfn);
   std::sort(pages.begin(), pages.end());
@@ -260,6 +262,7 @@ SpaceEpochState Engine::EpochState() const {
   for (const Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);
     state.pages_lost += shard.statistics.pages_lost;
+    for (const auto& [node, pages] : shard.lost_with) state.pages_lost_with[node] += pages;
   }
   return state;
 }

@@ -266,9 +266,13 @@ void Engine::RebuildExtent(Shard* shard, uint64_t number) {
         said.push_back(report);
       }
     }
-    const DirectoryResult result =
-        Step(before, {.type = DirectoryEventType::kRebuild, .message = {}, .reports = said, .survivors = shard->live},
-             config_.self);
+    const DirectoryResult result = Step(before,
+                                        {.type = DirectoryEventType::kRebuild,
+                                         .message = {},
+                                         .reports = said,
+                                         .survivors = shard->live,
+                                         .lost = NodeSet(nodes_.bits() & ~shard->live.bits())},
+                                        config_.self);
     if (result.verdict != DirectoryVerdict::kDone) {
       return FailPage(Gfn(gfn), absl::StatusCode::kInternal,
                       fmt::format("coherence violation: what the nodes have of it does not fit together, nor the "
@@ -278,7 +282,10 @@ void Engine::RebuildExtent(Shard* shard, uint64_t number) {
     const DirectoryEntry& entry = result.entry;
     rebuilt->Set(page, RestOf(entry));
     if (entry.ever_written) written[page / 64] |= uint64_t{1} << (page % 64);
-    if (entry.state == DirectoryState::kLost) ++change.lost;
+    if (entry.state == DirectoryState::kLost) {
+      ++change.lost;
+      if (!shard->live.Contains(entry.owner)) ++change.lost_with[entry.owner];
+    }
     for (const PageReport& report : said) {
       const PageRight right = RightAt(entry, report.node);
       if (right == report.right) continue;

@@ -53,6 +53,7 @@ class FileSpaceFrames final : public SpaceFrames {
   absl::Status Serve(OnFault on_fault) override;
   void StopServing() override;
   std::byte* view() const override { return reinterpret_cast<std::byte*>(guest_view_.data()); }
+  std::byte* daemon_view() const override { return service_view_.data(); }
   uint64_t bytes() const override { return file_->bytes(); }
   uint64_t frame_bytes() const override { return frames_.load(std::memory_order_relaxed) * kPageSize; }
 

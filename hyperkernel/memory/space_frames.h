@@ -47,6 +47,8 @@ class SpaceFrames : public PageFrames {
 
   // For programs. Constant.
   virtual std::byte* view() const = 0;
+  // The daemon's own view of the same bytes: a touch of a page that is not here ends the process. Constant.
+  virtual std::byte* daemon_view() const = 0;
   virtual uint64_t bytes() const = 0;
   // Bytes of frames taken now.
   virtual uint64_t frame_bytes() const = 0;

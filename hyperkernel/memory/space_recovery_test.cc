@@ -265,6 +265,12 @@ TEST_F(SpaceRecoveryTest, EachRowOfTheTable) {
   uint64_t lost = 0;
   for (Node* node : Left()) lost += node->engine->EpochState().pages_lost;
   EXPECT_EQ(lost, 3u);
+  uint64_t with_c = 0;
+  for (Node* node : Left()) {
+    const std::map<NodeId, uint64_t> with = node->engine->EpochState().pages_lost_with;
+    for (const auto& [who, pages] : with) with_c += who == kC ? pages : 100;
+  }
+  EXPECT_EQ(with_c, 3u);
   for (uint64_t extent = 0; extent < 3; ++extent) {
     EXPECT_NE(At(kA).engine->HomeOf(PageOf(extent)), kC);
     EXPECT_EQ(At(kA).engine->HomeOf(PageOf(extent)), At(kB).engine->HomeOf(PageOf(extent)));
@@ -278,11 +284,42 @@ TEST_F(SpaceRecoveryTest, EachRowOfTheTable) {
     EXPECT_TRUE(At(kA).engine->IsLost(PageOf(extent, 4)) || At(kB).engine->IsLost(PageOf(extent, 4)));
   }
   EXPECT_TRUE(At(kA).stopped.ok());
-  const std::string what = fmt::format("node 0, page at GPA {:#x}: it is lost", GpaOf(PageOf(2, 4)).value());
+  const std::string what = fmt::format(
+      "node 0, page at GPA {:#x}: it is lost: node 2 had its only copy, and is lost since 2026-01-01 00:00:",
+      GpaOf(PageOf(2, 4)).value());
   EXPECT_THAT(Read(kA, PageOf(2, 4)), HasSubstr(what));
   EXPECT_TRUE(Until([&] { return !At(kB).stopped.ok(); }));
   EXPECT_THAT(At(kB).stopped.ToString(), HasSubstr(what));
 }
+
+// A home that was lost itself took its knowledge with it: then all that were lost are named, with the time of each.
+class LostWithTest : public SpaceRecoveryTest, public testing::WithParamInterface<bool> {};
+
+TEST_P(LostWithTest, ALostPageNamesTheNodeThatHadIt) {
+  const bool known = GetParam();
+  const Gfn kept = PageOf(0, 4), forgotten = PageOf(1, 4);  // their homes: a, b
+  Write(kC, kept, 'c');
+  Write(kC, forgotten, 'c');
+  Lose(kC);
+  GoOn(2, {0, 1});
+  simulation_.RunUntil(simulation_.Now() + std::chrono::seconds(100));
+  At(kA).lost.clear();
+  Lose(kB);
+  Begin(3, {0}, 2);
+  Rebuild(3);
+  EXPECT_TRUE(At(kA).engine->Commit(Epoch(3)).ok());
+  EXPECT_TRUE(At(kA).engine->Run(Epoch(3)).ok());
+  EXPECT_EQ(At(kA).engine->EpochState().pages_lost, 2u);
+  EXPECT_EQ(At(kA).engine->EpochState().pages_lost_with, (std::map<NodeId, uint64_t>{{kC, 1}}));
+  const std::string said = Read(kA, known ? kept : forgotten);
+  if (known) {
+    EXPECT_THAT(said, HasSubstr("it is lost: node 2 had its only copy, and is lost since 2026-01-01 00:00:"));
+  } else {
+    EXPECT_THAT(said, HasSubstr("it is lost: one of node 1 (lost since 2026-01-01 00:01:"));
+    EXPECT_THAT(said, HasSubstr("Z), node 2 (lost since 2026-01-01 00:00:"));
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Known, LostWithTest, testing::Bool());
 
 TEST_F(SpaceRecoveryTest, WhatLeftAndDidNotArriveIsStillWhereItWas) {
   const Gfn page = PageOf(2, 1);  // its home is c

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -199,6 +200,7 @@ struct ShardChange {
   absl::flat_hash_map<uint64_t, std::unique_ptr<ExtentDirectory>> rebuilt;  // by extent
   absl::flat_hash_map<uint64_t, PageRight> told;                            // what this node has now, by GFN
   uint64_t lost = 0;
+  std::map<NodeId, uint64_t> lost_with;  // of these: with that node
 };
 
 // The part of a space that one lock guards: a share of its extents.
@@ -225,9 +227,10 @@ struct alignas(64) Shard {
   HotPages hot ABSL_GUARDED_BY(mutex);
   SpaceStatistics statistics ABSL_GUARDED_BY(mutex);
   Epoch epoch ABSL_GUARDED_BY(mutex);
-  NodeSet live ABSL_GUARDED_BY(mutex);                         // the nodes of `epoch`
-  std::vector<NodeSet> committed ABSL_GUARDED_BY(mutex);       // the nodes of each epoch that held, the last is now
-  std::unique_ptr<ShardChange> change ABSL_GUARDED_BY(mutex);  // from BeginEpoch to Commit
+  NodeSet live ABSL_GUARDED_BY(mutex);                          // the nodes of `epoch`
+  std::vector<NodeSet> committed ABSL_GUARDED_BY(mutex);        // the nodes of each epoch that held, the last is now
+  std::unique_ptr<ShardChange> change ABSL_GUARDED_BY(mutex);   // from BeginEpoch to Commit
+  std::map<NodeId, uint64_t> lost_with ABSL_GUARDED_BY(mutex);  // of statistics.pages_lost, as far as it is known
 };
 
 }  // namespace hk::space

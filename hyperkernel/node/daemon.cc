@@ -125,6 +125,8 @@ struct Daemon::Parts {
   std::optional<PeerControlService> peers;
   std::unique_ptr<grpc::Server> server;
 
+  // The metrics outlive the spaces.
+  ~Parts() { metrics.ForgetSpaces(); }
   absl::Status OpenState(const NodeSettings& settings, const Clock& clock, v1::NodeInfo* self);
   absl::Status StartDataPlane(const NodeSettings& settings, const Clock& clock, const v1::NodeInfo& self);
   ClusterHooks Hooks(const std::string& boot_id);
@@ -203,6 +205,7 @@ void Daemon::Parts::MakeSpaces(const NodeSettings& settings, const Clock& clock)
     return GuestSpace::Attach(std::move(options), *frames, data_plane->transport(), data_plane->router(), clock);
   };
   spaces = std::make_unique<SpaceManager>(settings.name, attach, &*space_peers, clock);
+  metrics.DescribeSpaces([manager = spaces.get()] { return manager->Samples(); });
 }
 
 absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {

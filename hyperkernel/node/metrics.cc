@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "hyperkernel/node/space_collector.h"
 #include "hyperkernel/node/transport_collector.h"
 
 namespace hk {
@@ -55,6 +56,7 @@ struct Metrics::Impl {
   std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
   std::shared_ptr<FrameCollector> frames;
   std::shared_ptr<TransportCollector> transport;
+  std::shared_ptr<SpaceCollector> spaces;
   prometheus::Family<prometheus::Gauge>& build = prometheus::BuildGauge()
                                                      .Name("hyperkernel_build_info")
                                                      .Help("Always 1; the labels say what runs.")
@@ -100,6 +102,14 @@ void Metrics::DescribeTransport(const Transport& transport,
   impl_->transport = std::make_shared<TransportCollector>(transport, std::move(peers));
 }
 
+void Metrics::DescribeSpaces(std::function<std::vector<SpaceSample>()> samples) {
+  impl_->spaces = std::make_shared<SpaceCollector>(std::move(samples));
+}
+
+void Metrics::ForgetSpaces() {
+  if (impl_->spaces != nullptr) impl_->spaces->Forget();
+}
+
 void Metrics::SetPeerUp(const std::string& peer, bool up) {
   impl_->peer_up.Add({{"peer", peer}}).Set(up ? 1 : 0);
 }
@@ -127,6 +137,7 @@ absl::Status Metrics::Serve(const Address& address) {
   impl_->exposer->RegisterCollectable(impl_->registry);
   if (impl_->frames != nullptr) impl_->exposer->RegisterCollectable(impl_->frames);
   if (impl_->transport != nullptr) impl_->exposer->RegisterCollectable(impl_->transport);
+  if (impl_->spaces != nullptr) impl_->exposer->RegisterCollectable(impl_->spaces);
   return absl::OkStatus();
 }
 
@@ -138,6 +149,7 @@ std::string Metrics::Text() const {
   };
   add(impl_->frames.get());
   add(impl_->transport.get());
+  add(impl_->spaces.get());
   return prometheus::TextSerializer().Serialize(families);
 }
 

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/address.h"
 #include "hyperkernel/memory/frame_store.h"
+#include "hyperkernel/node/space_sample.h"
 #include "proto/node.pb.h"
 #include "rdma/transport.h"
 
@@ -29,6 +30,10 @@ class Metrics {
   // transport_collector.h.
   void DescribeTransport(const Transport& transport,
                          std::function<std::vector<std::pair<NodeId, std::string>>()> peers);
+  // What this node's parts of spaces count, asked for at each scrape, by its threads. Before Serve.
+  void DescribeSpaces(std::function<std::vector<SpaceSample>()> samples);
+  // Nobody asks for them any more when it returned.
+  void ForgetSpaces();
   void SetPeerUp(const std::string& peer, bool up);
   void ObserveHello(const std::string& peer, std::chrono::microseconds round_trip);
   void CountHelloFailure(const std::string& peer);

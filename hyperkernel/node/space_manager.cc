@@ -71,6 +71,7 @@ absl::StatusOr<SpaceIdentity> SpaceManager::Identify(const v1::CreateSpaceReques
                          .bytes = request.memory_bytes(),
                          .node_frame_bytes = request.node_frames_bytes(),
                          .node_swap_bytes = request.node_swap_bytes(),
+                         .node_vcpus = request.node_vcpus(),
                          .members = {},
                          .coordinator = self_,
                          .created = clock_.Wall()};
@@ -143,6 +144,7 @@ absl::Status SpaceManager::AttachOthers(const SpaceIdentity& identity) {
   request.set_memory_bytes(identity.bytes);
   request.set_node_frames_bytes(identity.node_frame_bytes);
   request.set_node_swap_bytes(identity.node_swap_bytes);
+  request.set_node_vcpus(identity.node_vcpus);
   *request.mutable_created() = ToTimestamp(identity.created);
   for (const SpaceMemberId& member : identity.members) {
     v1::SpaceMember& out = *request.add_members();
@@ -200,6 +202,7 @@ absl::Status SpaceManager::Attach(const v1::AttachSpaceRequest& request) {
                          .bytes = request.memory_bytes(),
                          .node_frame_bytes = request.node_frames_bytes(),
                          .node_swap_bytes = request.node_swap_bytes(),
+                         .node_vcpus = request.node_vcpus(),
                          .members = {},
                          .coordinator = request.from(),
                          .created = ToWall(request.created())};

@@ -30,6 +30,7 @@
 #include "hyperkernel/node/space_peers.h"
 #include "hyperkernel/node/space_recovery.h"
 #include "hyperkernel/node/space_rules.h"
+#include "hyperkernel/node/space_sample.h"
 #include "proto/admin.pb.h"
 #include "proto/peer.pb.h"
 
@@ -55,6 +56,9 @@ class SpaceManager {
   absl::Status Write(const std::string& name, uint64_t address, const std::string& data, Monotonic deadline);
   absl::StatusOr<v1::SpaceMapResponse> Map(const std::string& name, uint64_t first_extent) const;
   absl::StatusOr<v1::SpaceTopResponse> Top(const std::string& name) const;
+
+  // For the metrics: this node's parts, by name, but for those being made. Asks no peer.
+  std::vector<SpaceSample> Samples() const;
 
   // For peers.
   absl::Status Attach(const v1::AttachSpaceRequest& request);

@@ -22,6 +22,7 @@ absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity
   options.lost = std::move(lost);
   options.config.pages = space.bytes / kPageSize;
   options.config.max_pages = space.node_frame_bytes < space.bytes ? space.node_frame_bytes / kPageSize : 0;
+  options.config.vcpus = space.node_vcpus;
   options.config.swap_pages = options.config.max_pages == 0 ? 0 : space.node_swap_bytes / kPageSize;
   // A machine of the same name has NAME.GENERATION; a dot is in no machine's name.
   options.name = space.name + ".space";

@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "fmt/format.h"
+#include "hyperkernel/memory/space_version.h"
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/data_plane.h"
 #include "hyperkernel/node/space_rules.h"
@@ -33,10 +34,16 @@ absl::Status ClusterSpacePeers::WaitDataUp(const std::vector<std::string>& nodes
 }
 
 absl::Status ClusterSpacePeers::Attach(const std::string& node, const v1::AttachSpaceRequest& request) {
+  v1::AttachSpaceRequest versioned = request;
+  versioned.set_space_protocol(kSpaceProtocolVersion);
   v1::AttachSpaceResponse response;
-  return cluster_->Call(node, Within(kAttachLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
-    return stub->AttachSpace(context, request, &response);
-  });
+  const absl::Status status =
+      cluster_->Call(node, Within(kAttachLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+        return stub->AttachSpace(context, versioned, &response);
+      });
+  if (!status.ok()) return status;
+  // One of a release that did not look at the request's has attached, and is told to leave.
+  return CheckSpaceProtocol(response.space_protocol(), fmt::format("node '{}'", node));
 }
 
 absl::Status ClusterSpacePeers::Detach(const std::string& node, uint64_t id) {

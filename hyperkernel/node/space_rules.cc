@@ -9,6 +9,7 @@
 #include "fmt/format.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/memory/space_version.h"
 #include "hyperkernel/node/names.h"
 #include "proto/fault_latency.h"
 
@@ -43,8 +44,11 @@ absl::Status CheckNodeSwap(uint64_t swap_bytes, uint64_t frame_bytes, uint64_t b
   return absl::OkStatus();
 }
 
-// What `nodes` nodes give together, with their swap, must hold the space, and some more.
-absl::Status CheckNodeFrames(uint64_t frame_bytes, uint64_t swap_bytes, uint64_t bytes, uint64_t nodes) {
+// What `nodes` nodes give together, with their swap, must hold the space, and some more; and what each gives alone must
+// be enough for one instruction of each of its virtual CPUs.
+absl::Status CheckNodeFrames(uint64_t frame_bytes, uint64_t swap_bytes, uint32_t vcpus, uint64_t bytes,
+                             uint64_t nodes) {
+  if (vcpus > kMaxSpaceVcpus) return Bad("node_vcpus", fmt::format("{} is more than {}", vcpus, kMaxSpaceVcpus));
   HK_RETURN_IF_ERROR(CheckNodeSwap(swap_bytes, frame_bytes, bytes));
   if (frame_bytes == 0) return absl::OkStatus();
   if (frame_bytes % kPageSize != 0)
@@ -52,13 +56,23 @@ absl::Status CheckNodeFrames(uint64_t frame_bytes, uint64_t swap_bytes, uint64_t
   if (frame_bytes > bytes)
     return Bad("node_frames_bytes", fmt::format("{} is more than the space's {} bytes", frame_bytes, bytes));
   const uint64_t share = (bytes + bytes / kSpareShare + nodes - 1) / nodes;
-  const uint64_t least = std::max(share - std::min(share, swap_bytes), kLeastFrames * kPageSize);
-  if (frame_bytes < std::min(least, bytes) && !HK_MUTANT(space_frames_unchecked)) {
+  const uint64_t pool = std::min(share - std::min(share, swap_bytes), bytes);
+  const uint64_t running = std::min(std::max(vcpus, 1U) * kLeastFrames * kPageSize, bytes);
+  const uint64_t least = (std::max(pool, running) + kPageSize - 1) / kPageSize * kPageSize;
+  if (frame_bytes < pool && !HK_MUTANT(space_frames_unchecked)) {
     return Bad("node_frames_bytes",
                fmt::format("{} on each of {} nodes{} cannot hold {} bytes and a sixteenth more, which pages "
                            "need to change places: give at least {}",
                            frame_bytes, nodes, swap_bytes == 0 ? "" : fmt::format(" and {} of swap", swap_bytes), bytes,
-                           (least + kPageSize - 1) / kPageSize * kPageSize));
+                           least));
+  }
+  if (frame_bytes < running && !HK_MUTANT(space_vcpus_unchecked)) {
+    return Bad(
+        "node_frames_bytes",
+        fmt::format("{} ({} pages) on each node are too few for {}, of which one instruction may need {} pages "
+                    "at once: give at least {}",
+                    frame_bytes, frame_bytes / kPageSize,
+                    vcpus > 1 ? fmt::format("{} virtual CPUs each", vcpus) : "a virtual CPU", kLeastFrames, least));
   }
   return absl::OkStatus();
 }
@@ -81,7 +95,8 @@ absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string
                                     "(--endpoint)",
                                     self));
   }
-  return CheckNodeFrames(request.node_frames_bytes(), request.node_swap_bytes(), request.memory_bytes(), names.size());
+  return CheckNodeFrames(request.node_frames_bytes(), request.node_swap_bytes(), request.node_vcpus(),
+                         request.memory_bytes(), names.size());
 }
 
 absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view from, std::string_view self) {
@@ -97,7 +112,14 @@ absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view fro
   for (const std::string_view needed : {from, self}) {
     if (!names.contains(needed)) return Bad("members", fmt::format("'{}' is not among them", needed));
   }
-  return CheckNodeFrames(space.node_frame_bytes, space.node_swap_bytes, space.bytes, names.size());
+  return CheckNodeFrames(space.node_frame_bytes, space.node_swap_bytes, space.node_vcpus, space.bytes, names.size());
+}
+
+absl::Status CheckSpaceProtocol(uint32_t theirs, std::string_view who) {
+  if (theirs == kSpaceProtocolVersion || HK_MUTANT(space_protocol_unchecked)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      fmt::format("{} speaks {} in spaces, this node version {}: run the same release on all nodes of a space", who,
+                  theirs == 0 ? "an unnumbered version" : fmt::format("version {}", theirs), kSpaceProtocolVersion));
 }
 
 absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t bytes) {

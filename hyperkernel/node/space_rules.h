@@ -18,6 +18,7 @@
 namespace hk {
 
 // Limits, each with its reason.
+inline constexpr uint32_t kMaxSpaceVcpus = 255;           // of one node: as many as a machine may have
 inline constexpr size_t kMaxSpaces = 128;                 // a transport keeps 256 guests' epochs; machines need some
 inline constexpr uint64_t kMaxSpaceIoBytes = 64 << 10;    // a reply stays far below what a request may be (1 MiB)
 inline constexpr uint32_t kMaxHotPages = 1024;            // all that an engine notices: of fewer, rates would be wrong
@@ -47,6 +48,7 @@ struct SpaceIdentity {
   uint64_t bytes = 0;
   uint64_t node_frame_bytes = 0;       // most on each node; 0: all of it
   uint64_t node_swap_bytes = 0;        // most swap of each node
+  uint32_t node_vcpus = 0;             // of each node; 0: as 1
   std::vector<SpaceMemberId> members;  // ascending by number
   std::string coordinator;
   WallTime created;
@@ -60,6 +62,9 @@ struct SpaceIdentity {
 absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string_view self);
 // The same of what a peer sends; `from` is the peer.
 absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view from, std::string_view self);
+// The other node of a space speaks version `theirs` of what its nodes say to each other. `who`: as the error begins,
+// for people: kFailedPrecondition, if that is not this node's.
+absl::Status CheckSpaceProtocol(uint32_t theirs, std::string_view who);
 // `bytes` at `address` are within the space. Errors: kInvalidArgument (none, too many), kOutOfRange.
 absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t bytes);
 

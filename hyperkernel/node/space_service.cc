@@ -5,9 +5,11 @@
 #include <utility>
 
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/memory/space_version.h"
 #include "hyperkernel/node/caller.h"
 #include "hyperkernel/node/serve.h"
 #include "hyperkernel/node/services.h"
+#include "hyperkernel/node/space_rules.h"
 
 namespace hk {
 namespace {
@@ -101,9 +103,12 @@ grpc::Status AdminService::SpaceTop(grpc::ServerContext* context, const v1::Spac
 }
 
 grpc::Status PeerControlService::AttachSpace(grpc::ServerContext* context, const v1::AttachSpaceRequest* request,
-                                             v1::AttachSpaceResponse*) {
+                                             v1::AttachSpaceResponse* response) {
   return Serve(metrics_, "AttachSpace", *context, Role::kNode, [&] {
     if (const grpc::Status status = CheckPeer(*context, request->from()); !status.ok()) return status;
+    const absl::Status same = CheckSpaceProtocol(request->space_protocol(), "node '" + request->from() + "'");
+    if (!same.ok()) return ToGrpc(same);
+    response->set_space_protocol(kSpaceProtocolVersion);
     return ToGrpc(spaces_->Attach(*request));
   });
 }

@@ -71,10 +71,19 @@ v1::SpacePart SpaceManager::PartOf(const View& view) const {
   *part.mutable_since() = ToTimestamp(stopped ? stop->at : view.since);
   if (view.part == nullptr) return part;
   part.set_epoch(view.part->epoch());
-  static_cast<void>(view.part->Use([&part, swaps = view.identity.node_swap_bytes > 0](GuestSpace* memory) {
+  static_cast<void>(view.part->Use([&](GuestSpace* memory) {
+    const bool swaps = view.identity.node_swap_bytes > 0;
     part.set_frame_bytes(memory->frame_bytes());
     if (swaps) part.set_swapped_bytes(memory->Statistics().pages_swapped * kPageSize);
-    part.set_pages_lost(memory->engine().EpochState().pages_lost);
+    const SpaceEpochState epoch = memory->engine().EpochState();
+    part.set_pages_lost(epoch.pages_lost);
+    for (const SpaceMemberId& member : view.identity.members) {
+      const auto lost = epoch.pages_lost_with.find(member.number);
+      if (lost == epoch.pages_lost_with.end()) continue;
+      v1::SpaceLostPages& pages = *part.add_pages_lost_with();
+      pages.set_node(member.name);
+      pages.set_pages(lost->second);
+    }
     return absl::OkStatus();
   }));
   return part;
@@ -87,6 +96,7 @@ v1::Space SpaceManager::SpaceOf(const View& view) const {
   space.set_memory_bytes(view.identity.bytes);
   space.set_node_frames_bytes(view.identity.node_frame_bytes);
   space.set_node_swap_bytes(view.identity.node_swap_bytes);
+  space.set_node_vcpus(view.identity.node_vcpus);
   std::vector<std::string> names;
   for (const SpaceMemberId& member : view.identity.members) names.push_back(member.name);
   std::sort(names.begin(), names.end());
@@ -179,6 +189,27 @@ std::vector<v1::SpaceStatusResponse> SpaceManager::AskAll(const View& view, uint
   return answers;
 }
 
+std::vector<SpaceSample> SpaceManager::Samples() const {
+  std::vector<std::pair<std::string, std::shared_ptr<SpacePart>>> parts;
+  {
+    MutexLock lock(&mutex_);
+    for (const auto& [name, entry] : entries_) {
+      if (entry.part != nullptr) parts.emplace_back(name, entry.part);
+    }
+  }
+  std::vector<SpaceSample> samples;
+  for (const auto& [name, part] : parts) {
+    SpaceSample sample{.space = name, .running = !part->stop().has_value(), .statistics = {}};
+    const absl::Status used = part->Use([&sample](GuestSpace* memory) {
+      sample.statistics = memory->Statistics();
+      sample.frame_bytes = memory->frame_bytes();
+      return absl::OkStatus();
+    });
+    if (used.ok()) samples.push_back(std::move(sample));  // else it is being deleted
+  }
+  return samples;
+}
+
 std::vector<v1::Space> SpaceManager::List() const {
   std::vector<View> views;
   {
@@ -195,7 +226,14 @@ absl::StatusOr<v1::Space> SpaceManager::Get(const std::string& name) const {
   v1::Space space = SpaceOf(view);
   for (v1::SpaceStatusResponse& answer : AskAll(view, 0, 0, 0)) {
     // A node that was lost and lives has a part of an epoch that is over.
-    if (answer.part().epoch() == space.epoch()) space.set_pages_lost(space.pages_lost() + answer.part().pages_lost());
+    if (answer.part().epoch() == space.epoch()) {
+      space.set_pages_lost(space.pages_lost() + answer.part().pages_lost());
+      for (v1::SpaceLoss& loss : *space.mutable_lost()) {
+        for (const v1::SpaceLostPages& lost : answer.part().pages_lost_with()) {
+          if (lost.node() == loss.node()) loss.set_pages_lost(loss.pages_lost() + lost.pages());
+        }
+      }
+    }
     *space.add_parts() = std::move(*answer.mutable_part());
   }
   return space;

@@ -18,6 +18,7 @@
 #include "gtest/gtest.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/memory/space_version.h"
 #include "hyperkernel/node/config.h"
 #include "hyperkernel/node/daemon.h"
 #include "hyperkernel/node/membership.h"
@@ -247,6 +248,23 @@ TEST_F(GrpcServices, HellosThatDoNotFitAreRefusedWithTheReason) {
     const grpc::Status status = Hello("node-b", request, &response);
     EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION) << c.text;
     EXPECT_THAT(status.error_message(), HasSubstr(c.text));
+  }
+}
+
+// A node whose pages other releases would misread: it is refused before anything of the space is looked at.
+TEST_F(GrpcServices, ASpaceIsSharedWithTheSameReleaseOnly) {
+  for (const uint32_t version : {kSpaceProtocolVersion, kSpaceProtocolVersion + 1, kSpaceProtocolVersion - 1}) {
+    v1::AttachSpaceRequest request;
+    request.set_from("b");
+    request.set_name("Pool");  // that is no name
+    request.set_space_protocol(version);
+    v1::AttachSpaceResponse response;
+    grpc::ClientContext context;
+    SetDeadline(&context);
+    const grpc::Status status = v1::PeerControl::NewStub(Tls("node-b"))->AttachSpace(&context, request, &response);
+    const bool same = version == kSpaceProtocolVersion;
+    EXPECT_THAT(status.error_message(), HasSubstr(same ? "name: 'Pool'" : "node 'b' speaks"));
+    EXPECT_THAT(status.error_message(), HasSubstr(same ? "" : "run the same release on all nodes of a space"));
   }
 }
 

@@ -88,6 +88,14 @@ SpaceCluster::SpaceCluster(const Settings& settings) {
     nodes_[i]->swap.emplace(fmt::format("{}/{}.swap", directory, i), settings.swap_pages * kPageSize);
     options.swap = &*nodes_[i]->swap;
     options.config.hold = settings.hold;
+    if (settings.survives) {
+      options.config.coordinator = ids[0];
+      options.lost = [this, node = nodes_[i].get()](NodeId) {
+        MutexLock lock(&mutex_);
+        node->times_lost++;
+        changed_.SignalAll();
+      };
+    }
     options.stopped = [this, node = nodes_[i].get()](const absl::Status& why) {
       MutexLock lock(&mutex_);
       node->times_stopped++;
@@ -129,6 +137,12 @@ absl::Status SpaceCluster::WaitStopped(size_t node) {
   while (nodes_[node]->times_stopped == 0 && changed_.WaitUntil(&mutex_, guard)) {
   }
   return nodes_[node]->stopped;
+}
+
+void SpaceCluster::WaitLost(size_t node) {
+  MutexLock lock(&mutex_);
+  const Monotonic guard = Soon();
+  while (nodes_[node]->times_lost == 0) HK_CHECK(changed_.WaitUntil(&mutex_, guard));
 }
 
 int SpaceCluster::TimesStopped(size_t node) {

@@ -34,6 +34,9 @@ class SpaceCluster {
     WaitMode wait = WaitMode::kBlocking;
     // Of a verbs device: over it instead of over TCP.
     std::string verbs_address{};
+    // Node 0 coordinates: the loss of another one is the test's to deal with (SpaceEngine's epochs), and does not stop
+    // it.
+    bool survives = false;
   };
   explicit SpaceCluster(const Settings& settings);
   // REQUIRES: no program runs on the views.
@@ -47,6 +50,8 @@ class SpaceCluster {
   void Stop(size_t node);
   // Why the node's space stopped, as its owner was told; waits for it. OK: not within the hang guard.
   absl::Status WaitStopped(size_t node);
+  // Waits until the node knows that it has lost another one. REQUIRES: the settings say that it survives that.
+  void WaitLost(size_t node);
   // How often its owner was told.
   int TimesStopped(size_t node);
   static Monotonic Soon() { return std::chrono::steady_clock::now() + kHangGuard; }
@@ -60,7 +65,7 @@ class SpaceCluster {
     std::unique_ptr<Transport> transport;
     std::unique_ptr<GuestSpace> space;
     size_t peers_up = 0;
-    int times_stopped = 0;
+    int times_stopped = 0, times_lost = 0;
     absl::Status stopped;
   };
 
