@@ -18,6 +18,7 @@
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/extent_table.h"
 #include "hyperkernel/memory/hot_pages.h"
+#include "hyperkernel/memory/page_batch.h"
 #include "hyperkernel/memory/page_directory.h"
 #include "hyperkernel/memory/page_protocol.h"
 #include "hyperkernel/memory/page_swap.h"
@@ -39,8 +40,10 @@ constexpr size_t PoolOf(MessageClass message_class, SlotUse use) {
 struct Duty {
   MessageClass message_class = MessageClass::kFault;
   NodeId node;   // whose slot it is
-  SlotId slot;   // 0: a request of this node that nobody else will answer
+  SlotId slot;   // 0: a request of this node that nobody else will answer; or without_bytes
   LentSlot own;  // the same slot, while it is ours: our request has not left, or its answer is here
+  // Of a batch whose answer has left: there is no slot for the page, and it is granted without its bytes.
+  bool without_bytes = false;
 };
 
 // A message that came, from another node or from this one.
@@ -49,6 +52,19 @@ struct Incoming {
   PageMessage message;
   Duty duty;                           // Request, Forward; Answer and Nack: `own` is the slot
   std::span<const std::byte> payload;  // in `own`
+  std::shared_ptr<PageBatch> batch;    // of several pages, `gfn` the first; `message` means nothing then
+};
+
+// What a page's step does as part of a batch: what it sends goes in the batch's message.
+struct BatchStep {
+  bool framed = false;      // what the step does to the frame has been done, with other pages'
+  std::span<std::byte> to;  // where the page's bytes go
+  bool sent = false;        // the page would have said something
+};
+
+// A batch under way at its requester. Plain value.
+struct AskedBatch : PageBatch {
+  uint64_t extent = 0;  // its first GFN
 };
 
 // A wish that is not fulfilled yet.
@@ -98,6 +114,7 @@ struct ActivePage {
   bool pausing = false;                          // until the retry's timer
   bool hold_timer = false;                       // one is on its way
   bool prefetched = false;                       // the request under way is nobody's wish, or was not
+  bool batched = false;                          // and it is one of several
   bool hurried = false;                          // others wait for the request under way to be done
   uint32_t unpins = 0;                           // that wait for a send slot
   uint8_t starved = 0;                           // bits: in which of the shard's lists
@@ -226,6 +243,7 @@ struct alignas(64) Shard {
   SpaceStatistics statistics ABSL_GUARDED_BY(mutex);
   Epoch epoch ABSL_GUARDED_BY(mutex);
   NodeSet live ABSL_GUARDED_BY(mutex);                         // the nodes of `epoch`
+  absl::flat_hash_map<uint64_t, AskedBatch> batches ABSL_GUARDED_BY(mutex);  // not answered, by slot
   std::vector<NodeSet> committed ABSL_GUARDED_BY(mutex);       // the nodes of each epoch that held, the last is now
   std::unique_ptr<ShardChange> change ABSL_GUARDED_BY(mutex);  // from BeginEpoch to Commit
 };

@@ -309,10 +309,16 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
       page = world_->victims_pages_[simulation().Below(world_->victims_pages_.size())];
       store = true;
     }
+    const bool scans = world_->scans_ && Percent(80);
+    if (scans) {
+      at_ = (at_ + 1) % world_->pages_.size();
+      page = world_->pages_[at_];
+      store = store && Percent(10);
+    }
     ++unended_;
     if (store) storing_.insert(page.value());
     if (store && world_->crashed_) world_->oracle_.OnWishToStore(page);
-    if (Percent(world_->fault_percent_)) return Touch(page, word, store, left);
+    if (scans || Percent(world_->fault_percent_)) return Touch(page, word, store, left);
     const auto ended = [this, left, page, store](const absl::Status& status) {
       --unended_;
       if (store) storing_.erase(storing_.find(page.value()));
@@ -399,6 +405,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   absl::Status stopped_;
   int up_ = 0;
   uint64_t pins_ = 0;
+  size_t at_ = 0;  // where its programs read in order
   int unended_ = 0;
   std::multiset<uint64_t> storing_;
 };
@@ -472,7 +479,24 @@ void SpaceWorld::Draw() {
     }
     settings_.push_back(settings);
   }
+  DrawScans();
   if (options_.lose) DrawLosses();
+}
+
+// Pages that follow one another, and programs that mostly read them in order: what is fetched ahead comes in batches.
+void SpaceWorld::DrawScans() {
+  const auto below = [this](uint64_t limit) { return simulation_.Below(limit); };
+  if (below(3) != 0) return;
+  scans_ = true;
+  const uint64_t count = std::max<uint64_t>(pages_.size(), 8 + below(40));
+  const uint64_t first = below(config_.pages - count);
+  pages_.clear();
+  for (uint64_t i = 0; i < count; ++i) pages_.push_back(Gfn(first + i));
+  if (below(3) != 0) return;
+  for (TransportSettings& settings : settings_) {
+    settings.bulk_receive_slots = static_cast<uint32_t>(1 + below(3));
+    settings.bulk_send_slots = static_cast<uint32_t>(1 + below(3));
+  }
 }
 
 // Of what follows a loss little is seen if all that is touched next is lost: so victims store seldom, or never.
@@ -750,6 +774,8 @@ void SpaceWorld::CheckEnd() {
     totals_.pins += node->pins();
     if (statistics.pages_pinned != 0) report("has pages pinned");
     totals_.zeroed += statistics.zeroed;
+    totals_.batches += statistics.batches;
+    totals_.empties += statistics.empties;
     totals_.swap_writes += statistics.swap_writes;
     totals_.swap_reads += statistics.swap_reads;
     totals_.swap_failures += statistics.swap_failures;
@@ -767,6 +793,8 @@ void SpaceWorld::AddTo(Totals* totals) const {
   totals->adopted += totals_.adopted;
   totals->pins += totals_.pins;
   totals->zeroed += totals_.zeroed;
+  totals->batches += totals_.batches;
+  totals->empties += totals_.empties;
   totals->swap_writes += totals_.swap_writes;
   totals->swap_reads += totals_.swap_reads;
   totals->swap_failures += totals_.swap_failures;
