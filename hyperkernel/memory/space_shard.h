@@ -181,7 +181,7 @@ class HoldList {
 };
 
 // Things that are used again, up to `kMost` of them.
-template <typename T>
+template <typename T, size_t kMost>
 class Pool {
  public:
   std::unique_ptr<T> Take() {
@@ -195,7 +195,6 @@ class Pool {
   }
 
  private:
-  static constexpr size_t kMost = 16;  // per shard: 64 KiB of page buffers
   std::vector<std::unique_ptr<T>> free_;
 };
 
@@ -218,6 +217,9 @@ struct ShardChange {
   uint64_t lost = 0;
 };
 
+// Kept per shard: a stream of prefetched pages has that many under way in an extent (0.3 MiB), and 64 KiB of buffers.
+inline constexpr size_t kSpareRecords = 96, kSpareBuffers = 16;
+
 // The part of a space that one lock guards: a share of its extents.
 struct alignas(64) Shard {
   mutable Mutex mutex;
@@ -233,9 +235,9 @@ struct alignas(64) Shard {
   std::vector<uint64_t> touched ABSL_GUARDED_BY(mutex);  // extents in the order of their first touch
   // Where the search for a page to give up goes on: index in `touched`, page.
   size_t hand_extent ABSL_GUARDED_BY(mutex) = 0, hand_page ABSL_GUARDED_BY(mutex) = 0;
-  Pool<ActivePage> spare_pages ABSL_GUARDED_BY(mutex);
-  Pool<BusyEntry> spare_entries ABSL_GUARDED_BY(mutex);
-  Pool<std::array<std::byte, kPageSize>> spare_buffers ABSL_GUARDED_BY(mutex);
+  Pool<ActivePage, kSpareRecords> spare_pages ABSL_GUARDED_BY(mutex);
+  Pool<BusyEntry, kSpareRecords> spare_entries ABSL_GUARDED_BY(mutex);
+  Pool<std::array<std::byte, kPageSize>, kSpareBuffers> spare_buffers ABSL_GUARDED_BY(mutex);
   uint64_t next_transaction ABSL_GUARDED_BY(mutex) = 0;
   uint64_t next_serial ABSL_GUARDED_BY(mutex) = 0;
   uint64_t random ABSL_GUARDED_BY(mutex) = 0;
