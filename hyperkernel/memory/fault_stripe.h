@@ -51,8 +51,8 @@ class FaultStripe {
   // one by one. Pages that are there stay. Errors: errno (ENOMEM also means that the file system is full); pages before
   // the failing one are filled.
   absl::Status FillHoles(ViewRange range);
-  // Fills holes with `bytes`, whole pages. With `wake` who waits for it tries again. kAlreadyExists: there is a page. kResourceExhausted: no
-  // memory, or the file system is full.
+  // Fills holes with `bytes`, whole pages. With `wake` who waits for it tries again. kAlreadyExists: there is a page.
+  // kResourceExhausted: no memory, or the file system is full.
   absl::Status Install(uint64_t offset, std::span<const std::byte> bytes, bool write_protected, bool wake = false);
   // After it returned with `on`, nobody writes to the pages through this view. `wake`: only without `on`.
   absl::Status WriteProtect(ViewRange range, bool on, bool wake = false);

@@ -1,6 +1,6 @@
-// Several pages of one extent in one message: a node asks ahead for all of them with one receive slot of the bulk class,
-// and one answer brings as many as the answering node can give at once. Only messages are joined: each page takes its
-// own steps in page_protocol.h and page_directory.h. README.md, "Batches". Bytes: README.md, "Bytes".
+// Several pages of one extent in one message: a node asks ahead for all of them with one receive slot of the bulk
+// class, and one answer brings as many as the answering node can give at once. Only messages are joined: each page
+// takes its own steps in page_protocol.h and page_directory.h. README.md, "Batches". Bytes: README.md, "Bytes".
 //
 // Pure, thread-safe. Input of a peer is never an invariant here: what no correct node sends is an absl::Status.
 #pragma once

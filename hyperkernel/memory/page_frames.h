@@ -41,8 +41,8 @@ class PageFrames {
     if (status.ok()) Wake(page);
     return status;
   }
-  // Pages from `first` on, of one extent. Install with kRead, of as many pages as `bytes` are; with `wake` who waits for
-  // any of them is woken.
+  // Pages from `first` on, of one extent. Install with kRead, of as many pages as `bytes` are; with `wake` who waits
+  // for any of them is woken.
   virtual absl::Status InstallPages(Gfn first, std::span<const std::byte> bytes, bool wake) {
     for (size_t at = 0; at < bytes.size(); at += kPageSize) {
       const Gfn page(first.value() + at / kPageSize);

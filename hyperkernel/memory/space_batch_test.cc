@@ -217,9 +217,8 @@ class SpaceBatchTest : public testing::Test {
     for (uint64_t page = first; page < first + count; ++page) {
       Bytes bytes;
       bytes.fill(ByteOf(page));
-      nodes_[node]->engine->Replace(Gfn(page), std::as_bytes(std::span(bytes)), [](const absl::Status& status) {
-        EXPECT_TRUE(status.ok());
-      });
+      nodes_[node]->engine->Replace(Gfn(page), std::as_bytes(std::span(bytes)),
+                                    [](const absl::Status& status) { EXPECT_TRUE(status.ok()); });
       DeliverAll();
     }
     Pass(std::chrono::milliseconds(1));
@@ -276,7 +275,8 @@ TEST_F(SpaceBatchTest, PagesThatNobodyWroteComeAsZeroes) {
   Make(3);
   for (uint64_t page = 1; page < 60; page += 2) Write(2, kExtentPages + page, 1);
   for (uint64_t page = 0; page < 60; ++page) {
-    if (!nodes_[0]->frames.pages.contains(kExtentPages + page)) nodes_[0]->engine->OnFault(Gfn(kExtentPages + page), false);
+    if (!nodes_[0]->frames.pages.contains(kExtentPages + page))
+      nodes_[0]->engine->OnFault(Gfn(kExtentPages + page), false);
     DeliverAll();
     Expect(0, kExtentPages + page, page % 2 == 0 ? '\0' : ByteOf(kExtentPages + page));
   }
@@ -284,7 +284,8 @@ TEST_F(SpaceBatchTest, PagesThatNobodyWroteComeAsZeroes) {
   EXPECT_EQ(Of(2).served, 30u);
 }
 
-// Held and pinned pages of an owner that is not the home: the rest of the batch comes at once, these without bytes later.
+// Held and pinned pages of an owner that is not the home: the rest of the batch comes at once, these without bytes
+// later.
 TEST_F(SpaceBatchTest, WhatIsHeldOrPinnedDoesNotDelayTheRest) {
   Make(3);
   const uint64_t first = kExtentPages;  // at home at node 1

@@ -1,6 +1,6 @@
 // Batches: requests for several pages of one extent in one message, and one answer with as many as can be given at
-// once. README.md, "Batches". Each page takes the steps of page_protocol and page_directory that it would take alone; only what is
-// sent is joined, and what is done to frames.
+// once. README.md, "Batches". Each page takes the steps of page_protocol and page_directory that it would take alone;
+// only what is sent is joined, and what is done to frames.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -31,8 +31,6 @@ bool Follows(Gfn a, Gfn b) {
   return b.value() == a.value() + 1;
 }
 
-}  // namespace
-
 // Calls visit(first, count) for each longest run of indices of which in(i) holds and whose pages follow one another.
 template <typename In, typename Visit>
 bool EachRun(Gfn extent, std::span<const BatchPage> pages, In in, Visit visit) {
@@ -49,6 +47,8 @@ bool EachRun(Gfn extent, std::span<const BatchPage> pages, In in, Visit visit) {
   }
   return true;
 }
+
+}  // namespace
 
 void Engine::PostBatch(Shard* shard, Gfn extent, PageBatch batch, Duty duty, LentSlot payload, SendWhen when) {
   const Gfn first(extent.value() + batch.pages[0].index);
@@ -131,8 +131,8 @@ std::string Engine::WhyImpossible(const Shard& shard, NodeId from, Gfn page, con
   if (for_home ? home != config_.self : batch.type == PageBatchType::kForward && home != from) {
     return fmt::format("the pages' home is node {}", home.value());
   }
-  if (batch.type == PageBatchType::kForward && (!IsNode(batch.requester) || !shard.live.Contains(batch.requester) ||
-                                                batch.requester == config_.self)) {
+  if (batch.type == PageBatchType::kForward &&
+      (!IsNode(batch.requester) || !shard.live.Contains(batch.requester) || batch.requester == config_.self)) {
     return fmt::format("for node {}", batch.requester.value());
   }
   return "";
@@ -261,10 +261,10 @@ void Engine::HandleBatchForward(Shard* shard, Incoming incoming) {
   // Frames of pages that follow one another: by one call each.
   const bool framed =
       EachRun(
-          extent, out.all(),
-          [&](size_t i) { return in_frame(i) && given[i]->page.state == PageState::kExclusive; },
+          extent, out.all(), [&](size_t i) { return in_frame(i) && given[i]->page.state == PageState::kExclusive; },
           [&](size_t i, size_t count) {
-            return HK_MUTANT(batch_given_unprotected) || FramesDid(given[i]->gfn, frames_->ProtectPages(given[i]->gfn, count));
+            return HK_MUTANT(batch_given_unprotected) ||
+                   FramesDid(given[i]->gfn, frames_->ProtectPages(given[i]->gfn, count));
           }) &&
       EachRun(extent, out.all(), in_frame, [&](size_t i, size_t count) {
         return FramesDid(given[i]->gfn, frames_->ReadPages(given[i]->gfn, {places[i].data(), count * kPageSize}));
@@ -349,7 +349,8 @@ void Engine::HandleBatchAnswer(Shard* shard, Incoming incoming) {
   const auto comes = [&](size_t i) { return pages[i] != nullptr && answer.pages[i].fate == BatchFate::kTaken; };
   if (!EachRun(extent, answer.all(), comes, [&](size_t i, size_t count) {
         bool awaited = false;
-        for (size_t j = i; j < i + count; ++j) awaited = awaited || (pages[j]->fault_read && !HK_MUTANT(batch_reader_not_woken));
+        for (size_t j = i; j < i + count; ++j)
+          awaited = awaited || (pages[j]->fault_read && !HK_MUTANT(batch_reader_not_woken));
         return FramesDid(pages[i]->gfn,
                          frames_->InstallPages(pages[i]->gfn, {bytes[i].data(), count * kPageSize}, awaited));
       })) {

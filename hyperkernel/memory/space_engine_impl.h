@@ -36,10 +36,12 @@ inline constexpr std::chrono::milliseconds kOfferPause{2};
 inline constexpr size_t kSwapWrites = 32;
 // After a write that failed: a full disk stays full for a while.
 inline constexpr std::chrono::milliseconds kSwapPause{500};
-// Pages and slots of one space that are fetched ahead and under way: two streams at their widest, and half of the node's
-// bulk slots (64) are left for other spaces.
-inline constexpr uint64_t kMostPrefetching = 2 * PrefetchStreams::kMostAhead;
+// Slots and pages of one space that are fetched ahead and under way: half of the node's bulk slots (64) are left for
+// other spaces.
 inline constexpr uint64_t kMostPrefetchSlots = 32;
+inline constexpr uint64_t kMostPrefetching = kMostPrefetchSlots * kMostBatchPages;
+// So many batches leave together: one write takes them, and their home need not wait for the rest.
+inline constexpr size_t kBatchesTogether = 4;
 
 // States that have a frame, or will (it is taken before the request leaves), unless the page is in the swap.
 constexpr bool TakesFrame(PageState state) {
@@ -283,7 +285,7 @@ class Engine final : public SpaceEngine {
   // space_engine_prefetch.cc.
   // A program waits for a page of another node. Without a lock.
   void Foresee(Gfn page);
-  // `pages`: of one extent.
+  // `pages`: of one extent, as many as go in kBatchesTogether.
   void Prefetch(std::span<const Gfn> pages);
   bool CanPrefetch(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void AskAhead(Shard* shard, Gfn page, LentSlot slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
@@ -397,7 +399,7 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> pumping_{false};  // a Rebuild is under way
   mutable Mutex prefetch_mutex_;      // after a shard's
   PrefetchStreams streams_ ABSL_GUARDED_BY(prefetch_mutex_);
-  std::atomic<bool> foresees_{false};  // pages were named
+  std::atomic<bool> foresees_{false};                         // pages were named
   std::atomic<uint64_t> prefetching_{0}, prefetch_slots_{0};  // pages and requests
   mutable Mutex reason_mutex_;
   absl::Status swap_failure_ ABSL_GUARDED_BY(reason_mutex_);  // the last one

@@ -18,12 +18,15 @@ void Engine::Foresee(Gfn page) {
   foresees_.store(true, std::memory_order_relaxed);
   for (size_t first = 0; first < fetch.size();) {
     size_t end = first + 1;
-    while (end < fetch.size() && fetch[end].value() / kExtentPages == fetch[first].value() / kExtentPages) ++end;
+    while (end < fetch.size() && end - first < kBatchesTogether * kMostBatchPages &&
+           fetch[end].value() / kExtentPages == fetch[first].value() / kExtentPages) {
+      ++end;
+    }
     Prefetch(std::span(fetch).subspan(first, end - first));
+    for (const NodeId node : config_.nodes) {
+      if (node != config_.self) transport_->Flush(node, MessageClass::kBulk);
+    }
     first = end;
-  }
-  for (const NodeId node : config_.nodes) {
-    if (node != config_.self) transport_->Flush(node, MessageClass::kBulk);
   }
 }
 

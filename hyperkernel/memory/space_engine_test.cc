@@ -162,8 +162,7 @@ class FakeTransport final : public Transport {
     return absl::OkStatus();
   }
   absl::Status SendBatch(NodeId to, const Message& message, const SendOptions& options) {
-    const absl::StatusOr<PageBatch> batch =
-        DecodeBatch(NodeId(0), to, kMaxSpacePages, message, options.payload_bytes);
+    const absl::StatusOr<PageBatch> batch = DecodeBatch(NodeId(0), to, kMaxSpacePages, message, options.payload_bytes);
     if (!batch.ok()) {
       ADD_FAILURE() << batch.status();
       return batch.status();
@@ -885,8 +884,8 @@ TEST_F(SpaceEngineTest, AStreamIsFetchedAheadOnTheBulkClass) {
   EXPECT_EQ(transport_.sent.size(), 3u);
   log_.clear();
   AnswerBatch(2, {BatchFate::kTaken, BatchFate::kTaken, BatchFate::kZero});
-  EXPECT_THAT(log_, ElementsAre("install 521 1", "wake 521", "install 522 1", "wake 522", "install 524 1",
-                                "send BatchDone 1"));
+  EXPECT_THAT(
+      log_, ElementsAre("install 521 1", "wake 521", "install 522 1", "wake 522", "install 524 1", "send BatchDone 1"));
   SpaceStatistics statistics = engine_->Statistics();
   EXPECT_EQ(statistics.read_faults, 2u);
   EXPECT_EQ(statistics.prefetched, 3u);
@@ -1021,9 +1020,10 @@ TEST_F(SpaceEngineTest, NoBatchThatPeersSendBreaksIt) {
       batch.transaction = below(1000);
       const uint64_t extent = batch.type == PageBatchType::kForward ? kExtentPages : 0;
       for (size_t i = 0, index = below(4); i < 2 + below(15) && i < kMostBatchPages; ++i, index += 1 + below(2)) {
-        batch.Add({.index = static_cast<uint16_t>(index),
-                   .fate = batch.type == PageBatchType::kForward ? static_cast<BatchFate>(below(3)) : BatchFate::kDeclined,
-                   .serial = (uint64_t{3} << 40) + below(8)});
+        batch.Add(
+            {.index = static_cast<uint16_t>(index),
+             .fate = batch.type == PageBatchType::kForward ? static_cast<BatchFate>(below(3)) : BatchFate::kDeclined,
+             .serial = (uint64_t{3} << 40) + below(8)});
       }
       Message message;
       SetBatchHeader(batch, &message);

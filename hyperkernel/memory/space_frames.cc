@@ -195,7 +195,8 @@ absl::Status FileSpaceFrames::SetAccess(Gfn page, PageAccess access, bool wake) 
   const Place at = PlaceOf(page);
   if (changes) {
     const bool protects = access == PageAccess::kRead;
-    HK_RETURN_IF_ERROR(WithPage(at.stripe->WriteProtect({.start = at.offset, .bytes = kPageSize}, protects, wake), page));
+    HK_RETURN_IF_ERROR(
+        WithPage(at.stripe->WriteProtect({.start = at.offset, .bytes = kPageSize}, protects, wake), page));
     access_.Set(page, access);
     wake = wake && protects;  // else they were woken with it
   }

@@ -305,7 +305,8 @@ TEST_F(SpaceFramesTest, PagesThatFollowOneAnotherComeAndGoTogether) {
   ASSERT_TRUE(frames_->Install(Gfn(7), Bytes(Filled(1)), PageAccess::kRead).ok());
   EXPECT_EQ(frames_->InstallPages(Gfn(6), std::as_bytes(std::span(bytes)).first(2 * kPageSize), false).code(),
             absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(frames_->InstallPages(Gfn(6), std::as_bytes(std::span(bytes)), false).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(frames_->InstallPages(Gfn(6), std::as_bytes(std::span(bytes)), false).code(),
+            absl::StatusCode::kOutOfRange);
   EXPECT_TRUE(faults_.empty());
 }
 

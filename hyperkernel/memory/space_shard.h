@@ -217,8 +217,8 @@ struct ShardChange {
   uint64_t lost = 0;
 };
 
-// Kept per shard: a stream of prefetched pages has that many under way in an extent (0.3 MiB), and 64 KiB of buffers.
-inline constexpr size_t kSpareRecords = 96, kSpareBuffers = 16;
+// Kept per shard: a stream of prefetched pages has that many under way in an extent (0.4 MiB), and 64 KiB of buffers.
+inline constexpr size_t kSpareRecords = 128, kSpareBuffers = 16;
 
 // The part of a space that one lock guards: a share of its extents.
 struct alignas(64) Shard {
@@ -244,7 +244,7 @@ struct alignas(64) Shard {
   HotPages hot ABSL_GUARDED_BY(mutex);
   SpaceStatistics statistics ABSL_GUARDED_BY(mutex);
   Epoch epoch ABSL_GUARDED_BY(mutex);
-  NodeSet live ABSL_GUARDED_BY(mutex);                         // the nodes of `epoch`
+  NodeSet live ABSL_GUARDED_BY(mutex);                                       // the nodes of `epoch`
   absl::flat_hash_map<uint64_t, AskedBatch> batches ABSL_GUARDED_BY(mutex);  // not answered, by slot
   std::vector<NodeSet> committed ABSL_GUARDED_BY(mutex);       // the nodes of each epoch that held, the last is now
   std::unique_ptr<ShardChange> change ABSL_GUARDED_BY(mutex);  // from BeginEpoch to Commit
