@@ -1,5 +1,6 @@
 // Batches between engines: two or three of them, whose messages are delivered when the test says so. Single steps of
 // one engine: space_engine_test.cc; whole clusters: tests/sim/space_sim_test.cc.
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -186,7 +187,7 @@ class SpaceBatchTest : public testing::Test {
       if (sent.message.answer) {
         auto slot = to.asked.extract(sent.message.slot.value());
         EXPECT_FALSE(slot.empty());
-        std::memcpy(slot.mapped().data(), sent.payload.data(), sent.payload.size());
+        std::copy(sent.payload.begin(), sent.payload.end(), slot.mapped().begin());
         payload = std::span(slot.mapped()).first(sent.payload.size());
         to.lent.insert(std::move(slot));
       }
@@ -215,10 +216,10 @@ class SpaceBatchTest : public testing::Test {
   // The node writes the pages, and holds none of them any more.
   void Write(size_t node, uint64_t first, uint64_t count) {
     for (uint64_t page = first; page < first + count; ++page) {
-      Bytes bytes;
-      bytes.fill(ByteOf(page));
-      nodes_[node]->engine->Replace(Gfn(page), std::as_bytes(std::span(bytes)),
-                                    [](const absl::Status& status) { EXPECT_TRUE(status.ok()); });
+      const auto bytes = std::make_shared<Bytes>();  // until it is written
+      bytes->fill(ByteOf(page));
+      nodes_[node]->engine->Replace(Gfn(page), std::as_bytes(std::span(*bytes)),
+                                    [bytes](const absl::Status& status) { EXPECT_TRUE(status.ok()); });
       DeliverAll();
     }
     Pass(std::chrono::milliseconds(1));
