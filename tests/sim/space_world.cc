@@ -50,6 +50,8 @@ void SpaceWorld::Draw() {
   if (below(3) == 0) {
     // More pages than a node may have, fewer than all nodes together may.
     config_.max_pages = kLeastFrames + below(5);
+    // Without a hold, programs that are short of frames may take each other's page for ever.
+    config_.hold = std::max(config_.hold, decltype(config_.hold)(microseconds(kHolds[1])));
     pages = config_.max_pages + 1 + below(config_.max_pages * (node_count_ - 1U) / 3);
     if (below(2) == 0) {
       // More than all nodes together have frames for.
@@ -93,9 +95,8 @@ void SpaceWorld::Draw() {
 void SpaceWorld::DrawScans() {
   const auto below = [this](uint64_t limit) { return simulation_.Below(limit); };
   if (below(3) != 0) return;
-  // All of its pages are different ones: fewer nodes may not have frames for them. And without a hold two programs that
-  // are short of frames may take each other's page before either has read it.
-  if (config_.max_pages != 0 && (options_.lose || config_.hold.count() == 0)) return;
+  // All of its pages are different ones: fewer nodes may not have frames for them.
+  if (config_.max_pages != 0 && options_.lose) return;
   scans_ = true;
   const uint64_t count = config_.max_pages != 0 ? pages_.size() : 8 + below(40);  // no more than there are frames for
   const uint64_t first = below(config_.pages - count);
@@ -132,8 +133,7 @@ void SpaceWorld::Run() {
   // All programs together, with every wait that they may meet.
   const Monotonic limit = simulation_.Now() + std::chrono::seconds(60);
   const auto busy = [this] {
-    return std::any_of(nodes_.begin(), nodes_.end(),
-                       [](const auto& node) { return node != nullptr && node->unended() > 0; });
+    return std::any_of(nodes_.begin(), nodes_.end(), [](const auto& node) { return node != nullptr && node->busy(); });
   };
   Monotonic quiet = simulation_.Now() + milliseconds(5);
   while (simulation_.Now() < limit && violations().empty()) {

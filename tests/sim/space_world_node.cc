@@ -139,6 +139,7 @@ void SpaceWorld::Node::Touch(Gfn page, size_t word, bool store, int left) {
     if (alive.expired()) return;
     if (good) return Touch(page, word, store, left);
     --unended_;
+    --programs_;
   });
   // The event is read a little later, when somebody else may have brought the page.
   After(simulation().Between({}, microseconds(3)), [this, page, store] { engine_->OnFault(page, store); });

@@ -25,6 +25,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   ~Node() override;
 
   void Begin() {
+    programs_ = world_->programs_;
     for (int i = 0; i < world_->programs_; ++i) Next(world_->operations_);
   }
 
@@ -60,6 +61,8 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   int up() const { return up_; }
   uint64_t pins() const { return pins_; }
   int unended() const { return unended_; }
+  // Some program has something to do yet, now or later.
+  bool busy() const { return programs_ > 0 || unended_ > 0; }
   std::set<uint64_t> storing() const { return {storing_.begin(), storing_.end()}; }
   // Asks for each of `pages`, and loads its words.
   void LoadAll(const std::vector<Gfn>& pages);
@@ -76,7 +79,10 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   void OnStopped(const absl::Status& why);
   // One program's next step, `left` to go.
   void Next(int left) {
-    if (left == 0 || !stopped_.ok()) return;
+    if (left == 0 || !stopped_.ok()) {
+      --programs_;
+      return;
+    }
     After(simulation().Between({}, world_->think_), [this, left] { Act(left); });
   }
 
@@ -99,6 +105,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   int up_ = 0;
   uint64_t pins_ = 0;
   size_t at_ = 0;  // where its programs read in order
+  int programs_ = 0;  // that go on
   int unended_ = 0;
   std::multiset<uint64_t> storing_;
 };
