@@ -140,14 +140,16 @@ TEST_F(VcpuTest, InitStopsAndSipiStarts) {
   ASSERT_TRUE(guest.devices.WaitForTicks(3, kProgramLimit));
   guest.apics[0]->Post({.kind = VcpuWork::Kind::kInit, .vector = 0});
   absl::StatusOr<VcpuState> state;
-  ASSERT_TRUE(Eventually([&] {
-    if (guest.vcpu[0]->state() == Vcpu::State::kPaused) {
-      EXPECT_TRUE(guest.vcpu[0]->Resume().ok());
-    }
-    EXPECT_TRUE(guest.vcpu[0]->Pause(Guard()).ok());
+  // It has longer and longer to run between two looks.
+  auto run = milliseconds(1);
+  for (const Monotonic limit = Guard();; run *= 2) {
+    std::this_thread::sleep_for(run);
+    ASSERT_TRUE(guest.vcpu[0]->Pause(Guard()).ok());
     state = guest.vcpu[0]->SaveState(Guard());
-    return !state.ok() || state->activity == VcpuActivity::kWaitForSipi;
-  }));
+    if (!state.ok() || state->activity == VcpuActivity::kWaitForSipi) break;
+    ASSERT_LT(RealClock().Now(), limit);
+    ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
+  }
   ASSERT_TRUE(state.ok()) << state.status();
   EXPECT_EQ(state->regs.rip, 0xfff0u);
   ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
