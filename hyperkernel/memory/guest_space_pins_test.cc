@@ -1,11 +1,7 @@
 // Pins of a space of one node. Of several nodes, with threads: tests/host/space_pins_test.cc.
-#include <sys/mount.h>
-
 #include <atomic>
 #include <chrono>
 #include <cstring>
-#include <filesystem>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/clock.h"
+#include "hyperkernel/memory/frame_store_testing.h"
 #include "hyperkernel/memory/guest_space.h"
 #include "hyperkernel/memory/space_testing.h"
 
@@ -23,21 +20,15 @@ using testing::HasSubstr;
 
 constexpr uint64_t kPages = 64;
 
-class GuestSpacePinsTest : public testing::Test {
+class GuestSpacePinsTest : public OwnStoreTest {
  protected:
   void SetUp() override {
-    char pattern[] = "/dev/shm/hk_guest_space_pins_test.XXXXXX";
-    ASSERT_NE(::mkdtemp(pattern), nullptr);
-    directory_ = pattern;
-    frames_.emplace(*FrameStore::Open(directory_, 2 * kPages * kPageSize));
+    OpenStore(2 * kPages * kPageSize);
     router_.SetTransport(&transport_);
   }
   void TearDown() override {
     space_.reset();
-    frames_.reset();
-    while (::umount2(directory_.c_str(), MNT_DETACH) == 0) {
-    }
-    std::filesystem::remove_all(directory_);
+    OwnStoreTest::TearDown();
   }
   void Attach(uint64_t max_pages = 0) {
     GuestSpace::Options options;
@@ -58,8 +49,6 @@ class GuestSpacePinsTest : public testing::Test {
   uint64_t pinned() const { return space_->Statistics().pages_pinned; }
   static Monotonic Soon() { return std::chrono::steady_clock::now() + std::chrono::seconds(30); }
 
-  std::string directory_;
-  std::optional<FrameStore> frames_;
   NotingTransport transport_;
   SpaceRouter router_;
   std::unique_ptr<GuestSpace> space_;

@@ -1,13 +1,10 @@
 // A space of one node: what guest_space itself does. Spaces of several nodes: tests/host/space_test.cc.
 #include "hyperkernel/memory/guest_space.h"
 
-#include <sys/mount.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <chrono>
-#include <filesystem>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -15,6 +12,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/clock.h"
+#include "hyperkernel/memory/frame_store_testing.h"
 #include "hyperkernel/memory/space_testing.h"
 
 namespace hk {
@@ -25,20 +23,11 @@ using testing::HasSubstr;
 
 constexpr uint64_t kPages = 64;
 
-class GuestSpaceTest : public testing::Test {
+class GuestSpaceTest : public OwnStoreTest {
  protected:
   void SetUp() override {
-    char pattern[] = "/dev/shm/hk_guest_space_test.XXXXXX";
-    ASSERT_NE(::mkdtemp(pattern), nullptr);
-    directory_ = pattern;
-    frames_.emplace(*FrameStore::Open(directory_, 2 * kPages * kPageSize));
+    OpenStore(2 * kPages * kPageSize);
     router_.SetTransport(&transport_);
-  }
-  void TearDown() override {
-    frames_.reset();
-    while (::umount2(directory_.c_str(), MNT_DETACH) == 0) {
-    }
-    std::filesystem::remove_all(directory_);
   }
   GuestSpace::Options Options(uint64_t guest = 1) {
     GuestSpace::Options options;
@@ -61,8 +50,6 @@ class GuestSpaceTest : public testing::Test {
   }
   static Monotonic Soon() { return std::chrono::steady_clock::now() + std::chrono::seconds(30); }
 
-  std::string directory_;
-  std::optional<FrameStore> frames_;
   NotingTransport transport_;
   SpaceRouter router_;
   std::unique_ptr<GuestSpace> space_;

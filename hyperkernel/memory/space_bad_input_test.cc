@@ -1,12 +1,8 @@
 // What a space of two nodes does when its peer answers late, twice, or for another guest, and when its frame store is
 // full beside its budget. The rules: README.md, "The space" and "Failures".
-#include <sys/mount.h>
-
 #include <array>
 #include <chrono>
-#include <filesystem>
 #include <functional>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -15,9 +11,11 @@
 #include "gtest/gtest.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
+#include "hyperkernel/memory/frame_store_testing.h"
 #include "hyperkernel/memory/full_store_testing.h"
 #include "hyperkernel/memory/guest_space.h"
 #include "hyperkernel/memory/page_wire.h"
+#include "hyperkernel/memory/space_testing.h"
 
 namespace hk {
 namespace {
@@ -30,16 +28,8 @@ constexpr uint64_t kPages = 4 * kExtentPages;
 constexpr Gfn kThere(kExtentPages + 7);  // its home is the peer
 
 // A transport to a peer that says what the test says: notes what is sent, and lends slots. Thread-safe.
-class PeerlessTransport final : public Transport {
+class PeerlessTransport final : public NotingTransport {
  public:
-  absl::Status Start() override { return absl::OkStatus(); }
-  void Stop() override {}
-  absl::Status AddPeer(NodeId, const std::string&) override { return absl::OkStatus(); }
-  void RemovePeer(NodeId) override {}
-  void ResetPeer(NodeId, Epoch) override {}
-  void SetNodeEpoch(Epoch) override {}
-  absl::Status SetEpoch(GuestId, uint32_t, Epoch) override { return absl::OkStatus(); }
-  void ForgetGuest(GuestId) override {}
   absl::Status Send(NodeId, const Message& message, const SendOptions&) override {
     MutexLock lock(&mutex_);
     sent_.push_back(message);
@@ -54,11 +44,8 @@ class PeerlessTransport final : public Transport {
   std::span<std::byte> SlotBytes(SlotId) override { return slot_; }
   void ReleaseSlot(SlotId slot) override {
     MutexLock lock(&mutex_);
-    released_.push_back(slot.value());
+    NotingTransport::ReleaseSlot(slot);
   }
-  absl::Status CancelRequest(SlotId) override { return absl::OkStatus(); }
-  absl::StatusOr<PeerStatistics> Statistics(NodeId) const override { return PeerStatistics(); }
-  TransportStatistics Statistics() const override { return {}; }
 
   // The first message of that type, when it was sent.
   Message Await(PageMessageType type) {
@@ -73,27 +60,23 @@ class PeerlessTransport final : public Transport {
       return {};
     }
   }
-  std::vector<uint64_t> released() {
+  std::vector<uint64_t> Released() {
     MutexLock lock(&mutex_);
-    return released_;
+    return released;
   }
 
  private:
   Mutex mutex_;
   CondVar changed_;
   std::vector<Message> sent_ ABSL_GUARDED_BY(mutex_);
-  std::vector<uint64_t> released_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_slot_ ABSL_GUARDED_BY(mutex_) = 1;
   std::array<std::byte, kPageSize> slot_{};
 };
 
-class SpaceBadInputTest : public testing::Test {
+class SpaceBadInputTest : public OwnStoreTest {
  protected:
   void Make(const std::vector<NodeId>& nodes, uint64_t budget_pages) {
-    char pattern[] = "/dev/shm/hk_space_bad_input_test.XXXXXX";
-    ASSERT_NE(::mkdtemp(pattern), nullptr);
-    directory_ = pattern;
-    frames_.emplace(*FrameStore::Open(directory_, budget_pages * kPageSize));
+    OpenStore(budget_pages * kPageSize);
     router_.SetTransport(&transport_);
     GuestSpace::Options options;
     options.name = "s";
@@ -108,10 +91,7 @@ class SpaceBadInputTest : public testing::Test {
   }
   void TearDown() override {
     space_.reset();
-    frames_.reset();
-    while (::umount2(directory_.c_str(), MNT_DETACH) == 0) {
-    }
-    std::filesystem::remove_all(directory_);
+    OwnStoreTest::TearDown();
   }
   // The peer's answer to that request, with a page of `value`.
   void Answer(const Message& request, std::byte value, bool late, const std::function<void(Message*)>& spoil = {}) {
@@ -140,8 +120,6 @@ class SpaceBadInputTest : public testing::Test {
   }
   static Monotonic Soon() { return std::chrono::steady_clock::now() + std::chrono::seconds(30); }
 
-  std::string directory_;
-  std::optional<FrameStore> frames_;
   PeerlessTransport transport_;
   SpaceRouter router_;
   std::unique_ptr<GuestSpace> space_;
@@ -171,7 +149,7 @@ TEST_F(SpaceBadInputTest, AnAnswerCountsOnceAndForItsOwnGuestAlone) {
     slot(904)(message);
     message->transaction += 64;
   });
-  EXPECT_THAT(transport_.released(), ElementsAre(901, 902, 903, 904));
+  EXPECT_THAT(transport_.Released(), ElementsAre(901, 902, 903, 904));
   EXPECT_EQ(space_->Statistics().stale_messages, 1u);
   EXPECT_EQ(space_->engine().RightOf(kThere), PageRight::kNone);
   // After the transport's deadline, while it is still waited for.
@@ -182,7 +160,7 @@ TEST_F(SpaceBadInputTest, AnAnswerCountsOnceAndForItsOwnGuestAlone) {
   transport_.Await(PageMessageType::kDone);
   // Again.
   Answer(request, std::byte{66}, false, slot(905));
-  EXPECT_EQ(transport_.released().back(), 905u);
+  EXPECT_EQ(transport_.Released().back(), 905u);
   EXPECT_EQ(space_->Statistics().stale_messages, 2u);
   ASSERT_TRUE(space_->Read(GpaOf(kThere), std::span(&byte, 1), Soon()).ok());
   EXPECT_EQ(byte, std::byte{7});

@@ -5,10 +5,10 @@
 #include <prometheus/metric_type.h>
 
 #include <array>
-#include <cmath>
-#include <limits>
 #include <string>
 #include <string_view>
+
+#include "hyperkernel/node/latency_metric.h"
 
 namespace hk {
 namespace {
@@ -16,9 +16,6 @@ namespace {
 using prometheus::ClientMetric;
 using prometheus::MetricFamily;
 using prometheus::MetricType;
-
-// Buckets told of: from 2 us on; no fault is shorter. The last one of the engine has no upper bound.
-constexpr size_t kFirstBucket = 10;
 
 // A value of each space: how it is called, and what it is.
 struct Column {
@@ -96,21 +93,11 @@ void AddColumn(const Column& column, const std::vector<SpaceSample>& samples, Me
   }
 }
 
-// The engine keeps counts only: the sum is what it would be if each took the middle of its bucket.
 ClientMetric LatencyOf(const std::string& space, const char* kind,
                        const std::array<uint64_t, SpaceStatistics::kLatencyBuckets>& latency) {
   ClientMetric metric;
   metric.label = {{"space", space}, {"kind", kind}};
-  uint64_t count = 0;
-  for (size_t i = 0; i < latency.size(); ++i) {
-    count += latency[i];
-    const double from_s = std::ldexp(1e-9, static_cast<int>(i));
-    metric.histogram.sample_sum += 1.5 * from_s * static_cast<double>(latency[i]);
-    if (i < kFirstBucket) continue;
-    const bool last = i + 1 == latency.size();
-    metric.histogram.bucket.push_back({count, last ? std::numeric_limits<double>::infinity() : 2 * from_s});
-  }
-  metric.histogram.sample_count = count;
+  metric.histogram = LatencyHistogram(latency);
   return metric;
 }
 

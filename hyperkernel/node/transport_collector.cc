@@ -5,9 +5,9 @@
 #include <prometheus/metric_type.h>
 
 #include <array>
-#include <cmath>
-#include <limits>
 #include <string_view>
+
+#include "hyperkernel/node/latency_metric.h"
 
 namespace hk {
 
@@ -21,9 +21,6 @@ using Labels = std::vector<ClientMetric::Label>;
 constexpr std::array<std::string_view, kMessageClasses> kClassNames = {"fault", "invalidate", "bulk"};
 constexpr std::array<std::string_view, kDropReasons> kDropNames = {"old-epoch", "duplicate", "stale-slot",
                                                                    "peer-failed"};
-// Buckets told of: from 2 us on; nothing is answered faster. The last one of the transport has no upper bound.
-constexpr size_t kFirstBucket = 10;
-
 // One family that is being filled.
 class Family {
  public:
@@ -44,20 +41,10 @@ class Family {
   MetricFamily family_;
 };
 
-// The transport keeps counts only: the sum is what it would be if each took the middle of its bucket.
 void Family::AddHistogram(Labels labels, const std::array<uint64_t, ClassStatistics::kLatencyBuckets>& latency) {
   ClientMetric metric;
   metric.label = std::move(labels);
-  uint64_t count = 0;
-  for (size_t i = 0; i < latency.size(); ++i) {
-    count += latency[i];
-    const double from_s = std::ldexp(1e-9, static_cast<int>(i));
-    metric.histogram.sample_sum += 1.5 * from_s * static_cast<double>(latency[i]);
-    if (i < kFirstBucket) continue;
-    const bool last = i + 1 == latency.size();
-    metric.histogram.bucket.push_back({count, last ? std::numeric_limits<double>::infinity() : 2 * from_s});
-  }
-  metric.histogram.sample_count = count;
+  metric.histogram = LatencyHistogram(latency);
   family_.metric.push_back(std::move(metric));
 }
 
