@@ -54,15 +54,17 @@ struct Ended {
 
 constexpr char kAgentProgram[] = "/usr/sbin/qemu-ga";
 
-// A machine whose agent's channel leads to a real qemu-guest-agent on this host, by a socket.
+// A machine whose agent's channel leads to a real qemu-guest-agent on this host, by a socket. Its handler of SIGTERM
+// may lock what the interrupted thread has locked (g_main_loop_quit), so it is killed a second later; and it has none
+// of this test's descriptors, whose end the runner of tests waits for.
 class MachineWithAgent final : public FakeMachine {
  public:
   MachineWithAgent(MachineEvents* events, std::atomic<int>* alive, const std::filesystem::path& directory)
       : FakeMachine(events, alive, nullptr) {
     const std::string socket = (directory / "ga.sock").string();
     const std::string command = fmt::format(
-        "timeout 100 {0} -m unix-listen -p {1}/ga.sock -t {1} -f {1}/ga.pid -l {1}/ga.log & echo $! > "
-        "{1}/ga.timeout",
+        "timeout -k 1 100 {0} -m unix-listen -p {1}/ga.sock -t {1} -f {1}/ga.pid -l {1}/ga.log < /dev/null > "
+        "{1}/ga.output 2>&1 & echo $! > {1}/ga.timeout",
         kAgentProgram, directory.string());
     EXPECT_EQ(std::system(command.c_str()), 0);
     pid_ = std::atoi(ReadAll(directory / "ga.timeout").c_str());

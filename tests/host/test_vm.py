@@ -48,7 +48,9 @@ class Terminal:
 
     def wait(self):
         """The exit code; the terminal must be as it was."""
-        code = self.process.wait(hktest.TIMEOUT)
+        # A terminal that nobody reads holds back whoever writes to it.
+        hktest.wait_for(lambda: (self.read(), self.process.poll() is not None)[1], f'the end of {self.process.args}')
+        code = self.process.wait()
         self.read()
         after = termios.tcgetattr(self.slave)
         assert after == self.before, f'the terminal is not as it was: {self.before} {after}'
