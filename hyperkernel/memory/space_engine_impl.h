@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "hyperkernel/memory/latency_floor.h"
 #include "hyperkernel/memory/prefetch.h"
 #include "hyperkernel/memory/recovery_wire.h"
 #include "hyperkernel/memory/space_engine.h"
@@ -148,6 +149,7 @@ class Engine final : public SpaceEngine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void Retry(Shard* shard, ActivePage* active, NackReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void Drop(Shard* shard, KeptBytes* kept) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  Monotonic HeldUntil() const;
   void ArmHold(ActivePage* active, Monotonic now);
   bool FramesDid(Gfn page, const absl::Status& status);
 
@@ -343,6 +345,7 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> room_wanted_{false};   // an offer was refused
   std::atomic<bool> offering_{false};      // until offers are looked at again
   std::atomic<bool> offers_idle_{false};   // of those of last time none was taken
+  LatencyFloor fetches_;                   // of pages that came from another node, from the wish on
   std::atomic<uint64_t> given_away_{0};    // pages that others have adopted
   Mutex frames_mutex_;                     // one looks for frames at a time; before the shards' locks
   // What a node has said of its room, and was told of ours. Plain value.

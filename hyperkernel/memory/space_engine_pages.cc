@@ -1,4 +1,5 @@
 // The page's half of the fault engine: wishes, steps of the page machine, and what is done to frames.
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <utility>
@@ -11,6 +12,12 @@
 
 namespace hk::space {
 namespace {
+
+// A hold is this many times what fetching a page takes at least: the fetch of a second page, and on both sides of it
+// the way from a grant to the program that waits, which nobody measures and which a busy host makes as long.
+constexpr int kFetchesPerHold = 4;
+// A hold is not made longer than this: with more, others would wait for what they see as a node that stands still.
+constexpr std::chrono::milliseconds kMostStretchedHold(10);
 
 bool IsForward(PageEventType type) {
   return type == PageEventType::kForwardRead || type == PageEventType::kForwardWrite ||
@@ -221,6 +228,16 @@ void Engine::HoldOver(Shard* shard, ActivePage* active) {
   StepPage(shard, active, {.type = PageEventType::kHoldOver, .message = {}}, std::move(means));
 }
 
+// Who needs two pages at once has the first for as long as the second one takes to come, also on a slow host or link.
+// The floor and not the mean: that has others' holds in it, and each longer hold would make the next one longer.
+Monotonic Engine::HeldUntil() const {
+  Monotonic::duration hold = config_.hold;
+  const Monotonic::duration stretched =
+      std::min<Monotonic::duration>(kFetchesPerHold * fetches_.Get(), kMostStretchedHold);
+  if (!HK_MUTANT(engine_hold_not_stretched)) hold = std::max(hold, stretched);
+  return clock_.Now() + hold;
+}
+
 void Engine::ArmHold(ActivePage* active, Monotonic now) {
   if (active->hold_timer) return;
   active->hold_timer = true;
@@ -415,7 +432,7 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
       Drop(shard, &active->retained);
       return true;
     case PageActionType::kStartHold:
-      active->held_until = clock_.Now() + config_.hold;
+      active->held_until = HeldUntil();
       ExtentOf(shard, active->gfn)->pages.Mark(active->gfn.value() % kExtentPages);
       if (config_.hold.count() == 0 || HK_MUTANT(engine_hold_not_kept)) active->page.held = false;
       return true;
@@ -477,6 +494,7 @@ bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const P
   if (wished) {
     ++(access == PageAccess::kWrite ? statistics.write_latency
                                     : statistics.read_latency)[BucketOf(now - active->since)];
+    if (action.source == PageSource::kPayload && !active->prefetched) fetches_.Add(now, now - active->since);
     active->since = now;  // for whoever wants more still
   }
   return true;

@@ -102,6 +102,36 @@ TEST_F(SpaceEngineTest, APageIsWrittenAfterTheLastAcknowledgementFromTheSlotThat
 }
 
 // Programs of this node see the old bytes or the new ones, and what they store then stays.
+// With a hold that is shorter than a fetch two nodes that each need the same two pages at once would go on taking them
+// from each other.
+TEST_F(SpaceEngineTest, AHoldIsLongerThanFetchingAPageTakes) {
+  const auto fetch = [this](Gfn page, microseconds took) {
+    Wish wish;
+    Want(page, PageAccess::kWrite, &wish);
+    clock_.now += took;
+    Grant(page, PageRight::kExclusive, PageSource::kPayload, 'x');
+    EXPECT_EQ(wish.ends, 1);
+  };
+  const auto held_for = [this](Gfn page, uint64_t transaction) {
+    ReceiveForward(page, RequestKind::kWrite, kPeer, transaction, 78);
+    const Monotonic since = clock_.now;
+    for (log_.clear(); log_.empty() && clock_.now - since < std::chrono::seconds(1);) timers_.Advance(microseconds(10));
+    return std::chrono::duration_cast<microseconds>(clock_.now - since);
+  };
+  const uint64_t first = kThere.value();
+  // The least counts: the second fetch had to wait for something.
+  fetch(Gfn(first), microseconds(300));
+  fetch(Gfn(first + 20), microseconds(5000));
+  EXPECT_EQ(held_for(Gfn(first + 20), 50), microseconds(1200));
+  // A while ago it was faster; and there is a limit.
+  for (uint64_t i = 2; i < 5; ++i) {
+    clock_.now += std::chrono::seconds(1);
+    fetch(Gfn(first + 20 * i), microseconds(9000));
+  }
+  EXPECT_EQ(held_for(Gfn(first + 80), 51), microseconds(10000));
+  engine_->Stop(absl::CancelledError("enough"));
+}
+
 TEST_F(SpaceEngineTest, APageThatIsReplacedIsInstalledWithItsNewBytesAndWrittenOnce) {
   replacement_.fill(std::byte{'n'});
   Wish here;
