@@ -53,14 +53,15 @@ def clean_environment(**extra):
 
 
 def wait_for(condition, what, timeout=TIMEOUT):
-    """Polls until condition() is true and returns its value; an assertion error naming `what` when the time is up."""
+    """Polls until condition() is true and returns its value; an assertion error naming `what` (a text, or what makes one then) when the
+    time is up."""
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f'not within {timeout} s: {what} (last: {value!r})')
+            raise AssertionError(f'not within {timeout} s: {what() if callable(what) else what} (last: {value!r})')
         time.sleep(POLL)
 
 

@@ -41,7 +41,7 @@ class Terminal:
         return self.text
 
     def expect(self, text):
-        hktest.wait_for(lambda: text in self.read(), f'{text!r} on the terminal, which shows {self.text[-500:]!r}')
+        hktest.wait_for(lambda: text in self.read(), lambda: f'{text!r} on the terminal, which shows {self.text[-500:]!r}')
 
     def type(self, keys):
         os.write(self.master, keys)

@@ -85,8 +85,9 @@ class AgentTest(hktest.TestCase):
         terminal.resize(132, 50)
         terminal.type(b'while [ "$(stty size)" != "50 132" ]; do sleep 0.1; done; echo "now" resized\r')
         terminal.expect('now resized')
-        # Only what a command says shows that the shell has left the line's editor, where Ctrl-C is a key like others.
-        terminal.type(b'echo "now" asleep; sleep 1000; echo "interrupted" $?\r')
+        # Only what a command says shows that the shell has left the line's editor, where Ctrl-C is a key like others; and only a command
+        # that sleeps itself is told of Ctrl-C from then on: a shell that is about to start one waits for its end first.
+        terminal.type(b'sh -c \'echo "now" asleep; exec sleep 1000\'\r')
         terminal.expect('now asleep')
         terminal.type(b'\x03')
         terminal.type(b'echo "still" here\r')
