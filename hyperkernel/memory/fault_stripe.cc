@@ -33,12 +33,12 @@ constexpr uint64_t kMostCopyBytes = 64 << 10;
 // CPU away, are a second at least.
 constexpr int kMostTries = 1'000'000;
 
-// ioctl() until it is not EAGAIN. 0 or errno.
-template <typename Request>
-int Retry(int fd, unsigned long what, Request* request) {
+// ioctl() until it is not EAGAIN, or did a part. 0 or errno.
+template <typename Request, typename DidPart>
+int Retry(int fd, unsigned long what, Request* request, DidPart did_part) {
   for (int tries = 0;; tries++) {
     if (::ioctl(fd, what, request) == 0) return 0;
-    if ((errno != EAGAIN && errno != EINTR) || tries == kMostTries) return errno;
+    if ((errno != EAGAIN && errno != EINTR) || tries == kMostTries || did_part()) return errno;
     ::sched_yield();
   }
 }
@@ -123,25 +123,33 @@ absl::Status FaultStripe::FillHoles(ViewRange range) {
   return absl::OkStatus();
 }
 
-absl::Status FaultStripe::Install(uint64_t offset, const std::byte* page, bool write_protected, bool wake) {
-  uffdio_copy copy = {};
-  copy.dst = reinterpret_cast<uint64_t>(address_) + offset;
-  copy.src = reinterpret_cast<uint64_t>(page);
-  copy.len = kPageSize;
-  copy.mode = (wake ? 0 : UFFDIO_COPY_MODE_DONTWAKE) | (write_protected ? UFFDIO_COPY_MODE_WP : 0);
-  const int error = Retry(faults_.get(), UFFDIO_COPY, &copy);
-  if (error == 0 && copy.copy == static_cast<int64_t>(kPageSize)) return absl::OkStatus();
-  if (error == EEXIST) return absl::AlreadyExistsError("UFFDIO_COPY: there is a page already");
-  if (error == ENOMEM || error == ENOSPC)
-    return absl::ResourceExhaustedError("UFFDIO_COPY: no memory, or the frame store is full");
-  return ErrnoStatus(error == 0 ? EIO : error, "UFFDIO_COPY");
+absl::Status FaultStripe::Install(uint64_t offset, std::span<const std::byte> bytes, bool write_protected, bool wake) {
+  for (size_t at = 0; at < bytes.size();) {
+    uffdio_copy copy = {};
+    copy.dst = reinterpret_cast<uint64_t>(address_) + offset + at;
+    copy.src = reinterpret_cast<uint64_t>(bytes.data()) + at;
+    copy.len = bytes.size() - at;
+    copy.mode = (wake ? 0 : UFFDIO_COPY_MODE_DONTWAKE) | (write_protected ? UFFDIO_COPY_MODE_WP : 0);
+    const int error = Retry(faults_.get(), UFFDIO_COPY, &copy, [&copy] { return copy.copy > 0; });
+    // A part of it: the rest by another call, which says why, if there is a reason.
+    if (copy.copy > 0) {
+      at += static_cast<size_t>(copy.copy);
+    } else if (error == EEXIST) {
+      return absl::AlreadyExistsError("UFFDIO_COPY: there is a page already");
+    } else if (error == ENOMEM || error == ENOSPC) {
+      return absl::ResourceExhaustedError("UFFDIO_COPY: no memory, or the frame store is full");
+    } else {
+      return ErrnoStatus(error == 0 ? EIO : error, "UFFDIO_COPY");
+    }
+  }
+  return absl::OkStatus();
 }
 
-absl::Status FaultStripe::WriteProtect(uint64_t offset, bool on, bool wake) {
+absl::Status FaultStripe::WriteProtect(ViewRange range, bool on, bool wake) {
   uffdio_writeprotect request = {};
-  request.range = {.start = reinterpret_cast<uint64_t>(address_) + offset, .len = kPageSize};
+  request.range = {.start = reinterpret_cast<uint64_t>(address_) + range.start, .len = range.bytes};
   request.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : wake ? 0 : UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
-  const int error = Retry(faults_.get(), UFFDIO_WRITEPROTECT, &request);
+  const int error = Retry(faults_.get(), UFFDIO_WRITEPROTECT, &request, [] { return false; });
   return error == 0 ? absl::OkStatus() : ErrnoStatus(error, "UFFDIO_WRITEPROTECT");
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <thread>
 #include <utility>
 
@@ -50,11 +51,11 @@ class FaultStripe {
   // one by one. Pages that are there stay. Errors: errno (ENOMEM also means that the file system is full); pages before
   // the failing one are filled.
   absl::Status FillHoles(ViewRange range);
-  // Fills one hole. With `wake` who waits for it tries again. kAlreadyExists: there is a page. kResourceExhausted: no
-  // memory, or the file system is full.
-  absl::Status Install(uint64_t offset, const std::byte* page, bool write_protected, bool wake = false);
-  // After it returned with `on`, nobody writes to the page through this view. `wake`: only without `on`.
-  absl::Status WriteProtect(uint64_t offset, bool on, bool wake = false);
+  // Fills holes with `bytes`, whole pages. With `wake` who waits for it tries again. kAlreadyExists: there is a page.
+  // kResourceExhausted: no memory, or the file system is full.
+  absl::Status Install(uint64_t offset, std::span<const std::byte> bytes, bool write_protected, bool wake = false);
+  // After it returned with `on`, nobody writes to the pages through this view. `wake`: only without `on`.
+  absl::Status WriteProtect(ViewRange range, bool on, bool wake = false);
   // Nothing is there any more; whoever touches it gets SIGSEGV, or EFAULT in the kernel and from KVM_RUN. Not undone.
   void MakeInaccessible(ViewRange range);
   // Who waits for a page of the range tries again.

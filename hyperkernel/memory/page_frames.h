@@ -41,6 +41,33 @@ class PageFrames {
     if (status.ok()) Wake(page);
     return status;
   }
+  // Pages from `first` on, of one extent. Install with kRead, of as many pages as `bytes` are; with `wake` who waits
+  // for any of them is woken.
+  virtual absl::Status InstallPages(Gfn first, std::span<const std::byte> bytes, bool wake) {
+    for (size_t at = 0; at < bytes.size(); at += kPageSize) {
+      const Gfn page(first.value() + at / kPageSize);
+      const std::span<const std::byte> one = bytes.subspan(at, kPageSize);
+      const absl::Status status =
+          wake ? InstallAndWake(page, one, PageAccess::kRead) : Install(page, one, PageAccess::kRead);
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+  // SetAccess(kRead) of pages that are kWrite.
+  virtual absl::Status ProtectPages(Gfn first, size_t count) {
+    absl::Status status;
+    for (size_t i = 0; i < count && status.ok(); ++i) status = SetAccess(Gfn(first.value() + i), PageAccess::kRead);
+    return status;
+  }
+  // Copies whole pages.
+  virtual absl::Status ReadPages(Gfn first, std::span<std::byte> to) {
+    absl::Status status;
+    for (size_t at = 0; at < to.size() && status.ok(); at += kPageSize) {
+      status = Read(Gfn(first.value() + at / kPageSize), 0, to.subspan(at, kPageSize));
+    }
+    return status;
+  }
+
   // Takes the page away and its frame back. With `keep` (kPageSize): what its bytes were, with every store that any
   // program has made.
   virtual absl::Status Remove(Gfn page, std::span<std::byte> keep) = 0;

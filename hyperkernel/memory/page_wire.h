@@ -15,12 +15,12 @@
 
 namespace hk {
 
-// The longest body (Answer).
-inline constexpr size_t kMaxPageBodyBytes = 27;
+// The longest body of a message about one page (Answer), and of one about several (page_batch.h).
+inline constexpr size_t kMaxPageBodyBytes = 27, kMaxBatchBodyBytes = 178;
 
 // A body with its memory, for Message::body. Plain value.
 struct PageBody {
-  std::array<std::byte, kMaxPageBodyBytes> bytes;
+  std::array<std::byte, kMaxBatchBodyBytes> bytes;
   size_t size = 0;
   std::span<const std::byte> span() const { return std::span(bytes).first(size); }
 };

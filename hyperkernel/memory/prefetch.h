@@ -24,8 +24,9 @@ class PrefetchStreams {
  public:
   // A program's threads and a few more; beyond them the one that was quiet longest is forgotten.
   static constexpr size_t kStreams = 8;
-  // Pages ahead of a stream. Half of the bulk class's slots: two streams never wait for one another.
-  static constexpr uint64_t kMostAhead = 32;
+  // Pages ahead of a stream: 1 MiB. What is left of it when more is asked for, a third, lasts longer than a request
+  // takes.
+  static constexpr uint64_t kMostAhead = 256;
   static constexpr uint64_t kFirstAhead = 4;
   // Longest step: farther apart, pages are not one array's rows any more.
   static constexpr int64_t kMostStep = 256;

@@ -197,6 +197,7 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
     Fail(absl::InternalError(MessageOf(room.status())));
     return Finish();
   }
+  if (IsBatchType(message.type)) return OnBatchMessage(from, message, std::move(incoming));
   if (!InSpace(message.gfn)) {
     Fail(absl::InternalError(fmt::format("node {} sent a message for page {:#x}, which is not in the space",
                                          from.value(), message.gfn.value())));
@@ -208,6 +209,7 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
     if (message.epoch == shard.epoch) HandleHurry(&shard, message);
     return;
   }
+  if (message.type == kSpaceEmptyType) return OnEmpty(from, message);
   absl::StatusOr<PageMessage> decoded = DecodePageMessage(from, config_.self, message);
   if (!decoded.ok()) {
     FailPage(message.gfn, absl::StatusCode::kInternal, MessageOf(decoded.status()));
@@ -381,6 +383,7 @@ void Engine::Sweep(Shard* shard) {
     }
   }
   shard->busy.clear();
+  shard->batches.clear();
   shard->answer.reset();
   shard->local.clear();
   shard->local_next = 0;
@@ -464,6 +467,8 @@ SpaceStatistics Engine::Statistics() const {
     sum.stale_messages += one.stale_messages;
     sum.pages_lost += one.pages_lost;
     sum.prefetched += one.prefetched;
+    sum.batches += one.batches;
+    sum.empties += one.empties;
     for (size_t i = 0; i < SpaceStatistics::kLatencyBuckets; ++i) {
       sum.read_latency[i] += one.read_latency[i];
       sum.write_latency[i] += one.write_latency[i];

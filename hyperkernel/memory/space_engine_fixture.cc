@@ -1,5 +1,6 @@
 #include "hyperkernel/memory/space_engine_fixture.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "fmt/format.h"
@@ -24,17 +25,31 @@ absl::Status FakeTransport::Send(NodeId to, const Message& message, const SendOp
     rooms.push_back(RoomIn(to, message).value_or(~uint64_t{0}));
     return absl::OkStatus();
   }
+  if (IsBatchType(message.type)) return SendBatch(to, message, options);
   // As the receiver sees it.
   const absl::StatusOr<PageMessage> page = DecodePageMessage(NodeId(0), to, message);
   if (!page.ok()) {
     ADD_FAILURE() << page.status();
     return page.status();
   }
-  Sent one{.to = to, .message = message, .page = *page, .options = options};
+  Sent one{.to = to, .message = message, .page = *page, .options = options, .batch = {}};
   one.message.body = {};
   if (options.payload != SlotId()) one.payload = static_cast<char>(memory.at(options.payload.value())[0]);
   sent.push_back(one);
   log_->push_back(fmt::format("send {} {}", Name(page->type), to.value()));
+  if (message.slot_node == NodeId(0) && !message.answer) lent.erase(message.slot.value());
+  return absl::OkStatus();
+}
+
+absl::Status FakeTransport::SendBatch(NodeId to, const Message& message, const SendOptions& options) {
+  const absl::StatusOr<PageBatch> batch = DecodeBatch(NodeId(0), to, kMaxSpacePages, message, options.payload_bytes);
+  if (!batch.ok()) {
+    ADD_FAILURE() << batch.status();
+    return batch.status();
+  }
+  sent.push_back({.to = to, .message = message, .page = {}, .options = options, .batch = *batch});
+  sent.back().message.body = {};
+  log_->push_back(fmt::format("send {} {}", Name(batch->type), to.value()));
   if (message.slot_node == NodeId(0) && !message.answer) lent.erase(message.slot.value());
   return absl::OkStatus();
 }
@@ -45,7 +60,7 @@ absl::StatusOr<SlotId> FakeTransport::AcquireSlot(MessageClass, SlotUse use) {
   --left;
   const SlotId slot(next_slot_++);
   lent.insert(slot.value());
-  memory[slot.value()].resize(kPageSize);
+  memory[slot.value()].resize(kBulkSlotBytes);
   return slot;
 }
 
@@ -113,7 +128,8 @@ void SpaceEngineTest::Receive(NodeId from, Gfn page, PageMessage m, SlotId slot,
     transport_.lent.insert(slot.value());
     if (m.source == PageSource::kPayload) {
       transport_.memory[slot.value()][0] = static_cast<std::byte>(byte);
-      payload = transport_.memory[slot.value()];
+      std::vector<std::byte>& bytes = transport_.memory[slot.value()];
+      payload = std::span(bytes).first(std::min(bytes.size(), kPageSize));
     }
   }
   engine_->OnMessage(from, message, payload, false);
@@ -166,6 +182,41 @@ void SpaceEngineTest::Refuse(const FakeTransport::Sent& request) {
 void SpaceEngineTest::Grant(Gfn page, PageRight right, PageSource source, char byte, NodeSet acks) {
   ASSERT_EQ(transport_.sent.back().message.gfn, page);
   GrantTo(transport_.sent.back(), right, source, byte, acks);
+}
+
+void SpaceEngineTest::AnswerBatch(size_t sent, const std::vector<BatchFate>& fates) {
+  const FakeTransport::Sent asked = transport_.sent[sent];
+  PageBatch answer = asked.batch;
+  answer.type = PageBatchType::kAnswer;
+  size_t bytes = 0;
+  for (size_t i = 0; i < fates.size(); ++i) {
+    answer.pages[i].fate = fates[i];
+    answer.pages[i].serial = 77;
+    bytes += fates[i] == BatchFate::kTaken ? kPageSize : 0;
+  }
+  Message message;
+  SetBatchHeader(answer, &message);
+  message.slot = asked.message.slot;
+  message.slot_node = kSelf;
+  const PageBody body = EncodeBatchBody(answer);
+  transport_.lent.insert(message.slot.value());
+  Deliver(Gfn(asked.message.gfn.value()), message, body,
+          std::span(transport_.memory[message.slot.value()]).first(bytes));
+}
+
+void SpaceEngineTest::ReceiveEmpty(Gfn page, uint64_t transaction) {
+  PageBody body;
+  const Message message = SpaceEmptyMessage(transaction, 77, &body);
+  Deliver(page, message, body, {});
+}
+
+void SpaceEngineTest::Deliver(Gfn page, Message message, const PageBody& body, std::span<const std::byte> payload) {
+  message.guest = config_.guest;
+  message.generation = config_.generation;
+  message.epoch = config_.epoch;
+  message.gfn = page;
+  message.body = body.span();
+  engine_->OnMessage(kPeer, message, payload, false);
 }
 
 void SpaceEngineTest::ExpectStopped(const std::string& reason) {

@@ -8,11 +8,13 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "hyperkernel/memory/engine_testing.h"
+#include "hyperkernel/memory/page_batch.h"
 #include "hyperkernel/memory/page_wire.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "hyperkernel/memory/space_testing.h"
@@ -29,6 +31,7 @@ class FakeTransport final : public NotingTransport {
     PageMessage page;
     SendOptions options;
     char payload = 0;  // its first byte
+    PageBatch batch;   // if there are pages in it, and not `page`
   };
 
   explicit FakeTransport(CallLog* log) : log_(log) {}
@@ -47,6 +50,8 @@ class FakeTransport final : public NotingTransport {
   int receive_slots = 100, send_slots = 100;
 
  private:
+  absl::Status SendBatch(NodeId to, const Message& message, const SendOptions& options);
+
   CallLog* const log_;
   uint64_t next_slot_ = 100;
 };
@@ -77,6 +82,10 @@ class SpaceEngineTest : public testing::Test {
   void Refuse(const FakeTransport::Sent& request);
   // Grants the last request, which is for this page.
   void Grant(Gfn page, PageRight right, PageSource source, char byte = 0, NodeSet acks = {});
+  // The peer answers the batch that was sent then.
+  void AnswerBatch(size_t sent, const std::vector<BatchFate>& fates);
+  void ReceiveEmpty(Gfn page, uint64_t transaction);
+  void Deliver(Gfn page, Message message, const PageBody& body, std::span<const std::byte> payload);
   void ExpectStopped(const std::string& reason);
 
   CallLog log_;

@@ -70,6 +70,7 @@ bool Engine::IsDormantHere(Shard* shard, Gfn page) {
 }
 
 void Engine::Handle(Shard* shard, Incoming incoming) {
+  if (incoming.batch != nullptr) return HandleBatch(shard, std::move(incoming));
   if (incoming.message.type == Type::kOffer) return HandleOffer(shard, incoming.gfn, incoming.message);
   if (IsForHome(incoming.message.type)) return HandleHome(shard, std::move(incoming));
   HandlePage(shard, std::move(incoming));

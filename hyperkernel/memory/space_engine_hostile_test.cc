@@ -228,4 +228,79 @@ TEST_F(SpaceEngineTest, NothingThatPeersSayBreaksIt) {
 }
 
 }  // namespace
+// Batches: streams of faults, and batches of any kind about pages near to them.
+TEST_F(SpaceEngineTest, NoBatchThatPeersSendBreaksIt) {
+  uint64_t seed = 2;
+  const auto below = [&seed](uint64_t limit) {
+    seed = seed * 6364136223846793005U + 1442695040888963407U;
+    return (seed >> 33) % limit;
+  };
+  uint64_t stops = 0, came = 0;
+  for (int life = 0; life < 3000; ++life) {
+    Make({kSelf, kPeer, kThird});
+    stops_.clear();
+    frames_.pages.clear();
+    transport_.sent.clear();
+    transport_.receive_slots = transport_.send_slots = below(4) == 0 ? 3 : 1000;
+    const uint64_t base = below(3) * kExtentPages;
+    for (int step = 0; step < 40 && stops_.empty(); ++step) {
+      const uint64_t what = below(10);
+      if (what < 3) {
+        engine_->OnFault(Gfn(base + static_cast<uint64_t>(step)), below(8) == 0);
+        continue;
+      }
+      if (what == 3) {
+        timers_.Advance(microseconds(below(300)));
+        continue;
+      }
+      if (what == 4) {
+        ReceiveEmpty(Gfn(base + below(40)), below(2000));
+        continue;
+      }
+      if (what < 8) {  // an answer to what was asked for, or nearly
+        std::vector<size_t> asked;
+        for (size_t i = 0; i < transport_.sent.size(); ++i) {
+          const FakeTransport::Sent& one = transport_.sent[i];
+          if (one.batch.count > 0 && one.batch.type != PageBatchType::kDone && !one.message.answer &&
+              one.message.slot_node == kSelf && !transport_.lent.contains(one.message.slot.value())) {
+            asked.push_back(i);
+          }
+        }
+        if (asked.empty()) continue;
+        const size_t at = asked[below(asked.size())];
+        std::vector<BatchFate> fates;
+        for (size_t i = 0; i < transport_.sent[at].batch.count; ++i) fates.push_back(static_cast<BatchFate>(below(4)));
+        if (below(20) == 0) ++transport_.sent[at].message.transaction, ++transport_.sent[at].batch.transaction;
+        AnswerBatch(at, fates);
+        transport_.sent.erase(transport_.sent.begin() + static_cast<ptrdiff_t>(at));
+        ++came;
+        continue;
+      }
+      PageBatch batch;
+      batch.type = static_cast<PageBatchType>(below(2) == 0 ? 0 : below(2) == 0 ? 1 : 3);
+      batch.requester = batch.type == PageBatchType::kForward ? kThird : kPeer;
+      batch.transaction = below(1000);
+      const uint64_t extent = batch.type == PageBatchType::kForward ? kExtentPages : 0;
+      for (size_t i = 0, index = below(4); i < 2 + below(15) && i < kMostBatchPages; ++i, index += 1 + below(2)) {
+        batch.Add(
+            {.index = static_cast<uint16_t>(index),
+             .fate = batch.type == PageBatchType::kForward ? static_cast<BatchFate>(below(3)) : BatchFate::kDeclined,
+             .serial = (uint64_t{3} << 40) + below(8)});
+      }
+      Message message;
+      SetBatchHeader(batch, &message);
+      if (batch.type != PageBatchType::kDone) {
+        message.slot = SlotId(below(1000) << 16 | 1);
+        message.slot_node = batch.requester;
+      }
+      Deliver(Gfn(extent + batch.pages[0].index), message, EncodeBatchBody(batch), {});
+    }
+    stops += stops_.size();
+    engine_->Stop(absl::CancelledError("enough"));
+    ASSERT_EQ(engine_->Residue().active_pages + engine_->Residue().busy_entries, 0u);
+  }
+  EXPECT_GT(stops, 100u);
+  EXPECT_GT(came, 1000u);
+}
+
 }  // namespace hk

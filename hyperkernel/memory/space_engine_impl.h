@@ -37,8 +37,12 @@ inline constexpr std::chrono::milliseconds kOfferPause{2};
 inline constexpr size_t kSwapWrites = 32;
 // After a write that failed: a full disk stays full for a while.
 inline constexpr std::chrono::milliseconds kSwapPause{500};
-// Prefetched pages under way of one space: some of the node's bulk slots (64) are left for other spaces.
-inline constexpr uint64_t kMostPrefetching = 48;
+// Slots and pages of one space that are fetched ahead and under way: half of the node's bulk slots (64) are left for
+// other spaces.
+inline constexpr uint64_t kMostPrefetchSlots = 32;
+inline constexpr uint64_t kMostPrefetching = kMostPrefetchSlots * kMostBatchPages;
+// So many batches leave together: one write takes them, and their home need not wait for the rest.
+inline constexpr size_t kBatchesTogether = 4;
 
 // States that have a frame, or will (it is taken before the request leaves), unless the page is in the swap.
 constexpr bool TakesFrame(PageState state) {
@@ -134,6 +138,7 @@ class Engine final : public SpaceEngine {
     LentSlot send;                 // for the page's bytes
     Duty request;                  // of the request that leaves
     bool has_frame = false;        // it is counted already
+    BatchStep* batch = nullptr;    // the step is part of one
     Duty answered;                 // of the request that is answered: the message's, or what was deferred
   };
   void StepPage(Shard* shard, ActivePage* active, const PageEvent& event, Means means)
@@ -287,13 +292,38 @@ class Engine final : public SpaceEngine {
   // space_engine_prefetch.cc.
   // A program waits for a page of another node. Without a lock.
   void Foresee(Gfn page);
-  // `pages`: of one extent.
+  // `pages`: of one extent, as many as go in kBatchesTogether.
   void Prefetch(std::span<const Gfn> pages);
-  bool CanPrefetch(Shard* shard, Gfn page, LentSlot* slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool CanPrefetch(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void AskAhead(Shard* shard, Gfn page, LentSlot slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // Of one request; empty: there is none.
+  LentSlot TakePrefetchSlot();
+  void Decline(Gfn page);
   // Its request has ended.
   void NotePrefetched(ActivePage* active);
   // The page is not here any more.
   void NoteGone(Gfn page);
+
+  // space_engine_batch.cc.
+  // `pages`: of one extent, ascending, their frames taken.
+  void AskBatch(Shard* shard, std::span<const Gfn> pages, LentSlot slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // `extent`: its first page. `batch.from` is this node.
+  void PostBatch(Shard* shard, Gfn extent, PageBatch batch, Duty duty, LentSlot payload = {},
+                 SendWhen when = SendWhen::kNow) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HandleBatch(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HandleBatchRequest(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HandleBatchForward(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HandleBatchAnswer(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool CanGive(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void PostEmpty(Shard* shard, Gfn page, const PageMessage& answer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HandleEmpty(Shard* shard, NodeId from, Gfn gfn, uint64_t transaction, uint64_t serial)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // It was fetched ahead, and its request ends without it.
+  void EndDeclined(ActivePage* active);
+  void OnBatchMessage(NodeId from, const Message& message, Incoming incoming);
+  void OnEmpty(NodeId from, const Message& message);
+  std::string WhyImpossible(const Shard& shard, NodeId from, Gfn page, const PageBatch& batch) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mutex);
 
   // space_engine_homes.cc.
   NodeId HomeIn(const Shard& shard, Gfn page) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mutex) {
@@ -377,8 +407,8 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> pumping_{false};  // a Rebuild is under way
   mutable Mutex prefetch_mutex_;      // after a shard's
   PrefetchStreams streams_ ABSL_GUARDED_BY(prefetch_mutex_);
-  std::atomic<bool> foresees_{false};  // pages were named
-  std::atomic<uint64_t> prefetching_{0};
+  std::atomic<bool> foresees_{false};                         // pages were named
+  std::atomic<uint64_t> prefetching_{0}, prefetch_slots_{0};  // pages and requests
   // When the space began to go on without a node, Unix time; 0: it does not. By number.
   std::array<std::atomic<int64_t>, kMaxNodes> lost_at_s_{};
   mutable Mutex reason_mutex_;

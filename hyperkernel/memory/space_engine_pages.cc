@@ -171,7 +171,7 @@ void Engine::Wish(Shard* shard, ActivePage* active) {
   Means means;
   const DeferredRevoke& deferred = active->page.deferred;
   // The wish for more lets the other have it first, and asks anew.
-  if (deferred.active && IsForward(deferred.type) &&
+  if (deferred.active && IsForward(deferred.type) && !active->deferred.without_bytes &&
       !Acquire(shard, active, active->deferred.message_class, SlotUse::kSend, &means.send)) {
     return;
   }
@@ -221,7 +221,7 @@ void Engine::Advance(Shard* shard, ActivePage* active) {
 
 void Engine::HoldOver(Shard* shard, ActivePage* active) {
   Means means;
-  if (IsForward(active->page.deferred.type) &&
+  if (IsForward(active->page.deferred.type) && !active->deferred.without_bytes &&
       !Acquire(shard, active, active->deferred.message_class, SlotUse::kSend, &means.send)) {
     return;
   }
@@ -291,8 +291,8 @@ void Engine::HandlePage(Shard* shard, Incoming incoming) {
 bool Engine::TryPage(Shard* shard, ActivePage* active, Incoming* incoming) {
   Page& page = active->page;
   if (page.held && !page.deferred.active && clock_.Now() >= active->held_until) page.held = false;
-  // It is served from where it is read to, without a frame. A Release is not about these bytes.
-  if (!active->swap.at_hand() && incoming->message.type != PageMessageType::kRelease) {
+  // It is served from where it is read to, without a frame. A Release is not about these bytes, and needs none.
+  if (!active->swap.at_hand() && incoming->message.type != PageMessageType::kRelease && !incoming->duty.without_bytes) {
     ReadBack(shard, active);
     return false;
   }
@@ -304,7 +304,8 @@ bool Engine::TryPage(Shard* shard, ActivePage* active, Incoming* incoming) {
     const bool waits = blocked && (page.state == PageState::kExclusive ||
                                    (page.state == PageState::kOwner && event.type != PageEventType::kForwardRead));
     const bool has_bytes = HasBytes(page.state);
-    if (has_bytes && !waits && !Acquire(shard, active, incoming->duty.message_class, SlotUse::kSend, &means.send)) {
+    if (has_bytes && !waits && !incoming->duty.without_bytes &&
+        !Acquire(shard, active, incoming->duty.message_class, SlotUse::kSend, &means.send)) {
       return HK_MUTANT(engine_starved_forward_lost);
     }
   }
@@ -392,6 +393,10 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
   const PageAction& action = result.actions[index];
   switch (action.type) {
     case PageActionType::kSend: {
+      if (means->batch != nullptr) {
+        means->batch->sent = true;
+        return true;
+      }
       const bool asks = action.message.type == PageMessageType::kRequest;
       if (asks) active->hurried = false;
       // Nobody waits for it but who asks for the same page, and he is heard of.
@@ -413,7 +418,7 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
     case PageActionType::kInstall:
       return Install(shard, active, before, action, means);
     case PageActionType::kProtect:
-      return active->swap.stage != SwapStage::kFrame ||
+      return active->swap.stage != SwapStage::kFrame || (means->batch != nullptr && means->batch->framed) ||
              FramesDid(active->gfn, frames_->SetAccess(active->gfn, PageAccess::kRead));
     case PageActionType::kUnmap:
       return Unmap(shard, active, result, index, means);
@@ -462,6 +467,7 @@ bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const P
       }
       break;
     case PageSource::kPayload:
+      if (means->batch != nullptr) break;  // they were put in their frame with others
       bytes = active->answer_slot || active->answer_payload.data() != nullptr ? active->answer_payload
                                                                               : means->incoming->payload;
       break;
@@ -476,7 +482,9 @@ bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const P
   const PageAccess access = AccessOf(action.right);
   const bool wished = active->wished();
   // Programs first, by the same system call. Wishes follow (Grant).
-  if (IsAwaited(*active, access) && !HK_MUTANT(engine_reader_not_woken)) {
+  if (means->batch != nullptr && means->batch->framed) {
+    active->fault_read = false;  // it is here, and whoever waited was woken
+  } else if (IsAwaited(*active, access) && !HK_MUTANT(engine_reader_not_woken)) {
     if (!FramesDid(active->gfn, here ? frames_->SetAccessAndWake(active->gfn, access)
                                      : frames_->InstallAndWake(active->gfn, bytes, access))) {
       return false;
@@ -519,6 +527,23 @@ bool Engine::Unmap(Shard* shard, ActivePage* active, const PageResult& result, s
 }
 
 bool Engine::SendPage(Shard* shard, ActivePage* active, const PageMessage& message, Means* means) {
+  if (means->answered.without_bytes) {
+    PostEmpty(shard, active->gfn, message);
+    return true;
+  }
+  if (means->batch != nullptr) {
+    const std::span<std::byte> to = means->batch->to;
+    if (!active->unmapped.empty()) {
+      std::memcpy(to.data(), active->unmapped.bytes().data(), kPageSize);
+    } else if (active->swap.stage != SwapStage::kFrame) {
+      std::memcpy(to.data(), active->swap.bytes->bytes.data(), kPageSize);
+    } else {
+      HK_CHECK(means->batch->framed);
+    }
+    means->batch->sent = true;
+    ++shard->statistics.served;
+    return true;
+  }
   SlotId payload = active->unmapped.slot.id();
   if (payload == SlotId()) {
     HK_CHECK(means->send);

@@ -87,7 +87,7 @@ bool Engine::UnpinPage(Shard* shard, ActivePage* active) {
   Means means;
   const DeferredRevoke& deferred = active->page.deferred;
   const bool serves = deferred.active && deferred.type != PageEventType::kInvalidate && !active->page.held;
-  if (active->page.pins == 1 && serves &&
+  if (active->page.pins == 1 && serves && !active->deferred.without_bytes &&
       !Acquire(shard, active, active->deferred.message_class, SlotUse::kSend, &means.send)) {
     return false;
   }

@@ -1,5 +1,6 @@
 // Pages that nobody has asked for yet, on the bulk class. A page that a program touches while it is on its way is under
 // way like any other: the program waits for it.
+#include <algorithm>
 #include <utility>
 
 #include "hyperkernel/base/mutant.h"
@@ -17,12 +18,15 @@ void Engine::Foresee(Gfn page) {
   foresees_.store(true, std::memory_order_relaxed);
   for (size_t first = 0; first < fetch.size();) {
     size_t end = first + 1;
-    while (end < fetch.size() && fetch[end].value() / kExtentPages == fetch[first].value() / kExtentPages) ++end;
+    while (end < fetch.size() && end - first < kBatchesTogether * kMostBatchPages &&
+           fetch[end].value() / kExtentPages == fetch[first].value() / kExtentPages) {
+      ++end;
+    }
     Prefetch(std::span(fetch).subspan(first, end - first));
+    for (const NodeId node : config_.nodes) {
+      if (node != config_.self) transport_->Flush(node, MessageClass::kBulk);
+    }
     first = end;
-  }
-  for (const NodeId node : config_.nodes) {
-    if (node != config_.self) transport_->Flush(node, MessageClass::kBulk);
   }
 }
 
@@ -31,45 +35,66 @@ void Engine::Prefetch(std::span<const Gfn> pages) {
   Shard& shard = ShardOf(pages[0]);
   MutexLock lock(&shard.mutex);
   if (stopped() || !running()) return;
-  std::vector<std::pair<Gfn, LentSlot>> asked;
-  for (const Gfn page : pages) {
-    LentSlot slot;
-    if (!CanPrefetch(&shard, page, &slot)) {
-      MutexLock streams_lock(&prefetch_mutex_);
-      streams_.OnDeclined(page);
-      continue;
+  for (size_t next = 0; next < pages.size() && !stopped();) {
+    LentSlot slot = TakePrefetchSlot();
+    std::vector<Gfn> together;
+    while (next < pages.size() && together.size() < kMostBatchPages) {
+      const Gfn page = pages[next++];
+      if (slot && CanPrefetch(&shard, page)) {
+        together.push_back(page);
+      } else {
+        Decline(page);
+      }
     }
-    asked.emplace_back(page, std::move(slot));
-  }
-  for (auto& [page, slot] : asked) {
-    if (stopped()) return;
-    ActivePage* const active = Activate(&shard, page);
-    Means means;
-    means.request.message_class = MessageClass::kBulk;
-    means.request.node = config_.self;
-    means.request.slot = active->request_slot = slot.id();
-    means.request.own = std::move(slot);
-    means.has_frame = true;
-    PageEvent event{.type = PageEventType::kRead, .message = {}};
-    event.message.transaction = ++shard.next_transaction * kShards + ShardIndexOf(page.value() / kExtentPages);
-    active->prefetched = true;
-    ++shard.statistics.prefetched;
-    StepPage(&shard, active, event, std::move(means));
-    Rest(&shard, active);
+    if (together.size() >= kLeastBatchPages) {
+      std::sort(together.begin(), together.end());  // a stream may go down
+      AskBatch(&shard, together, std::move(slot));
+    } else if (!together.empty()) {
+      AskAhead(&shard, together[0], std::move(slot));
+    } else if (slot) {
+      prefetch_slots_.fetch_sub(1);
+    }
   }
   Drain(&shard);
 }
 
-// True: the slot and a frame are taken. Never the last ones: those are for what programs wait for.
-bool Engine::CanPrefetch(Shard* shard, Gfn page, LentSlot* slot) {
+void Engine::AskAhead(Shard* shard, Gfn page, LentSlot slot) {
+  ActivePage* const active = Activate(shard, page);
+  Means means;
+  means.request.message_class = MessageClass::kBulk;
+  means.request.node = config_.self;
+  means.request.slot = active->request_slot = slot.id();
+  means.request.own = std::move(slot);
+  means.has_frame = true;
+  PageEvent event{.type = PageEventType::kRead, .message = {}};
+  event.message.transaction = ++shard->next_transaction * kShards + ShardIndexOf(page.value() / kExtentPages);
+  active->prefetched = true;
+  ++shard->statistics.prefetched;
+  StepPage(shard, active, event, std::move(means));
+  Rest(shard, active);
+}
+
+// Never the last ones: those are for what programs wait for.
+LentSlot Engine::TakePrefetchSlot() {
+  if (prefetch_slots_.load() >= kMostPrefetchSlots && !HK_MUTANT(engine_prefetches_without_bound)) return {};
+  const absl::StatusOr<SlotId> lent = transport_->AcquireSlot(MessageClass::kBulk, SlotUse::kReceive);
+  if (!lent.ok()) return {};
+  prefetch_slots_.fetch_add(1);
+  return LentSlot(transport_, *lent);
+}
+
+void Engine::Decline(Gfn page) {
+  MutexLock lock(&prefetch_mutex_);
+  streams_.OnDeclined(page);
+}
+
+// True: a frame is taken. Never the last ones.
+bool Engine::CanPrefetch(Shard* shard, Gfn page) {
   const ExtentPages& here = ExtentOf(shard, page)->pages;
   const size_t index = page.value() % kExtentPages;
   if (here.active(index) || here.state(index) != PageState::kAbsent || IsDormantHere(shard, page)) return false;
   if (prefetching_.load() >= kMostPrefetching && !HK_MUTANT(engine_prefetches_without_bound)) return false;
   if (!HasRoomForOthers()) return false;
-  const absl::StatusOr<SlotId> lent = transport_->AcquireSlot(MessageClass::kBulk, SlotUse::kReceive);
-  if (!lent.ok()) return false;
-  *slot = LentSlot(transport_, *lent);
   if (!ClaimFrame()) return false;
   prefetching_.fetch_add(1);
   return true;
@@ -78,6 +103,7 @@ bool Engine::CanPrefetch(Shard* shard, Gfn page, LentSlot* slot) {
 void Engine::NotePrefetched(ActivePage* active) {
   active->prefetched = false;
   prefetching_.fetch_sub(1);
+  if (!std::exchange(active->batched, false)) prefetch_slots_.fetch_sub(1);
   if (active->page.state == PageState::kAbsent) NoteGone(active->gfn);
 }
 

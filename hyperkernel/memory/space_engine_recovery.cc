@@ -138,6 +138,8 @@ void Engine::BeginShard(Shard* shard, const SpaceEpoch& change) {
   shard->change = std::make_unique<ShardChange>();
   shard->next_serial = (change.epoch.value() & 0xffffff) << 40 | 1;
   for (auto& [gfn, busy] : shard->busy) busy->duties.clear();
+  prefetch_slots_.fetch_sub(shard->batches.size());
+  shard->batches.clear();
   for (const uint64_t gfn : SortedKeys(shard->active)) {
     ActivePage* const active = shard->active.find(gfn)->second.get();
     active->parked.clear();

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <utility>
@@ -20,7 +21,7 @@ namespace hk {
 namespace {
 
 constexpr uint64_t kStripePages = kStripeBytes / kPageSize;
-alignas(kPageSize) constexpr std::byte kZeroPage[kPageSize] = {};
+alignas(kPageSize) constexpr std::array<std::byte, kPageSize> kZeroPage = {};
 
 // What is here: a byte per page, in memory that is only taken where it was written. Thread-safe, page by page.
 class AccessMap {
@@ -65,6 +66,9 @@ class FileSpaceFrames final : public SpaceFrames {
     return Install(page, bytes, access, true);
   }
   absl::Status SetAccessAndWake(Gfn page, PageAccess access) override { return SetAccess(page, access, true); }
+  absl::Status InstallPages(Gfn first, std::span<const std::byte> bytes, bool wake) override;
+  absl::Status ProtectPages(Gfn first, size_t count) override;
+  absl::Status ReadPages(Gfn first, std::span<std::byte> to) override;
   absl::Status Remove(Gfn page, std::span<std::byte> keep) override;
   absl::Status Read(Gfn page, size_t offset, std::span<std::byte> to) override;
   absl::Status Write(Gfn page, size_t offset, std::span<const std::byte> from) override;
@@ -85,6 +89,7 @@ class FileSpaceFrames final : public SpaceFrames {
   }
   // Of the space, and here with at least `least`.
   absl::Status Check(Gfn page, PageAccess least) const;
+  absl::Status Check(Gfn first, size_t count, PageAccess least) const;
   absl::Status WithPage(const absl::Status& status, Gfn page) const {
     return status.ok() ? status : WithContext(status, fmt::format("{}, GFN {:#x}", file_->path(), page.value()));
   }
@@ -145,10 +150,43 @@ absl::Status FileSpaceFrames::Install(Gfn page, std::span<const std::byte> bytes
   const Place at = PlaceOf(page);
   const bool write_protected = access == PageAccess::kRead && !HK_MUTANT(frames_readers_unprotected);
   HK_RETURN_IF_ERROR(
-      WithPage(at.stripe->Install(at.offset, bytes.empty() ? kZeroPage : bytes.data(), write_protected, wake), page));
+      WithPage(at.stripe->Install(at.offset, bytes.empty() ? kZeroPage : bytes, write_protected, wake), page));
   access_.Set(page, access);
   frames_.fetch_add(1, std::memory_order_relaxed);
   return absl::OkStatus();
+}
+
+absl::Status FileSpaceFrames::Check(Gfn first, size_t count, PageAccess least) const {
+  // An extent is in one stripe.
+  HK_CHECK(count > 0 && first.value() / kStripePages == (first.value() + count - 1) / kStripePages);
+  absl::Status status;
+  for (size_t i = 0; i < count && status.ok(); ++i) status = Check(Gfn(first.value() + i), least);
+  return status;
+}
+
+absl::Status FileSpaceFrames::InstallPages(Gfn first, std::span<const std::byte> bytes, bool wake) {
+  const size_t count = bytes.size() / kPageSize;
+  HK_RETURN_IF_ERROR(Check(first, count, PageAccess::kNone));
+  const Place at = PlaceOf(first);
+  const bool write_protected = !HK_MUTANT(frames_readers_unprotected);
+  HK_RETURN_IF_ERROR(WithPage(at.stripe->Install(at.offset, bytes, write_protected, wake), first));
+  for (size_t i = 0; i < count; ++i) access_.Set(Gfn(first.value() + i), PageAccess::kRead);
+  frames_.fetch_add(count, std::memory_order_relaxed);
+  return absl::OkStatus();
+}
+
+absl::Status FileSpaceFrames::ProtectPages(Gfn first, size_t count) {
+  HK_RETURN_IF_ERROR(Check(first, count, PageAccess::kWrite));
+  const Place at = PlaceOf(first);
+  HK_RETURN_IF_ERROR(
+      WithPage(at.stripe->WriteProtect({.start = at.offset, .bytes = count * kPageSize}, true, false), first));
+  for (size_t i = 0; i < count; ++i) access_.Set(Gfn(first.value() + i), PageAccess::kRead);
+  return absl::OkStatus();
+}
+
+absl::Status FileSpaceFrames::ReadPages(Gfn first, std::span<std::byte> to) {
+  HK_RETURN_IF_ERROR(Check(first, to.size() / kPageSize, PageAccess::kRead));
+  return WithPage(file_->Read(first.value() * kPageSize, to), first);
 }
 
 absl::Status FileSpaceFrames::SetAccess(Gfn page, PageAccess access, bool wake) {
@@ -158,7 +196,8 @@ absl::Status FileSpaceFrames::SetAccess(Gfn page, PageAccess access, bool wake) 
   const Place at = PlaceOf(page);
   if (changes) {
     const bool protects = access == PageAccess::kRead;
-    HK_RETURN_IF_ERROR(WithPage(at.stripe->WriteProtect(at.offset, protects, wake), page));
+    HK_RETURN_IF_ERROR(
+        WithPage(at.stripe->WriteProtect({.start = at.offset, .bytes = kPageSize}, protects, wake), page));
     access_.Set(page, access);
     wake = wake && protects;  // else they were woken with it
   }

@@ -271,6 +271,45 @@ TEST_F(SpaceFramesTest, TheKernelsStoresWaitAsWell) {
   EXPECT_EQ(PageOf(0)[0], ~uint64_t{0xff});
 }
 
+// Several pages by one call: who waits for any of them is woken, and all are as if they had come one by one.
+TEST_F(SpaceFramesTest, PagesThatFollowOneAnotherComeAndGoTogether) {
+  Make(8);
+  std::vector<Words> bytes;
+  for (uint64_t i = 0; i < 4; i++) bytes.push_back(Filled(20 + i));
+  uint64_t seen = 0;
+  std::thread reader([&] { seen = At(4, 100).Load(); });
+  EXPECT_EQ(faults_.Next(), (Fault{Gfn(4), false}));
+  ASSERT_TRUE(frames_->InstallPages(Gfn(2), std::as_bytes(std::span(bytes)), true).ok());
+  reader.join();
+  EXPECT_EQ(seen, 22u);
+  for (uint64_t i = 0; i < 4; i++) EXPECT_EQ(PageOf(2 + i), Filled(20 + i));
+  EXPECT_EQ(frames_->frame_bytes(), 4 * kPageSize);
+  // They are readers' pages.
+  std::thread writer([&] { At(3, 0).Store(7); });
+  EXPECT_EQ(faults_.Next(), (Fault{Gfn(3), true}));
+  ASSERT_TRUE(frames_->SetAccessAndWake(Gfn(3), PageAccess::kWrite).ok());
+  writer.join();
+  ASSERT_TRUE(frames_->SetAccess(Gfn(4), PageAccess::kWrite).ok());
+  EXPECT_EQ(frames_->ProtectPages(Gfn(2), 3).code(), absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(frames_->ProtectPages(Gfn(3), 2).ok());
+  std::thread again([&] { At(3, 1).Store(8); });
+  EXPECT_EQ(faults_.Next(), (Fault{Gfn(3), true}));
+  std::vector<Words> back(2);
+  ASSERT_TRUE(frames_->ReadPages(Gfn(3), std::as_writable_bytes(std::span(back))).ok());
+  EXPECT_EQ(back[0][0], 7u);
+  EXPECT_EQ(back[0][1], 21u);
+  EXPECT_EQ(back[1], Filled(22));
+  ASSERT_TRUE(frames_->SetAccessAndWake(Gfn(3), PageAccess::kWrite).ok());
+  again.join();
+  // One is there: those before it came, and the caller is told.
+  ASSERT_TRUE(frames_->Install(Gfn(7), Bytes(Filled(1)), PageAccess::kRead).ok());
+  EXPECT_EQ(frames_->InstallPages(Gfn(6), std::as_bytes(std::span(bytes)).first(2 * kPageSize), false).code(),
+            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(frames_->InstallPages(Gfn(6), std::as_bytes(std::span(bytes)), false).code(),
+            absl::StatusCode::kOutOfRange);
+  EXPECT_TRUE(faults_.empty());
+}
+
 TEST_F(SpaceFramesTest, APageThatIsHereIsNotFilledAgain) {
   Make(2);
   ASSERT_TRUE(frames_->Install(Gfn(0), Bytes(Filled(1)), PageAccess::kWrite).ok());

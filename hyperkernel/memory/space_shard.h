@@ -19,6 +19,7 @@
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/extent_table.h"
 #include "hyperkernel/memory/hot_pages.h"
+#include "hyperkernel/memory/page_batch.h"
 #include "hyperkernel/memory/page_directory.h"
 #include "hyperkernel/memory/page_protocol.h"
 #include "hyperkernel/memory/page_swap.h"
@@ -40,8 +41,10 @@ constexpr size_t PoolOf(MessageClass message_class, SlotUse use) {
 struct Duty {
   MessageClass message_class = MessageClass::kFault;
   NodeId node;   // whose slot it is
-  SlotId slot;   // 0: a request of this node that nobody else will answer
+  SlotId slot;   // 0: a request of this node that nobody else will answer; or without_bytes
   LentSlot own;  // the same slot, while it is ours: our request has not left, or its answer is here
+  // Of a batch whose answer has left: there is no slot for the page, and it is granted without its bytes.
+  bool without_bytes = false;
 };
 
 // A message that came, from another node or from this one.
@@ -50,6 +53,19 @@ struct Incoming {
   PageMessage message;
   Duty duty;                           // Request, Forward; Answer and Nack: `own` is the slot
   std::span<const std::byte> payload;  // in `own`
+  std::shared_ptr<PageBatch> batch;    // of several pages, `gfn` the first; `message` means nothing then
+};
+
+// What a page's step does as part of a batch: what it sends goes in the batch's message.
+struct BatchStep {
+  bool framed = false;      // what the step does to the frame has been done, with other pages'
+  std::span<std::byte> to;  // where the page's bytes go
+  bool sent = false;        // the page would have said something
+};
+
+// A batch under way at its requester. Plain value.
+struct AskedBatch : PageBatch {
+  uint64_t extent = 0;  // its first GFN
 };
 
 // A wish that is not fulfilled yet.
@@ -99,6 +115,7 @@ struct ActivePage {
   bool pausing = false;                          // until the retry's timer
   bool hold_timer = false;                       // one is on its way
   bool prefetched = false;                       // the request under way is nobody's wish, or was not
+  bool batched = false;                          // and it is one of several
   bool hurried = false;                          // others wait for the request under way to be done
   uint32_t unpins = 0;                           // that wait for a send slot
   uint8_t starved = 0;                           // bits: in which of the shard's lists
@@ -165,7 +182,7 @@ class HoldList {
 };
 
 // Things that are used again, up to `kMost` of them.
-template <typename T>
+template <typename T, size_t kMost>
 class Pool {
  public:
   std::unique_ptr<T> Take() {
@@ -179,7 +196,6 @@ class Pool {
   }
 
  private:
-  static constexpr size_t kMost = 16;  // per shard: 64 KiB of page buffers
   std::vector<std::unique_ptr<T>> free_;
 };
 
@@ -203,6 +219,9 @@ struct ShardChange {
   std::map<NodeId, uint64_t> lost_with;  // of these: with that node
 };
 
+// Kept per shard: a stream of prefetched pages has that many under way in an extent (0.4 MiB), and 64 KiB of buffers.
+inline constexpr size_t kSpareRecords = 128, kSpareBuffers = 16;
+
 // The part of a space that one lock guards: a share of its extents.
 struct alignas(64) Shard {
   mutable Mutex mutex;
@@ -218,16 +237,17 @@ struct alignas(64) Shard {
   std::vector<uint64_t> touched ABSL_GUARDED_BY(mutex);  // extents in the order of their first touch
   // Where the search for a page to give up goes on: index in `touched`, page.
   size_t hand_extent ABSL_GUARDED_BY(mutex) = 0, hand_page ABSL_GUARDED_BY(mutex) = 0;
-  Pool<ActivePage> spare_pages ABSL_GUARDED_BY(mutex);
-  Pool<BusyEntry> spare_entries ABSL_GUARDED_BY(mutex);
-  Pool<std::array<std::byte, kPageSize>> spare_buffers ABSL_GUARDED_BY(mutex);
+  Pool<ActivePage, kSpareRecords> spare_pages ABSL_GUARDED_BY(mutex);
+  Pool<BusyEntry, kSpareRecords> spare_entries ABSL_GUARDED_BY(mutex);
+  Pool<std::array<std::byte, kPageSize>, kSpareBuffers> spare_buffers ABSL_GUARDED_BY(mutex);
   uint64_t next_transaction ABSL_GUARDED_BY(mutex) = 0;
   uint64_t next_serial ABSL_GUARDED_BY(mutex) = 0;
   uint64_t random ABSL_GUARDED_BY(mutex) = 0;
   HotPages hot ABSL_GUARDED_BY(mutex);
   SpaceStatistics statistics ABSL_GUARDED_BY(mutex);
   Epoch epoch ABSL_GUARDED_BY(mutex);
-  NodeSet live ABSL_GUARDED_BY(mutex);                          // the nodes of `epoch`
+  NodeSet live ABSL_GUARDED_BY(mutex);                                       // the nodes of `epoch`
+  absl::flat_hash_map<uint64_t, AskedBatch> batches ABSL_GUARDED_BY(mutex);  // not answered, by slot
   std::vector<NodeSet> committed ABSL_GUARDED_BY(mutex);        // the nodes of each epoch that held, the last is now
   std::unique_ptr<ShardChange> change ABSL_GUARDED_BY(mutex);   // from BeginEpoch to Commit
   std::map<NodeId, uint64_t> lost_with ABSL_GUARDED_BY(mutex);  // of statistics.pages_lost, as far as it is known

@@ -87,7 +87,27 @@ void SpaceWorld::Draw() {
     }
     settings_.push_back(settings);
   }
+  DrawScans();
   if (options_.lose) DrawLosses();
+}
+
+// Pages that follow one another, and programs that mostly read them in order: what is fetched ahead comes in batches.
+void SpaceWorld::DrawScans() {
+  const auto below = [this](uint64_t limit) { return simulation_.Below(limit); };
+  if (below(3) != 0) return;
+  // All of its pages are different ones: fewer nodes may not have frames for them. And without a hold two programs that
+  // are short of frames may take each other's page before either has read it.
+  if (config_.max_pages != 0 && (options_.lose || config_.hold.count() == 0)) return;
+  scans_ = true;
+  const uint64_t count = config_.max_pages != 0 ? pages_.size() : 8 + below(40);  // no more than there are frames for
+  const uint64_t first = below(config_.pages - count);
+  pages_.clear();
+  for (uint64_t i = 0; i < count; ++i) pages_.push_back(Gfn(first + i));
+  if (below(3) != 0) return;
+  for (TransportSettings& settings : settings_) {
+    settings.bulk_receive_slots = static_cast<uint32_t>(1 + below(3));
+    settings.bulk_send_slots = static_cast<uint32_t>(1 + below(3));
+  }
 }
 
 bool SpaceWorld::AllUp() const {

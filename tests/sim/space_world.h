@@ -33,7 +33,7 @@ class SpaceWorld {
     uint64_t seeds = 0, loads = 0, stores = 0, served = 0, revoked = 0, upgrades = 0, stopped = 0, refused_full = 0,
              broken = 0, stalls = 0, waited_for_slots = 0, dropped = 0, adopted = 0, swap_writes = 0, swap_reads = 0,
              swap_failures = 0, went_on = 0, lost_pages = 0, later_loads = 0, epochs = 0, stopped_by_lost = 0, pins = 0,
-             zeroed = 0;
+             zeroed = 0, batches = 0, empties = 0;
   };
   SpaceWorld(uint64_t seed, const Options& options);
   ~SpaceWorld();
@@ -48,6 +48,7 @@ class SpaceWorld {
   using Duration = Simulation::Duration;
 
   void Draw();
+  void DrawScans();
   void StartNode(NodeId id);
   void Disturb();
   void Crash();
@@ -79,7 +80,7 @@ class SpaceWorld {
   uint32_t store_percent_ = 50, fault_percent_ = 50, overwrite_percent_ = 0, zero_percent_ = 0, pin_percent_ = 0;
   int operations_ = 0, programs_ = 1;
   Duration think_{};
-  bool breaks_ = false, busy_ = false, over_ = false;
+  bool breaks_ = false, busy_ = false, over_ = false, scans_ = false;
   bool crashed_ = false;
   uint32_t swap_failures_ = 0;
   std::vector<NodeId> victims_;

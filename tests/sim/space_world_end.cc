@@ -52,6 +52,8 @@ void SpaceWorld::CheckEnd() {
     totals_.pins += node->pins();
     if (statistics.pages_pinned != 0) report("has pages pinned");
     totals_.zeroed += statistics.zeroed;
+    totals_.batches += statistics.batches;
+    totals_.empties += statistics.empties;
     totals_.swap_writes += statistics.swap_writes;
     totals_.swap_reads += statistics.swap_reads;
     totals_.swap_failures += statistics.swap_failures;
@@ -69,6 +71,8 @@ void SpaceWorld::AddTo(Totals* totals) const {
   totals->adopted += totals_.adopted;
   totals->pins += totals_.pins;
   totals->zeroed += totals_.zeroed;
+  totals->batches += totals_.batches;
+  totals->empties += totals_.empties;
   totals->swap_writes += totals_.swap_writes;
   totals->swap_reads += totals_.swap_reads;
   totals->swap_failures += totals_.swap_failures;

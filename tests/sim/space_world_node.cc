@@ -73,10 +73,16 @@ void SpaceWorld::Node::Act(int left) {
     page = world_->victims_pages_[simulation().Below(world_->victims_pages_.size())];
     store = true;
   }
+  const bool scans = world_->scans_ && Percent(80);
+  if (scans) {
+    at_ = (at_ + 1) % world_->pages_.size();
+    page = world_->pages_[at_];
+    store = store && Percent(10);
+  }
   ++unended_;
   if (store) storing_.insert(page.value());
   if (store && world_->crashed_) world_->oracle_.OnWishToStore(page);
-  if (Percent(world_->fault_percent_)) return Touch(page, word, store, left);
+  if (scans || Percent(world_->fault_percent_)) return Touch(page, word, store, left);
   const auto ended = [this, left, page, store](const absl::Status& status) {
     --unended_;
     if (store) storing_.erase(storing_.find(page.value()));
