@@ -104,7 +104,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   absl::Status stopped_;
   int up_ = 0;
   uint64_t pins_ = 0;
-  size_t at_ = 0;  // where its programs read in order
+  size_t at_ = 0;     // where its programs read in order
   int programs_ = 0;  // that go on
   int unended_ = 0;
   std::multiset<uint64_t> storing_;
