@@ -265,6 +265,13 @@ Message SpaceHurryMessage(uint64_t transaction) {
   return message;
 }
 
+Message SpacePingMessage(bool pong, uint64_t transaction) {
+  Message message;
+  message.type = pong ? kSpacePongType : kSpacePingType;
+  message.transaction = transaction;
+  return message;
+}
+
 Message SpaceStoppedMessage(std::string_view why) {
   Message message;
   message.message_class = MessageClass::kInvalidate;  // behind nothing that waits for a slot

@@ -41,13 +41,19 @@ const char* Name(PageMessageType type);
 inline constexpr uint16_t kSpaceHurryType = kFirstUserType + 28;
 Message SpaceHurryMessage(uint64_t transaction);
 
-// The one message that is about no page: the sender's part of the space has stopped. Body: why, for people.
+// About no page, class fault, without body: how long a peer's engine takes to answer when nothing is in the way. The
+// Pong has the Ping's transaction, which is the sender's own business.
+inline constexpr uint16_t kSpacePingType = kFirstUserType + 29;
+inline constexpr uint16_t kSpacePongType = kFirstUserType + 30;
+Message SpacePingMessage(bool pong, uint64_t transaction);
+
+// About no page either: the sender's part of the space has stopped. Body: why, for people.
 inline constexpr uint16_t kSpaceStoppedType = kFirstUserType + 13;
 Message SpaceStoppedMessage(std::string_view why);
 // What a peer says in it, fit to be printed.
 std::string ReasonIn(const Message& message);
 
-// The other one that is about no page: how many pages the sender would take now. A hint. Body: 8 bytes, little-endian.
+// About no page: how many pages the sender would take now. A hint. Body: 8 bytes, little-endian.
 inline constexpr uint16_t kSpaceRoomType = kFirstUserType + 20;
 // `body` has the message's bytes, and outlives it.
 Message SpaceRoomMessage(uint64_t pages, PageBody* body);

@@ -19,6 +19,8 @@
 namespace hk {
 namespace {
 
+using testing::HasSubstr;
+
 using Bytes = std::array<char, kPageSize>;
 
 // Everything that was sent and has not arrived. In order for each class; classes as the test takes them.
@@ -97,12 +99,18 @@ class SpaceBatchTest : public testing::Test {
     EXPECT_THAT(stops_, testing::IsEmpty());
     for (const auto& node : nodes_) {
       const SpaceResidue residue = node->engine->Residue();
-      EXPECT_EQ(residue.active_pages + residue.busy_entries, 0u);
+      EXPECT_EQ(residue.active_pages + residue.busy_entries + residue.prefetches, 0u);
       EXPECT_EQ(node->engine->Statistics().stale_messages, 0u);
       EXPECT_TRUE(node->transport.lent.empty() && node->transport.asked.empty());
     }
   }
 
+  // After a stop: what is left on the way is nobody's.
+  void Forget() {
+    stops_.clear();
+    nodes_.clear();
+    network_.clear();
+  }
   // Delivers the first message that `which` holds of.
   template <typename Which>
   bool DeliverOne(Which which) {
@@ -239,6 +247,54 @@ TEST_F(SpaceBatchTest, WhatIsHeldOrPinnedDoesNotDelayTheRest) {
   Expect(0, first + 5, ByteOf(first + 5));
   EXPECT_EQ(Of(0).empties, 1u);
   EXPECT_GT(Woken(0, first + 5), 0);
+}
+
+// A program may come to a page that was put off when nobody else waits for anything: it waits no longer than others do.
+TEST_F(SpaceBatchTest, WhoWaitsForAPageThatWasPutOffHasADeadline) {
+  Make(3);
+  const uint64_t first = kExtentPages;
+  Write(2, first, 12);
+  nodes_[2]->engine->Pin(Gfn(first + 5), 1, [](const absl::Status& status) { EXPECT_TRUE(status.ok()); });
+  ReadInOrder(0, first, 5);
+  const std::chrono::milliseconds limit = SpaceConfig().request_limit;
+  for (int quarter = 0; quarter < 8; ++quarter) Pass(limit / 4);  // no look is on its way any more
+  nodes_[0]->engine->OnFault(Gfn(first + 5), false);
+  for (int quarter = 0; quarter < 6; ++quarter) Pass(limit / 4);
+  ASSERT_FALSE(stops_.empty());
+  EXPECT_THAT(stops_[0], HasSubstr("it could not be had within 30000 ms"));
+  for (const auto& node : nodes_) node->engine->Stop(absl::CancelledError("enough"));
+  Forget();
+}
+
+// What no correct owner says: Empty for a page that it gave or never put off; an answer for pages of another shard.
+TEST_F(SpaceBatchTest, AnswersToWhatWasNotAskedStopTheSpace) {
+  for (const bool empty : {true, false}) {
+    Make(2);
+    const uint64_t first = kExtentPages;
+    Write(1, first, 12);
+    ReadInOrder(0, first, 1);
+    nodes_[0]->engine->OnFault(Gfn(first + 1), false);
+    ASSERT_TRUE(DeliverOne([](const Sent& s) { return s.message.type == TypeOf(PageBatchType::kRequest); }));
+    const auto answer = std::find_if(network_.begin(), network_.end(),
+                                     [](const Sent& s) { return s.message.type == TypeOf(PageBatchType::kAnswer); });
+    ASSERT_NE(answer, network_.end());
+    if (empty) {
+      PageBody body;
+      Message message = SpaceEmptyMessage(answer->message.transaction, 1, &body);
+      message.guest = answer->message.guest;
+      message.generation = answer->message.generation;
+      message.epoch = answer->message.epoch;
+      message.gfn = Gfn(first + 2);
+      nodes_[0]->engine->OnMessage(NodeId(1), message, {}, false);
+    } else {
+      answer->message.gfn = Gfn(answer->message.gfn.value() + 2 * kExtentPages);
+      ASSERT_TRUE(DeliverOne([](const Sent& s) { return s.message.type == TypeOf(PageBatchType::kAnswer); }));
+    }
+    ASSERT_FALSE(stops_.empty());
+    EXPECT_THAT(stops_[0], HasSubstr(empty ? "did not put off" : "asked of other pages"));
+    for (const auto& node : nodes_) node->engine->Stop(absl::CancelledError("enough"));
+    Forget();
+  }
 }
 
 // The owner has no slot to send from: all are granted without bytes, and come when they are wanted.

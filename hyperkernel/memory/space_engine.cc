@@ -197,6 +197,8 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
     Fail(absl::InternalError(MessageOf(room.status())));
     return Finish();
   }
+  if (message.type == kSpacePingType) return PostPing(from, message.epoch, true, message.transaction);
+  if (message.type == kSpacePongType) return OnPong(from, message.transaction);
   if (IsBatchType(message.type)) return OnBatchMessage(from, message, std::move(incoming));
   if (!InSpace(message.gfn)) {
     Fail(absl::InternalError(fmt::format("node {} sent a message for page {:#x}, which is not in the space",
@@ -523,10 +525,13 @@ NodeId Engine::HomeOf(Gfn page) const {
 SpaceResidue Engine::Residue() const {
   SpaceResidue residue;
   residue.unsent_messages = outbox_.waiting();
+  residue.prefetches = prefetching_.load() + prefetch_slots_.load();
+  residue.frames = frames_taken_.load();
   for (const Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);
     residue.active_pages += shard.active.size();
     residue.busy_entries += shard.busy.size();
+    residue.prefetches += shard.batches.size();
     for (const std::deque<Gfn>& starved : shard.starved) residue.waiting_for_slots += starved.size();
     residue.table_bytes += shard.extents.capacity() * (sizeof(uint64_t) + sizeof(void*) + 1);
     for (const auto& [number, extent] : shard.extents) {

@@ -106,6 +106,7 @@ void Engine::AskBatch(Shard* shard, std::span<const Gfn> pages, LentSlot slot) {
     ActivePage* const active = Activate(shard, page);
     active->request_slot = slot.id();
     active->prefetched = active->batched = true;
+    active->later = false;
     ++shard->statistics.prefetched;
     BatchStep step;
     Means means;
@@ -128,6 +129,10 @@ void Engine::AskBatch(Shard* shard, std::span<const Gfn> pages, LentSlot slot) {
 std::string Engine::WhyImpossible(const Shard& shard, NodeId from, Gfn page, const PageBatch& batch) const {
   const NodeId home = HomeIn(shard, page);
   const bool for_home = batch.type == PageBatchType::kRequest || batch.type == PageBatchType::kDone;
+  if (batch.type == PageBatchType::kAnswer &&
+      batch.transaction % kShards != ShardIndexOf(page.value() / kExtentPages)) {
+    return "it answers what was asked of other pages";
+  }
   if (for_home ? home != config_.self : batch.type == PageBatchType::kForward && home != from) {
     return fmt::format("the pages' home is node {}", home.value());
   }
@@ -368,7 +373,10 @@ void Engine::HandleBatchAnswer(Shard* shard, Incoming incoming) {
       ++shard->statistics.stale_messages;
       continue;
     }
-    if (fate == BatchFate::kLater) continue;
+    if (fate == BatchFate::kLater) {
+      pages[i]->later = true;
+      continue;
+    }
     PageEvent event{.type = PageEventType::kAnswer,
                     .message = MessageOf(answer, PageMessageType::kAnswer, answer.pages[i])};
     BatchStep step;
@@ -416,6 +424,11 @@ void Engine::HandleEmpty(Shard* shard, NodeId from, Gfn gfn, uint64_t transactio
     return;
   }
   ActivePage* const active = found->second.get();
+  if (!active->later) {
+    return FailPage(gfn, absl::StatusCode::kInternal,
+                    fmt::format("node {} sent Empty for a page that it did not put off", from.value()));
+  }
+  active->later = false;
   const PageResult taken = Step(active->page, event, config_.self, HomeIn(*shard, gfn));
   HK_CHECK(taken.verdict == PageVerdict::kDone && taken.page.state == PageState::kShared);
   Page copy = taken.page;

@@ -21,6 +21,10 @@ absl::Status FakeTransport::Send(NodeId to, const Message& message, const SendOp
     hurried.push_back(fmt::format("{}: {}", to.value(), message.transaction));
     return absl::OkStatus();
   }
+  if (message.type == kSpacePingType || message.type == kSpacePongType) {
+    pings.push_back(message.transaction);
+    return absl::OkStatus();
+  }
   if (message.type == kSpaceRoomType) {
     rooms.push_back(RoomIn(to, message).value_or(~uint64_t{0}));
     return absl::OkStatus();

@@ -43,6 +43,7 @@ class FakeTransport final : public NotingTransport {
   std::vector<Sent> sent;
   std::vector<std::string> told;     // that the space has stopped
   std::vector<std::string> hurried;  // whose transaction
+  std::vector<uint64_t> pings;       // and pongs: whose number
   std::vector<uint64_t> rooms;       // what was said of it
   std::set<uint64_t> lent;
   std::map<uint64_t, std::vector<std::byte>> memory;

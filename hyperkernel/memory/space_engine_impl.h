@@ -154,7 +154,6 @@ class Engine final : public SpaceEngine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void Retry(Shard* shard, ActivePage* active, NackReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void Drop(Shard* shard, KeptBytes* kept) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
-  Monotonic HeldUntil() const;
   void ArmHold(ActivePage* active, Monotonic now);
   bool FramesDid(Gfn page, const absl::Status& status);
 
@@ -195,6 +194,14 @@ class Engine final : public SpaceEngine {
   void HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // False: there is no room.
   bool Adopt(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+
+  // space_engine_hold.cc.
+  Monotonic HeldUntil() const;
+  // Soon, how long the peers take to answer is measured anew.
+  void PingSoon();
+  void Ping();
+  void PostPing(NodeId to, Epoch epoch, bool pong, uint64_t number);
+  void OnPong(NodeId from, uint64_t number);
 
   // space_engine_room.cc.
   // How many pages of others this node would take.
@@ -375,9 +382,15 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> room_wanted_{false};   // an offer was refused
   std::atomic<bool> offering_{false};      // until offers are looked at again
   std::atomic<bool> offers_idle_{false};   // of those of last time none was taken
-  LatencyFloor fetches_;                   // of pages that came from another node, from the wish on
-  std::atomic<uint64_t> given_away_{0};    // pages that others have adopted
-  Mutex frames_mutex_;                     // one looks for frames at a time; before the shards' locks
+  std::atomic<bool> pinging_{false};       // a timer is on its way
+  std::atomic<Monotonic::rep> stretched_hold_{0};
+  Mutex pings_mutex_;  // the last
+  uint64_t last_ping_ ABSL_GUARDED_BY(pings_mutex_) = 0;
+  Monotonic ping_sent_ ABSL_GUARDED_BY(pings_mutex_);
+  NodeSet pinged_ ABSL_GUARDED_BY(pings_mutex_);  // that have not answered the last one
+  std::array<LatencyFloor, kMaxNodes> peers_ ABSL_GUARDED_BY(pings_mutex_);
+  std::atomic<uint64_t> given_away_{0};  // pages that others have adopted
+  Mutex frames_mutex_;                   // one looks for frames at a time; before the shards' locks
   // What a node has said of its room, and was told of ours. Plain value.
   struct Room {
     uint64_t pages = kMaxSpacePages;  // until it has said something

@@ -13,12 +13,6 @@
 namespace hk::space {
 namespace {
 
-// A hold is this many times what fetching a page takes at least: the fetch of a second page, and on both sides of it
-// the way from a grant to the program that waits, which nobody measures and which a busy host makes as long.
-constexpr int kFetchesPerHold = 4;
-// A hold is not made longer than this: with more, others would wait for what they see as a node that stands still.
-constexpr std::chrono::milliseconds kMostStretchedHold(10);
-
 bool IsForward(PageEventType type) {
   return type == PageEventType::kForwardRead || type == PageEventType::kForwardWrite ||
          type == PageEventType::kForwardAdopt;
@@ -158,6 +152,8 @@ bool Engine::Acquire(Shard* shard, ActivePage* active, MessageClass message_clas
 
 void Engine::Wish(Shard* shard, ActivePage* active) {
   const PageState state = active->page.state;
+  // Also of a request that was not asked for by anybody, and has no deadline of its own.
+  if (active->wished() && !HK_MUTANT(engine_joined_wish_unwatched)) ArmWatch();
   if (!running() || !active->wished() || active->pausing || !IsResting(state)) return;
   if (active->swap.stage != SwapStage::kFrame && !BringBack(shard, active)) return;
   if (!active->wished() || state == PageState::kExclusive) return;
@@ -226,16 +222,6 @@ void Engine::HoldOver(Shard* shard, ActivePage* active) {
     return;
   }
   StepPage(shard, active, {.type = PageEventType::kHoldOver, .message = {}}, std::move(means));
-}
-
-// Who needs two pages at once has the first for as long as the second one takes to come, also on a slow host or link.
-// The floor and not the mean: that has others' holds in it, and each longer hold would make the next one longer.
-Monotonic Engine::HeldUntil() const {
-  Monotonic::duration hold = config_.hold;
-  const Monotonic::duration stretched =
-      std::min<Monotonic::duration>(kFetchesPerHold * fetches_.Get(), kMostStretchedHold);
-  if (!HK_MUTANT(engine_hold_not_stretched)) hold = std::max(hold, stretched);
-  return clock_.Now() + hold;
 }
 
 void Engine::ArmHold(ActivePage* active, Monotonic now) {
@@ -448,6 +434,8 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
       Retry(shard, active, action.reason);
       return true;
     case PageActionType::kStopGuest:
+      // Nobody needs it: it was fetched ahead.
+      if (active->prefetched && !active->wished() && !HK_MUTANT(engine_prefetch_stops_the_space)) return true;
       FailPage(active->gfn, absl::StatusCode::kDataLoss, WhyLost(means->incoming->message.home));
       return false;
   }
@@ -502,7 +490,7 @@ bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const P
   if (wished) {
     ++(access == PageAccess::kWrite ? statistics.write_latency
                                     : statistics.read_latency)[BucketOf(now - active->since)];
-    if (action.source == PageSource::kPayload && !active->prefetched) fetches_.Add(now, now - active->since);
+    if (action.source == PageSource::kPayload) PingSoon();
     active->since = now;  // for whoever wants more still
   }
   return true;

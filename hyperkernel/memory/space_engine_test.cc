@@ -102,33 +102,67 @@ TEST_F(SpaceEngineTest, APageIsWrittenAfterTheLastAcknowledgementFromTheSlotThat
 }
 
 // Programs of this node see the old bytes or the new ones, and what they store then stays.
-// With a hold that is shorter than a fetch two nodes that each need the same two pages at once would go on taking them
-// from each other.
-TEST_F(SpaceEngineTest, AHoldIsLongerThanFetchingAPageTakes) {
-  const auto fetch = [this](Gfn page, microseconds took) {
+// With a hold that is shorter than the way of a second page two nodes that each need the same two pages at once would
+// go on taking them from each other.
+TEST_F(SpaceEngineTest, AHoldIsLongerThanTheWaysOfASecondPage) {
+  Make({kSelf, kPeer, kThird});
+  const auto tell = [this](NodeId from, uint16_t type, uint64_t number) {
+    Message message = SpacePingMessage(type == kSpacePongType, number);
+    message.guest = config_.guest;
+    message.generation = config_.generation;
+    message.epoch = config_.epoch;
+    engine_->OnMessage(from, message, {}, false);
+  };
+  uint64_t next = kThere.value();
+  const auto hold_of_next = [&] {
+    const Gfn page(next += 20);  // no stream
     Wish wish;
     Want(page, PageAccess::kWrite, &wish);
-    clock_.now += took;
     Grant(page, PageRight::kExclusive, PageSource::kPayload, 'x');
     EXPECT_EQ(wish.ends, 1);
-  };
-  const auto held_for = [this](Gfn page, uint64_t transaction) {
-    ReceiveForward(page, RequestKind::kWrite, kPeer, transaction, 78);
+    ReceiveForward(page, RequestKind::kWrite, kThird, next, 78);
     const Monotonic since = clock_.now;
     for (log_.clear(); log_.empty() && clock_.now - since < std::chrono::seconds(1);) timers_.Advance(microseconds(10));
     return std::chrono::duration_cast<microseconds>(clock_.now - since);
   };
-  const uint64_t first = kThere.value();
-  // The least counts: the second fetch had to wait for something.
-  fetch(Gfn(first), microseconds(300));
-  fetch(Gfn(first + 20), microseconds(5000));
-  EXPECT_EQ(held_for(Gfn(first + 20), 50), microseconds(1200));
-  // A while ago it was faster; and there is a limit.
-  for (uint64_t i = 2; i < 5; ++i) {
-    clock_.now += std::chrono::seconds(1);
-    fetch(Gfn(first + 20 * i), microseconds(9000));
+  // A round of pings, answered by these nodes after these times.
+  const auto measure = [&](const std::vector<std::pair<NodeId, microseconds>>& answers) {
+    transport_.pings.clear();
+    for (int i = 0; transport_.pings.empty() && i < 200'000; ++i) timers_.Advance(microseconds(1));
+    ASSERT_EQ(transport_.pings.size(), 2u);
+    const Monotonic sent = clock_.now;
+    for (const auto& [node, took] : answers) {
+      clock_.now = sent + took;
+      tell(node, kSpacePongType, transport_.pings[0]);
+    }
+  };
+  EXPECT_EQ(hold_of_next(), config_.hold);
+  // The farther of them counts, and of each the least.
+  measure({{kPeer, microseconds(20)}, {kThird, microseconds(300)}});
+  EXPECT_EQ(hold_of_next(), microseconds(1800));
+  measure({{kPeer, microseconds(20)}, {kThird, microseconds(5000)}});
+  EXPECT_EQ(hold_of_next(), microseconds(1800));
+  // What nobody was asked, and what comes twice or late, counts for nothing.
+  tell(kThird, kSpacePongType, transport_.pings[0]);
+  tell(kThird, kSpacePongType, 12345);
+  tell(NodeId(40), kSpacePongType, transport_.pings[0]);
+  EXPECT_EQ(hold_of_next(), microseconds(1800));
+  // Later all is slow; there is a limit. Then it is as fast as it was set.
+  for (const microseconds took : {microseconds(9000), microseconds(1)}) {
+    for (int i = 0; i < 3; ++i) {
+      clock_.now += std::chrono::seconds(1);  // a window of the least
+      measure({{kPeer, took}, {kThird, took}});
+      EXPECT_LE(hold_of_next(), microseconds(10'000));
+    }
+    EXPECT_EQ(hold_of_next(), took < config_.hold ? config_.hold : microseconds(10'000));
   }
-  EXPECT_EQ(held_for(Gfn(first + 80), 51), microseconds(10000));
+  // Nobody is asked when no pages come.
+  timers_.Advance(std::chrono::seconds(1));
+  transport_.pings.clear();
+  timers_.Advance(std::chrono::seconds(10));
+  EXPECT_TRUE(transport_.pings.empty());
+  tell(kPeer, kSpacePingType, 77);
+  EXPECT_THAT(transport_.pings, ElementsAre(77));
   engine_->Stop(absl::CancelledError("enough"));
 }
 

@@ -292,6 +292,26 @@ TEST_F(SpaceRecoveryTest, EachRowOfTheTable) {
   EXPECT_THAT(At(kB).stopped.ToString(), HasSubstr(what));
 }
 
+// What is only fetched ahead stops nobody, alone or in a batch.
+TEST_F(SpaceRecoveryTest, ALostPageIsNeededByWhoeverTouchesItOnly) {
+  for (const uint64_t lost : {uint64_t{0}, uint64_t{8}, uint64_t{9}}) Write(kC, PageOf(1, lost), 'c');
+  for (uint64_t page = 0; page < 12; ++page) Write(kB, PageOf(0, kExtentPages - 12 + page), 'b');
+  Lose(kC);
+  GoOn(2, {0, 1});
+  for (uint64_t page = 0; page < 12; ++page) {
+    At(kA).engine->OnFault(PageOf(0, kExtentPages - 12 + page), false);
+    Settle();
+  }
+  for (uint64_t page = 1; page < 8; ++page) {
+    At(kA).engine->OnFault(PageOf(1, page), false);
+    Settle();
+  }
+  EXPECT_GT(At(kA).engine->Statistics().prefetched, 0u);
+  EXPECT_TRUE(At(kA).stopped.ok()) << At(kA).stopped;
+  EXPECT_EQ(At(kA).engine->Residue().prefetches, 0u);
+  EXPECT_THAT(Read(kA, PageOf(1, 0)), HasSubstr("it is lost"));
+}
+
 // A home that was lost itself took its knowledge with it: then all that were lost are named, with the time of each.
 class LostWithTest : public SpaceRecoveryTest, public testing::WithParamInterface<bool> {};
 

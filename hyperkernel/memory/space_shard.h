@@ -116,6 +116,7 @@ struct ActivePage {
   bool hold_timer = false;                       // one is on its way
   bool prefetched = false;                       // the request under way is nobody's wish, or was not
   bool batched = false;                          // and it is one of several
+  bool later = false;                            // of a batch: its answer said so, and another one comes
   bool hurried = false;                          // others wait for the request under way to be done
   uint32_t unpins = 0;                           // that wait for a send slot
   uint8_t starved = 0;                           // bits: in which of the shard's lists

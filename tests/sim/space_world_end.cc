@@ -15,6 +15,12 @@ void SpaceWorld::CheckEnd() {
     };
     if (node->unended() != 0) report(fmt::format("has {} wishes that did not end", node->unended()));
     const SpaceResidue residue = node->engine().Residue();
+    const SpaceStatistics kept = node->engine().Statistics();
+    const uint64_t here = kept.pages_shared + kept.pages_owned + kept.pages_exclusive - kept.pages_swapped;
+    if (node->stopped().ok() && (residue.prefetches != 0 || residue.frames != here)) {
+      report(fmt::format("keeps {} prefetches, and counts {} frames for {} pages", residue.prefetches, residue.frames,
+                         here));
+    }
     if (residue.active_pages + residue.busy_entries + residue.unsent_messages + residue.waiting_for_slots != 0) {
       report(fmt::format("keeps {} pages, {} entries, {} messages, {} waits for slots", residue.active_pages,
                          residue.busy_entries, residue.unsent_messages, residue.waiting_for_slots));
