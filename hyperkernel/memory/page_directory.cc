@@ -359,8 +359,14 @@ class Stepper {
       e.state = shared ? State::kShared : State::kExclusive;
       e.owner = evictor != nullptr ? evictor->node : last->node;
       if (shared) e.copyset = NodeSet::Of(e.owner);
+    } else if (const PageReport* evictor = AnyEvictor(); !known && event_.home_left && evictor != nullptr) {
+      // Not granted, or else granted and not written since: somebody would have it.
+      e.state = evictor->evicting == PageRight::kOwner ? State::kShared : State::kExclusive;
+      e.owner = evictor->node;
+      if (e.state == State::kShared) e.copyset = NodeSet::Of(e.owner);
     } else {
-      e.state = before_.ever_written && !HK_MUTANT(directory_lost_is_zero) ? State::kLost : State::kDormant;
+      const bool zero = !before_.ever_written || (event_.home_left && !HK_MUTANT(directory_left_is_lost));
+      e.state = zero || HK_MUTANT(directory_lost_is_zero) ? State::kDormant : State::kLost;
       if (e.state == State::kLost) e.owner = WhoHadIt(rest_owner);
     }
     result_.Add({.type = DirectoryActionType::kReconcile, .nodes = event_.survivors});
@@ -417,6 +423,12 @@ class Stepper {
   const PageReport* Evictor(NodeId node) const {
     for (const PageReport& report : event_.reports) {
       if (report.node == node && report.evicting != PageRight::kNone) return &report;
+    }
+    return nullptr;
+  }
+  const PageReport* AnyEvictor() const {
+    for (const PageReport& report : event_.reports) {
+      if (report.evicting != PageRight::kNone) return &report;
     }
     return nullptr;
   }

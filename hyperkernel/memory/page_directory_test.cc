@@ -167,6 +167,31 @@ TEST(PageDirectory, WhatIsNowhereIsLostNotZero) {
   EXPECT_EQ(Step(unknown, rebuild, kHome).entry.state, DirectoryState::kDormant);
 }
 
+// The home left with nothing lost, and all others are here: so what nobody has was never written, or was zeroes when it
+// was evicted.
+TEST(PageDirectory, NothingIsLostWithAHomeThatLeft) {
+  std::vector<PageReport> reports{{.node = kTwo, .evicting = PageRight::kExclusive}, {.node = kThree}};
+  DirectoryEvent rebuild{
+      .type = DirectoryEventType::kRebuild, .reports = reports, .survivors = Set({kTwo, kThree}), .home_left = true};
+  const DirectoryEntry unknown = In(DirectoryState::kElsewhere);
+  DirectoryEntry rebuilt = Step(unknown, rebuild, kHome).entry;
+  EXPECT_EQ(rebuilt.state, DirectoryState::kExclusive);
+  EXPECT_EQ(rebuilt.owner, kTwo);
+  reports[0].evicting = PageRight::kOwner;
+  rebuilt = Step(unknown, rebuild, kHome).entry;
+  EXPECT_EQ(rebuilt.state, DirectoryState::kShared);
+  EXPECT_EQ(rebuilt.owner, kTwo);
+  EXPECT_EQ(rebuilt.copyset, Set({kTwo}));
+  reports[1].right = PageRight::kExclusive;
+  EXPECT_EQ(Step(unknown, rebuild, kHome).entry.owner, kThree) << "it was granted, and written again";
+  reports[0].evicting = reports[1].right = PageRight::kNone;
+  rebuilt = Step(unknown, rebuild, kHome).entry;
+  EXPECT_EQ(rebuilt.state, DirectoryState::kDormant);
+  EXPECT_TRUE(rebuilt.ever_written) << "the second node is not asked for what it knows already";
+  rebuild.home_left = false;
+  EXPECT_EQ(Step(unknown, rebuild, kHome).entry.state, DirectoryState::kLost);
+}
+
 TEST(PageDirectory, ALostPageNamesWhoHadItOrNobody) {
   const std::vector<PageReport> none{{.node = kThree}};
   DirectoryEvent rebuild{.type = DirectoryEventType::kRebuild,

@@ -154,6 +154,7 @@ void Engine::Enqueue(Gfn page, Waiter waiter) {
   {
     MutexLock lock(&shard.mutex);
     if (stopped()) return waiter.granted(reason());
+    if (leaving()) return waiter.granted(LeavesHere());
     const ExtentPages& pages = ExtentOf(&shard, page)->pages;
     const size_t index = page.value() % kExtentPages;
     const bool here = !pages.active(index) && !pages.swapped(index) && !waiter.pin;
@@ -408,7 +409,8 @@ void Engine::Watch() {
     for (const auto& [gfn, active] : shard.active) {
       if (!active->wished()) continue;
       waiting = true;
-      if (now - active->since <= config_.request_limit) continue;
+      // Programs of a node that leaves wait for its end.
+      if (now - active->since <= config_.request_limit || (leaving() && IsResting(active->page.state))) continue;
       late = std::min(late, gfn);
       reading = reading || active->swap.stage == SwapStage::kReading;
       no_frame = no_frame || (active->starved & (1U << kFramePool)) != 0;

@@ -94,6 +94,18 @@ struct SpaceEpoch {
   Epoch epoch;        // above every one before
   NodeSet survivors;  // with the coordinator
   Epoch committed;    // the last epoch that any node was told to commit; the space's first one if none was
+  NodeSet left{};     // of those that are no survivors: had given all they had away (Leave), and are not called lost
+};
+
+// How far a node is with leaving its space. Plain value.
+struct SpaceLeaving {
+  bool leaving = false;
+  uint64_t pages_left = 0;    // that this node still owns, or that are on their way
+  uint64_t pages_pinned = 0;  // of those: stay until devices are done
+  uint64_t pages_lost = 0;    // this node is the home of, and nobody else would know that they are lost
+  bool running = false;       // no epoch changes
+  // Nothing of the space is lost with this node. It stays so while it is leaving and no epoch begins.
+  bool empty() const { return leaving && running && pages_left == 0 && pages_lost == 0; }
 };
 
 // How far a space is with its epochs on this node. Plain value.
@@ -211,6 +223,12 @@ class SpaceEngine {
   // Wishes ask again.
   virtual absl::Status Run(Epoch /*epoch*/) { return absl::UnimplementedError("no epochs"); }
   virtual SpaceEpochState EpochState() const { return {}; }
+  // Before the space goes on without this node though it lives: it offers all pages that it owns to the others, as they
+  // have room, takes no more, and asks for none: wishes of Want, Replace and Pin end with kFailedPrecondition, programs
+  // wait. It goes on being a home. When LeavingState is empty, the coordinator begins an epoch without it (left), which
+  // stops the space here. `leave` false: it stays after all, and programs go on.
+  virtual void Leave(bool /*leave*/) {}
+  virtual SpaceLeaving LeavingState() const { return {}; }
   // True if this node is the page's home and the page is lost.
   virtual bool IsLost(Gfn /*page*/) const { return false; }
 

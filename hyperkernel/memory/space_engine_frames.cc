@@ -65,8 +65,10 @@ void Engine::FindFrames() {
     }
     if (found > 0 && starving) frames_due_.store(true);
     if (found == 0 && (starving || low) && !stopped() && !offering_.exchange(true)) OfferPages(first);
+    if (leaving() && !stopped() && !offering_.exchange(true)) OfferPages(first);
     // To the swap goes what nobody else takes.
-    if (found == 0 && (pressed || ((starving || low) && (config_.nodes.size() == 1 || offers_idle_.load())))) {
+    if (found == 0 && !leaving() &&
+        (pressed || ((starving || low) && (config_.nodes.size() == 1 || offers_idle_.load())))) {
       SwapPages(first, starving ? starved : low ? ahead : kOffers);
     }
     // A frame that was given back meanwhile is ours to find.
@@ -77,7 +79,8 @@ void Engine::FindFrames() {
 
 void Engine::OfferPages(size_t first) {
   const uint64_t given = given_away_.load();
-  size_t left = config_.nodes.size() > 1 ? kOffers : 0;
+  const size_t most = leaving() ? kLeaveOffers : kOffers;
+  size_t left = config_.nodes.size() > 1 ? most : 0;
   for (size_t i = 0; i < kShards && left > 0; ++i) {
     Shard& shard = shards_[(first + i) % kShards];
     MutexLock lock(&shard.mutex);
@@ -85,7 +88,7 @@ void Engine::OfferPages(size_t first) {
     left -= Offer(&shard, left);
     Drain(&shard);
   }
-  if (left == kOffers) offers_idle_.store(true);
+  if (left == most) offers_idle_.store(true);
   timers_->After(kOfferPause, [this, given] {
     offers_idle_.store(given_away_.load() == given);
     offering_.store(false);
@@ -106,7 +109,7 @@ void Engine::SwapPages(size_t first, size_t most) {
   }
 }
 
-bool Engine::FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page) {
+bool Engine::FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page, bool all) {
   // Two rounds: the first may only take the marks away.
   for (size_t i = 0; i <= 2 * shard->touched.size() && !shard->touched.empty(); ++i) {
     if (shard->hand_extent >= shard->touched.size()) shard->hand_extent = 0;
@@ -115,9 +118,11 @@ bool Engine::FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page) {
     if (pages.count(PageRight::kNone) < kExtentPages) {
       while (shard->hand_page < kExtentPages) {
         const size_t index = shard->hand_page++;
-        if (pages.active(index) || pages.swapped(index) || !fits(pages.state(index))) continue;
+        const uint64_t gfn = number * kExtentPages + index;
+        if (!all && (pages.active(index) || pages.swapped(index))) continue;
+        if (!fits(pages.active(index) ? shard->active.find(gfn)->second->page.state : pages.state(index))) continue;
         if (pages.TakeMark(index) && !HK_MUTANT(engine_gives_up_the_newest)) continue;
-        *page = Gfn(number * kExtentPages + index);
+        *page = Gfn(gfn);
         return true;
       }
     }
@@ -173,11 +178,19 @@ size_t Engine::Offer(Shard* shard, size_t most) {
   size_t offered = 0;
   uint64_t left = shard->statistics.pages_owned + shard->statistics.pages_exclusive;
   Gfn page;
-  while (offered < most && left-- > 0 && !stopped() && FindPage(shard, owned, &page)) {
+  while (offered < most && left-- > 0 && !stopped() && FindPage(shard, owned, &page, leaving())) {
+    const bool idle = !shard->active.contains(page.value());
     ActivePage* const active = Activate(shard, page);
-    if (active->page.held && clock_.Now() >= active->held_until) active->page.held = false;
-    const bool zero = !active->page.held && EvictIfZero(shard, active);
-    const bool held = active->page.held;
+    // Who waits for the end of the hold has a timer.
+    if (active->page.held && !active->page.deferred.active && clock_.Now() >= active->held_until) {
+      active->page.held = false;
+    }
+    // A device has it, or it is on its way already as soon as it can be.
+    const bool stays =
+        (active->page.pins > 0 || active->page.deferred.active) && !HK_MUTANT(engine_leaves_pinned_pages);
+    const bool zero =
+        idle && !active->page.held && active->swap.stage == SwapStage::kFrame && EvictIfZero(shard, active);
+    const bool held = active->page.held || stays;
     Rest(shard, active);
     if (zero) {
       ++offered;
@@ -187,7 +200,7 @@ size_t Engine::Offer(Shard* shard, size_t most) {
     PageMessage offer;
     offer.type = PageMessageType::kOffer;
     offer.from = config_.self;
-    offer.urgent = IsSwapFull();
+    offer.urgent = IsSwapFull() || leaving();
     if (!NextToOffer(shard->live, &offer.to)) return offered;
     Post(shard, page, offer, Duty());
     ++offered;

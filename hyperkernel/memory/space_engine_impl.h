@@ -25,6 +25,8 @@ inline constexpr size_t kShards = 64;
 inline constexpr size_t kMaxParked = 8;
 // Pages that are offered at a time, and until they are offered again (or others are) if frames are still missing.
 inline constexpr size_t kOffers = 8;
+// The same of a node that leaves: as many as the others adopt in kOfferPause over a fast link.
+inline constexpr size_t kLeaveOffers = 64;
 // A node that had no room is not asked again until then. How often a node with room says so, to one other.
 inline constexpr std::chrono::milliseconds kRoomPause{20}, kRoomInterval{1};
 // Frames that a node keeps free, as shares of max_pages: when fewer than the first are, pages are given up until the
@@ -83,6 +85,8 @@ class Engine final : public SpaceEngine {
   absl::Status Commit(Epoch epoch) override;
   absl::Status Run(Epoch epoch) override;
   SpaceEpochState EpochState() const override;
+  void Leave(bool leave) override;
+  SpaceLeaving LeavingState() const override;
   bool IsLost(Gfn page) const override;
 
  private:
@@ -186,7 +190,10 @@ class Engine final : public SpaceEngine {
   void OfferPages(size_t first) ABSL_EXCLUSIVE_LOCKS_REQUIRED(frames_mutex_);
   void SwapPages(size_t first, size_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(frames_mutex_);
   // The next page at rest of the shard that `fits` and was not granted since the last round; false if there is none.
-  bool FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // `all`: for who gives everything away, pages in the swap too, which have no frame to give, and those of which
+  // something is under way: a program may wait for more of it than this node will ever have.
+  bool FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page, bool all = false)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // Evicts the page if all its bytes are zero; `active` is at rest, and not held. False: it is not, or it cannot be.
   bool EvictIfZero(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // True if all bytes of the page were zero just now.
@@ -202,6 +209,15 @@ class Engine final : public SpaceEngine {
   void Ping();
   void PostPing(NodeId to, Epoch epoch, bool pong, uint64_t number);
   void OnPong(NodeId from, uint64_t number);
+
+  // space_engine_leave.cc.
+  bool leaving() const { return leaving_.load(std::memory_order_acquire); }
+  absl::Status LeavesHere() const;
+  // Wishes count as just begun, and are looked at again.
+  void RenewWishes(bool advance);
+  // All but those of programs. REQUIRES: no request is under way: one that replaces a page has it without its old
+  // bytes, and the new ones are the wish's.
+  void EndWishes(ActivePage* active);
 
   // space_engine_room.cc.
   // How many pages of others this node would take.
@@ -219,6 +235,7 @@ class Engine final : public SpaceEngine {
     Granted granted;
   };
   void PinNext(const std::shared_ptr<PinOrder>& order);
+  void EndPin(const std::shared_ptr<PinOrder>& order, const absl::Status& why);
   bool TakePin(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // Does what was unpinned. False: it waits for a send slot.
   bool UnpinPage(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
@@ -382,7 +399,9 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> room_wanted_{false};   // an offer was refused
   std::atomic<bool> offering_{false};      // until offers are looked at again
   std::atomic<bool> offers_idle_{false};   // of those of last time none was taken
-  std::atomic<bool> pinging_{false};       // a timer is on its way
+  Mutex leave_mutex_;                      // before any other
+  std::atomic<bool> leaving_{false};
+  std::atomic<bool> pinging_{false};  // a timer is on its way
   std::atomic<Monotonic::rep> stretched_hold_{0};
   Mutex pings_mutex_;  // the last
   uint64_t last_ping_ ABSL_GUARDED_BY(pings_mutex_) = 0;

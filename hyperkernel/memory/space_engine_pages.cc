@@ -47,11 +47,6 @@ PageAccess AccessOf(PageRight right) {
                                         : PageAccess::kRead;
 }
 
-bool IsResting(PageState state) {
-  return state == PageState::kAbsent || state == PageState::kShared || state == PageState::kOwner ||
-         state == PageState::kExclusive;
-}
-
 size_t BucketOf(Monotonic::duration latency) {
   const int64_t ns = std::chrono::nanoseconds(latency).count();
   if (ns <= 1) return 0;
@@ -154,6 +149,7 @@ void Engine::Wish(Shard* shard, ActivePage* active) {
   const PageState state = active->page.state;
   // Also of a request that was not asked for by anybody, and has no deadline of its own.
   if (active->wished() && !HK_MUTANT(engine_joined_wish_unwatched)) ArmWatch();
+  if (leaving() && IsResting(state)) return EndWishes(active);
   if (!running() || !active->wished() || active->pausing || !IsResting(state)) return;
   if (active->swap.stage != SwapStage::kFrame && !BringBack(shard, active)) return;
   if (!active->wished() || state == PageState::kExclusive) return;

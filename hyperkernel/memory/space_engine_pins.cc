@@ -38,9 +38,7 @@ void Engine::PinNext(const std::shared_ptr<PinOrder>& order) {
     Waiter waiter{.access = PageAccess::kWrite, .replacement = {}, .granted = {}, .pin = true};
     waiter.granted = [this, order, met](const absl::Status& status) {
       if (!status.ok()) {
-        // Stopped: nobody has pins any more.
-        order->next = order->count + 1;
-        order->granted(status);
+        EndPin(order, status);
       } else if (++order->next == order->count) {
         order->granted(status);
       }
@@ -52,6 +50,17 @@ void Engine::PinNext(const std::shared_ptr<PinOrder>& order) {
     Enqueue(page, std::move(waiter));
     if (!met->exchange(true)) return;  // it goes on when the page is here
   }
+}
+
+void Engine::EndPin(const std::shared_ptr<PinOrder>& order, const absl::Status& why) {
+  const uint64_t had = std::exchange(order->next, order->count + 1);
+  if (stopped()) return order->granted(why);  // nobody has pins any more
+  // A page's lock is held here.
+  timers_->After(Monotonic::duration(0), [this, order, had, why] {
+    pinned_.fetch_sub(order->count - had);
+    Unpin(order->first, had);
+    order->granted(why);
+  });
 }
 
 bool Engine::TakePin(Shard* shard, ActivePage* active) {

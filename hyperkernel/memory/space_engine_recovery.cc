@@ -83,9 +83,23 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
     if ((change.survivors.bits() & ~live_.bits()) != 0) {
       return absl::InvalidArgumentError("an epoch with nodes that were lost before");
     }
+    if ((change.survivors.bits() & change.left.bits()) != 0) {
+      return absl::InvalidArgumentError("an epoch with nodes that have left");
+    }
+    if (change.left.Contains(config_.self) && !HK_MUTANT(engine_leaves_what_it_has)) {
+      const SpaceLeaving state = LeavingState();
+      if (!state.empty()) {
+        return absl::FailedPreconditionError(
+            state.leaving ? fmt::format("node {} has {} pages still, and knows of {} lost ones", config_.self.value(),
+                                        state.pages_left, state.pages_lost)
+                          : fmt::format("node {} is not leaving the space", config_.self.value()));
+      }
+    }
     if (!change.survivors.Contains(config_.self)) {
-      failure = absl::AbortedError(fmt::format("node {} was declared lost in epoch {}, and others have its place",
-                                               config_.self.value(), change.epoch.value()));
+      failure = change.left.Contains(config_.self)
+                    ? absl::CancelledError(fmt::format("node {} has left the space", config_.self.value()))
+                    : absl::AbortedError(fmt::format("node {} was declared lost in epoch {}, and others have its place",
+                                                     config_.self.value(), change.epoch.value()));
       // The survivors' slots that it could still answer into come back.
       if (!HK_MUTANT(engine_lost_node_keeps_epoch)) {
         static_cast<void>(transport_->SetEpoch(config_.guest, config_.generation, change.epoch));
@@ -111,7 +125,7 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
     }
     if (failure.ok()) {
       outbox_.Clear();
-      NoteLosses(NodeSet(live_.bits() & ~change.survivors.bits()));
+      NoteLosses(NodeSet(live_.bits() & ~change.survivors.bits() & ~change.left.bits()));
       epoch_ = change.epoch;
       live_ = change.survivors;
       report_ends_ = reconcile_ends_ = NodeSet::Of(config_.self);
@@ -136,6 +150,7 @@ void Engine::BeginShard(Shard* shard, const SpaceEpoch& change) {
   shard->epoch = change.epoch;
   shard->live = change.survivors;
   shard->change = std::make_unique<ShardChange>();
+  shard->change->left = change.left;
   shard->next_serial = (change.epoch.value() & 0xffffff) << 40 | 1;
   for (auto& [gfn, busy] : shard->busy) busy->duties.clear();
   prefetch_slots_.fetch_sub(shard->batches.size());

@@ -238,8 +238,12 @@ void Engine::RebuildExtent(Shard* shard, uint64_t number) {
   Extent& extent = *ExtentOf(shard, first);
   std::vector<NodeSet> sets = shard->committed;
   sets.push_back(shard->live);
-  const bool was_home = placement_.HomeOf(number, shard->committed.back()) == config_.self;
+  const NodeId home_before = placement_.HomeOf(number, shard->committed.back());
+  const bool was_home = home_before == config_.self;
+  const NodeSet gone(shard->committed.back().bits() & ~shard->live.bits());
   const bool forgotten = placement_.IsForgotten(number, sets);
+  const bool home_left = gone.Contains(home_before) && (gone.bits() & ~change.left.bits()) == 0 &&
+                         (!forgotten || HK_MUTANT(engine_left_home_knew_all));
   const auto reports = change.reports.find(number);
   auto rebuilt = std::make_unique<ExtentDirectory>();
   PageBits written{};
@@ -271,7 +275,8 @@ void Engine::RebuildExtent(Shard* shard, uint64_t number) {
                                          .message = {},
                                          .reports = said,
                                          .survivors = shard->live,
-                                         .lost = NodeSet(nodes_.bits() & ~shard->live.bits())},
+                                         .lost = NodeSet(nodes_.bits() & ~shard->live.bits() & ~change.left.bits()),
+                                         .home_left = home_left},
                                         config_.self);
     if (result.verdict != DirectoryVerdict::kDone) {
       return FailPage(Gfn(gfn), absl::StatusCode::kInternal,

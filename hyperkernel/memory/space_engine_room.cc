@@ -8,6 +8,7 @@
 namespace hk::space {
 
 uint64_t Engine::RoomForOthers() const {
+  if (leaving()) return 0;
   if (config_.max_pages == 0) return kMaxSpacePages;
   const uint64_t taken = frames_taken_.load() + config_.max_pages / 8;
   return taken < config_.max_pages ? config_.max_pages - taken : 0;

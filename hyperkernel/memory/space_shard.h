@@ -104,6 +104,11 @@ struct Swapping {
   bool at_hand() const { return stage != SwapStage::kOut && stage != SwapStage::kReading; }
 };
 
+inline bool IsResting(PageState state) {
+  return state == PageState::kAbsent || state == PageState::kShared || state == PageState::kOwner ||
+         state == PageState::kExclusive;
+}
+
 // A page of which something is under way. Reused.
 struct ActivePage {
   Gfn gfn;
@@ -218,6 +223,7 @@ struct ShardChange {
   absl::flat_hash_map<uint64_t, PageRight> told;                            // what this node has now, by GFN
   uint64_t lost = 0;
   std::map<NodeId, uint64_t> lost_with;  // of these: with that node
+  NodeSet left;                          // no survivors, and not lost
 };
 
 // Kept per shard: a stream of prefetched pages has that many under way in an extent (0.4 MiB), and 64 KiB of buffers.

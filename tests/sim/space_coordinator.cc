@@ -15,6 +15,16 @@ void SpaceCoordinator::OnLost(NodeId lost) {
   Begin();
 }
 
+void SpaceCoordinator::OnLeft(NodeId left) {
+  if (!settled_ || !live_.Contains(left)) return;
+  epoch_ = Epoch(epoch_.value() + 1);
+  const NodeSet gone(left_.bits() | NodeSet::Of(left).bits());
+  if (!let_go_(left, {.epoch = epoch_, .survivors = {}, .committed = committed_, .left = gone})) return;
+  left_ = gone;
+  live_.Remove(left);
+  Begin();
+}
+
 // The attempt of before is over, whatever its calls still say.
 void SpaceCoordinator::Begin() {
   settled_ = false;
@@ -26,7 +36,7 @@ void SpaceCoordinator::Begin() {
     ++epochs_;
     for (uint16_t id = 0; id < kMaxNodes; ++id) {
       if (!given_up_.Contains(NodeId(id)) || engine_of_(NodeId(id)) == nullptr) continue;
-      give_up_(NodeId(id), {.epoch = epoch_, .survivors = live_, .committed = committed_});
+      give_up_(NodeId(id), {.epoch = epoch_, .survivors = live_, .committed = committed_, .left = left_});
     }
     given_up_ = NodeSet();
     Call(Step::kBegin);
@@ -46,8 +56,9 @@ void SpaceCoordinator::Call(Step step) {
       if (engine == nullptr) return;  // the lease ends
       switch (step) {
         case Step::kBegin:
-          return OnEnd(attempt, step, node,
-                       engine->BeginEpoch({.epoch = epoch_, .survivors = live_, .committed = committed_}));
+          return OnEnd(
+              attempt, step, node,
+              engine->BeginEpoch({.epoch = epoch_, .survivors = live_, .committed = committed_, .left = left_}));
         case Step::kRebuild:
           return engine->Rebuild(epoch_, [this, attempt, step, node](const absl::Status& status) {
             simulation_->After({}, [this, attempt, step, node, status] { OnEnd(attempt, step, node, status); });

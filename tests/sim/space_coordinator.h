@@ -18,18 +18,23 @@ namespace hk::sim {
 class SpaceCoordinator {
  public:
   // `engine_of`: null if the node is gone. `give_up`: a node that lives is no survivor of this epoch; it must stop.
+  // `let_go`: a node that has nothing is to leave with this epoch; false: it has something again.
   SpaceCoordinator(Simulation* simulation, NodeId self, NodeSet nodes, Epoch epoch,
                    std::function<SpaceEngine*(NodeId)> engine_of,
-                   std::function<void(NodeId, const SpaceEpoch&)> give_up)
+                   std::function<void(NodeId, const SpaceEpoch&)> give_up,
+                   std::function<bool(NodeId, const SpaceEpoch&)> let_go)
       : simulation_(simulation),
         self_(self),
         live_(nodes),
         epoch_(epoch),
         engine_of_(std::move(engine_of)),
-        give_up_(std::move(give_up)) {}
+        give_up_(std::move(give_up)),
+        let_go_(std::move(let_go)) {}
 
   // A node lost its connection to another.
   void OnLost(NodeId lost);
+  // A node that lives has given everything away: the space goes on without it, unless somebody is lost first.
+  void OnLeft(NodeId left);
   // All that is lost is known, and all others run.
   bool settled() const { return settled_; }
   NodeSet live() const { return live_; }
@@ -47,7 +52,8 @@ class SpaceCoordinator {
   Epoch epoch_, committed_{epoch_};
   const std::function<SpaceEngine*(NodeId)> engine_of_;
   const std::function<void(NodeId, const SpaceEpoch&)> give_up_;
-  NodeSet given_up_;
+  const std::function<bool(NodeId, const SpaceEpoch&)> let_go_;
+  NodeSet given_up_, left_;
   bool settled_ = true;
   bool scheduled_ = false;
   int attempt_ = 0, epochs_ = 0;

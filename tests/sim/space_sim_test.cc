@@ -105,5 +105,15 @@ TEST(SpaceSim, ASpaceGoesOnWithoutTheNodesThatAreLost) {
   EXPECT_GT(totals.stopped_by_lost, seeds / 20);
 }
 
+TEST(SpaceSim, NothingIsLostWithANodeThatLeaves) {
+  const uint64_t seeds = Soak() ? kSoakSeeds : kSeeds / 4;
+  const SpaceWorld::Totals totals = RunSeeds({.lose = true, .leave = true}, seeds);
+  fmt::print("{} left, {} went on, in {} epochs, with {} pages lost with others and {} loads after\n", totals.left,
+             totals.went_on, totals.epochs, totals.lost_pages, totals.later_loads);
+  if (HasFailure() || std::getenv("HK_SEED") != nullptr) return;
+  EXPECT_GT(totals.left, seeds / 2);
+  EXPECT_GT(totals.went_on, seeds / 3);
+}
+
 }  // namespace
 }  // namespace hk::sim

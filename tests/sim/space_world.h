@@ -26,6 +26,7 @@ class SpaceWorld {
   struct Options {
     bool crash = false;  // a node is lost in the middle, and the space stops
     bool lose = false;   // nodes are lost in the middle, and the space goes on, unless the coordinator is
+    bool leave = false;  // with `lose`: the first of them gives away all it has, and leaves
     bool keep_trace = false;
   };
   // What was seen. Plain value.
@@ -33,7 +34,7 @@ class SpaceWorld {
     uint64_t seeds = 0, loads = 0, stores = 0, served = 0, revoked = 0, upgrades = 0, stopped = 0, refused_full = 0,
              broken = 0, stalls = 0, waited_for_slots = 0, dropped = 0, adopted = 0, swap_writes = 0, swap_reads = 0,
              swap_failures = 0, went_on = 0, lost_pages = 0, later_loads = 0, epochs = 0, stopped_by_lost = 0, pins = 0,
-             zeroed = 0, batches = 0, empties = 0;
+             left = 0, zeroed = 0, batches = 0, empties = 0;
   };
   SpaceWorld(uint64_t seed, const Options& options);
   ~SpaceWorld();
@@ -56,9 +57,14 @@ class SpaceWorld {
   void CheckEnd();
   void DrawLosses();
   void LoseOne();
+  void LeaveOne(NodeId id);
   SpaceEngine* EngineOf(NodeId id);
   // It lives, and is told that the space goes on without it.
   void GiveUp(NodeId id, const SpaceEpoch& epoch);
+  // It is leaving, and to go now. False: it has something still.
+  bool LetGo(NodeId id, const SpaceEpoch& epoch);
+  // Nobody is lost: so nothing is, and nobody stops.
+  bool only_leaves() const { return options_.leave && victims_.size() == 1; }
   void CutTwo();
   // Pages that it is about to write or to take over.
   std::set<uint64_t> WantedBy(NodeId id) const;

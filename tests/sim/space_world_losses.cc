@@ -16,8 +16,8 @@ void SpaceWorld::DrawLosses() {
   config_.coordinator = NodeId(0);
   static constexpr uint32_t kStores[] = {0, 0, 2, 30};
   victims_store_percent_ = kStores[below(4)];
-  const bool own = below(12) == 0;  // the coordinator itself
-  cut_ = !own && node_count_ > 2 && below(4) == 0;
+  const bool own = !options_.leave && below(12) == 0;  // the coordinator itself
+  cut_ = !own && !options_.leave && node_count_ > 2 && below(4) == 0;
   victims_.push_back(NodeId(own ? 0 : static_cast<uint16_t>(1 + below(node_count_ - 1U))));
   if (!own && node_count_ > 2 && (cut_ || below(3) == 0)) {
     NodeId other = victims_[0];
@@ -28,7 +28,8 @@ void SpaceWorld::DrawLosses() {
   // What is left must have frames for all pages.
   const size_t left = node_count_ - victims_.size();
   if (config_.max_pages != 0) {
-    pages_.resize(std::min<size_t>(pages_.size(), config_.max_pages + config_.max_pages * (left - 1) / 3));
+    const size_t kept = options_.leave ? config_.max_pages / 8 : 0;  // nobody adopts into the last eighth
+    pages_.resize(std::min<size_t>(pages_.size(), config_.max_pages - kept + config_.max_pages * (left - 1) / 3));
   }
   if (config_.max_pages == 0) {
     for (uint64_t i = below(8); i > 0; --i) {
@@ -38,7 +39,8 @@ void SpaceWorld::DrawLosses() {
   }
   coordinator_ = std::make_unique<SpaceCoordinator>(
       &simulation_, NodeId(0), NodeSet((uint64_t{1} << node_count_) - 1), config_.epoch,
-      [this](NodeId id) { return EngineOf(id); }, [this](NodeId id, const SpaceEpoch& epoch) { GiveUp(id, epoch); });
+      [this](NodeId id) { return EngineOf(id); }, [this](NodeId id, const SpaceEpoch& epoch) { GiveUp(id, epoch); },
+      [this](NodeId id, const SpaceEpoch& epoch) { return LetGo(id, epoch); });
 }
 
 void SpaceWorld::GiveUp(NodeId id, const SpaceEpoch& epoch) {
@@ -51,6 +53,17 @@ void SpaceWorld::GiveUp(NodeId id, const SpaceEpoch& epoch) {
   given_up_.push_back(std::move(node));
 }
 
+bool SpaceWorld::LetGo(NodeId id, const SpaceEpoch& epoch) {
+  if (!EngineOf(id)->LeavingState().empty()) {
+    const absl::Status told = EngineOf(id)->BeginEpoch(epoch);
+    if (!absl::IsFailedPrecondition(told)) oracle_.Report("a node leaves with pages: " + told.ToString());
+    return false;
+  }
+  ++totals_.left;
+  GiveUp(id, epoch);
+  return true;
+}
+
 // Until the end; what else would heal is healed by then.
 void SpaceWorld::CutTwo() {
   const auto cut = [this] { network_.Cut(victims_[0], victims_[1]); };
@@ -59,6 +72,7 @@ void SpaceWorld::CutTwo() {
 }
 
 std::set<uint64_t> SpaceWorld::WantedBy(NodeId id) const {
+  if (options_.leave && id == victims_[0]) return {};  // nothing may be lost with it
   std::set<uint64_t> wanted = nodes_[id.value()]->storing();
   if (config_.max_pages != 0) {
     // It may have been about to take over any of them.
@@ -88,11 +102,21 @@ void SpaceWorld::LoseOne() {
     for (size_t c = 0; c < kMessageClasses; ++c) network_.SetBusy(NodeId(id), static_cast<MessageClass>(c), false);
   }
   if (cut_) return CutTwo();
+  if (options_.leave && dead_ == 1) return LeaveOne(victim);
   oracle_.OnCrash(victim, WantedBy(victim));
   NoteWishes();
   simulation_.Trace(fmt::format("{} is lost", victim.value()));
   network_.Crash(victim, simulation_.Below(2) == 0);
   nodes_[victim.value()].reset();
+}
+
+void SpaceWorld::LeaveOne(NodeId id) {
+  SpaceEngine* const engine = EngineOf(id);
+  if (engine == nullptr || over_) return;  // it was given up
+  engine->Leave(true);
+  simulation_.Trace(fmt::format("{} is leaving with {} pages", id.value(), engine->LeavingState().pages_left));
+  if (engine->LeavingState().empty()) coordinator_->OnLeft(id);
+  simulation_.After(milliseconds(1), [this, id] { LeaveOne(id); });
 }
 
 void SpaceWorld::ReadAll() {
@@ -110,7 +134,7 @@ void SpaceWorld::ReadAll() {
     const bool is_lost =
         std::any_of(left.begin(), left.end(), [page](Node* node) { return node->engine().IsLost(page); });
     (is_lost ? (void)lost.insert(page.value()) : readable.push_back(page));
-    if (is_lost && !oracle_.MayBeLost(page))
+    if (is_lost && (only_leaves() || !oracle_.MayBeLost(page)))
       oracle_.Report(fmt::format("page {} is lost, and need not be", page.value()));
     if (is_lost && oracle_.HeldBySomebody(page))
       oracle_.Report(fmt::format("page {} is lost, and is here", page.value()));

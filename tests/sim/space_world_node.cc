@@ -60,7 +60,8 @@ void SpaceWorld::Node::LoadAll(const std::vector<Gfn>& pages) {
 void SpaceWorld::Node::OnStopped(const absl::Status& why) {
   stopped_ = why;
   simulation().Trace(fmt::format("{} stopped: {}", id_.value(), why.ToString()));
-  if (!world_->crashed_ && !world_->over_)
+  const bool expected = world_->only_leaves() ? absl::IsCancelled(why) : world_->crashed_;
+  if (!expected && !world_->over_)
     world_->oracle_.Report(fmt::format("node {} stopped: {}", id_.value(), why.ToString()));
 }
 
@@ -86,7 +87,8 @@ void SpaceWorld::Node::Act(int left) {
   const auto ended = [this, left, page, store](const absl::Status& status) {
     --unended_;
     if (store) storing_.erase(storing_.find(page.value()));
-    if (!status.ok() && stopped_.ok()) world_->oracle_.Report("a wish ends with " + status.ToString());
+    const bool leaves = world_->options_.leave && absl::IsFailedPrecondition(status);
+    if (!status.ok() && stopped_.ok() && !leaves) world_->oracle_.Report("a wish ends with " + status.ToString());
     Next(left - 1);
   };
   if (store && Percent(world_->pin_percent_)) return PinAndStore(page, word, left);
@@ -116,6 +118,7 @@ void SpaceWorld::Node::PinAndStore(Gfn page, size_t word, int left) {
   };
   engine_->Pin(page, 1, [this, page, word, ended](const absl::Status& status) {
     if (absl::IsResourceExhausted(status) || !stopped_.ok()) return ended();
+    if (world_->options_.leave && absl::IsFailedPrecondition(status)) return ended();
     if (!status.ok()) world_->oracle_.Report("a pin ends with " + status.ToString());
     ++pins_;
     Access(page, word, true);
