@@ -15,6 +15,7 @@
 
 #include "hyperkernel/cli/memory_views.h"
 #include "hyperkernel/cli/output.h"
+#include "hyperkernel/cli/space_drain.h"
 #include "hyperkernel/cli/space_output.h"
 
 namespace hk::cli {
@@ -310,6 +311,7 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
   AddNamed(space, "delete", "Deletes a space on all its nodes; whoever reads or writes it gets an error",
            "Examples:\n  hkctl space delete pool", name)
       ->callback([=] { *exit_code = Delete(*options, *name); });
+  AddDrainCommand(space, options, exit_code);
   AddMemoryCommands(space, options, name, exit_code);
   AddMemoryViews(space,
                  {.kind = "space",

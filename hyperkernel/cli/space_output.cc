@@ -106,14 +106,26 @@ std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_po
   out += Line("Nodes", Join(space.nodes()));
   out += Line("Coordinator", Printable(space.coordinator()));
   if (space.epoch() > 0) out += Line("Epoch", fmt::to_string(space.epoch()));
+  if (space.has_drain()) {
+    const v1::SpaceDrain& drain = space.drain();
+    out += Line(
+        "Draining",
+        fmt::format("{}, since {} ({}): {} to give{}{}{}", Printable(drain.node()), UtcTime(drain.since()),
+                    Ago(drain.since(), now), HumanBytes(drain.bytes_to_give()),
+                    drain.bytes_pinned() == 0 ? "" : fmt::format(", {} of it pinned", HumanBytes(drain.bytes_pinned())),
+                    drain.reason().empty() ? "" : "; ", PlainReason(drain.reason())));
+  }
   std::string with;  // how many with whom
+  size_t lost = 0;
   for (const v1::SpaceLoss& loss : space.lost()) {
-    out += Line("Lost node", fmt::format("{}, since {} ({}), epoch {}", Printable(loss.node()), UtcTime(loss.since()),
-                                         Ago(loss.since(), now), loss.epoch()));
+    lost += loss.left() ? 0 : 1;
+    out += Line(loss.left() ? "Node that left" : "Lost node",
+                fmt::format("{}, since {} ({}), epoch {}", Printable(loss.node()), UtcTime(loss.since()),
+                            Ago(loss.since(), now), loss.epoch()));
     if (loss.pages_lost() > 0)
       with += fmt::format("{}{} with {}", with.empty() ? ": " : ", ", loss.pages_lost(), Printable(loss.node()));
   }
-  if (space.lost_size() > 0) {
+  if (lost > 0) {
     out += Line("Lost pages", fmt::format("{} ({}), whose only copy was on a lost node{}", space.pages_lost(),
                                           HumanBytes(space.pages_lost() * kPageBytes), with));
   }

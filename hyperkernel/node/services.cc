@@ -83,7 +83,7 @@ grpc::Status PeerControlService::Hello(grpc::ServerContext* context, const v1::H
     response->set_protocol_version(kPeerProtocolVersion);
     *response->mutable_info() = cluster_->Self();
     response->set_from_number(request->from_number());  // no objection: it is what this node has
-    for (const uint64_t id : spaces_->UnknownOf({request->spaces().begin(), request->spaces().end()}))
+    for (const uint64_t id : spaces_->UnknownOf(request->from(), {request->spaces().begin(), request->spaces().end()}))
       response->add_unknown_spaces(id);
     return grpc::Status::OK;
   });

@@ -64,6 +64,8 @@ class AdminService final : public v1::Admin::Service {
                         v1::GetSpaceResponse* response) override;
   grpc::Status DeleteSpace(grpc::ServerContext* context, const v1::DeleteSpaceRequest* request,
                            v1::DeleteSpaceResponse* response) override;
+  grpc::Status DrainSpace(grpc::ServerContext* context, const v1::DrainSpaceRequest* request,
+                          v1::DrainSpaceResponse* response) override;
   grpc::Status ReadSpace(grpc::ServerContext* context, const v1::ReadSpaceRequest* request,
                          v1::ReadSpaceResponse* response) override;
   grpc::Status WriteSpace(grpc::ServerContext* context, const v1::WriteSpaceRequest* request,
@@ -116,6 +118,8 @@ class PeerControlService final : public v1::PeerControl::Service {
                            v1::RemoveSpaceResponse* response) override;
   grpc::Status ChangeSpaceEpoch(grpc::ServerContext* context, const v1::ChangeSpaceEpochRequest* request,
                                 v1::ChangeSpaceEpochResponse* response) override;
+  grpc::Status LeaveSpace(grpc::ServerContext* context, const v1::LeaveSpaceRequest* request,
+                          v1::LeaveSpaceResponse* response) override;
   grpc::Status SpaceNodeLost(grpc::ServerContext* context, const v1::SpaceNodeLostRequest* request,
                              v1::SpaceNodeLostResponse* response) override;
 

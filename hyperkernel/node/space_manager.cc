@@ -50,6 +50,8 @@ SpaceManager::SpaceManager(std::string self, SpaceFactory factory, SpacePeers* p
       clock_(clock),
       recovery_(
           self_, [this](uint64_t id) { return FindForRecovery(id); }, peers, clock),
+      drains_(
+          self_, [this](uint64_t id) { return FindForRecovery(id); }, &recovery_, peers, clock),
       thread_(&SpaceManager::Run, this) {}
 
 SpaceManager::~SpaceManager() {
@@ -258,11 +260,15 @@ absl::StatusOr<std::vector<std::string>> SpaceManager::DeleteAt(const View& spac
   const absl::Status why = absl::CancelledError(fmt::format("space '{}' is deleted", space.identity.name));
   space.part->StopNow(why);
   std::vector<std::string> notes;
+  NodeSet gone;  // they had a part that was of no use
+  for (const SpacePart::Loss& loss : space.part->losses()) {
+    if (loss.left) gone.Add(loss.node);
+  }
   for (const SpaceMemberId& member : space.identity.members) {
     if (member.name == self_ || member.name == skip) continue;
     absl::Status left = peers_->CheckUp(member.name);
     if (left.ok()) left = peers_->Detach(member.name, space.identity.id);
-    if (left.ok() || absl::IsNotFound(left)) continue;
+    if (left.ok() || absl::IsNotFound(left) || gone.Contains(member.number)) continue;
     notes.push_back(fmt::format("{}; it drops its part when it is heard of again", MessageOf(At(member.name, left))));
   }
   const absl::Status ended = EndHere(space, why);
@@ -361,12 +367,20 @@ std::vector<uint64_t> SpaceManager::IdsOf(const std::string& coordinator) const 
   return ids;
 }
 
-std::vector<uint64_t> SpaceManager::UnknownOf(const std::vector<uint64_t>& ids) const {
+std::vector<uint64_t> SpaceManager::UnknownOf(const std::string& peer, const std::vector<uint64_t>& ids) const {
+  const auto has_left = [&peer](const Entry& entry) {
+    const SpaceMemberId* const member = entry.identity.Find(peer);
+    if (member == nullptr || entry.part == nullptr) return false;
+    for (const SpacePart::Loss& loss : entry.part->losses()) {
+      if (loss.node == member->number && loss.left) return true;
+    }
+    return false;
+  };
   std::vector<uint64_t> unknown;
   MutexLock lock(&mutex_);
   for (const uint64_t id : ids) {
     const bool known = std::any_of(entries_.begin(), entries_.end(), [&](const auto& entry) {
-      return entry.second.identity.id == id && entry.second.identity.coordinator == self_;
+      return entry.second.identity.id == id && entry.second.identity.coordinator == self_ && !has_left(entry.second);
     });
     if (!known) unknown.push_back(id);
   }
@@ -395,7 +409,7 @@ void SpaceManager::Run() {
     if (!space.ok() || space->identity.coordinator != dropped.coordinator) continue;
     const absl::StatusOr<View> taken = BeginDelete(dropped.id);
     if (!taken.ok()) continue;
-    log::Warning("space", "dropped: the node that coordinates it does not know it any more",
+    log::Warning("space", "dropped: the node that coordinates it does not know it, or not with this node, any more",
                  {{"guest", taken->identity.name}, {"peer", dropped.coordinator}});
     // What does not end now is tried again after the next hello.
     static_cast<void>(
@@ -414,7 +428,8 @@ void SpaceManager::StopAll() {
     }
   }
   for (const auto& part : parts) part->StopNow(absl::CancelledError("the daemon stops"));
-  // It asks peers, by links that go before this object does.
+  // They ask peers, by links that go before this object does.
+  drains_.Stop();
   recovery_.Stop();
 }
 

@@ -26,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
+#include "hyperkernel/node/space_drain.h"
 #include "hyperkernel/node/space_part.h"
 #include "hyperkernel/node/space_peers.h"
 #include "hyperkernel/node/space_recovery.h"
@@ -51,6 +52,9 @@ class SpaceManager {
   absl::StatusOr<v1::Space> Get(const std::string& name) const;
   // Returns what is left to be done and will be, one line each.
   absl::StatusOr<std::vector<std::string>> Delete(const std::string& name);
+  // Begins to empty a node of a space that this one coordinates, or ends that. Errors: kFailedPrecondition,
+  // kInvalidArgument, or why the node is not up.
+  absl::Status Drain(const v1::DrainSpaceRequest& request);
   // `deadline`: the caller's; kSpaceIoLimit holds as well.
   absl::StatusOr<std::string> Read(const std::string& name, uint64_t address, uint32_t bytes, Monotonic deadline);
   absl::Status Write(const std::string& name, uint64_t address, const std::string& data, Monotonic deadline);
@@ -67,11 +71,12 @@ class SpaceManager {
   absl::StatusOr<std::vector<std::string>> Remove(const v1::RemoveSpaceRequest& request);
   absl::StatusOr<v1::ChangeSpaceEpochResponse> ChangeEpoch(const v1::ChangeSpaceEpochRequest& request);
   absl::Status NodeLost(const v1::SpaceNodeLostRequest& request);
+  absl::StatusOr<v1::LeaveSpaceResponse> Leave(const v1::LeaveSpaceRequest& request);
 
   // For hellos. Spaces attached here that `coordinator` coordinates.
   std::vector<uint64_t> IdsOf(const std::string& coordinator) const;
-  // Those of a peer's spaces that this node coordinates no more.
-  std::vector<uint64_t> UnknownOf(const std::vector<uint64_t>& ids) const;
+  // Those of a peer's spaces that this node coordinates no more, or that the peer has left.
+  std::vector<uint64_t> UnknownOf(const std::string& peer, const std::vector<uint64_t>& ids) const;
   // `coordinator` does not know these: they are dropped, by the manager's thread.
   void Drop(const std::string& coordinator, const std::vector<uint64_t>& ids);
 
@@ -136,6 +141,7 @@ class SpaceManager {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   SpaceRecovery recovery_;  // before the thread; parts tell it of losses until they are gone
+  SpaceDrains drains_;
   std::thread thread_;
 };
 

@@ -52,7 +52,7 @@ class FakeNode final : public SpacePeers {
   }
   // What a hello to `coordinator` does.
   void Hello(const std::string& coordinator) {
-    const auto unknown = cluster_->nodes.at(coordinator)->manager_->UnknownOf(manager_->IdsOf(coordinator));
+    const auto unknown = cluster_->nodes.at(coordinator)->manager_->UnknownOf(name_, manager_->IdsOf(coordinator));
     manager_->Drop(coordinator, unknown);
   }
 
@@ -206,7 +206,7 @@ TEST_F(SpaceManagerTest, AHelloDropsNothingThatIsKnown) {
   const auto ids = b_.manager_->IdsOf("a");
   ASSERT_EQ(ids.size(), 1u);
   EXPECT_THAT(b_.manager_->IdsOf("c"), IsEmpty());
-  EXPECT_THAT(a_.manager_->UnknownOf(ids), IsEmpty());
+  EXPECT_THAT(a_.manager_->UnknownOf("b", ids), IsEmpty());
   // A node cannot end what another one coordinates.
   b_.manager_->Drop("c", ids);
   ASSERT_TRUE(a_.manager_->Create(Request("second")).ok());
@@ -438,6 +438,21 @@ TEST(SpaceRules, PercentilesComeFromTheHistogram) {
   EXPECT_EQ(latency.p99_ns(), 3u << 19);
   EXPECT_EQ(latency.max_ns(), 2u << 20);
   EXPECT_EQ(latency.buckets(10), 98u);
+}
+
+TEST(SpaceRules, ANodeLeavesIfTheOthersHaveRoom) {
+  SpaceIdentity space;
+  space.bytes = 16 << 20;
+  EXPECT_TRUE(CheckLeaves(space, 1).ok()) << "each can hold all of it";
+  space.node_frame_bytes = 16 << 20;
+  EXPECT_TRUE(CheckLeaves(space, 1).ok()) << "the same";
+  space.node_frame_bytes = 8 << 20;
+  EXPECT_TRUE(CheckLeaves(space, 3).ok());
+  const absl::Status refused = CheckLeaves(space, 2);  // an eighth of each is its own
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused));
+  EXPECT_THAT(refused.ToString(), HasSubstr("(2 nodes) have room for 14680064 of the space's 16777216 bytes"));
+  space.node_swap_bytes = 1 << 20;
+  EXPECT_TRUE(CheckLeaves(space, 2).ok());
 }
 
 TEST(SpaceRules, ReasonsNameTheNodes) {

@@ -4,6 +4,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -54,6 +55,21 @@ absl::Status SpacePart::Use(const std::function<absl::Status(GuestSpace*)>& body
   return status;
 }
 
+absl::StatusOr<SpaceLeaving> SpacePart::Leave(uint64_t number, bool leave) {
+  MutexLock lock(&orders_mutex_);
+  if (number <= last_order_ && !HK_MUTANT(space_late_order_counts)) {
+    return absl::AbortedError(fmt::format("order {} to leave or stay came after order {}", number, last_order_));
+  }
+  last_order_ = number;
+  SpaceLeaving state;
+  HK_RETURN_IF_ERROR(Use([&](GuestSpace* memory) {
+    memory->engine().Leave(leave);
+    state = memory->engine().LeavingState();
+    return absl::OkStatus();
+  }));
+  return state;
+}
+
 void SpacePart::StopNow(const absl::Status& why) {
   static_cast<void>(Use([&why](GuestSpace* memory) {
     memory->engine().Stop(why);
@@ -76,12 +92,13 @@ std::optional<SpacePart::Stop> SpacePart::stop() const {
   return note_->stop;
 }
 
-void SpacePart::NoteEpoch(uint64_t epoch, NodeSet lost, WallTime now) {
+void SpacePart::NoteEpoch(uint64_t epoch, NodeSet lost, NodeSet left, WallTime now) {
   MutexLock lock(&note_->mutex);
   note_->epoch = epoch;
   for (const Loss& loss : note_->losses) lost.Remove(loss.node);
   for (uint16_t number = 0; number < kMaxNodes; ++number) {
-    if (lost.Contains(NodeId(number))) note_->losses.push_back({NodeId(number), epoch, now});
+    const NodeId node(number);
+    if (lost.Contains(node)) note_->losses.push_back({node, epoch, now, left.Contains(node)});
   }
 }
 

@@ -38,6 +38,7 @@ class SpacePart {
     NodeId node;
     uint64_t epoch = 0;
     WallTime since;
+    bool left = false;  // nothing was lost with it
   };
 
   // `self` is one of the space's members; `clock` outlives the part. `lost` is told of nodes that the space may go on
@@ -53,8 +54,11 @@ class SpacePart {
   bool Close(Monotonic deadline);
   // Nothing: it runs.
   std::optional<Stop> stop() const;
-  // An epoch began without these nodes.
-  void NoteEpoch(uint64_t epoch, NodeSet lost, WallTime now);
+  // Has the memory leave or stay (SpaceEngine::Leave), as the last order says: `number` is above those before. Errors:
+  // kAborted, of an order that comes late; Use's.
+  absl::StatusOr<SpaceLeaving> Leave(uint64_t number, bool leave);
+  // An epoch began without these nodes; of those, `left` were not lost.
+  void NoteEpoch(uint64_t epoch, NodeSet lost, NodeSet left, WallTime now);
   uint64_t epoch() const;
   std::vector<Loss> losses() const;
 
@@ -71,6 +75,8 @@ class SpacePart {
       : note_(std::move(note)), memory_(std::move(memory)) {}
 
   const std::shared_ptr<Note> note_;
+  Mutex orders_mutex_;  // before mutex_
+  uint64_t last_order_ ABSL_GUARDED_BY(orders_mutex_) = 0;
   Mutex mutex_;
   CondVar unused_;
   int users_ ABSL_GUARDED_BY(mutex_) = 0;

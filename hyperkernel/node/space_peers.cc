@@ -104,6 +104,17 @@ absl::Status ClusterSpacePeers::TellLost(const std::string& coordinator, uint64_
                         });
 }
 
+absl::StatusOr<v1::LeaveSpaceResponse> ClusterSpacePeers::Leave(const std::string& node,
+                                                                const v1::LeaveSpaceRequest& request) {
+  v1::LeaveSpaceResponse response;
+  const absl::Status status =
+      cluster_->Call(node, Within(kPeerAnswerLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+        return stub->LeaveSpace(context, request, &response);
+      });
+  if (!status.ok()) return status;
+  return response;
+}
+
 void ClusterSpacePeers::Fence(const std::string& node) {
   const absl::StatusOr<NodeId> number = cluster_->NumberOf(node);
   // It may come back for other spaces.

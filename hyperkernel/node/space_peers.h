@@ -39,6 +39,10 @@ class SpacePeers {
   virtual absl::Status TellLost(const std::string& /*coordinator*/, uint64_t /*id*/, NodeId /*lost*/) {
     return absl::UnimplementedError("no epochs");
   }
+  virtual absl::StatusOr<v1::LeaveSpaceResponse> Leave(const std::string& /*node*/,
+                                                       const v1::LeaveSpaceRequest& /*request*/) {
+    return absl::UnimplementedError("no drains");
+  }
   // Resets the data plane's connections to the node, if there are any.
   virtual void Fence(const std::string& /*node*/) {}
 };
@@ -60,6 +64,7 @@ class ClusterSpacePeers final : public SpacePeers {
                                                            const v1::ChangeSpaceEpochRequest& request,
                                                            std::chrono::milliseconds limit) override;
   absl::Status TellLost(const std::string& coordinator, uint64_t id, NodeId lost) override;
+  absl::StatusOr<v1::LeaveSpaceResponse> Leave(const std::string& node, const v1::LeaveSpaceRequest& request) override;
   void Fence(const std::string& node) override;
 
  private:

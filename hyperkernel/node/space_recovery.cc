@@ -49,6 +49,15 @@ NodeSet Without(NodeSet nodes, NodeSet others) {
   return NodeSet(nodes.bits() & ~others.bits());
 }
 
+absl::StatusOr<NodeSet> NodesOf(const char* field, const google::protobuf::RepeatedField<uint32_t>& numbers) {
+  NodeSet nodes;
+  for (const uint32_t number : numbers) {
+    if (number >= kMaxNodes) return absl::InvalidArgumentError(fmt::format("{}: {} is no node", field, number));
+    nodes.Add(NodeId(static_cast<uint16_t>(number)));
+  }
+  return nodes;
+}
+
 // The end of a Rebuild, which comes on a thread of the memory, maybe after nobody waits any more.
 class Ending {
  public:
@@ -114,9 +123,34 @@ void SpaceRecovery::AddLocked(uint64_t id, NodeId lost) {
   Record& record = records_[id];
   if (record.lost.Contains(lost)) return;
   record.pending.Add(lost);
-  if (std::exchange(record.queued, true)) return;
+  QueueLocked(id, &record);
+}
+
+void SpaceRecovery::QueueLocked(uint64_t id, Record* record) {
+  if (std::exchange(record->queued, true)) return;
   queue_.push_back(id);
   changed_.SignalAll();
+}
+
+void SpaceRecovery::OnEmpty(uint64_t id, NodeId node) {
+  MutexLock lock(&mutex_);
+  if (stopping_) return;
+  Record& record = records_[id];
+  if (record.lost.Contains(node) || record.pending.Contains(node)) return;
+  record.leaving.Add(node);
+  QueueLocked(id, &record);
+}
+
+void SpaceRecovery::Withdraw(uint64_t id, NodeId node) {
+  MutexLock lock(&mutex_);
+  const auto found = records_.find(id);
+  if (found != records_.end()) found->second.leaving.Remove(node);
+}
+
+bool SpaceRecovery::IsBusy(uint64_t id) const {
+  MutexLock lock(&mutex_);
+  const auto found = records_.find(id);
+  return found != records_.end() && found->second.queued;
 }
 
 void SpaceRecovery::Pause(milliseconds time) {
@@ -151,7 +185,7 @@ void SpaceRecovery::Drive(uint64_t id) {
         records_.erase(id);
         return;
       }
-      if (record.pending.empty()) {
+      if (record.pending.empty() && record.leaving.empty()) {
         record.queued = false;
         return;
       }
@@ -162,7 +196,7 @@ void SpaceRecovery::Drive(uint64_t id) {
     }
     if (space->part->stop().has_value()) {
       MutexLock lock(&mutex_);
-      records_[id].pending = NodeSet();
+      records_[id].pending = records_[id].leaving = NodeSet();
       continue;
     }
     if (space->identity.coordinator != self_) {
@@ -222,29 +256,81 @@ void SpaceRecovery::Fence(const Space& space, NodeSet lost, uint64_t epoch) {
   if (silent && !HK_MUTANT(space_lost_node_unfenced)) Pause(kFenceLimit);
 }
 
+SpaceRecovery::Parting SpaceRecovery::Part(const Space& space, NodeSet leaving, uint64_t epoch) {
+  v1::ChangeSpaceEpochRequest request;
+  request.set_from(self_);
+  request.set_id(space.identity.id);
+  request.set_epoch(epoch);
+  request.set_step(v1::SPACE_EPOCH_STEP_BEGIN);
+  for (const SpaceMemberId& member : space.identity.members) {
+    if (leaving.Contains(member.number)) request.add_gone(member.number.value());
+  }
+  Parting parting;
+  for (const SpaceMemberId& member : space.identity.members) {
+    if (!leaving.Contains(member.number)) continue;
+    // Who cannot be asked is not lost for that.
+    absl::Status stays = peers_->CheckUp(member.name);
+    if (stays.ok()) {
+      const absl::StatusOr<v1::ChangeSpaceEpochResponse> told =
+          peers_->ChangeEpoch(member.name, request, kPeerAnswerLimit);
+      if (told.ok() && told->reason().empty()) {
+        parting.left.Add(member.number);
+        continue;
+      }
+      if (absl::IsFailedPrecondition(told.status())) stays = told.status();
+      if (stays.ok()) {
+        parting.lost.Add(member.number);
+        log::Warning("space", "a node that was to leave did not say that it has left: it is taken for lost",
+                     {{"guest", space.identity.name},
+                      {"peer", member.name},
+                      {"reason", told.ok() ? told->reason() : MessageOf(told.status())}});
+        continue;
+      }
+    }
+    log::Info("space", "a node does not leave yet",
+              {{"guest", space.identity.name}, {"peer", member.name}, {"reason", MessageOf(stays)}});
+  }
+  return parting;
+}
+
 bool SpaceRecovery::Try(const Space& space) {
   const uint64_t id = space.identity.id;
   const NodeSet all = MembersOf(space.identity);
-  NodeSet fresh, survivors;
+  NodeSet fresh, leaving, survivors, left;
   v1::ChangeSpaceEpochRequest request;
   {
     MutexLock lock(&mutex_);
     Record& record = records_[id];
-    fresh = Without(record.pending, record.lost);
-    record.lost = NodeSet(record.lost.bits() | record.pending.bits());
-    survivors = Without(all, record.lost);
     request.set_epoch(++record.epoch);
     request.set_committed(record.committed);
+    // What others are lost with may be on nodes that leave: they are asked afterwards.
+    if (record.pending.empty()) leaving = Without(std::exchange(record.leaving, NodeSet()), record.lost);
   }
-  log::Warning("space", "nodes were lost; the others go on without",
-               {{"guest", space.identity.name},
-                {"epoch", fmt::to_string(request.epoch())},
-                {"peers", NamesOf(space.identity, fresh)}});
+  Parting parting;
+  if (!leaving.empty()) parting = Part(space, leaving, request.epoch());
+  {
+    MutexLock lock(&mutex_);
+    Record& record = records_[id];
+    record.pending = NodeSet(record.pending.bits() | parting.lost.bits());
+    fresh = Without(record.pending, record.lost);
+    record.left = NodeSet(record.left.bits() | parting.left.bits());
+    record.pending = NodeSet(record.pending.bits() | parting.left.bits());
+    if (record.pending.empty()) return true;
+    record.lost = NodeSet(record.lost.bits() | record.pending.bits());
+    survivors = Without(all, record.lost);
+    left = record.left;
+  }
+  log::Write(fresh.empty() ? log::Level::kInfo : log::Level::kWarning, "space",
+             fresh.empty() ? "the others go on without nodes that leave" : "nodes were lost; the others go on without",
+             {{"guest", space.identity.name},
+              {"epoch", fmt::to_string(request.epoch())},
+              {"peers", NamesOf(space.identity, Without(all, survivors))}});
   Fence(space, fresh, request.epoch());
   request.set_from(self_);
   request.set_id(id);
   for (const SpaceMemberId& member : space.identity.members) {
     if (survivors.Contains(member.number)) request.add_survivors(member.number.value());
+    if (left.Contains(member.number)) request.add_gone(member.number.value());
   }
   for (const auto step : {v1::SPACE_EPOCH_STEP_BEGIN, v1::SPACE_EPOCH_STEP_REBUILD, v1::SPACE_EPOCH_STEP_COMMIT,
                           v1::SPACE_EPOCH_STEP_RUN}) {
@@ -312,11 +398,8 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::Ask(const Space& spa
 
 absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& space,
                                                                    const v1::ChangeSpaceEpochRequest& request) {
-  NodeSet survivors;
-  for (const uint32_t number : request.survivors()) {
-    if (number >= kMaxNodes) return absl::InvalidArgumentError(fmt::format("survivors: {} is no node", number));
-    survivors.Add(NodeId(static_cast<uint16_t>(number)));
-  }
+  HK_ASSIGN_OR_RETURN(const NodeSet survivors, NodesOf("survivors", request.survivors()));
+  HK_ASSIGN_OR_RETURN(const NodeSet left, NodesOf("gone", request.gone()));
   const Epoch epoch(request.epoch());
   absl::Status status;
   NodeSet failed;
@@ -325,7 +408,8 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& 
     SpaceEngine& engine = memory->engine();
     switch (request.step()) {
       case v1::SPACE_EPOCH_STEP_BEGIN:
-        status = engine.BeginEpoch({.epoch = epoch, .survivors = survivors, .committed = Epoch(request.committed())});
+        status = engine.BeginEpoch(
+            {.epoch = epoch, .survivors = survivors, .committed = Epoch(request.committed()), .left = left});
         break;
       case v1::SPACE_EPOCH_STEP_REBUILD:
         rebuilt = std::make_shared<Ending>();
@@ -343,14 +427,17 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& 
     return absl::OkStatus();
   };
   HK_RETURN_IF_ERROR(space.part->Use(call));
+  // It has left, as it was asked to.
+  if (absl::IsCancelled(status) && left.Contains(space.identity.Find(self_)->number)) status = absl::OkStatus();
   // Not in Use: whoever deletes the space does not wait for this.
   if (rebuilt != nullptr) status = rebuilt->Wait(std::chrono::steady_clock::now() + kRebuildLimit);
   HK_RETURN_IF_ERROR(space.part->Use([&failed](GuestSpace* memory) {
     failed = memory->engine().EpochState().failed;
     return absl::OkStatus();
   }));
-  if (status.ok() && request.step() == v1::SPACE_EPOCH_STEP_BEGIN) {
-    space.part->NoteEpoch(request.epoch(), Without(MembersOf(space.identity), survivors), clock_.Wall());
+  const bool takes_part = survivors.Contains(space.identity.Find(self_)->number);
+  if (status.ok() && request.step() == v1::SPACE_EPOCH_STEP_BEGIN && takes_part) {
+    space.part->NoteEpoch(request.epoch(), Without(MembersOf(space.identity), survivors), left, clock_.Wall());
   }
   v1::ChangeSpaceEpochResponse response;
   if (status.ok()) return response;

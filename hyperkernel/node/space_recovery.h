@@ -1,4 +1,4 @@
-// How a space goes on when some of its nodes are lost. Thread-safe.
+// How a space goes on when some of its nodes are lost, or leave. Thread-safe.
 //
 // The coordinator raises the space's epoch and takes all that are left through its steps (memory/README.md,
 // "Recovery"); a member tells the coordinator whom it lost, and does the steps.
@@ -58,6 +58,13 @@ class SpaceRecovery {
   void OnLost(uint64_t id, NodeId lost);
   // A member says so. One that is given up itself has no say.
   void OnTold(uint64_t id, NodeId member, NodeId lost);
+  // A node that leaves says that it has nothing any more. REQUIRES: this node coordinates the space. It goes when
+  // nobody else is to be given up, if it says so again then; else it stays, and is told of here again.
+  void OnEmpty(uint64_t id, NodeId node);
+  // It is to stay after all, if it was not asked yet.
+  void Withdraw(uint64_t id, NodeId node);
+  // Somebody is to be given up, or is being given up.
+  bool IsBusy(uint64_t id) const;
   // One step, at this node. Errors: why the space is stopped here.
   absl::StatusOr<v1::ChangeSpaceEpochResponse> DoStep(const Space& space, const v1::ChangeSpaceEpochRequest& request);
 
@@ -66,18 +73,27 @@ class SpaceRecovery {
   struct Record {
     uint64_t epoch = 1, committed = 1;
     NodeSet lost;     // given up
-    NodeSet pending;  // to be
+    NodeSet pending;  // to be, or the others have not gone on yet
+    NodeSet leaving;  // to be, of those that have nothing any more
+    NodeSet left;     // of the lost ones: had nothing any more
     bool queued = false;
   };
   using Answers = std::map<NodeId, absl::StatusOr<v1::ChangeSpaceEpochResponse>>;
 
   void AddLocked(uint64_t id, NodeId lost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void QueueLocked(uint64_t id, Record* record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Work();
   // Ends when all that is lost is dealt with.
   void Drive(uint64_t id);
   // One attempt. True: done, or there is nothing to be done any more.
   bool Try(const Space& space);
   void TellCoordinator(const Space& space, NodeSet lost);
+  // Those of `leaving` have nothing any more and have stopped (`left`), or it is not known whether they have (`lost`);
+  // the others stay.
+  struct Parting {
+    NodeSet left, lost;
+  };
+  Parting Part(const Space& space, NodeSet leaving, uint64_t epoch);
   // The lost node has stopped when it returns, or its lease has ended.
   void Fence(const Space& space, NodeSet lost, uint64_t epoch);
   Answers AskAll(const Space& space, const v1::ChangeSpaceEpochRequest& request);
@@ -90,7 +106,7 @@ class SpaceRecovery {
   const Find find_;
   SpacePeers* const peers_;
   const Clock& clock_;
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar changed_;
   std::map<uint64_t, Record> records_ ABSL_GUARDED_BY(mutex_);  // by space id; a few words each
   std::deque<uint64_t> queue_ ABSL_GUARDED_BY(mutex_);

@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/node/guest_space_testing.h"
+#include "hyperkernel/node/space_peers_testing.h"
 
 namespace hk {
 namespace {
@@ -18,78 +19,10 @@ namespace {
 using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using FakePeers = FakeSpacePeers;
 
 constexpr uint64_t kId = 5;
 constexpr NodeId kA(0), kB(1), kC(2), kD(3);
-
-// The others, by name.
-class FakePeers final : public SpacePeers {
- public:
-  absl::StatusOr<NodeId> NumberOf(const std::string&) const override { return kA; }
-  absl::Status CheckUp(const std::string&) const override { return absl::OkStatus(); }
-  absl::Status WaitDataUp(const std::vector<std::string>&) override { return absl::OkStatus(); }
-  absl::Status Attach(const std::string&, const v1::AttachSpaceRequest&) override { return absl::OkStatus(); }
-  absl::Status Detach(const std::string&, uint64_t) override { return absl::OkStatus(); }
-  absl::StatusOr<v1::SpaceStatusResponse> Status(const std::string&, const v1::SpaceStatusRequest&) override {
-    return v1::SpaceStatusResponse();
-  }
-  absl::StatusOr<v1::RemoveSpaceResponse> Remove(const std::string&, uint64_t) override {
-    return v1::RemoveSpaceResponse();
-  }
-  absl::StatusOr<v1::ChangeSpaceEpochResponse> ChangeEpoch(const std::string& node,
-                                                           const v1::ChangeSpaceEpochRequest& request,
-                                                           std::chrono::milliseconds) override {
-    MutexLock lock(&mutex_);
-    const std::string call = fmt::format("{} {}", node, static_cast<int>(request.step()));
-    calls_.push_back(fmt::format("{} of {}", call, request.epoch()));
-    requests_.push_back(request);
-    changed_.SignalAll();
-    if (silent.contains(node)) return absl::UnavailableError("node '" + node + "' does not answer");
-    const auto found = answers.find(call);
-    if (found == answers.end()) return v1::ChangeSpaceEpochResponse();
-    const absl::StatusOr<v1::ChangeSpaceEpochResponse> answer = found->second;
-    answers.erase(found);
-    return answer;
-  }
-  absl::Status TellLost(const std::string& coordinator, uint64_t id, NodeId lost) override {
-    MutexLock lock(&mutex_);
-    calls_.push_back(fmt::format("tell {} of {} {}", coordinator, id, lost.value()));
-    changed_.SignalAll();
-    return absl::OkStatus();
-  }
-  void Fence(const std::string& node) override {
-    MutexLock lock(&mutex_);
-    calls_.push_back("fence " + node);
-    fenced_at = std::chrono::steady_clock::now();
-  }
-
-  // Until this was called.
-  std::vector<std::string> CallsUntil(const std::string& call) {
-    const Monotonic limit = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-    MutexLock lock(&mutex_);
-    while (std::find(calls_.begin(), calls_.end(), call) == calls_.end()) {
-      if (!changed_.WaitUntil(&mutex_, limit)) {
-        ADD_FAILURE() << "no " << call;
-        break;
-      }
-    }
-    return calls_;
-  }
-  v1::ChangeSpaceEpochRequest last() {
-    MutexLock lock(&mutex_);
-    return requests_.back();
-  }
-
-  std::set<std::string> silent;
-  std::map<std::string, absl::StatusOr<v1::ChangeSpaceEpochResponse>> answers;  // by node and step, each once
-  Monotonic fenced_at;
-
- private:
-  Mutex mutex_;
-  CondVar changed_;
-  std::vector<std::string> calls_ ABSL_GUARDED_BY(mutex_);
-  std::vector<v1::ChangeSpaceEpochRequest> requests_ ABSL_GUARDED_BY(mutex_);
-};
 
 class NodeSpaceRecoveryTest : public testing::Test {
  protected:
@@ -190,6 +123,108 @@ TEST_F(NodeSpaceRecoveryTest, WhoWasGivenUpHasNoSay) {
   // The next epoch is without d only.
   peers_.CallsUntil("b 4 of 3");
   EXPECT_THAT(peers_.last().survivors(), ElementsAre(0, 1));
+  recovery_->Stop();
+}
+
+// Who leaves is asked first, alone, and the others hear that it was not lost.
+TEST_F(NodeSpaceRecoveryTest, ANodeThatLeavesSaysSoBeforeTheOthersGoOn) {
+  Make("a");
+  recovery_->OnEmpty(kId, kC);
+  const std::vector<std::string> calls = peers_.CallsUntil("d 4 of 2");
+  EXPECT_EQ(calls[0], "c 1 of 2");
+  EXPECT_THAT(calls, testing::Not(Contains("fence c")));
+  EXPECT_THAT(peers_.last().survivors(), ElementsAre(0, 1, 3));
+  peers_.CallsUntil("b 4 of 2");
+  for (const v1::ChangeSpaceEpochRequest& request : peers_.all()) EXPECT_THAT(request.gone(), ElementsAre(2));
+  const std::vector<SpacePart::Loss> losses = space_.part->losses();
+  ASSERT_EQ(losses.size(), 1u);
+  EXPECT_TRUE(losses[0].node == kC && losses[0].left);
+  // A loss after it is one, and the one before is none still.
+  recovery_->OnLost(kId, kD);
+  peers_.CallsUntil("b 4 of 3");
+  EXPECT_THAT(peers_.last().gone(), ElementsAre(2));
+  EXPECT_THAT(peers_.last().survivors(), ElementsAre(0, 1));
+  recovery_->Stop();
+}
+
+TEST_F(NodeSpaceRecoveryTest, ALossWhileANodeLeavesIsNotItsLoss) {
+  Make("a");
+  peers_.answers.emplace("b 2", Lost(kD));
+  recovery_->OnEmpty(kId, kC);
+  peers_.CallsUntil("b 4 of 3");
+  EXPECT_THAT(peers_.last().gone(), ElementsAre(2));
+  EXPECT_THAT(peers_.last().survivors(), ElementsAre(0, 1));
+  recovery_->Stop();
+}
+
+// Copies that it has may be the only ones of what is lost with another: it is asked when the others go on without that.
+TEST_F(NodeSpaceRecoveryTest, WhoIsLostGoesBeforeWhoLeaves) {
+  Make("a");
+  peers_.before = [this](const std::string& call) {
+    if (call == "b 1 of 2") recovery_->OnEmpty(kId, kC);
+  };
+  peers_.answers.emplace("b 2", Lost(kB));  // so that all begins anew
+  recovery_->OnLost(kId, kD);
+  const std::vector<std::string> calls = peers_.CallsUntil("c 1 of 4");
+  EXPECT_THAT(calls, Contains("c 4 of 3")) << "it went on with c";
+  for (const v1::ChangeSpaceEpochRequest& request : peers_.all()) {
+    if (request.epoch() < 4) {
+      EXPECT_THAT(request.gone(), testing::IsEmpty());
+    }
+  }
+  recovery_->Stop();
+}
+
+// It may be there and not leave yet, or be on its way back: not lost for that.
+TEST_F(NodeSpaceRecoveryTest, WhoCannotBeAskedToLeaveStays) {
+  Make("a");
+  peers_.down = {"c"};
+  recovery_->OnEmpty(kId, kC);
+  const Monotonic limit = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (recovery_->IsBusy(kId) && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+  EXPECT_TRUE(peers_.all().empty());
+  EXPECT_TRUE(space_.part->losses().empty());
+  recovery_->Stop();
+}
+
+// A step that it could not do is no leave.
+TEST_F(NodeSpaceRecoveryTest, AReasonIsNoLeave) {
+  Make("a");
+  v1::ChangeSpaceEpochResponse response;
+  response.set_reason("epoch 2 is over");
+  peers_.answers.emplace("c 1", response);
+  recovery_->OnEmpty(kId, kC);
+  peers_.CallsUntil("d 4 of 2");
+  EXPECT_THAT(peers_.last().gone(), testing::IsEmpty());
+  recovery_->Stop();
+}
+
+TEST_F(NodeSpaceRecoveryTest, WhoHasPagesAgainStays) {
+  Make("a");
+  peers_.answers.emplace("c 1", absl::FailedPreconditionError("node 2 has 1 pages still"));
+  recovery_->OnEmpty(kId, kC);
+  EXPECT_THAT(peers_.CallsUntil("c 1 of 2"), ElementsAre("c 1 of 2"));
+  const Monotonic limit = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (recovery_->IsBusy(kId) && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+  EXPECT_EQ(peers_.all().size(), 1u) << "nobody else was asked for anything";
+  EXPECT_TRUE(space_.part->losses().empty());
+  // It says again that it has none.
+  recovery_->OnEmpty(kId, kC);
+  peers_.CallsUntil("b 4 of 3");
+  recovery_->Stop();
+}
+
+// It may have stopped: so it is treated as lost, and what the others find missing is Lost, not zero.
+TEST_F(NodeSpaceRecoveryTest, WhoDoesNotSayThatItLeftIsLost) {
+  Make("a");
+  peers_.answers.emplace("c 1", absl::DeadlineExceededError("node 'c' does not answer"));
+  recovery_->OnEmpty(kId, kC);
+  peers_.CallsUntil("d 4 of 2");
+  EXPECT_THAT(peers_.last().gone(), testing::IsEmpty());
+  EXPECT_THAT(peers_.last().survivors(), ElementsAre(0, 1, 3));
+  const std::vector<SpacePart::Loss> losses = space_.part->losses();
+  ASSERT_EQ(losses.size(), 1u);
+  EXPECT_FALSE(losses[0].left);
   recovery_->Stop();
 }
 

@@ -28,7 +28,7 @@ inline constexpr std::chrono::seconds kSpaceIoLimit(40);  // above the engine's 
 // A member waits for the data plane, then makes its part; the coordinator waits a little longer.
 inline constexpr std::chrono::milliseconds kDataPlaneLimit(3000);
 inline constexpr std::chrono::milliseconds kAttachLimit(6000);
-inline constexpr std::chrono::milliseconds kPeerAnswerLimit(2500);  // detach, status: nothing there takes long
+inline constexpr std::chrono::milliseconds kPeerAnswerLimit(2500);  // detach, status, leave: nothing there takes long
 inline constexpr std::chrono::milliseconds kCloseLimit(1500);       // for users of a space that was told to stop
 
 // Steps of a change of epoch: one that tells of what the space has is given most of the memory's own limit (30 s).
@@ -67,6 +67,9 @@ absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view fro
 absl::Status CheckSpaceProtocol(uint32_t theirs, std::string_view who);
 // `bytes` at `address` are within the space. Errors: kInvalidArgument (none, too many), kOutOfRange.
 absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t bytes);
+
+// `others` nodes of the space can hold all of it, when one leaves. Errors: kFailedPrecondition.
+absl::Status CheckLeaves(const SpaceIdentity& space, size_t others);
 
 // A reason as the memory has it, which knows nodes by number only ("node 2 failed"), for people ("node 'c' failed").
 std::string WithNodeNames(std::string_view reason, const std::vector<SpaceMemberId>& members);

@@ -70,6 +70,12 @@ grpc::Status AdminService::DeleteSpace(grpc::ServerContext* context, const v1::D
   });
 }
 
+grpc::Status AdminService::DrainSpace(grpc::ServerContext* context, const v1::DrainSpaceRequest* request,
+                                      v1::DrainSpaceResponse*) {
+  return Serve(metrics_, "DrainSpace", *context, Role::kAdmin,
+               [&] { return space_calls_.Run([&] { return ToGrpc(spaces_->Drain(*request)); }); });
+}
+
 grpc::Status AdminService::ReadSpace(grpc::ServerContext* context, const v1::ReadSpaceRequest* request,
                                      v1::ReadSpaceResponse* response) {
   return Serve(metrics_, "ReadSpace", *context, Role::kAdmin, [&] {
@@ -143,6 +149,14 @@ grpc::Status PeerControlService::ChangeSpaceEpoch(grpc::ServerContext* context,
   return Serve(metrics_, "ChangeSpaceEpoch", *context, Role::kNode, [&] {
     if (const grpc::Status status = CheckPeer(*context, request->from()); !status.ok()) return status;
     return Answer(spaces_->ChangeEpoch(*request), response);
+  });
+}
+
+grpc::Status PeerControlService::LeaveSpace(grpc::ServerContext* context, const v1::LeaveSpaceRequest* request,
+                                            v1::LeaveSpaceResponse* response) {
+  return Serve(metrics_, "LeaveSpace", *context, Role::kNode, [&] {
+    if (const grpc::Status status = CheckPeer(*context, request->from()); !status.ok()) return status;
+    return Answer(spaces_->Leave(*request), response);
   });
 }
 

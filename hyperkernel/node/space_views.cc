@@ -75,6 +75,12 @@ v1::SpacePart SpaceManager::PartOf(const View& view) const {
     const bool swaps = view.identity.node_swap_bytes > 0;
     part.set_frame_bytes(memory->frame_bytes());
     if (swaps) part.set_swapped_bytes(memory->Statistics().pages_swapped * kPageSize);
+    const SpaceLeaving leaving = memory->engine().LeavingState();
+    part.set_leaving(leaving.leaving);
+    if (leaving.leaving) {
+      part.set_bytes_to_give(leaving.pages_left * kPageSize);
+      part.set_bytes_pinned(leaving.pages_pinned * kPageSize);
+    }
     const SpaceEpochState epoch = memory->engine().EpochState();
     part.set_pages_lost(epoch.pages_lost);
     for (const SpaceMemberId& member : view.identity.members) {
@@ -90,6 +96,8 @@ v1::SpacePart SpaceManager::PartOf(const View& view) const {
 }
 
 v1::Space SpaceManager::SpaceOf(const View& view) const {
+  // Before who has left: a drain that is over by now is seen to be so there.
+  const std::optional<SpaceDrains::Drain> drain = drains_.Of(view.identity.id);
   v1::Space space;
   space.set_name(view.identity.name);
   space.set_id(view.identity.id);
@@ -117,8 +125,19 @@ v1::Space SpaceManager::SpaceOf(const View& view) const {
       if (member.number == loss.node) out.set_node(member.name);
     }
     out.set_epoch(loss.epoch);
+    out.set_left(loss.left);
     *out.mutable_since() = ToTimestamp(loss.since);
   }
+  if (!drain.has_value()) return space;
+  v1::SpaceDrain& out = *space.mutable_drain();
+  out.set_node(drain->node);
+  *out.mutable_since() = ToTimestamp(drain->since);
+  *out.mutable_progress() = ToTimestamp(drain->progress);
+  out.set_bytes_to_give(drain->pages_left.value_or(0) * kPageSize);
+  out.set_bytes_pinned(drain->pages_pinned * kPageSize);
+  out.set_reason(drain->cancelled                ? "it is to stay after all"
+                 : drain->pages_left.has_value() ? drain->reason
+                                                 : "it was not asked yet");
   return space;
 }
 
@@ -169,7 +188,14 @@ std::vector<v1::SpaceStatusResponse> SpaceManager::AskAll(const View& view, uint
   request.set_most_extents(most);
   request.set_most_hot_pages(most_hot_pages);
   std::vector<v1::SpaceStatusResponse> answers;
+  NodeSet left;  // have no part any more
+  if (view.part != nullptr) {
+    for (const SpacePart::Loss& loss : view.part->losses()) {
+      if (loss.left) left.Add(loss.node);
+    }
+  }
   for (const SpaceMemberId& member : view.identity.members) {
+    if (left.Contains(member.number)) continue;
     if (member.name == self_) {
       answers.push_back(StatusOf(view, request));
       continue;

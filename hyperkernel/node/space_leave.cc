@@ -1,0 +1,63 @@
+// The part of the space manager that empties nodes: what operators ask of the coordinator, and it of the node.
+
+#include "fmt/format.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/node/space_manager.h"
+
+namespace hk {
+
+absl::Status SpaceManager::Drain(const v1::DrainSpaceRequest& request) {
+  HK_ASSIGN_OR_RETURN(const View view, FindRunning(request.name()));
+  const SpaceIdentity& space = view.identity;
+  if (space.coordinator != self_) {
+    return absl::FailedPreconditionError(fmt::format(
+        "space '{}' is coordinated by node '{}': ask that one (--endpoint)", space.name, space.coordinator));
+  }
+  const SpaceMemberId* const member = space.Find(request.node());
+  if (member == nullptr) {
+    return absl::InvalidArgumentError(
+        fmt::format("node '{}' does not take part in space '{}'; see hkctl space show", request.node(), space.name));
+  }
+  if (request.cancel()) {
+    HK_RETURN_IF_ERROR(drains_.Cancel(space.id, member->name));
+    log::Info("space", "a node is to stay after all", {{"guest", space.name}, {"peer", member->name}});
+    return absl::OkStatus();
+  }
+  if (member->name == self_) {
+    return absl::FailedPreconditionError(fmt::format(
+        "node '{}' coordinates space '{}', which ends with it: delete the space instead", self_, space.name));
+  }
+  size_t others = space.members.size() - 1;
+  for (const SpacePart::Loss& loss : view.part->losses()) {
+    others--;
+    if (loss.node != member->number) continue;
+    return absl::FailedPreconditionError(
+        fmt::format("node '{}' {} already", member->name, loss.left ? "has left the space" : "is lost to the space"));
+  }
+  HK_RETURN_IF_ERROR(CheckLeaves(space, others));
+  HK_RETURN_IF_ERROR(peers_->CheckUp(member->name));
+  HK_RETURN_IF_ERROR(drains_.Begin(space.id, *member));
+  log::Info("space", "a node is drained", {{"guest", space.name}, {"peer", member->name}});
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::LeaveSpaceResponse> SpaceManager::Leave(const v1::LeaveSpaceRequest& request) {
+  HK_ASSIGN_OR_RETURN(const View space, FindId(request.id()));
+  if (request.from() != space.identity.coordinator) {
+    return absl::PermissionDeniedError(fmt::format("space '{}' is coordinated by node '{}', not '{}'",
+                                                   space.identity.name, space.identity.coordinator, request.from()));
+  }
+  if (space.part == nullptr) return absl::AbortedError(fmt::format("space '{}' is being made", space.identity.name));
+  if (const auto stop = space.part->stop(); stop.has_value())
+    return absl::FailedPreconditionError(MessageOf(stop->why));
+  HK_ASSIGN_OR_RETURN(const SpaceLeaving state, space.part->Leave(request.number(), request.leave()));
+  v1::LeaveSpaceResponse response;
+  response.set_pages_left(state.pages_left);
+  response.set_pages_pinned(state.pages_pinned);
+  response.set_pages_lost(state.pages_lost);
+  response.set_empty(state.empty());
+  return response;
+}
+
+}  // namespace hk
