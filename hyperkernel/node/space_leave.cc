@@ -43,12 +43,7 @@ absl::Status SpaceManager::Drain(const v1::DrainSpaceRequest& request) {
 }
 
 absl::StatusOr<v1::LeaveSpaceResponse> SpaceManager::Leave(const v1::LeaveSpaceRequest& request) {
-  HK_ASSIGN_OR_RETURN(const View space, FindId(request.id()));
-  if (request.from() != space.identity.coordinator) {
-    return absl::PermissionDeniedError(fmt::format("space '{}' is coordinated by node '{}', not '{}'",
-                                                   space.identity.name, space.identity.coordinator, request.from()));
-  }
-  if (space.part == nullptr) return absl::AbortedError(fmt::format("space '{}' is being made", space.identity.name));
+  HK_ASSIGN_OR_RETURN(const SpaceRecovery::Space space, FindOf(request.from(), request.id()));
   if (const auto stop = space.part->stop(); stop.has_value())
     return absl::FailedPreconditionError(MessageOf(stop->why));
   HK_ASSIGN_OR_RETURN(const SpaceLeaving state, space.part->Leave(request.number(), request.leave()));

@@ -326,14 +326,19 @@ std::optional<SpaceRecovery::Space> SpaceManager::FindForRecovery(uint64_t id) c
   return std::nullopt;
 }
 
-absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceManager::ChangeEpoch(const v1::ChangeSpaceEpochRequest& request) {
-  HK_ASSIGN_OR_RETURN(const View space, FindId(request.id()));
-  if (request.from() != space.identity.coordinator) {
+absl::StatusOr<SpaceRecovery::Space> SpaceManager::FindOf(const std::string& coordinator, uint64_t id) const {
+  HK_ASSIGN_OR_RETURN(const View space, FindId(id));
+  if (coordinator != space.identity.coordinator) {
     return absl::PermissionDeniedError(fmt::format("space '{}' is coordinated by node '{}', not '{}'",
-                                                   space.identity.name, space.identity.coordinator, request.from()));
+                                                   space.identity.name, space.identity.coordinator, coordinator));
   }
   if (space.part == nullptr) return absl::AbortedError(fmt::format("space '{}' is being made", space.identity.name));
-  return recovery_.DoStep({space.identity, space.part}, request);
+  return SpaceRecovery::Space{space.identity, space.part};
+}
+
+absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceManager::ChangeEpoch(const v1::ChangeSpaceEpochRequest& request) {
+  HK_ASSIGN_OR_RETURN(const SpaceRecovery::Space space, FindOf(request.from(), request.id()));
+  return recovery_.DoStep(space, request);
 }
 
 absl::Status SpaceManager::NodeLost(const v1::SpaceNodeLostRequest& request) {
@@ -409,7 +414,7 @@ void SpaceManager::Run() {
     if (!space.ok() || space->identity.coordinator != dropped.coordinator) continue;
     const absl::StatusOr<View> taken = BeginDelete(dropped.id);
     if (!taken.ok()) continue;
-    log::Warning("space", "dropped: the node that coordinates it does not know it, or not with this node, any more",
+    log::Warning("space", "dropped: the node that coordinates it does not know it any more",
                  {{"guest", taken->identity.name}, {"peer", dropped.coordinator}});
     // What does not end now is tried again after the next hello.
     static_cast<void>(

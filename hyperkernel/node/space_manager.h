@@ -118,6 +118,8 @@ class SpaceManager {
   // Deletes the space here and at all other members but `skip`.
   absl::StatusOr<std::vector<std::string>> DeleteAt(const View& space, const std::string& skip);
   std::optional<SpaceRecovery::Space> FindForRecovery(uint64_t id) const;
+  // For a peer that says it coordinates the space. Errors: kNotFound, kPermissionDenied, kAborted (it is being made).
+  absl::StatusOr<SpaceRecovery::Space> FindOf(const std::string& coordinator, uint64_t id) const;
   absl::StatusOr<View> FindName(const std::string& name) const;
   absl::StatusOr<View> FindId(uint64_t id) const;
   // FindName, if it runs. Errors: kFailedPrecondition too.

@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "fmt/format.h"
+#include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/space_version.h"
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/data_plane.h"
@@ -13,6 +14,21 @@ namespace {
 
 std::chrono::system_clock::time_point Within(std::chrono::milliseconds limit) {
   return std::chrono::system_clock::now() + limit;
+}
+
+// One call of a node's PeerControl.
+template <typename Request, typename Response>
+absl::StatusOr<Response> Ask(const Cluster* cluster, const std::string& node, std::chrono::milliseconds limit,
+                             grpc::Status (v1::PeerControl::Stub::*call)(grpc::ClientContext*, const Request&,
+                                                                         Response*),
+                             const Request& request) {
+  Response response;
+  const absl::Status status =
+      cluster->Call(node, Within(limit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+        return (stub->*call)(context, request, &response);
+      });
+  if (!status.ok()) return status;
+  return response;
 }
 
 }  // namespace
@@ -36,12 +52,8 @@ absl::Status ClusterSpacePeers::WaitDataUp(const std::vector<std::string>& nodes
 absl::Status ClusterSpacePeers::Attach(const std::string& node, const v1::AttachSpaceRequest& request) {
   v1::AttachSpaceRequest versioned = request;
   versioned.set_space_protocol(kSpaceProtocolVersion);
-  v1::AttachSpaceResponse response;
-  const absl::Status status =
-      cluster_->Call(node, Within(kAttachLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
-        return stub->AttachSpace(context, versioned, &response);
-      });
-  if (!status.ok()) return status;
+  HK_ASSIGN_OR_RETURN(const v1::AttachSpaceResponse response,
+                      Ask(cluster_, node, kAttachLimit, &v1::PeerControl::Stub::AttachSpace, versioned));
   // One of a release that did not look at the request's has attached, and is told to leave.
   return CheckSpaceProtocol(response.space_protocol(), fmt::format("node '{}'", node));
 }
@@ -50,46 +62,25 @@ absl::Status ClusterSpacePeers::Detach(const std::string& node, uint64_t id) {
   v1::DetachSpaceRequest request;
   request.set_from(cluster_->name());
   request.set_id(id);
-  v1::DetachSpaceResponse response;
-  return cluster_->Call(node, Within(kPeerAnswerLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
-    return stub->DetachSpace(context, request, &response);
-  });
+  return Ask(cluster_, node, kPeerAnswerLimit, &v1::PeerControl::Stub::DetachSpace, request).status();
 }
 
 absl::StatusOr<v1::SpaceStatusResponse> ClusterSpacePeers::Status(const std::string& node,
                                                                   const v1::SpaceStatusRequest& request) {
-  v1::SpaceStatusResponse response;
-  const absl::Status status =
-      cluster_->Call(node, Within(kPeerAnswerLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
-        return stub->SpaceStatus(context, request, &response);
-      });
-  if (!status.ok()) return status;
-  return response;
+  return Ask(cluster_, node, kPeerAnswerLimit, &v1::PeerControl::Stub::SpaceStatus, request);
 }
 
 absl::StatusOr<v1::RemoveSpaceResponse> ClusterSpacePeers::Remove(const std::string& node, uint64_t id) {
   v1::RemoveSpaceRequest request;
   request.set_from(cluster_->name());
   request.set_id(id);
-  v1::RemoveSpaceResponse response;
-  const absl::Status status =
-      cluster_->Call(node, Within(kAttachLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
-        return stub->RemoveSpace(context, request, &response);
-      });
-  if (!status.ok()) return status;
-  return response;
+  return Ask(cluster_, node, kAttachLimit, &v1::PeerControl::Stub::RemoveSpace, request);
 }
 
 absl::StatusOr<v1::ChangeSpaceEpochResponse> ClusterSpacePeers::ChangeEpoch(const std::string& node,
                                                                             const v1::ChangeSpaceEpochRequest& request,
                                                                             std::chrono::milliseconds limit) {
-  v1::ChangeSpaceEpochResponse response;
-  const absl::Status status =
-      cluster_->Call(node, Within(limit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
-        return stub->ChangeSpaceEpoch(context, request, &response);
-      });
-  if (!status.ok()) return status;
-  return response;
+  return Ask(cluster_, node, limit, &v1::PeerControl::Stub::ChangeSpaceEpoch, request);
 }
 
 absl::Status ClusterSpacePeers::TellLost(const std::string& coordinator, uint64_t id, NodeId lost) {
@@ -97,22 +88,12 @@ absl::Status ClusterSpacePeers::TellLost(const std::string& coordinator, uint64_
   request.set_from(cluster_->name());
   request.set_id(id);
   request.set_lost(lost.value());
-  v1::SpaceNodeLostResponse response;
-  return cluster_->Call(coordinator, Within(kPeerAnswerLimit),
-                        [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
-                          return stub->SpaceNodeLost(context, request, &response);
-                        });
+  return Ask(cluster_, coordinator, kPeerAnswerLimit, &v1::PeerControl::Stub::SpaceNodeLost, request).status();
 }
 
 absl::StatusOr<v1::LeaveSpaceResponse> ClusterSpacePeers::Leave(const std::string& node,
                                                                 const v1::LeaveSpaceRequest& request) {
-  v1::LeaveSpaceResponse response;
-  const absl::Status status =
-      cluster_->Call(node, Within(kPeerAnswerLimit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
-        return stub->LeaveSpace(context, request, &response);
-      });
-  if (!status.ok()) return status;
-  return response;
+  return Ask(cluster_, node, kPeerAnswerLimit, &v1::PeerControl::Stub::LeaveSpace, request);
 }
 
 void ClusterSpacePeers::Fence(const std::string& node) {

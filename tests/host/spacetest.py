@@ -1,5 +1,6 @@
 """What the tests of spaces share: clusters whose daemons have their data planes up, and hkctl space."""
 import subprocess
+import threading
 import unittest
 
 import hktest
@@ -18,6 +19,39 @@ def pipe(node, *args, stdin=b''):
     """hkctl space with bytes in and out."""
     return subprocess.run([hktest.program('hkctl'), '--endpoint', node.endpoint, 'space', *args], input=stdin, capture_output=True,
                           timeout=300 if hktest.SOAK else hktest.TIMEOUT, check=False)
+
+
+class Traffic:
+    """Two nodes that write and read at the other one, until stopped: what is written is read, and no command fails."""
+    def __init__(self, case, first, second, address):
+        """address: of a turn and one of two users."""
+        self.case, self.address, self.ends, self.stopping = case, address, [], threading.Event()
+        self.users = [threading.Thread(target=self.use, args=args) for args in ((first, second, 0), (second, first, 1))]
+        case.addCleanup(self.stopping.set)
+        for user in self.users:
+            user.start()
+        self.go_on('the space is in use')
+
+    def use(self, node, other, user):
+        turn = 0
+        while not self.stopping.is_set():
+            turn += 1
+            at, text = hex(self.address(turn, user)), f'{node.name} {turn:06}'
+            wrote = node.hkctl('space', 'write', 'pool', '--at', at, '--text', text)
+            read = other.hkctl('space', 'read', 'pool', '--at', at, '--bytes', str(len(text)), '--raw')
+            self.ends.append((wrote.code, read.code, read.out, text, wrote.err + read.err))
+
+    def go_on(self, what):
+        """Waits until more has been done."""
+        count = len(self.ends)
+        hktest.wait_for(lambda: len(self.ends) > count + 4, what)
+
+    def stop(self):
+        self.stopping.set()
+        for user in self.users:
+            user.join()
+        for wrote, read, out, text, error in self.ends:
+            self.case.assertEqual((wrote, read, out), (0, 0, text), error)
 
 
 class TestCase(hktest.TestCase):

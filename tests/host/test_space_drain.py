@@ -1,7 +1,6 @@
 """Nodes that are emptied while their space is in use, over real daemons."""
 import signal
 import sys
-import threading
 import time
 
 import hktest
@@ -43,35 +42,15 @@ class SpaceDrain(spacetest.TestCase):
         self.assert_exit(a.hkctl('space', 'create', 'pool', '--memory', str(size + 2 * MIB), '--nodes', 'a,b,c', '--frames', '10M',
                                  '--swap', '15M'), 0)
         content = self.fill(c, size)
-        ends, stop = [], threading.Event()
-
-        def use(node, other, page):
-            turn = 0
-            while not stop.is_set():
-                turn += 1
-                address = size + (turn % 100) * 0x2000 + page
-                text = f'{node.name} {turn:06}'
-                wrote = node.hkctl('space', 'write', 'pool', '--at', hex(address), '--text', text)
-                read = other.hkctl('space', 'read', 'pool', '--at', hex(address), '--bytes', str(len(text)), '--raw')
-                ends.append((wrote.code, read.code, read.out, text, wrote.err + read.err))
-        users = [threading.Thread(target=use, args=args) for args in ((a, b, 0), (b, a, 0x1000))]
-        self.addCleanup(stop.set)
-        for user in users:
-            user.start()
-        hktest.wait_for(lambda: len(ends) > 4, 'the space is in use')
+        traffic = spacetest.Traffic(self, a, b, lambda turn, user: size + (turn % 100) * 0x2000 + user * 0x1000)
         began = time.monotonic()
         result = self.drain(a, '--node', 'c', '--timeout', '50s')
         self.assert_exit(result, 0)
         self.assertRegex(result.out, r'^node c has left space pool \(epoch \d+\)\n$')
         self.assertIn('node c: ', result.err)
         print(f'{size >> 20} MiB of c given to others in {time.monotonic() - began:.1f} s', file=sys.stderr)
-        count = len(ends)
-        hktest.wait_for(lambda: len(ends) > count + 4, 'the space is in use again')
-        stop.set()
-        for user in users:
-            user.join()
-        for wrote, read, out, text, error in ends:
-            self.assertEqual((wrote, read, out), (0, 0, text), error)
+        traffic.go_on('the space is in use again')
+        traffic.stop()
         self.assertEqual(self.names(c), [])
         show = b.hkctl('space', 'show', 'pool').out
         self.assertRegex(show, r'(?m)^Node that left: +c, since 20.*, epoch \d+$')
