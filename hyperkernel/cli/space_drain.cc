@@ -22,7 +22,7 @@ constexpr std::chrono::seconds kStall(20);
 struct Drain {
   std::string space, node;
   bool cancel = false;
-  bool wait = true;
+  bool no_wait = false;
 };
 
 std::string What(const Drain& drain) {
@@ -120,7 +120,7 @@ int Run(const Options& options, const Drain& drain) {
     return stub->DrainSpace(context, request, &response);
   });
   if (code != kExitOk) return code;
-  if (drain.wait) return Follow(options, drain);
+  if (!drain.no_wait) return Follow(options, drain);
   if (options.json()) {
     fmt::print("{}", ToJson(response));
   } else {
@@ -139,7 +139,7 @@ void AddDrainCommand(CLI::App* space, const Options* options, int* exit_code) {
   app->add_option("--node", drain->node, "The node; the space's coordinator is asked (--endpoint), and cannot be it")
       ->required();
   app->add_flag("--cancel", drain->cancel, "The node stays after all; too late when all is given away");
-  app->add_flag("!--no-wait", drain->wait, "Does not wait until it is done");
+  app->add_flag("--no-wait", drain->no_wait, "Does not wait until it is done");
   app->footer(
       "The node gives its pages to the others, and takes none; programs there that touch the space wait, and end with\n"
       "its part of it. Nothing is lost. The drain goes on when this command is ended.\n\n"

@@ -4,14 +4,13 @@
 #include <utility>
 #include <vector>
 
-#include "fmt/format.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/memory/space_engine_impl.h"
 
 namespace hk::space {
 
 absl::Status Engine::LeavesHere() const {
-  return absl::FailedPreconditionError(fmt::format("node {} is leaving the space", config_.self.value()));
+  return absl::FailedPreconditionError("this node is leaving the space");
 }
 
 void Engine::Leave(bool leave) {

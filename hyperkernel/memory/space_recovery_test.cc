@@ -368,7 +368,7 @@ TEST_F(SpaceRecoveryTest, ANodeThatLeavesGivesAwayAllItHas) {
   EXPECT_THAT(go(2).ToString(), HasSubstr("FAILED_PRECONDITION: node 2 has "));
   EXPECT_TRUE(At(kC).stopped.ok());
   EXPECT_TRUE(Until([&] { return left().empty(); }));
-  EXPECT_THAT(Read(kC, PageOf(9)), HasSubstr("node 2 is leaving the space"));
+  EXPECT_THAT(Read(kC, PageOf(9)), HasSubstr("this node is leaving the space"));
   // It is a home still, and gets nothing any more.
   Write(kA, PageOf(8), 'n');
   EXPECT_TRUE(left().empty());
@@ -467,7 +467,7 @@ TEST_F(SpaceRecoveryTest, PinsHoldBackANodeThatLeaves) {
   absl::Status after;
   At(kC).engine->Pin(PageOf(1, 6), 1, [&](const absl::Status& status) { after = status; });
   EXPECT_TRUE(Until([&] { return !after.ok(); }));
-  EXPECT_THAT(after.ToString(), HasSubstr("node 2 is leaving the space"));
+  EXPECT_THAT(after.ToString(), HasSubstr("this node is leaving the space"));
   // Longer than anybody may wait for a page: nobody asks for it.
   simulation_.RunUntil(simulation_.Now() + 3 * config_.request_limit);
   EXPECT_TRUE(At(kA).stopped.ok() && At(kB).stopped.ok() && At(kC).stopped.ok());
