@@ -47,7 +47,7 @@ void Engine::Ping() {
     MutexLock lock(&pings_mutex_);
     number = ++last_ping_;
     ping_sent_ = clock_.Now();
-    pinged_ = live;
+    pinged_ = ping_live_ = live;
   }
   for (const NodeId node : config_.nodes) {
     if (node != config_.self && live.Contains(node)) PostPing(node, epoch, false, number);
@@ -71,7 +71,9 @@ void Engine::OnPong(NodeId from, uint64_t number) {
   const Monotonic now = clock_.Now();
   peers_[from.value()].Add(now, now - ping_sent_);
   Monotonic::duration most{};
-  for (const NodeId node : config_.nodes) most = std::max(most, peers_[node.value()].Get());
+  for (const NodeId node : config_.nodes) {
+    if (ping_live_.Contains(node)) most = std::max(most, peers_[node.value()].Get());
+  }
   stretched_hold_.store(std::min<Monotonic::duration>(kRoundTripsPerHold * most, kMostStretchedHold).count(),
                         std::memory_order_relaxed);
 }

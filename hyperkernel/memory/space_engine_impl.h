@@ -406,7 +406,8 @@ class Engine final : public SpaceEngine {
   Mutex pings_mutex_;  // the last
   uint64_t last_ping_ ABSL_GUARDED_BY(pings_mutex_) = 0;
   Monotonic ping_sent_ ABSL_GUARDED_BY(pings_mutex_);
-  NodeSet pinged_ ABSL_GUARDED_BY(pings_mutex_);  // that have not answered the last one
+  NodeSet ping_live_ ABSL_GUARDED_BY(pings_mutex_);  // whom the last one went to
+  NodeSet pinged_ ABSL_GUARDED_BY(pings_mutex_);     // that have not answered it
   std::array<LatencyFloor, kMaxNodes> peers_ ABSL_GUARDED_BY(pings_mutex_);
   std::atomic<uint64_t> given_away_{0};  // pages that others have adopted
   Mutex frames_mutex_;                   // one looks for frames at a time; before the shards' locks
