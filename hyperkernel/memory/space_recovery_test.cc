@@ -11,25 +11,14 @@
 #include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "hyperkernel/memory/engine_testing.h"
 #include "hyperkernel/memory/recovery_wire.h"
-#include "hyperkernel/memory/space_engine.h"
 #include "hyperkernel/memory/space_placement.h"
-#include "rdma/sim_network.h"
-#include "rdma/sim_transport.h"
-#include "rdma/simulation.h"
+#include "hyperkernel/memory/space_recovery_testing.h"
 
-namespace hk {
+namespace hk::recovery_testing {
 namespace {
 
-using std::chrono::milliseconds;
 using testing::HasSubstr;
-
-NodeSet Set(const std::vector<uint16_t>& nodes) {
-  NodeSet set;
-  for (const uint16_t node : nodes) set.Add(NodeId(node));
-  return set;
-}
 
 TEST(SpacePlacement, AHomeMovesOnlyWhenItsNodeIsLostAndToItsSecond) {
   const std::vector<NodeId> nodes{NodeId(1), NodeId(4), NodeId(5), NodeId(9)};
@@ -100,159 +89,6 @@ TEST(RecoveryWire, RunsComeBackAsTheyWere) {
     EXPECT_FALSE(DecodeRuns(std::as_bytes(std::span(body))).ok());
   }
 }
-
-class Node final : public TransportHandler, public Timers {
- public:
-  Node(Simulation* simulation, SimNetwork* network, SpaceConfig config) : simulation_(simulation) {
-    TransportSettings settings;
-    settings.cluster = "sim";
-    settings.self = config.self;
-    settings.lease_ms = 200;
-    settings.heartbeat_ms = 25;
-    settings.backoff_ms = 2;
-    settings.backoff_max_ms = 10;
-    transport = *MakeSimTransport(network, settings, this);
-    EXPECT_TRUE(transport->Start().ok());
-    for (const NodeId other : config.nodes) {
-      if (other == config.self) continue;
-      EXPECT_TRUE(transport->AddPeer(other, SimNetwork::AddressOf(other)).ok());
-    }
-    engine = *SpaceEngine::Create(config, transport.get(), &frames, this, *simulation,
-                                  [this](const absl::Status& why) { stopped = why; });
-    engine->WatchLosses([this](NodeId node) { lost.push_back(node); });
-  }
-  ~Node() override {
-    alive_.reset();
-    transport->Stop();
-    engine.reset();
-  }
-  void After(Monotonic::duration delay, std::function<void()> run) override {
-    simulation_->After(delay, [alive = std::weak_ptr<bool>(alive_), run = std::move(run)] {
-      if (!alive.expired()) run();
-    });
-  }
-  void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) override {
-    engine->OnMessage(from, message, payload, late);
-  }
-  void OnPeerUp(NodeId) override { ++up; }
-  void OnPeerFailed(NodeId peer, PeerFailure why, const std::string& detail) override {
-    engine->OnPeerFailed(peer, why, detail);
-  }
-  void OnWritable(NodeId peer, MessageClass c) override { engine->OnWritable(peer, c); }
-  void OnSlotsFree(MessageClass c, SlotUse use) override { engine->OnSlotsFree(c, use); }
-  void OnRequestExpired(NodeId asked, MessageClass c, uint64_t transaction, SlotId slot, RequestFailure why) override {
-    engine->OnRequestExpired(asked, c, transaction, slot, why);
-  }
-
-  FakeFrames frames;
-  std::unique_ptr<Transport> transport;
-  std::unique_ptr<SpaceEngine> engine;
-  absl::Status stopped;
-  std::vector<NodeId> lost;
-  int up = 0;
-
- private:
-  Simulation* const simulation_;
-  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
-};
-
-constexpr NodeId kA(0), kB(1), kC(2), kD(3);
-
-// Nodes a (which coordinates), b and c; extent N has home N modulo 3.
-class SpaceRecoveryTest : public testing::Test {
- protected:
-  explicit SpaceRecoveryTest(std::vector<NodeId> nodes = {kA, kB, kC}) {
-    config_.guest = GuestId(7);
-    config_.nodes = std::move(nodes);
-    config_.pages = 12 * kExtentPages;
-    config_.hold = std::chrono::microseconds(0);
-    config_.request_limit = std::chrono::seconds(5);
-    config_.coordinator = kA;
-    for (const NodeId node : config_.nodes) {
-      config_.self = node;
-      nodes_.push_back(std::make_unique<Node>(&simulation_, &network_, config_));
-    }
-    EXPECT_TRUE(Until([&] {
-      return std::all_of(nodes_.begin(), nodes_.end(),
-                         [this](const auto& node) { return node->up == static_cast<int>(nodes_.size()) - 1; });
-    }));
-  }
-  Node& At(NodeId node) { return *nodes_[node.value()]; }
-  bool Until(const std::function<bool()>& condition) {
-    const Monotonic limit = simulation_.Now() + std::chrono::seconds(20);
-    while (!condition() && simulation_.Now() < limit && simulation_.Step()) {
-    }
-    return condition();
-  }
-  static Gfn PageOf(uint64_t extent, uint64_t page = 3) { return Gfn(extent * kExtentPages + page); }
-  void Write(NodeId node, Gfn page, char value) {
-    bool done = false;
-    At(node).engine->Want(page, PageAccess::kWrite, [&](const absl::Status& status) {
-      EXPECT_TRUE(status.ok()) << status;
-      if (status.ok()) At(node).frames.First(page) = value;
-      done = true;
-    });
-    EXPECT_TRUE(Until([&] { return done; }));
-  }
-  // Its first byte, or the error.
-  std::string Read(NodeId node, Gfn page) {
-    std::string result;
-    At(node).engine->Want(page, PageAccess::kRead, [&](const absl::Status& status) {
-      result = status.ok() ? std::string(1, At(node).frames.First(page)) : status.ToString();
-    });
-    EXPECT_TRUE(Until([&] { return !result.empty(); }));
-    return result;
-  }
-  void Settle() { simulation_.RunUntil(simulation_.Now() + milliseconds(50)); }
-  void Lose(NodeId node) {
-    Settle();
-    network_.Crash(node, true);
-    nodes_[node.value()].reset();
-    EXPECT_TRUE(Until([&] {
-      return std::all_of(nodes_.begin(), nodes_.end(), [](const auto& left) {
-        return left == nullptr || !left->lost.empty() || !left->stopped.ok();
-      });
-    }));
-  }
-  std::vector<Node*> Left() {
-    std::vector<Node*> left;
-    for (const auto& node : nodes_) {
-      if (node != nullptr) left.push_back(node.get());
-    }
-    return left;
-  }
-  void Begin(uint64_t epoch, const std::vector<uint16_t>& survivors, uint64_t committed,
-             const std::vector<uint16_t>& left = {}) {
-    for (const auto& node : nodes_) {
-      if (node == nullptr) continue;
-      const absl::Status status = node->engine->BeginEpoch(
-          {.epoch = Epoch(epoch), .survivors = Set(survivors), .committed = Epoch(committed), .left = Set(left)});
-      const bool leaves = Set(left).Contains(NodeId(static_cast<uint16_t>(&node - nodes_.data())));
-      EXPECT_EQ(status.ok(), !leaves) << status;
-    }
-  }
-  void Rebuild(uint64_t epoch) {
-    size_t done = 0;
-    for (Node* node : Left()) {
-      node->engine->Rebuild(Epoch(epoch), [&done](const absl::Status& status) {
-        EXPECT_TRUE(status.ok()) << status;
-        ++done;
-      });
-    }
-    EXPECT_TRUE(Until([&] { return done == Left().size(); }));
-  }
-  void GoOn(uint64_t epoch, const std::vector<uint16_t>& survivors) {
-    Begin(epoch, survivors, 1);
-    Rebuild(epoch);
-    for (Node* node : Left()) EXPECT_TRUE(node->engine->Commit(Epoch(epoch)).ok());
-    for (Node* node : Left()) EXPECT_TRUE(node->engine->Run(Epoch(epoch)).ok());
-  }
-
-  Simulation simulation_{1};
-  SimNetwork network_{&simulation_, {}};
-  SpaceConfig config_;
-  std::vector<std::unique_ptr<Node>> nodes_;
-};
 
 TEST_F(SpaceRecoveryTest, EachRowOfTheTable) {
   // With each home: written by b; the same and read by c; written by c and read by b; written by c; only read by c.
@@ -345,135 +181,6 @@ TEST_P(LostWithTest, ALostPageNamesTheNodeThatHadIt) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Known, LostWithTest, testing::Bool());
-
-// Everything that the node has reaches the others, whoever is its home, and nothing is called lost.
-TEST_F(SpaceRecoveryTest, ANodeThatLeavesGivesAwayAllItHas) {
-  for (uint64_t extent = 0; extent < 6; ++extent) {
-    for (uint64_t page = 0; page < 40; ++page) Write(kC, PageOf(extent, page), static_cast<char>('a' + page % 26));
-    EXPECT_EQ(Read(kB, PageOf(extent, 7)), "h");
-    Write(kB, PageOf(extent, 41), 'B');
-    EXPECT_EQ(Read(kC, PageOf(extent, 41)), "B");
-    Write(kC, PageOf(extent, 42), '\0');
-  }
-  const auto left = [&] { return At(kC).engine->LeavingState(); };
-  EXPECT_FALSE(left().leaving);
-  EXPECT_EQ(left().pages_left, 6 * 41u);
-  Settle();  // holds end
-  const auto go = [&](uint64_t epoch) {
-    return At(kC).engine->BeginEpoch(
-        {.epoch = Epoch(epoch), .survivors = Set({0, 1}), .committed = Epoch(1), .left = Set({2})});
-  };
-  EXPECT_THAT(go(2).ToString(), HasSubstr("FAILED_PRECONDITION: node 2 is not leaving"));
-  At(kC).engine->Leave(true);
-  EXPECT_THAT(go(2).ToString(), HasSubstr("FAILED_PRECONDITION: node 2 has "));
-  EXPECT_TRUE(At(kC).stopped.ok());
-  EXPECT_TRUE(Until([&] { return left().empty(); }));
-  EXPECT_THAT(Read(kC, PageOf(9)), HasSubstr("this node is leaving the space"));
-  // It is a home still, and gets nothing any more.
-  Write(kA, PageOf(8), 'n');
-  EXPECT_TRUE(left().empty());
-  Begin(2, {0, 1}, 1, {2});
-  EXPECT_THAT(At(kC).stopped.ToString(), HasSubstr("node 2 has left the space"));
-  nodes_[kC.value()].reset();
-  Rebuild(2);
-  for (Node* node : Left()) EXPECT_TRUE(node->engine->Commit(Epoch(2)).ok());
-  for (Node* node : Left()) EXPECT_TRUE(node->engine->Run(Epoch(2)).ok());
-  for (Node* node : Left()) EXPECT_EQ(node->engine->EpochState().pages_lost, 0u);
-  for (uint64_t extent = 0; extent < 6; ++extent) {
-    for (uint64_t page = 0; page < 40; ++page)
-      EXPECT_EQ(Read(kA, PageOf(extent, page)), std::string(1, static_cast<char>('a' + page % 26)));
-    EXPECT_EQ(Read(kA, PageOf(extent, 41)), "B");
-    EXPECT_EQ(Read(kB, PageOf(extent, 42)), std::string(1, '\0'));
-  }
-  EXPECT_EQ(Read(kB, PageOf(8)), "n");
-  EXPECT_TRUE(At(kA).stopped.ok() && At(kB).stopped.ok());
-}
-
-class FourNodesTest : public SpaceRecoveryTest {
- protected:
-  FourNodesTest() : SpaceRecoveryTest({kA, kB, kC, kD}) {}
-};
-
-// Who becomes a home after two losses has no Lost pages of extents that it never heard of: so it cannot vouch for them.
-TEST_F(FourNodesTest, WhatNobodyRemembersStaysLostWhenItsHomeLeaves) {
-  const SpacePlacement placement(config_.nodes);
-  const NodeSet all = Set({0, 1, 2, 3});
-  std::vector<uint64_t> extents;
-  for (uint64_t extent = 0; extent < 12; ++extent) {
-    const NodeId home = placement.HomeOf(extent, all), second = *placement.SecondOf(extent, all);
-    const bool both = Set({1, 3}).Contains(home) && Set({1, 3}).Contains(second);
-    if (both && placement.HomeOf(extent, Set({0, 2})) == kC) extents.push_back(extent);
-  }
-  ASSERT_FALSE(extents.empty());
-  for (const uint64_t extent : extents) {
-    Write(kA, PageOf(extent), 'a');
-    Write(kB, PageOf(extent), 'b');
-  }
-  Lose(kB);
-  Lose(kD);
-  GoOn(2, {0, 2});
-  At(kC).engine->Leave(true);
-  EXPECT_TRUE(Until([&] { return At(kC).engine->LeavingState().empty(); }));
-  Begin(3, {0}, 2, {2});
-  nodes_[kC.value()].reset();
-  Rebuild(3);
-  EXPECT_TRUE(At(kA).engine->Commit(Epoch(3)).ok());
-  EXPECT_TRUE(At(kA).engine->Run(Epoch(3)).ok());
-  for (const uint64_t extent : extents) EXPECT_TRUE(At(kA).engine->IsLost(PageOf(extent))) << extent;
-  EXPECT_THAT(Read(kA, PageOf(extents[0])), HasSubstr("it is lost"));
-}
-
-TEST_F(SpaceRecoveryTest, ANodeThatStaysAfterAllGoesOn) {
-  Write(kC, PageOf(0), 'c');
-  Write(kA, PageOf(1), 'a');
-  Settle();
-  At(kC).engine->Leave(true);
-  // A program touches a page meanwhile: it waits, also longer than a wish may.
-  At(kC).engine->OnFault(PageOf(1), false);
-  simulation_.RunUntil(simulation_.Now() + 3 * config_.request_limit);
-  EXPECT_TRUE(At(kC).engine->LeavingState().empty());
-  EXPECT_TRUE(At(kC).stopped.ok()) << At(kC).stopped;
-  EXPECT_EQ(At(kC).engine->RightOf(PageOf(1)), PageRight::kNone);
-  At(kC).engine->Leave(false);
-  EXPECT_TRUE(Until([&] { return At(kC).engine->RightOf(PageOf(1)) == PageRight::kShared; }));
-  EXPECT_EQ(Read(kC, PageOf(0)), "c");
-  Write(kC, PageOf(0), 'C');
-  EXPECT_EQ(Read(kA, PageOf(0)), "C");
-}
-
-// A device has a page as long as it wants.
-TEST_F(SpaceRecoveryTest, PinsHoldBackANodeThatLeaves) {
-  const auto pin = [&](Gfn first, uint64_t count, absl::Status* end) {
-    At(kC).engine->Pin(first, count, [end](const absl::Status& status) { *end = status; });
-  };
-  absl::Status pinned = absl::UnknownError(""), waits = absl::UnknownError("");
-  pin(PageOf(0), 2, &pinned);
-  ASSERT_TRUE(Until([&] { return pinned.ok(); }));
-  // The second of these pages is another node's device's.
-  absl::Status other = absl::UnknownError("");
-  At(kB).engine->Pin(PageOf(1, 5), 1, [&](const absl::Status& status) { other = status; });
-  ASSERT_TRUE(Until([&] { return other.ok(); }));
-  pin(PageOf(1, 4), 2, &waits);
-  Settle();
-  At(kC).engine->Leave(true);
-  simulation_.RunUntil(simulation_.Now() + config_.request_limit * 3 / 4);
-  EXPECT_EQ(At(kC).engine->LeavingState().pages_left, 4u) << "with the one that is on its way";
-  EXPECT_EQ(At(kC).engine->LeavingState().pages_pinned, 3u);
-  At(kC).engine->Unpin(PageOf(0), 2);
-  // What was asked for before still comes, and a device has it then.
-  At(kB).engine->Unpin(PageOf(1, 5), 1);
-  ASSERT_TRUE(Until([&] { return waits.ok(); }));
-  EXPECT_EQ(At(kC).engine->LeavingState().pages_pinned, 2u);
-  absl::Status after;
-  At(kC).engine->Pin(PageOf(1, 6), 1, [&](const absl::Status& status) { after = status; });
-  EXPECT_TRUE(Until([&] { return !after.ok(); }));
-  EXPECT_THAT(after.ToString(), HasSubstr("this node is leaving the space"));
-  // Longer than anybody may wait for a page: nobody asks for it.
-  simulation_.RunUntil(simulation_.Now() + 3 * config_.request_limit);
-  EXPECT_TRUE(At(kA).stopped.ok() && At(kB).stopped.ok() && At(kC).stopped.ok());
-  At(kC).engine->Unpin(PageOf(1, 4), 2);
-  EXPECT_TRUE(Until([&] { return At(kC).engine->LeavingState().empty(); }));
-}
 
 TEST_F(SpaceRecoveryTest, WhatLeftAndDidNotArriveIsStillWhereItWas) {
   const Gfn page = PageOf(2, 1);  // its home is c
@@ -653,4 +360,4 @@ TEST_F(SpaceRecoveryTest, ALossBeforeTheCommitBeginsAnewAndOneAfterItHolds) {
 }
 
 }  // namespace
-}  // namespace hk
+}  // namespace hk::recovery_testing
