@@ -71,6 +71,7 @@ void DmaChain::Release() {
   for (const Piece& piece : pieces_) {
     if (piece.access == DmaAccess::kWrite) space_->SetDirty(piece);
   }
+  pins_.clear();
   for (const Piece& piece : pieces_) space_->Unpin(piece);
   pieces_.clear();
   std::exchange(space_, nullptr)->Leave();
@@ -145,6 +146,7 @@ absl::Status DmaSpace::Map(DmaChain* chain, uint64_t iova, uint64_t bytes, DmaAc
     Unpin(chain->pieces_.back());
     chain->pieces_.pop_back();
   }
+  if (chain->pins_.size() > pieces_before) chain->pins_.resize(pieces_before);
   if (opened) {
     chain->space_ = nullptr;
     Leave();
@@ -171,9 +173,12 @@ absl::Status DmaSpace::MapPiece(DmaChain* chain, uint64_t iova, uint64_t bytes, 
   for (size_t i = 0; i < pages; ++i) pins_->Word(place.page + i).fetch_add(PinOf(access), std::memory_order_acq_rel);
   chain->pieces_.push_back({.bytes = {}, .gpa = gpa, .access = access});
   chain->pieces_.back().bytes = {static_cast<std::byte*>(nullptr), take};
-  absl::StatusOr<std::byte*> start = memory_->Populate(gpa, take);
+  PinnedPages pins;
+  absl::StatusOr<std::byte*> start =
+      memory_->Pin(gpa, take, access == DmaAccess::kWrite ? PageAccess::kWrite : PageAccess::kRead, &pins);
   if (!start.ok()) return start.status();  // the caller unpins what was added
   chain->pieces_.back().bytes = {*start, take};
+  if (memory_->most_pinned_bytes() != 0) chain->pins_.push_back(std::move(pins));
   *mapped = take;
   return absl::OkStatus();
 }

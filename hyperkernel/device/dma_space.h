@@ -2,8 +2,8 @@
 //
 // Every access goes through a chain: the pieces of memory that one descriptor chain (or one look at a ring) names. For
 // each piece the device's address (IOVA) is translated to a guest-physical one, the device's permission is checked, the
-// pages are pinned for the life of the chain, and get a frame. Releasing the chain first sets the dirty bits of what
-// the device could write, then unpins.
+// pages are pinned for the life of the chain, and get a frame; what other nodes have of them is waited for. Releasing
+// the chain first sets the dirty bits of what the device could write, then unpins.
 //
 // Invariants:
 //  1. A pointer into guest memory is held by a device only inside a chain that is not released.
@@ -68,7 +68,8 @@ class DmaPins {
 
 class DmaSpace;
 
-// The pieces of one open access. Reusable; holds a bounded number of pieces without allocating after construction. Not
+// The pieces of one open access. Reusable; holds a bounded number of pieces, of memory that stays on this node without
+// allocating after construction. Not
 // thread-safe, but may be released by another thread than it was filled by.
 class DmaChain {
  public:
@@ -82,7 +83,9 @@ class DmaChain {
   explicit DmaChain(size_t max_pieces) { pieces_.reserve(max_pieces); }
   ~DmaChain() { Release(); }
   DmaChain(DmaChain&& other) noexcept
-      : space_(std::exchange(other.space_, nullptr)), pieces_(std::exchange(other.pieces_, {})) {}
+      : space_(std::exchange(other.space_, nullptr)),
+        pieces_(std::exchange(other.pieces_, {})),
+        pins_(std::exchange(other.pins_, {})) {}
   DmaChain& operator=(DmaChain&&) = delete;
 
   std::span<const Piece> pieces() const { return pieces_; }
@@ -94,6 +97,7 @@ class DmaChain {
   friend class DmaSpace;
   DmaSpace* space_ = nullptr;
   std::vector<Piece> pieces_;
+  std::vector<PinnedPages> pins_;  // of memory whose pages may leave: one for each piece, else none
 };
 
 // One device's view of guest memory. Thread-safe.

@@ -16,7 +16,7 @@
 
 namespace hk {
 
-// RAM in the given ranges. Read, Write and Populate are thread-safe.
+// RAM in the given ranges. Read, Write and Pin are thread-safe.
 class FakeGuestMemory final : public GuestMemory {
  public:
   explicit FakeGuestMemory(std::vector<RamRange> ranges) {
@@ -45,7 +45,7 @@ class FakeGuestMemory final : public GuestMemory {
     std::memcpy(start, from.data(), from.size());
     return absl::OkStatus();
   }
-  absl::StatusOr<std::byte*> Populate(Gpa start, uint64_t bytes) override {
+  absl::StatusOr<std::byte*> Pin(Gpa start, uint64_t bytes, PageAccess, PinnedPages*) override {
     if (exhausted) return absl::ResourceExhaustedError("no frame");
     std::byte* const found = Find(start, bytes);
     if (found == nullptr) return absl::OutOfRangeError("not RAM");
@@ -62,7 +62,7 @@ class FakeGuestMemory final : public GuestMemory {
     return nullptr;
   }
 
-  bool exhausted = false;  // Populate fails
+  bool exhausted = false;  // Pin fails
 
  private:
   std::vector<Mapping> mappings_;

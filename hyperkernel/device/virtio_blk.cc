@@ -100,8 +100,7 @@ void VirtioBlk::Stop() {
       auto* const request = static_cast<Request*>(::io_uring_cqe_get_data(cqe));
       ::io_uring_cqe_seen(&ring_, cqe);
       --in_flight_;
-      request->chain.Release();
-      free_.push_back(request);
+      Free(request);
     }
   }
   run_->loop->Unwatch(ring_.ring_fd);
@@ -127,7 +126,7 @@ void VirtioBlk::OnDoorbell(uint16_t index) {
 
 absl::StatusOr<bool> VirtioBlk::TakeRequests(uint16_t index, Virtqueue* queue) {
   for (;;) {
-    if (free_.empty()) {
+    if (!MayBegin()) {
       starved_ |= uint64_t{1} << index;
       return false;
     }
@@ -141,12 +140,28 @@ absl::StatusOr<bool> VirtioBlk::TakeRequests(uint16_t index, Virtqueue* queue) {
     if (!popped) return true;
     free_.pop_back();
     request->queue = index;
+    pinned_bytes_ += PinnedBy(*request);
     if (absl::Status status = Begin(request); !status.ok()) {
-      request->chain.Release();
-      free_.push_back(request);
+      Free(request);
       return status;
     }
   }
+}
+
+uint64_t VirtioBlk::PinnedBy(const Request& request) {
+  return request.chain.readable_bytes + request.chain.writable_bytes;
+}
+
+bool VirtioBlk::MayBegin() const {
+  if (free_.empty()) return false;
+  return options_.most_pinned_bytes == 0 || pinned_bytes_ < options_.most_pinned_bytes ||
+         HK_MUTANT(disk_pins_without_bound);
+}
+
+void VirtioBlk::Free(Request* request) {
+  pinned_bytes_ -= PinnedBy(*request);
+  request->chain.Release();
+  free_.push_back(request);
 }
 
 // 5.2.6. Where one descriptor ends and the next begins means nothing (2.7.4.3).
@@ -377,9 +392,8 @@ void VirtioBlk::Finish(Request* request, uint8_t status) {
   CopyTo(request->chain, request->chain.writable_bytes - 1, std::span(&value, 1));
   // What lies between data and status was not written: say only what was.
   const uint64_t data = status == VIRTIO_BLK_S_OK ? request->data_bytes : 0;
-  request->chain.Release();
+  Free(request);
   done_[request->queue].push_back({.head = request->chain.head, .written = static_cast<uint32_t>(data + 1)});
-  free_.push_back(request);
 }
 
 void VirtioBlk::AddDone(uint16_t index, Virtqueue* queue) {
@@ -393,7 +407,7 @@ void VirtioBlk::PublishDone() {
     if (done_[index].empty()) continue;
     ReturnUsed(run_, index, [&](Virtqueue& queue) { AddDone(index, &queue); });
   }
-  if (starved_ == 0 || free_.empty()) return;
+  if (starved_ == 0 || !MayBegin()) return;
   if (limited_ && !bucket_.MayStart(std::chrono::steady_clock::now())) return;
   for (uint64_t bits = std::exchange(starved_, 0); bits != 0; bits &= bits - 1) {
     run_->transport->Ring(static_cast<uint16_t>(std::countr_zero(bits)));

@@ -5,7 +5,8 @@
 //
 // Invariants:
 //  1. A request's chain is open from Pop until the kernel has finished with its pages.
-//  2. At most kRequests requests are in flight; a queue that finds none free is looked at again when one is.
+//  2. At most kRequests requests are in flight, and none begins while those pin as much as is allowed; a queue that
+//     finds no slot, or too much pinned, is looked at again when that has changed.
 //  3. A request is answered once, with a status byte, also if memory was blocked meanwhile (then when it is not).
 #pragma once
 
@@ -39,6 +40,9 @@ class VirtioBlk final : public VirtioDevice {
     std::string serial = {};  // at most kSerialBytes are shown
     uint16_t queues = 1;      // 1 to kMaxQueues
     uint64_t bps_limit = 0;   // bytes per second read and written together; 0: none
+    // Most memory that requests in flight may pin before no other is begun; 0: no bound. For memory whose pages other
+    // nodes may wait for.
+    uint64_t most_pinned_bytes = 0;
   };
 
   // Errors: kInvalidArgument for the options, errno of io_uring_setup.
@@ -78,6 +82,10 @@ class VirtioBlk final : public VirtioDevice {
   VirtioBlk(DiskImage image, Options options);
   // Pops and starts requests. True if it took all there was. Errors: as Begin and Virtqueue::Pop.
   absl::StatusOr<bool> TakeRequests(uint16_t index, Virtqueue* queue);
+  static uint64_t PinnedBy(const Request& request);
+  bool MayBegin() const;
+  // Unpins, and gives the slot back.
+  void Free(Request* request);
   // Starts a request that was popped. Errors: the driver broke the protocol.
   absl::Status Begin(Request* request);
   void BeginTransfer(Request* request, bool write);
@@ -109,6 +117,7 @@ class VirtioBlk final : public VirtioDevice {
   std::vector<Request*> free_;
   std::vector<std::vector<Done>> done_;  // per queue
   size_t in_flight_ = 0;                 // in the kernel
+  uint64_t pinned_bytes_ = 0;            // by requests that are not finished
   uint64_t starved_ = 0;                 // queues that wait for a free slot, one bit each
   const bool limited_;
   TokenBucket bucket_;

@@ -32,8 +32,9 @@ constexpr std::string_view kNever[] = {
 constexpr uint32_t kDroppedLeaves[] = {5,    0xa,        0x12,       0x14,       0x1c,       0x1d,
                                        0x1e, 0x8000000a, 0x8000001b, 0x8000001f, 0x80000020, 0x80000022};
 constexpr uint32_t kHypervisorFirst = 0x40000000, kHypervisorLast = 0x4fffffff;
-// Linux, arch/x86/include/uapi/asm/kvm_para.h: NOP_IO_DELAY, CLOCKSOURCE2, PV_EOI, CLOCKSOURCE_STABLE_BIT.
-constexpr uint32_t kKvmFeatures = 1u << 1 | 1u << 3 | 1u << 6 | 1u << 24;
+// Linux, arch/x86/include/uapi/asm/kvm_para.h: NOP_IO_DELAY, CLOCKSOURCE2, CLOCKSOURCE_STABLE_BIT; PV_EOI.
+constexpr uint32_t kKvmFeatures = 1u << 1 | 1u << 3 | 1u << 24;
+constexpr uint32_t kKvmPvEoi = 1u << 6;
 constexpr char kKvmSignature[13] = "KVMKVMKVM\0\0\0";
 
 // XCR0 components (SDM vol. 1, 13.1) and the feature that each belongs to. Components that are not here are hidden.
@@ -148,7 +149,7 @@ bool Has(Entries& entries, const CpuFeature& feature) {
 }
 
 // What an APIC in user space and a guest over several nodes need, whatever the profile.
-void ApplyOurs(bool x2apic, Entries* entries) {
+void ApplyOurs(bool x2apic, bool pv_eoi, Entries* entries) {
   Entry& features = FindOrAdd(*entries, 1);
   features.ecx |= 1u << 31;  // hypervisor
   if (x2apic) features.ecx |= 1u << 21;
@@ -169,7 +170,7 @@ void ApplyOurs(bool x2apic, Entries* entries) {
   std::memcpy(&signature.ebx, kKvmSignature, 4);
   std::memcpy(&signature.ecx, kKvmSignature + 4, 4);
   std::memcpy(&signature.edx, kKvmSignature + 8, 4);
-  FindOrAdd(*entries, kHypervisorFirst + 1).eax = kKvmFeatures;
+  FindOrAdd(*entries, kHypervisorFirst + 1).eax = kKvmFeatures | (pv_eoi ? kKvmPvEoi : 0);
 }
 
 bool IsTopologyLeaf(uint32_t function) {
@@ -254,7 +255,7 @@ absl::StatusOr<CpuModel> CpuModel::Create(std::span<const Entry> supported, cons
   Hide(&entries, WithDependents(std::move(hidden)));
   // KVM without an APIC of its own need not offer x2APIC; ours has it.
   const bool no_x2apic = std::find(spec.disable.begin(), spec.disable.end(), "x2apic") != spec.disable.end();
-  ApplyOurs(!no_x2apic, &entries);
+  ApplyOurs(!no_x2apic, spec.pv_eoi, &entries);
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
     return std::tie(a.function, a.index) < std::tie(b.function, b.index);
   });

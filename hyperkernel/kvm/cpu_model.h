@@ -28,6 +28,7 @@ inline constexpr uint32_t kMostGuestVcpus = 255;
 struct CpuModelSpec {
   std::string profile = "host";        // "host": all that this host's KVM offers; "common": x86-64-v2 and little more
   std::vector<std::string> disable{};  // features to hide, by the names of /proc/cpuinfo; what needs them goes too
+  bool pv_eoi = true;                  // offer KVM's paravirtual EOI: a word of guest memory that stays here
 };
 
 // What of the host matters beside KVM's list. Plain value.

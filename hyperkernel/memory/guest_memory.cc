@@ -72,12 +72,14 @@ class FileGuestMemory final : public GuestMemory {
   std::vector<ExtentUse> Uses(uint64_t first, size_t most) const override { return meter_.Uses(first, most); }
   absl::Status Read(Gpa from, std::span<std::byte> to) const override;
   absl::Status Write(Gpa to, std::span<const std::byte> from) override;
-  absl::StatusOr<std::byte*> Populate(Gpa start, uint64_t bytes) override;
+  absl::StatusOr<std::byte*> Pin(Gpa start, uint64_t bytes, PageAccess access, PinnedPages* pins) override;
 
  private:
   // Offset in the file of [start, start+bytes), which must lie in one range.
   absl::StatusOr<uint64_t> OffsetOf(Gpa start, uint64_t bytes) const;
   absl::Status WriteToFile(Gpa to, std::span<const std::byte> from);
+  // Gives every page of it a frame, and a pointer in the service view.
+  absl::StatusOr<std::byte*> Populate(Gpa start, uint64_t bytes);
   // These pages of the file have frames now.
   void SetFilled(uint64_t first, uint64_t count);
   // Gives frames to all pages that [offset, offset+bytes) of the file touches.
@@ -197,6 +199,10 @@ absl::StatusOr<std::byte*> FileGuestMemory::Populate(Gpa start, uint64_t bytes) 
   HK_ASSIGN_OR_RETURN(const uint64_t offset, OffsetOf(start, bytes));
   HK_RETURN_IF_ERROR(Fill(offset, bytes));
   return service_view_.data() + offset;
+}
+
+absl::StatusOr<std::byte*> FileGuestMemory::Pin(Gpa start, uint64_t bytes, PageAccess, PinnedPages*) {
+  return Populate(start, bytes);
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
-// One guest's memory on this node (DESIGN: guest memory on one node): a sparse file in the frame store and two mappings
-// of it. The guest view is for KVM alone; the daemon reads and writes through the service view or pread, and never
-// allocates a frame by a stray touch.
+// One guest's memory, as its VM and its devices use it on this node (DESIGN: guest memory on one node). Made here: a
+// sparse file in the frame store and two mappings of it, of which no other node knows. The guest view is for KVM alone;
+// the daemon reads and writes through the service view or pread, and never allocates a frame by a stray touch. Memory
+// that is a space over several nodes: space_memory.h.
 //
 // Thread-safe unless said otherwise. Addresses are guest-physical bytes, sizes bytes.
 //
-// Invariants:
+// Invariants of what Create makes:
 //  1. Every way a frame comes to be is counted and within the guest's reservation: UFFDIO_COPY of zeros for a fault,
 //  which also
 //     maps it, so that KVM finds it without another fault; fallocate for the daemon's own writes, and where the copy
@@ -28,6 +29,8 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/frame_store.h"
+#include "hyperkernel/memory/page_frames.h"
+#include "hyperkernel/memory/pinned_pages.h"
 #include "hyperkernel/memory/space_engine.h"
 
 namespace hk {
@@ -73,9 +76,17 @@ class GuestMemory {
   virtual absl::Status Read(Gpa from, std::span<std::byte> to) const = 0;
   // Copies into guest memory, taking frames as needed. Errors: kOutOfRange (nothing written), kResourceExhausted.
   virtual absl::Status Write(Gpa to, std::span<const std::byte> from) = 0;
-  // Gives every page that [start, start+bytes) touches a frame, and a pointer to `start` in the service view, valid for
-  // the life of this object. The range must lie within one RAM range. Errors: kOutOfRange, kResourceExhausted.
-  virtual absl::StatusOr<std::byte*> Populate(Gpa start, uint64_t bytes) = 0;
+  // For a device's access: every page that [start, start+bytes) touches gets a frame, and stays here at one address,
+  // the pointer to `start`, until `pins` is released. The range must lie within one RAM range. Where pages may be on
+  // other nodes this waits for them, and what is held is held for the time of one access (guest_space.h, Pin). Errors:
+  // kOutOfRange, kResourceExhausted; of a space also kDeadlineExceeded, or why it stopped.
+  virtual absl::StatusOr<std::byte*> Pin(Gpa start, uint64_t bytes, PageAccess access, PinnedPages* pins) = 0;
+  // Most that may be pinned at a time, all together; 0: there is no bound, no page ever leaves this node, and what Pin
+  // gives is good for the life of this object.
+  virtual uint64_t most_pinned_bytes() const { return 0; }
+  // The guest is being taken apart: whoever waits for pages of other nodes, now or later, gets an error. Pins that are
+  // held stay.
+  virtual void Abandon() {}
 };
 
 }  // namespace hk

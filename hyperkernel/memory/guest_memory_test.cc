@@ -109,13 +109,15 @@ TEST_F(GuestMemoryTest, WhatIsNotRamIsRefusedWhole) {
   auto memory = Make(8 * kMib, 8 * kMib);
   ASSERT_TRUE(memory.ok()) << memory.status();
   std::string text(16, 'x');
+  PinnedPages pins;
   for (const Gpa at : {Gpa(8 * kMib - 8), Gpa(8 * kMib), Gpa(kHigh.value() - 8), Gpa(kHigh.value() + 8 * kMib - 8),
                        Gpa(~uint64_t{0} - 3)}) {
     EXPECT_EQ((*memory)->Write(at, Bytes(text)).code(), absl::StatusCode::kOutOfRange);
     EXPECT_EQ((*memory)->Read(at, std::as_writable_bytes(std::span(text))).code(), absl::StatusCode::kOutOfRange);
-    EXPECT_EQ((*memory)->Populate(at, 16).status().code(), absl::StatusCode::kOutOfRange);
+    EXPECT_EQ((*memory)->Pin(at, 16, PageAccess::kWrite, &pins).status().code(), absl::StatusCode::kOutOfRange);
   }
-  EXPECT_EQ((*memory)->Populate(Gpa(0), ~uint64_t{0}).status().code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ((*memory)->Pin(Gpa(0), ~uint64_t{0}, PageAccess::kWrite, &pins).status().code(),
+            absl::StatusCode::kOutOfRange);
   EXPECT_EQ((*memory)->frame_bytes(), 0u);
 }
 
@@ -189,7 +191,9 @@ TEST_F(GuestMemoryTest, AFullFrameStoreIsToldOnceAndNeverZeroes) {
   if (!FillStore(directory_)) {
     GTEST_SKIP() << "the frame store is not a file system of its own here (no CAP_SYS_ADMIN); the lab covers it";
   }
-  EXPECT_EQ((*memory)->Populate(Gpa(0), 40 * kMib).status().code(), absl::StatusCode::kResourceExhausted);
+  PinnedPages pins;
+  EXPECT_EQ((*memory)->Pin(Gpa(0), 40 * kMib, PageAccess::kWrite, &pins).status().code(),
+            absl::StatusCode::kResourceExhausted);
   // The kernel touches the page for us, as KVM does: EFAULT instead of a SIGBUS.
   int pipe_ends[2];
   ASSERT_EQ(::pipe(pipe_ends), 0);

@@ -43,6 +43,12 @@ absl::Status CheckConfig(const SpaceConfig& config) {
   if (config.swap_pages != 0 && config.max_pages == 0) {
     return wrong("swap_pages", "are of no use without max_pages");
   }
+  if (config.homes_at_coordinator && !config.coordinator.has_value()) {
+    return wrong("homes_at_coordinator", "needs a coordinator");
+  }
+  if (config.fill_around > kExtentPages || (config.fill_around & (config.fill_around - 1)) != 0) {
+    return wrong("fill_around", fmt::format("is {}, not a power of two up to {}", config.fill_around, kExtentPages));
+  }
   if (config.hold.count() < 0 || config.hold > kMostHold) return wrong("hold", "is out of range");
   if (config.retry.count() < 0 || config.retry > kMostHold) return wrong("retry", "is out of range");
   if (config.request_limit.count() < 1 || config.request_limit > kMostRequestLimit) {
@@ -85,7 +91,7 @@ Engine::Engine(const SpaceConfig& config, Transport* transport, PageFrames* fram
                Stopped on_stopped, PageSwap* swap)
     : config_(config),
       nodes_(SetOf(config.nodes)),
-      placement_(config.nodes),
+      placement_(config.nodes, config.homes_at_coordinator ? config.coordinator : std::nullopt),
       transport_(transport),
       frames_(frames),
       timers_(timers),
@@ -131,14 +137,39 @@ void Engine::OnFault(Gfn page, bool write) {
     ActivePage* const active = Activate(&shard, page);
     if (!active->wished()) active->since = now;
     (write ? active->fault_write : active->fault_read) = true;
+    const bool first_write = write && config_.fill_around > 1 && IsDormantHere(&shard, page);
     Grant(&shard, active);
     Advance(&shard, active);
     foresee = !write && active->request_slot != SlotId();
     Rest(&shard, active);
     Drain(&shard);
+    if (first_write) FillAround(&shard, page);
   }
   if (foresee) Foresee(page);
   Finish();
+}
+
+// Each takes the steps that a first write takes; nothing of that leaves this node.
+void Engine::FillAround(Shard* shard, Gfn page) {
+  if (config_.coordinator != config_.self || !running() || leaving()) return;
+  const uint64_t first = page.value() / config_.fill_around * config_.fill_around;
+  const uint64_t end = std::min(first + config_.fill_around, config_.pages);
+  for (uint64_t at = first; at < end && !stopped(); ++at) {
+    const Gfn near(at);
+    const ExtentPages& here = ExtentOf(shard, near)->pages;
+    const size_t index = at % kExtentPages;
+    if (here.active(index) || here.state(index) != PageState::kAbsent || !IsDormantHere(shard, near)) continue;
+    if (!HasRoomForOthers() || !ClaimFrame()) break;
+    ActivePage* const active = Activate(shard, near);
+    Means means;
+    means.request.node = config_.self;
+    means.has_frame = true;
+    PageEvent event{.type = PageEventType::kWrite, .message = {}};
+    event.message.transaction = ++shard->next_transaction * kShards + ShardIndexOf(at / kExtentPages);
+    ++shard->statistics.filled_around;
+    StepPage(shard, active, event, std::move(means));
+  }
+  Drain(shard);
 }
 
 void Engine::Replace(Gfn page, std::span<const std::byte> bytes, Granted granted) {
@@ -471,6 +502,7 @@ SpaceStatistics Engine::Statistics() const {
     sum.stale_messages += one.stale_messages;
     sum.pages_lost += one.pages_lost;
     sum.prefetched += one.prefetched;
+    sum.filled_around += one.filled_around;
     sum.batches += one.batches;
     sum.empties += one.empties;
     for (size_t i = 0; i < SpaceStatistics::kLatencyBuckets; ++i) {

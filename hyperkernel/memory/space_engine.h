@@ -52,8 +52,14 @@ inline constexpr uint64_t kMaxSpacePages = uint64_t{1} << 40;
 // page tables), or it never ends.
 inline constexpr uint64_t kLeastFrames = 8;
 
-// Most pages of a space that are pinned on one node at a time; with a bound of frames, half of them.
-inline constexpr uint64_t kMostPinnedPages = 4096;
+// Most pages of a space that are pinned on one node at a time; with a bound of frames, half of them. 128 MiB: what a
+// machine's disks may have in flight together (kMaxDisks times kMostPinnedByDisk), and as much again for its rings and
+// network cards. A pinned page costs about 0.5 KiB.
+inline constexpr uint64_t kMostPinnedPages = 32768;
+// The same of a node whose bound of frames is `max_pages` (0: none).
+inline constexpr uint64_t MostPinnedPages(uint64_t max_pages) {
+  return max_pages == 0 || max_pages / 2 > kMostPinnedPages ? kMostPinnedPages : max_pages / 2;
+}
 
 // Runs something later. Thread-safe; what is under way when the engine ends is dropped by its owner.
 class Timers {
@@ -87,6 +93,11 @@ struct SpaceConfig {
   std::chrono::milliseconds request_limit{30'000};
   // The node that changes epochs. Nothing: nobody does, and the loss of any node stops the space.
   std::optional<NodeId> coordinator;
+  // The coordinator is the home of all extents: for a space that it alone uses most. REQUIRES: coordinator.
+  bool homes_at_coordinator = false;
+  // A first write to a page that no node ever wrote, of which this node is home and coordinator, gets that many pages
+  // around it a frame of zeroes too, while there are frames to spare; 0: none. At most kExtentPages, a power of two.
+  uint32_t fill_around = 0;
 };
 
 // What a space that lost nodes goes on with. Plain value.
@@ -137,6 +148,7 @@ struct SpaceStatistics {
   uint64_t pages_lost = 0;                                          // with the home here, now
   // Asked for ahead of a stream of read faults; as far as it is known: used, or gone before that.
   uint64_t prefetched = 0, prefetch_useful = 0, prefetch_wasted = 0;
+  uint64_t filled_around = 0;         // pages that got a frame for a first write to one beside them
   uint64_t batches = 0, empties = 0;  // requests for several of them; pages of these that came without their bytes
   std::array<uint64_t, kLatencyBuckets> read_latency{}, write_latency{};  // from the wish to the installation
 };

@@ -84,7 +84,7 @@ void Engine::OfferPages(size_t first) {
   for (size_t i = 0; i < kShards && left > 0; ++i) {
     Shard& shard = shards_[(first + i) % kShards];
     MutexLock lock(&shard.mutex);
-    if (!running() || shard.live.size() == 1) break;
+    if (!running()) break;
     left -= Offer(&shard, left);
     Drain(&shard);
   }
@@ -197,6 +197,10 @@ size_t Engine::Offer(Shard* shard, size_t most) {
       continue;
     }
     if (held) continue;
+    if (shard->live.size() == 1) {  // there is nobody else: what is not zero stays, and was looked at
+      ++offered;
+      continue;
+    }
     PageMessage offer;
     offer.type = PageMessageType::kOffer;
     offer.from = config_.self;

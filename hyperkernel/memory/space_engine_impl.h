@@ -355,6 +355,7 @@ class Engine final : public SpaceEngine {
   }
   // The entry rests, if nothing of it is under way. It is not to be used after.
   void RestHome(Shard* shard, Gfn page, BusyEntry* busy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void FillAround(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   bool IsDormantHere(Shard* shard, Gfn page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void HandleHome(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   bool StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent event)

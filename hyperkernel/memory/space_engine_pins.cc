@@ -13,7 +13,7 @@ void Engine::Pin(Gfn first, uint64_t count, Granted granted) {
     return granted(
         absl::OutOfRangeError(fmt::format("{} pages from {:#x} on are not in the space", count, first.value())));
   }
-  const uint64_t most = config_.max_pages == 0 ? kMostPinnedPages : std::min(kMostPinnedPages, config_.max_pages / 2);
+  const uint64_t most = MostPinnedPages(config_.max_pages);
   uint64_t pinned = pinned_.load();
   do {
     if (count > most || pinned > most - count) {

@@ -35,6 +35,63 @@ TEST_F(SpaceEngineTest, AFirstTouchAtHomeAsksNobody) {
   EXPECT_THAT(engine_->Uses(0, 10), testing::SizeIs(1));
 }
 
+// A space that its coordinator uses most: a machine whose vCPUs are here.
+TEST_F(SpaceEngineTest, AFirstWriteFillsWhatIsAround) {
+  config_.coordinator = kSelf;
+  config_.homes_at_coordinator = true;
+  config_.fill_around = 4;
+  config_.max_pages = 64;
+  Make({kSelf, kPeer});
+  EXPECT_EQ(engine_->HomeOf(kThere), kSelf);
+  Wish read;
+  Want(Gfn(kThere.value() - 1), PageAccess::kRead, &read);
+  log_.clear();
+  engine_->OnFault(kThere, true);
+  const std::string first = std::to_string(kThere.value());
+  EXPECT_EQ(log_[0], "install " + first + " 2") << "what the program waits for comes first";
+  const uint64_t begin = kThere.value() / 4 * 4;
+  for (uint64_t page = begin; page < begin + 4; ++page) {
+    const bool was_read = page == kThere.value() - 1;
+    EXPECT_EQ(engine_->RightOf(Gfn(page)), was_read ? PageRight::kShared : PageRight::kExclusive) << page;
+  }
+  EXPECT_EQ(engine_->RightOf(Gfn(begin - 1)), PageRight::kNone);
+  EXPECT_EQ(engine_->RightOf(Gfn(begin + 4)), PageRight::kNone);
+  EXPECT_EQ(engine_->Statistics().filled_around, 2u);
+  EXPECT_EQ(engine_->Residue().active_pages + engine_->Residue().busy_entries, 0u);
+  EXPECT_EQ(engine_->Residue().frames, 4u);
+  EXPECT_THAT(transport_.sent, IsEmpty()) << "with the coordinator the space ends: nobody need know what was written";
+  // Not by reading, and not of a page that has been written.
+  engine_->OnFault(Gfn(begin + 40), false);
+  EXPECT_EQ(engine_->Statistics().filled_around, 2u);
+}
+
+TEST_F(SpaceEngineTest, WhatIsAroundTakesNoFramesThatAreNeeded) {
+  config_.coordinator = kSelf;
+  config_.homes_at_coordinator = true;
+  config_.fill_around = 512;
+  config_.max_pages = 64;
+  Make({kSelf, kPeer});
+  engine_->OnFault(kHere, true);
+  const uint64_t filled = engine_->Statistics().filled_around;
+  EXPECT_GT(filled, 10u);
+  EXPECT_LE(filled, 64u - 64u / 8u) << "the last eighth is for what programs touch";
+  EXPECT_EQ(engine_->Residue().frames, filled + 1);
+  EXPECT_TRUE(engine_->Statistics().pages_exclusive == filled + 1);
+}
+
+TEST_F(SpaceEngineTest, BadRulesOfHomesAreRefused) {
+  config_.homes_at_coordinator = true;
+  const auto refusal = [this] {
+    return SpaceEngine::Create(config_, &transport_, &frames_, &timers_, clock_, [](const absl::Status&) {}).status();
+  };
+  EXPECT_THAT(refusal().ToString(), testing::HasSubstr("homes_at_coordinator"));
+  config_.coordinator = kSelf;
+  for (const uint32_t around : {3U, 1024U}) {
+    config_.fill_around = around;
+    EXPECT_THAT(refusal().ToString(), testing::HasSubstr("fill_around"));
+  }
+}
+
 // For operators: where a space is busy, and which pages change hands.
 TEST_F(SpaceEngineTest, LossesToOthersAreNoticedAndExtentsHeated) {
   Wish write;

@@ -4,6 +4,10 @@ namespace hk {
 
 std::optional<NodeId> SpacePlacement::Nth(uint64_t extent, NodeSet live, int n) const {
   const size_t count = nodes_.size();
+  if (first_.has_value() && live.Contains(*first_)) {
+    if (n-- == 0) return first_;
+    live.Remove(*first_);
+  }
   const size_t first = extent % count;
   if (live.Contains(nodes_[first]) && n-- == 0) return nodes_[first];
   if (count == 1) return std::nullopt;

@@ -13,12 +13,14 @@
 namespace hk {
 
 // The nodes of a space in the order in which they are an extent's home: the first that lives is it, the next that lives
-// its second. So a home moves only when its node is lost, to the node that knows what was ever written; and what a lost
-// node was home of is shared among all that are left.
+// its second. One node may be the first of all extents, that which uses most of the space. So a home moves only when
+// its node is lost, to the node that knows what was ever written; and what a lost node was home of is shared among all
+// that are left.
 class SpacePlacement {
  public:
-  // `nodes`: ascending, not empty.
-  explicit SpacePlacement(std::vector<NodeId> nodes) : nodes_(std::move(nodes)) {}
+  // `nodes`: ascending, not empty. `first`: one of them, before all others; nothing: extents take turns.
+  explicit SpacePlacement(std::vector<NodeId> nodes, std::optional<NodeId> first = std::nullopt)
+      : nodes_(std::move(nodes)), first_(first) {}
 
   // REQUIRES: one of the nodes lives.
   NodeId HomeOf(uint64_t extent, NodeSet live) const { return *Nth(extent, live, 0); }
@@ -32,6 +34,7 @@ class SpacePlacement {
   std::optional<NodeId> Nth(uint64_t extent, NodeSet live, int n) const;
 
   const std::vector<NodeId> nodes_;
+  const std::optional<NodeId> first_;
 };
 
 }  // namespace hk

@@ -52,6 +52,24 @@ TEST(SpacePlacement, AHomeMovesOnlyWhenItsNodeIsLostAndToItsSecond) {
   EXPECT_FALSE(placement.SecondOf(3, Set({4})).has_value());
 }
 
+TEST(SpacePlacement, OneNodeMayBeTheFirstHomeOfAll) {
+  const std::vector<NodeId> nodes{NodeId(1), NodeId(4), NodeId(5)};
+  const SpacePlacement placement(nodes, NodeId(4));
+  std::map<uint16_t, int> seconds;
+  for (uint64_t extent = 0; extent < 600; ++extent) {
+    EXPECT_EQ(placement.HomeOf(extent, Set({1, 4, 5})), NodeId(4));
+    const NodeId second = *placement.SecondOf(extent, Set({1, 4, 5}));
+    ++seconds[second.value()];
+    EXPECT_EQ(placement.HomeOf(extent, Set({1, 5})), second);
+    EXPECT_EQ(placement.HomeOf(extent, Set({4, 5})), NodeId(4));
+    EXPECT_EQ(placement.SecondOf(extent, Set({4, 5})), NodeId(5));
+    EXPECT_FALSE(placement.SecondOf(extent, Set({4})).has_value());
+  }
+  EXPECT_GE(seconds[1], 200);
+  EXPECT_GE(seconds[5], 200);
+  EXPECT_EQ(seconds[1] + seconds[5], 600);
+}
+
 TEST(RecoveryWire, RunsComeBackAsTheyWere) {
   std::vector<PageRun> runs;
   for (uint16_t page = 0; page < kExtentPages; page = static_cast<uint16_t>(page + 2)) {

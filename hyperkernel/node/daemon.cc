@@ -29,6 +29,7 @@
 #include "hyperkernel/node/kvm_machine.h"
 #include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/node_info.h"
+#include "hyperkernel/node/placed_memory.h"
 #include "hyperkernel/node/services.h"
 #include "hyperkernel/node/space_manager.h"
 #include "hyperkernel/node/space_peers.h"
@@ -268,14 +269,16 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   const FrameStore& frames = *parts->frames;
   const KernelCache& kernels = parts->kernels.emplace(settings.data_directory + "/kernels");
   HK_ASSIGN_OR_RETURN(
-      parts->guests,
-      GuestManager::Open(
-          parts->state.get(), settings.name,
-          [&frames, &kernels](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames, kernels); },
-          [&frames, &kernels, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
-            return MakeKvmMachine(spec, generation, frames, kernels, clock, events);
-          },
-          clock));
+      parts->guests, GuestManager::Open(
+                         parts->state.get(), settings.name,
+                         [&frames, &kernels](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames, kernels); },
+                         [&frames, &kernels, &clock, spaces = parts->spaces.get()](
+                             const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
+                           MachineMemory memory = IsPlaced(spec) ? PlacedMemory(spec, spaces, clock)
+                                                                 : LocalMemory(spec, generation, frames);
+                           return MakeKvmMachine(spec, std::move(memory), kernels, clock, events);
+                         },
+                         clock));
   parts->admin.emplace(&*parts->cluster, parts->guests.get(), parts->spaces.get(), &parts->metrics);
   parts->peers.emplace(&*parts->cluster, parts->spaces.get(), &parts->metrics);
   auto daemon = std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
@@ -295,7 +298,8 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
 }
 
 Daemon::~Daemon() {
-  // Requests that wait for pages end at once.
+  // Machines first: they end of themselves, not by their memory. Then requests that wait for pages end at once.
+  if (parts_->guests != nullptr) parts_->guests->StopMachines();
   if (parts_->spaces != nullptr) parts_->spaces->StopAll();
   if (parts_->server != nullptr) parts_->server->Shutdown(std::chrono::system_clock::now() + kStopDeadline);
 }

@@ -52,6 +52,10 @@ absl::StatusOr<std::unique_ptr<GuestManager>> GuestManager::Open(StateStore* sto
 }
 
 GuestManager::~GuestManager() {
+  StopMachines();
+}
+
+void GuestManager::StopMachines() {
   {
     MutexLock lock(&mutex_);
     stopping_ = true;
@@ -59,16 +63,20 @@ GuestManager::~GuestManager() {
   changed_.SignalAll();
   if (starter_.joinable()) starter_.join();
   if (thread_.joinable()) thread_.join();
-  std::map<std::string, std::unique_ptr<Guest>> doomed;
+  std::vector<std::string> names;
   {
     MutexLock lock(&mutex_);
-    doomed.swap(guests_);
+    for (const auto& [name, guest] : guests_) names.push_back(name);
   }
-  for (auto& [name, guest] : doomed) {
-    const bool ran = guest->machine != nullptr;
-    guest->machine.reset();  // its last events take the lock
-    if (ran) RecordStopped(guest.get());
-    if (guest->channels != nullptr) guest->channels->End();
+  for (const std::string& name : names) {
+    // Not if it does not run, or was deleted meanwhile.
+    const absl::Status status = ForceStop(name, v1::VM_STATE_STOPPED, "its daemon ended");
+    MutexLock lock(&mutex_);
+    const auto found = guests_.find(name);
+    if (found == guests_.end()) continue;
+    if (found->second->channels != nullptr) found->second->channels->End();
+    if (status.ok() || found->second->machine == nullptr) continue;
+    log::Error("guest", "not stopped as the daemon ends", {{"guest", name}, {"error", MessageOf(status)}});
   }
 }
 

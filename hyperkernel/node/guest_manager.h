@@ -47,6 +47,9 @@ class GuestManager {
   // Stops all machines at once.
   ~GuestManager();
 
+  // The daemon ends: all machines are stopped at once, and none starts any more.
+  void StopMachines();
+
   // Starts what has autostart set, on a thread of its own and returns: one machine after another, by name, so that it
   // does not depend on chance who gets the memory. What waits, and what failed, is shown as the machine's reason. Once
   // only.
@@ -65,6 +68,9 @@ class GuestManager {
   absl::StatusOr<size_t> ConsoleInput(const std::string& name, Channel channel, std::string_view bytes);
   // Tells a running machine the size of the terminal on its virtio console; nothing if it does not run.
   void ResizeConsole(const std::string& name, uint16_t columns, uint16_t rows);
+  // True: the machine runs, and its memory is a space of its name; false: it is this node's alone. Errors: kNotFound,
+  // kFailedPrecondition.
+  absl::StatusOr<bool> MemoryIsSpace(const std::string& name);
   // Who has what of a running machine's memory, and what was counted, as of a space that this node alone has. Errors:
   // kNotFound, kFailedPrecondition.
   absl::StatusOr<v1::SpaceMapResponse> MemoryMap(const std::string& name, uint64_t first_extent);
@@ -111,6 +117,8 @@ class GuestManager {
   // The machine, if it runs still (with this generation, unless that is 0); null while an operation is under way.
   absl::StatusOr<Machine*> FindRunning(const std::string& name, uint64_t generation)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // FindIdle, of a guest that has a machine.
+  absl::StatusOr<const Guest*> FindWithMemory(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status LookAtMemory(const std::string& name, v1::Space* space, v1::SpacePart* part,
                             const std::function<void(const Machine&)>& look);
   void SampleRates() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -8,18 +8,28 @@
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/guest_manager.h"
 #include "hyperkernel/node/membership.h"
+#include "hyperkernel/node/placed_memory.h"
 #include "hyperkernel/node/space_rules.h"
 
 namespace hk {
 
+absl::StatusOr<const Guest*> GuestManager::FindWithMemory(const std::string& name) {
+  HK_ASSIGN_OR_RETURN(const Guest* const guest, FindIdle(name));
+  if (guest->machine != nullptr) return guest;
+  return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running, and has no memory; hkctl vm start {}",
+                                                   name, NameOf(guest->state), name));
+}
+
+absl::StatusOr<bool> GuestManager::MemoryIsSpace(const std::string& name) {
+  MutexLock lock(&mutex_);
+  HK_ASSIGN_OR_RETURN(const Guest* const guest, FindWithMemory(name));
+  return IsPlaced(guest->record.spec());
+}
+
 absl::Status GuestManager::LookAtMemory(const std::string& name, v1::Space* space, v1::SpacePart* part,
                                         const std::function<void(const Machine&)>& look) {
   MutexLock lock(&mutex_);
-  HK_ASSIGN_OR_RETURN(const Guest* const guest, FindIdle(name));
-  if (guest->machine == nullptr) {
-    return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running, and has no memory; hkctl vm start {}",
-                                                     name, NameOf(guest->state), name));
-  }
+  HK_ASSIGN_OR_RETURN(const Guest* const guest, FindWithMemory(name));
   part->set_node(node_);
   part->set_state(v1::SPACE_STATE_RUNNING);
   *part->mutable_since() = ToTimestamp(guest->started);

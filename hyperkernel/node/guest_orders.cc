@@ -73,6 +73,7 @@ absl::Status GuestManager::Start(const std::string& name, bool restart, const st
   {
     MutexLock lock(&mutex_);
     HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
+    if (stopping_) return absl::UnavailableError("the daemon ends");
     if (guest->machine != nullptr)
       return absl::FailedPreconditionError(fmt::format("vm '{}' is {} already", name, NameOf(guest->state)));
     v1::VmRecord record = guest->record;

@@ -72,15 +72,17 @@ class MemoryWriter final : public GuestWriter {
 // One running guest. Members are in the order they depend on one another; the destructor stops the vCPUs first.
 class KvmMachine final : public Machine, public ExitHandler {
  public:
-  KvmMachine(const v1::VmSpec& spec, const KernelCache& kernels, const Clock& clock, MachineEvents* events)
+  KvmMachine(const v1::VmSpec& spec, MachineMemory memory, const KernelCache& kernels, const Clock& clock,
+             MachineEvents* events)
       : spec_(spec),
+        memory_source_(std::move(memory)),
         kernels_(kernels),
         clock_(clock),
         voice_(std::make_shared<MachineVoice>(events)),
         vcpus_(std::make_unique<VcpuGroup>(spec.vcpus())) {}
   ~KvmMachine() override;
 
-  absl::Status Build(uint64_t generation, const FrameStore& frames, MachineBackends backends);
+  absl::Status Build(MachineBackends backends);
   absl::Status Run();
 
   size_t Input(Channel channel, std::string_view bytes) override {
@@ -103,7 +105,7 @@ class KvmMachine final : public Machine, public ExitHandler {
   std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }
 
  private:
-  absl::Status BuildMemory(uint64_t generation, const FrameStore& frames, Vm* vm);
+  absl::Status BuildMemory(Vm* vm);
   absl::Status BuildDevices(MachineBackends backends, Vm* vm);
   void EndDevices();
   absl::Status BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model);
@@ -121,6 +123,7 @@ class KvmMachine final : public Machine, public ExitHandler {
   }
 
   const v1::VmSpec spec_;
+  const MachineMemory memory_source_;
   const KernelCache& kernels_;
   const Clock& clock_;
   const std::shared_ptr<MachineVoice> voice_;
@@ -135,12 +138,15 @@ class KvmMachine final : public Machine, public ExitHandler {
 
 KvmMachine::~KvmMachine() {
   voice_->ForgetEnd();
+  if (memory_ != nullptr) memory_->Abandon();  // a vCPU that waits for a page does not stop before it has it
   if (const absl::Status status = vcpus_->Stop(clock_.Now() + kStopDeadline); !status.ok()) {
     log::Error("guest", "a vCPU does not stop", {{"guest", spec_.name()}, {"error", MessageOf(status)}});
   }
   EndDevices();
   voice_->Silence();
   if (vcpus_ != nullptr) vcpus_->Clear();
+  memory_.reset();
+  if (memory_source_.ended) memory_source_.ended();
 }
 
 // vCPUs are stopped, but still there to be woken by an interrupt. If I/O does not end, what it reads and writes is kept
@@ -168,14 +174,14 @@ void KvmMachine::EndDevices() {
   }).detach();
 }
 
-absl::Status KvmMachine::BuildMemory(uint64_t generation, const FrameStore& frames, Vm* vm) {
+absl::Status KvmMachine::BuildMemory(Vm* vm) {
   std::vector<RamRange> ranges;
   for (const RamPiece& piece : RamLayout(spec_.memory_mib() << 20)) ranges.push_back({piece.start, piece.bytes});
-  absl::StatusOr<std::unique_ptr<GuestMemory>> memory = GuestMemory::Create(
-      frames, spec_.name(), generation, std::move(ranges), [voice = voice_](const absl::Status& reason) {
+  absl::StatusOr<std::unique_ptr<GuestMemory>> memory =
+      memory_source_.make(std::move(ranges), [voice = voice_](const absl::Status& reason) {
         voice->End(MachineEnd::kCrash, fmt::format("guest memory: {}", MessageOf(reason)));
       });
-  if (!memory.ok()) return WithContext(memory.status(), "memory_mib");
+  if (!memory.ok()) return memory.status();
   memory_ = *std::move(memory);
   for (const GuestMemory::Slot& slot : memory_->slots()) {
     HK_RETURN_IF_ERROR(vm->AddMemory({.start = slot.start, .bytes = slot.bytes, .host = slot.guest_view}).status());
@@ -222,19 +228,23 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
   for (uint32_t i = 0; i < spec_.vcpus(); i++) {
     configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset});
   }
-  return vcpus_->Create(std::move(vm), configs, [this](VcpuId id) {
+  PvEoi::WordAt guest_word;
+  if (memory_->most_pinned_bytes() == 0) {
+    guest_word = [this](Gpa at) { return memory_->Pin(at, sizeof(uint32_t), PageAccess::kWrite, nullptr); };
+  }
+  return vcpus_->Create(std::move(vm), configs, [this, guest_word](VcpuId id) {
     return VcpuEnvironment{
-        .devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get(), .guest_word = [this](Gpa at) {
-          return memory_->Populate(at, sizeof(uint32_t));
-        }};
+        .devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get(), .guest_word = guest_word};
   });
 }
 
-absl::Status KvmMachine::Build(uint64_t generation, const FrameStore& frames, MachineBackends backends) {
+absl::Status KvmMachine::Build(MachineBackends backends) {
   HK_ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Vm::Create(spec_.vcpus()));
   pm_timer_ = vm->facts().tsc_khz == 0;
-  HK_RETURN_IF_ERROR(BuildMemory(generation, frames, vm.get()));
-  HK_ASSIGN_OR_RETURN(const CpuModel model, CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec_)));
+  HK_RETURN_IF_ERROR(BuildMemory(vm.get()));
+  CpuModelSpec cpu = CpuSpecOf(spec_);
+  cpu.pv_eoi = memory_->most_pinned_bytes() == 0;  // its words would have to stay here for ever
+  HK_ASSIGN_OR_RETURN(const CpuModel model, CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), cpu));
   interrupts_ = std::make_unique<InterruptController>(
       InterruptControllerOptions{.vcpus = spec_.vcpus(), .x2apic = model.has_x2apic()}, &clock_, vcpus_.get());
   HK_RETURN_IF_ERROR(BuildDevices(std::move(backends), vm.get()));
@@ -290,21 +300,36 @@ std::map<std::string, uint64_t> KvmMachine::exits_by_kind() const {
 
 absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, const KernelCache& kernels) {
   HK_RETURN_IF_ERROR(LinuxBoot::Plan(BootSpecOf(spec, kernels)).status());
-  if ((spec.memory_mib() << 20) > frames.budget_bytes()) {
-    return absl::ResourceExhaustedError(fmt::format("memory_mib: {} is more than this node's frame_store.budget_mib {}",
-                                                    spec.memory_mib(), frames.budget_bytes() >> 20));
+  // Of a machine over several nodes: what this one has of it.
+  const uint64_t placed_mib = spec.placement_size() > 0 ? spec.placement(0).memory_mib() : 0;
+  const uint64_t here_mib = placed_mib == 0 ? spec.memory_mib() : placed_mib;
+  if ((here_mib << 20) > frames.budget_bytes()) {
+    return absl::ResourceExhaustedError(fmt::format("{}: {} is more than this node's frame_store.budget_mib {}",
+                                                    placed_mib == 0 ? "memory_mib" : "placement[0].memory_mib",
+                                                    here_mib, frames.budget_bytes() >> 20));
   }
   HK_ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, Vm::Create(spec.vcpus()));
   HK_RETURN_IF_ERROR(CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec)).status());
   return MachineBackends::Open(spec).status();
 }
 
-absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, uint64_t generation,
-                                                        const FrameStore& frames, const KernelCache& kernels,
-                                                        const Clock& clock, MachineEvents* events) {
+MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames) {
+  const auto make = [name = spec.name(), generation, &frames](std::vector<RamRange> ranges,
+                                                              GuestMemory::FaultFailure failed) {
+    absl::StatusOr<std::unique_ptr<GuestMemory>> memory =
+        GuestMemory::Create(frames, name, generation, std::move(ranges), std::move(failed));
+    if (!memory.ok()) memory = WithContext(memory.status(), "memory_mib");
+    return memory;
+  };
+  return {.make = make, .ended = nullptr};
+}
+
+absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, MachineMemory memory,
+                                                        const KernelCache& kernels, const Clock& clock,
+                                                        MachineEvents* events) {
   HK_ASSIGN_OR_RETURN(MachineBackends backends, MachineBackends::Open(spec));
-  auto machine = std::make_unique<KvmMachine>(spec, kernels, clock, events);
-  HK_RETURN_IF_ERROR(machine->Build(generation, frames, std::move(backends)));
+  auto machine = std::make_unique<KvmMachine>(spec, std::move(memory), kernels, clock, events);
+  HK_RETURN_IF_ERROR(machine->Build(std::move(backends)));
   HK_RETURN_IF_ERROR(machine->Run());
   return std::unique_ptr<Machine>(std::move(machine));
 }

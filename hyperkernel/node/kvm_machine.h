@@ -1,9 +1,15 @@
 // A machine made of KVM, guest memory, interrupt controllers and devices: the parts wired together, and nothing else.
 #pragma once
 
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/boot/kernel_cache.h"
 #include "hyperkernel/memory/frame_store.h"
+#include "hyperkernel/memory/guest_memory.h"
 #include "hyperkernel/node/machine.h"
 
 namespace hk {
@@ -11,10 +17,23 @@ namespace hk {
 // Checks kernel, initrd, command line, CPU model, memory and KVM for a specification; makes nothing. Errors: one line.
 absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, const KernelCache& kernels);
 
-// Makes a machine and lets it run. `frames`, `kernels`, `clock` and `events` outlive it. Errors: one line, what could
-// not be made.
-absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, uint64_t generation,
-                                                        const FrameStore& frames, const KernelCache& kernels,
-                                                        const Clock& clock, MachineEvents* events);
+// Where a machine's memory is from.
+struct MachineMemory {
+  // Makes it; `failed` as GuestMemory::Create has it. Called once.
+  std::function<absl::StatusOr<std::unique_ptr<GuestMemory>>(std::vector<RamRange> ranges,
+                                                             GuestMemory::FaultFailure failed)>
+      make;
+  // Called when the machine has ended, or could not be made, and has given its memory back. May be empty.
+  std::function<void()> ended;
+};
+
+// Memory of this node alone. `frames` outlives what it makes.
+MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames);
+
+// Makes a machine and lets it run. `kernels`, `clock` and `events` outlive it. Errors: one line, what could not be
+// made.
+absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, MachineMemory memory,
+                                                        const KernelCache& kernels, const Clock& clock,
+                                                        MachineEvents* events);
 
 }  // namespace hk

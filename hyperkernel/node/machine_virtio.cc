@@ -31,6 +31,15 @@ constexpr size_t kConsolePort = 0, kAgentPort = 1;
 // qemu-guest-agent looks for this name.
 constexpr char kAgentPortName[] = "org.qemu.guest_agent.0";
 
+// Of memory whose pages others may want: the disks' requests in flight pin a quarter of what may be pinned, so that
+// there is always room for rings and network cards, and a disk not more than a few of Linux's largest requests (1.25
+// MiB).
+constexpr uint64_t kMostPinnedByDisk = 4 << 20;
+uint64_t PinnedByDisk(uint64_t most_pinned, int disks) {
+  if (most_pinned == 0) return 0;
+  return std::clamp<uint64_t>(most_pinned / 4 / static_cast<uint64_t>(disks), 1, kMostPinnedByDisk);
+}
+
 // What an empty PCI slot reads as: all of ECAM's range in ones, one for the process.
 absl::StatusOr<std::byte*> AllOnes() {
   static const absl::StatusOr<Mapping> ones = []() -> absl::StatusOr<Mapping> {
@@ -58,11 +67,11 @@ absl::StatusOr<std::unique_ptr<MachineVirtio>> MachineVirtio::Create(const v1::V
   std::unique_ptr<MachineVirtio> virtio(new MachineVirtio(root));
   root->SetDoorbellRegistrar(&virtio->doorbells_);
   HK_ASSIGN_OR_RETURN(virtio->set_, VirtioSet::Create(memory, root, interrupts, spec.name()));
-  HK_RETURN_IF_ERROR(virtio->Add(spec, std::move(backends), std::move(output)));
+  HK_RETURN_IF_ERROR(virtio->Add(spec, std::move(backends), memory->most_pinned_bytes(), std::move(output)));
   return virtio;
 }
 
-absl::Status MachineVirtio::Add(const v1::VmSpec& spec, MachineBackends backends, Output output) {
+absl::Status MachineVirtio::Add(const v1::VmSpec& spec, MachineBackends backends, uint64_t most_pinned, Output output) {
   HK_CHECK(static_cast<int>(backends.disks.size()) == spec.disks_size());
   HK_CHECK(static_cast<int>(backends.nets.size()) == spec.nets_size());
   std::vector<VirtioConsole::Port> ports;
@@ -85,7 +94,8 @@ absl::Status MachineVirtio::Add(const v1::VmSpec& spec, MachineBackends backends
     auto blk = VirtioBlk::Create(std::move(backends.disks[static_cast<size_t>(i)]),
                                  {.serial = disk.serial(),
                                   .queues = static_cast<uint16_t>(std::max(disk.queues(), 1u)),
-                                  .bps_limit = disk.bps_limit()});
+                                  .bps_limit = disk.bps_limit(),
+                                  .most_pinned_bytes = PinnedByDisk(most_pinned, spec.disks_size())});
     if (!blk.ok()) return WithContext(blk.status(), fmt::format("disks[{}]", i));
     HK_RETURN_IF_ERROR(set_->Add(static_cast<uint8_t>(kFirstDiskSlot + i), fmt::format("disk{}", i), *std::move(blk)));
   }

@@ -84,7 +84,8 @@ class MachineVirtio {
 
  private:
   explicit MachineVirtio(PciRoot* root) : root_(root) {}
-  absl::Status Add(const v1::VmSpec& spec, MachineBackends backends, Output output);
+  // `most_pinned`: of the memory (GuestMemory::most_pinned_bytes).
+  absl::Status Add(const v1::VmSpec& spec, MachineBackends backends, uint64_t most_pinned, Output output);
 
   PciRoot* const root_;
   KvmDoorbells doorbells_;

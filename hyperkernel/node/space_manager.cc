@@ -74,6 +74,7 @@ absl::StatusOr<SpaceIdentity> SpaceManager::Identify(const v1::CreateSpaceReques
                          .node_frame_bytes = request.node_frames_bytes(),
                          .node_swap_bytes = request.node_swap_bytes(),
                          .node_vcpus = request.node_vcpus(),
+                         .homes_at_coordinator = request.homes_at_coordinator(),
                          .members = {},
                          .coordinator = self_,
                          .created = clock_.Wall()};
@@ -147,6 +148,7 @@ absl::Status SpaceManager::AttachOthers(const SpaceIdentity& identity) {
   request.set_node_frames_bytes(identity.node_frame_bytes);
   request.set_node_swap_bytes(identity.node_swap_bytes);
   request.set_node_vcpus(identity.node_vcpus);
+  request.set_homes_at_coordinator(identity.homes_at_coordinator);
   *request.mutable_created() = ToTimestamp(identity.created);
   for (const SpaceMemberId& member : identity.members) {
     v1::SpaceMember& out = *request.add_members();
@@ -205,6 +207,7 @@ absl::Status SpaceManager::Attach(const v1::AttachSpaceRequest& request) {
                          .node_frame_bytes = request.node_frames_bytes(),
                          .node_swap_bytes = request.node_swap_bytes(),
                          .node_vcpus = request.node_vcpus(),
+                         .homes_at_coordinator = request.homes_at_coordinator(),
                          .members = {},
                          .coordinator = request.from(),
                          .created = ToWall(request.created())};
@@ -277,8 +280,23 @@ absl::StatusOr<std::vector<std::string>> SpaceManager::DeleteAt(const View& spac
   return notes;
 }
 
+absl::Status SpaceManager::CheckNotHeld(const View& space) {
+  if (space.part == nullptr || !space.part->held() || HK_MUTANT(space_of_vm_deleted)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      fmt::format("space '{0}' is the memory of vm '{0}' on node '{1}'; stop that "
+                  "first (hkctl vm stop {0} --force)",
+                  space.identity.name, space.identity.coordinator));
+}
+
+absl::StatusOr<std::shared_ptr<GuestSpace>> SpaceManager::Hold(const std::string& name,
+                                                               std::function<void(const absl::Status&)> stopped) {
+  HK_ASSIGN_OR_RETURN(const View space, FindRunning(name));
+  return SpacePart::Hold(space.part, std::move(stopped));
+}
+
 absl::StatusOr<std::vector<std::string>> SpaceManager::Delete(const std::string& name) {
   HK_ASSIGN_OR_RETURN(const View found, FindName(name));
+  HK_RETURN_IF_ERROR(CheckNotHeld(found));
   const std::string& coordinator = found.identity.coordinator;
   std::string gone;
   if (coordinator != self_) {
@@ -313,6 +331,7 @@ absl::StatusOr<std::vector<std::string>> SpaceManager::Remove(const v1::RemoveSp
     return absl::FailedPreconditionError(
         fmt::format("space '{}' is coordinated by node '{}'", space.identity.name, space.identity.coordinator));
   }
+  HK_RETURN_IF_ERROR(CheckNotHeld(space));
   HK_ASSIGN_OR_RETURN(const View taken, BeginDelete(request.id()));
   return DeleteAt(taken, "");
 }

@@ -61,6 +61,11 @@ class SpaceManager {
   absl::StatusOr<v1::SpaceMapResponse> Map(const std::string& name, uint64_t first_extent) const;
   absl::StatusOr<v1::SpaceTopResponse> Top(const std::string& name) const;
 
+  // For a machine of this node whose memory the space is (SpacePart::Hold). Until that lets go nobody deletes the
+  // space. Errors: kNotFound, kFailedPrecondition.
+  absl::StatusOr<std::shared_ptr<GuestSpace>> Hold(const std::string& name,
+                                                   std::function<void(const absl::Status&)> stopped);
+
   // For the metrics: this node's parts, by name, but for those being made. Asks no peer.
   std::vector<SpaceSample> Samples() const;
 
@@ -115,6 +120,7 @@ class SpaceManager {
   absl::StatusOr<View> BeginDelete(uint64_t id);
   // Ends this node's part and the entry. Errors: kAborted; then the entry can be deleted again.
   absl::Status EndHere(const View& space, const absl::Status& why);
+  static absl::Status CheckNotHeld(const View& space);
   // Deletes the space here and at all other members but `skip`.
   absl::StatusOr<std::vector<std::string>> DeleteAt(const View& space, const std::string& skip);
   std::optional<SpaceRecovery::Space> FindForRecovery(uint64_t id) const;

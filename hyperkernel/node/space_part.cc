@@ -8,6 +8,13 @@
 #include "hyperkernel/base/status.h"
 
 namespace hk {
+namespace {
+
+// As much as a machine's own memory fills (guest_memory.cc): a kernel touches memory in runs, and a fault costs far
+// more than a page of zeroes.
+constexpr uint32_t kFillAroundPages = 16;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity& space, NodeId self,
                                                              const SpaceFactory& factory, const Clock& clock,
@@ -20,6 +27,8 @@ absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity
   if (const SpaceMemberId* const coordinator = space.Find(space.coordinator)) {
     options.config.coordinator = coordinator->number;
   }
+  options.config.homes_at_coordinator = space.homes_at_coordinator;
+  if (space.homes_at_coordinator) options.config.fill_around = kFillAroundPages;
   options.lost = std::move(lost);
   options.config.pages = space.bytes / kPageSize;
   options.config.max_pages = space.node_frame_bytes < space.bytes ? space.node_frame_bytes / kPageSize : 0;
@@ -29,11 +38,14 @@ absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity
   options.name = space.name + ".space";
   options.stopped = [note, &clock, name = space.name, members = space.members](const absl::Status& cause) {
     const absl::Status why(cause.code(), WithNodeNames(MessageOf(cause), members));
+    std::function<void(const absl::Status&)> watcher;
     {
       MutexLock lock(&note->mutex);
       if (note->stop.has_value()) return;
       note->stop = Stop{why, clock.Wall()};
+      watcher = std::exchange(note->watcher, nullptr);
     }
+    if (watcher) watcher(why);
     // Cancelled: by an operator, or because the daemon ends.
     log::Write(absl::IsCancelled(why) ? log::Level::kInfo : log::Level::kWarning, "space", "stopped",
                {{"guest", name}, {"reason", MessageOf(why)}});
@@ -53,6 +65,41 @@ absl::Status SpacePart::Use(const std::function<absl::Status(GuestSpace*)>& body
   users_--;
   unused_.SignalAll();
   return status;
+}
+
+absl::StatusOr<std::shared_ptr<GuestSpace>> SpacePart::Hold(const std::shared_ptr<SpacePart>& part,
+                                                            std::function<void(const absl::Status&)> stopped) {
+  {
+    MutexLock lock(&part->mutex_);
+    if (part->closing_) return absl::FailedPreconditionError("the space is being deleted");
+    if (part->held_) return absl::FailedPreconditionError("the space is a machine's already");
+    part->held_ = true;
+    part->users_++;
+  }
+  std::optional<Stop> stop;
+  {
+    MutexLock lock(&part->note_->mutex);
+    stop = part->note_->stop;
+    if (!stop.has_value()) part->note_->watcher = stopped;
+  }
+  if (stop.has_value()) stopped(stop->why);
+  return std::shared_ptr<GuestSpace>(part->memory_.get(), [part](GuestSpace*) { part->LetGo(); });
+}
+
+void SpacePart::LetGo() {
+  {
+    MutexLock lock(&note_->mutex);
+    note_->watcher = nullptr;
+  }
+  MutexLock lock(&mutex_);
+  held_ = false;
+  users_--;
+  unused_.SignalAll();
+}
+
+bool SpacePart::held() const {
+  MutexLock lock(&mutex_);
+  return held_;
 }
 
 absl::StatusOr<SpaceLeaving> SpacePart::Leave(uint64_t number, bool leave) {

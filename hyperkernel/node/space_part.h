@@ -50,6 +50,13 @@ class SpacePart {
   absl::Status Use(const std::function<absl::Status(GuestSpace*)>& body);
   // Stops the space here: what waits in it ends with this reason.
   void StopNow(const absl::Status& why);
+  // The memory for a machine, which uses it for long: it is there as long as the result, and Close waits for that.
+  // `stopped` is told once, of a stop, at once if that was before; it must not block. One machine at a time. Errors:
+  // kFailedPrecondition once Close has begun, or of a second machine.
+  static absl::StatusOr<std::shared_ptr<GuestSpace>> Hold(const std::shared_ptr<SpacePart>& part,
+                                                          std::function<void(const absl::Status&)> stopped);
+  // A machine has it.
+  bool held() const;
   // Gives the memory back when nobody uses it any more. False: not until the deadline; it may be called again.
   bool Close(Monotonic deadline);
   // Nothing: it runs.
@@ -69,6 +76,7 @@ class SpacePart {
     std::optional<Stop> stop ABSL_GUARDED_BY(mutex);
     uint64_t epoch ABSL_GUARDED_BY(mutex) = 1;
     std::vector<Loss> losses ABSL_GUARDED_BY(mutex);
+    std::function<void(const absl::Status&)> watcher ABSL_GUARDED_BY(mutex);
   };
 
   SpacePart(std::shared_ptr<Note> note, std::unique_ptr<GuestSpace> memory)
@@ -77,9 +85,12 @@ class SpacePart {
   const std::shared_ptr<Note> note_;
   Mutex orders_mutex_;  // before mutex_
   uint64_t last_order_ ABSL_GUARDED_BY(orders_mutex_) = 0;
-  Mutex mutex_;
+  void LetGo();
+
+  mutable Mutex mutex_;
   CondVar unused_;
   int users_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool held_ ABSL_GUARDED_BY(mutex_) = false;
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
   std::unique_ptr<GuestSpace> memory_;  // changed only by Close, when nobody uses it
 };

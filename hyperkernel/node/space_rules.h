@@ -49,6 +49,7 @@ struct SpaceIdentity {
   uint64_t node_frame_bytes = 0;       // most on each node; 0: all of it
   uint64_t node_swap_bytes = 0;        // most swap of each node
   uint32_t node_vcpus = 0;             // of each node; 0: as 1
+  bool homes_at_coordinator = false;   // it alone uses most of the space
   std::vector<SpaceMemberId> members;  // ascending by number
   std::string coordinator;
   WallTime created;

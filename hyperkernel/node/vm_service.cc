@@ -51,7 +51,10 @@ grpc::Status AdminService::ControlVm(grpc::ServerContext* context, const v1::Con
 grpc::Status AdminService::VmMap(grpc::ServerContext* context, const v1::SpaceMapRequest* request,
                                  v1::SpaceMapResponse* response) {
   return Serve(metrics_, "VmMap", *context, Role::kViewer, [&] {
-    absl::StatusOr<v1::SpaceMapResponse> map = guests_->MemoryMap(request->name(), request->first_extent());
+    const absl::StatusOr<bool> placed = guests_->MemoryIsSpace(request->name());
+    if (!placed.ok()) return ToGrpc(placed.status());
+    absl::StatusOr<v1::SpaceMapResponse> map = *placed ? spaces_->Map(request->name(), request->first_extent())
+                                                       : guests_->MemoryMap(request->name(), request->first_extent());
     if (map.ok()) *response = *std::move(map);
     return ToGrpc(map.status());
   });
@@ -60,7 +63,10 @@ grpc::Status AdminService::VmMap(grpc::ServerContext* context, const v1::SpaceMa
 grpc::Status AdminService::VmTop(grpc::ServerContext* context, const v1::SpaceTopRequest* request,
                                  v1::SpaceTopResponse* response) {
   return Serve(metrics_, "VmTop", *context, Role::kViewer, [&] {
-    absl::StatusOr<v1::SpaceTopResponse> top = guests_->MemoryTop(request->name());
+    const absl::StatusOr<bool> placed = guests_->MemoryIsSpace(request->name());
+    if (!placed.ok()) return ToGrpc(placed.status());
+    absl::StatusOr<v1::SpaceTopResponse> top =
+        *placed ? spaces_->Top(request->name()) : guests_->MemoryTop(request->name());
     if (top.ok()) *response = *std::move(top);
     return ToGrpc(top.status());
   });

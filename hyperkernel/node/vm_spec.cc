@@ -12,6 +12,8 @@
 #include "fmt/ranges.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/boot/address_map.h"
 #include "hyperkernel/node/names.h"
 
 namespace hk {
@@ -92,33 +94,67 @@ absl::Status CompleteNets(v1::VmSpec* spec) {
   return absl::OkStatus();
 }
 
-// One node for now, which is this one.
+// Its memory on several nodes: each can hold its share of it, all of them a sixteenth more than all of it.
+absl::Status CheckPlacedMemory(const v1::VmSpec& spec) {
+  const uint64_t each = spec.placement(0).memory_mib();
+  for (int i = 0; i < spec.placement_size(); i++) {
+    const uint64_t here = spec.placement(i).memory_mib();
+    const std::string field = fmt::format("placement[{}].memory_mib", i);
+    if (spec.placement_size() == 1 && here != 0 && here != spec.memory_mib())
+      return Bad(field, fmt::format("{}; the only node has all {} MiB of the machine", here, spec.memory_mib()));
+    if (here > spec.memory_mib())
+      return Bad(field, fmt::format("{} is more than the machine's {}", here, spec.memory_mib()));
+    if (here != each)
+      return Bad(field, fmt::format("{}; the first node has {}, and this release wants the same of all", here, each));
+  }
+  if (each == 0 || spec.placement_size() == 1) return absl::OkStatus();
+  // The space reaches to the end of RAM, and its rules count the hole below 4 GiB.
+  const RamPiece last = RamLayout(spec.memory_mib() << 20).back();
+  const uint64_t space_mib = (last.start.value() + last.bytes) >> 20;
+  const uint64_t needed = space_mib + (space_mib + kPlacementSpareShare - 1) / kPlacementSpareShare;
+  const auto nodes = static_cast<uint64_t>(spec.placement_size());
+  if (each * nodes >= needed || HK_MUTANT(vm_placement_unchecked)) return absl::OkStatus();
+  return Bad("placement", fmt::format("{} MiB on each of {} nodes do not hold {} MiB and a sixteenth more, which pages "
+                                      "need to change places: give at least {} each",
+                                      each, nodes, space_mib, (needed + nodes - 1) / nodes));
+}
+
+// The node that is asked has the devices and, in this release, all vCPUs; others give memory.
 absl::Status CompletePlacement(v1::VmSpec* spec, const std::string& node) {
   if (spec->placement_size() == 0) spec->add_placement()->set_node(node);
+  if (spec->placement_size() > static_cast<int>(kMaxNodes))
+    return Bad("placement", fmt::format("{} nodes; at most {} are possible", spec->placement_size(), kMaxNodes));
+  if (spec->io_node().empty()) spec->set_io_node(spec->placement(0).node());
   std::set<std::string> nodes;
   uint64_t vcpus = 0;
+  bool placed = false;
+  for (const v1::PlacementSpec& place : spec->placement()) placed |= place.vcpus() != 0;
   for (int i = 0; i < spec->placement_size(); i++) {
     v1::PlacementSpec& place = *spec->mutable_placement(i);
     const std::string field = fmt::format("placement[{}]", i);
     if (!IsValidName(place.node())) return Bad(field + ".node", fmt::format("'{}' is not a node's name", place.node()));
     if (!nodes.insert(place.node()).second)
       return Bad(field + ".node", fmt::format("'{}' is there twice", place.node()));
-    if (place.vcpus() == 0 && spec->placement_size() == 1) place.set_vcpus(spec->vcpus());
-    if (place.vcpus() == 0) return Bad(field + ".vcpus", "0; say how many of them run there");
+    if (!placed && place.node() == spec->io_node()) place.set_vcpus(spec->vcpus());
     vcpus += place.vcpus();
+  }
+  if (!nodes.contains(spec->io_node()))
+    return Bad("io_node", fmt::format("'{}' is not a node of placement", spec->io_node()));
+  if (spec->io_node() != node) {
+    return Bad("io_node",
+               fmt::format("'{}' is not the node that is asked ('{}'): ask it (--endpoint)", spec->io_node(), node));
   }
   if (vcpus != spec->vcpus())
     return Bad("placement", fmt::format("{} vcpus are placed, the machine has {}", vcpus, spec->vcpus()));
-  if (spec->io_node().empty()) spec->set_io_node(spec->placement(0).node());
-  if (!nodes.contains(spec->io_node()))
-    return Bad("io_node", fmt::format("'{}' is not a node of placement", spec->io_node()));
-  for (const std::string& name : nodes) {
-    if (name != node) {
-      return absl::UnimplementedError(fmt::format(
-          "placement: node '{}': this release runs a machine on one node, the one asked ('{}')", name, node));
+  for (int i = 0; i < spec->placement_size(); i++) {
+    if (spec->placement(i).node() != node && spec->placement(i).vcpus() != 0) {
+      return absl::UnimplementedError(
+          fmt::format("placement[{}].vcpus: node '{}': this release runs all vCPUs on the I/O node ('{}'); others give "
+                      "memory",
+                      i, spec->placement(i).node(), node));
     }
   }
-  return absl::OkStatus();
+  return CheckPlacedMemory(*spec);
 }
 
 }  // namespace

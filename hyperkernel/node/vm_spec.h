@@ -15,12 +15,13 @@ namespace hk {
 inline constexpr uint64_t kMinVmMemoryMib = 32;                 // less holds no Linux and its initrd
 inline constexpr uint64_t kMaxVmMemoryMib = uint64_t{1} << 32;  // 4 PiB: 52-bit guest-physical addresses
 inline constexpr uint32_t kMaxVcpus = 255;                      // APIC ids of one I/O APIC's physical destinations
-inline constexpr size_t kMaxCommandLine = 2047;  // COMMAND_LINE_SIZE of x86 Linux, less the terminating zero
-inline constexpr int kMaxDisks = 16;             // slots of the one PCI bus, half of them
-inline constexpr int kMaxNets = 8;               // slots of the one PCI bus, a quarter of them
-inline constexpr size_t kMaxDiskSerial = 20;     // VIRTIO_BLK_ID_BYTES
-inline constexpr uint32_t kMaxQueues = 16;       // of a disk, and pairs of a card: what the devices have
-inline constexpr size_t kMaxInterfaceName = 15;  // IFNAMSIZ, less the terminating zero
+inline constexpr size_t kMaxCommandLine = 2047;       // COMMAND_LINE_SIZE of x86 Linux, less the terminating zero
+inline constexpr int kMaxDisks = 16;                  // slots of the one PCI bus, half of them
+inline constexpr int kMaxNets = 8;                    // slots of the one PCI bus, a quarter of them
+inline constexpr size_t kMaxDiskSerial = 20;          // VIRTIO_BLK_ID_BYTES
+inline constexpr uint32_t kMaxQueues = 16;            // of a disk, and pairs of a card: what the devices have
+inline constexpr uint64_t kPlacementSpareShare = 16;  // of the memory, for pages that change places: as a space's
+inline constexpr size_t kMaxInterfaceName = 15;       // IFNAMSIZ, less the terminating zero
 
 // A network card's hardware address.
 using MacAddress = std::array<uint8_t, 6>;

@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/base/types.h"
 
 namespace hk {
 namespace {
@@ -39,6 +40,8 @@ TEST(VmSpec, DefaultsAreFilledIn) {
 
 TEST(VmSpec, EachBadFieldGetsItsOneLine) {
   const std::string long_line(2048, 'x'), good = "name: 'a' memory_mib: 64 kernel: '/k' ";
+  std::string many_nodes = "placement { node: 'n' } ";
+  for (int i = 0; i < kMaxNodes; i++) many_nodes += "placement { node: 'm" + std::to_string(i) + "' } ";
   const struct {
     std::string text, begins;
   } cases[] = {
@@ -73,11 +76,24 @@ TEST(VmSpec, EachBadFieldGetsItsOneLine) {
       {good + "nets { tap: 't' mac: '03:00:00:00:00:01' }", "nets[0].mac: '03:00:00:00:00:01' is a multicast"},
       {good + "nets { tap: 't' mac: '02:00:00:00:00:0A' } nets { tap: 'u' mac: '02:00:00:00:00:0a' }", "nets[1].mac:"},
       {good + "placement { }", "placement[0].node:"},
-      {good + "placement { node: 'n' } placement { node: 'n' }", "placement[0].vcpus:"},
+      {good + "placement { node: 'n' } placement { node: 'n' }", "placement[1].node:"},
       {good + "vcpus: 2 placement { node: 'n' vcpus: 1 } placement { node: 'n' vcpus: 1 }", "placement[1].node:"},
       {good + "placement { node: 'n' vcpus: 2 }", "placement: 2 vcpus"},
-      {good + "placement { node: 'm' }", "placement: node 'm': this release"},
-      {good + "vcpus: 2 placement { node: 'n' vcpus: 1 } placement { node: 'm' vcpus: 1 }", "placement: node 'm'"},
+      {good + "placement { node: 'm' }", "io_node: 'm' is not the node that is asked"},
+      {good + "vcpus: 2 placement { node: 'n' vcpus: 1 } placement { node: 'm' vcpus: 1 }",
+       "placement[1].vcpus: node 'm'"},
+      {good + "vcpus: 2 placement { node: 'n' vcpus: 1 } placement { node: 'm' }", "placement: 1 vcpus"},
+      {good + "placement { node: 'n' } placement { node: 'm' } io_node: 'm'", "io_node: 'm' is not the node that is"},
+      {good + "placement { node: 'n' } placement { node: 'm' } io_node: 'o'", "io_node: 'o' is not a node of"},
+      {good + "placement { node: 'n' memory_mib: 63 }", "placement[0].memory_mib: 63; the only node"},
+      {good + "placement { node: 'n' memory_mib: 65 } placement { node: 'm' }", "placement[0].memory_mib: 65 is more"},
+      {good + "placement { node: 'n' memory_mib: 40 } placement { node: 'm' }",
+       "placement[1].memory_mib: 0; the first"},
+      {good + "placement { node: 'n' memory_mib: 33 } placement { node: 'm' memory_mib: 33 }",
+       "placement: 33 MiB on each of 2 nodes do not hold 64 MiB and a sixteenth more, which pages need to change "
+       "places: "
+       "give at least 34"},
+      {good + many_nodes, "placement: 65 nodes"},
       {good + "io_node: 'm'", "io_node:"},
       {good + "topology: 5", "topology:"},
       {good + "policy: 'guess'", "policy:"},
@@ -87,6 +103,23 @@ TEST(VmSpec, EachBadFieldGetsItsOneLine) {
     EXPECT_THAT(message, testing::StartsWith(bad.begins)) << bad.text;
     EXPECT_THAT(message, testing::Not(testing::HasSubstr("\n")));
   }
+}
+
+TEST(VmSpec, OthersGiveMemory) {
+  const std::string machine = "name: 'a' memory_mib: 64 vcpus: 3 kernel: '/k' ";
+  auto spec = CompleteVmSpec(
+      Parse(machine + "placement { node: 'n' memory_mib: 34 } placement { node: 'm' memory_mib: 34 }"), "n");
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->placement(0).vcpus(), 3u);
+  EXPECT_EQ(spec->placement(1).vcpus(), 0u);
+  EXPECT_EQ(spec->io_node(), "n");
+  // Each can hold all of it; and the I/O node need not be the first.
+  spec = CompleteVmSpec(Parse(machine + "placement { node: 'm' } placement { node: 'n' } io_node: 'n'"), "n");
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->placement(1).vcpus(), 3u);
+  const auto again = CompleteVmSpec(*spec, "n");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->SerializeAsString(), spec->SerializeAsString()) << "what is complete stays as it is";
 }
 
 TEST(VmSpec, GeneratedAddressesAreLocalStableAndDifferent) {

@@ -17,7 +17,7 @@ constexpr int kMostPages = 12;
 }  // namespace
 
 SpaceWorld::SpaceWorld(uint64_t seed, const Options& options)
-    : options_(options), simulation_(seed), network_(&simulation_, {}), oracle_(&simulation_) {
+    : options_(options), seed_(seed), simulation_(seed), network_(&simulation_, {}), oracle_(&simulation_) {
   if (options.keep_trace) simulation_.KeepTrace();
   Draw();
 }

@@ -74,6 +74,7 @@ class SpaceWorld {
   Gfn PickPage() { return pages_[simulation_.Below(pages_.size())]; }
 
   const Options options_;
+  const uint64_t seed_;
   Simulation simulation_;
   SimNetwork network_;
   SpaceOracle oracle_;

@@ -14,6 +14,11 @@ using std::chrono::milliseconds;
 void SpaceWorld::DrawLosses() {
   const auto below = [this](uint64_t limit) { return simulation_.Below(limit); };
   config_.coordinator = NodeId(0);
+  // As a machine's space is, whose vCPUs are at the coordinator.
+  if (seed_ % 4 == 3) {
+    config_.homes_at_coordinator = true;
+    config_.fill_around = 1U << (seed_ / 4 % 5);
+  }
   static constexpr uint32_t kStores[] = {0, 0, 2, 30};
   victims_store_percent_ = kStores[below(4)];
   const bool own = !options_.leave && below(12) == 0;  // the coordinator itself

@@ -1,0 +1,58 @@
+#include "hyperkernel/node/placed_memory.h"
+
+#include <atomic>
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/memory/space_memory.h"
+#include "proto/admin.pb.h"
+
+namespace hk {
+namespace {
+
+v1::CreateSpaceRequest SpaceOf(const v1::VmSpec& spec, uint64_t bytes) {
+  v1::CreateSpaceRequest request;
+  request.set_name(spec.name());
+  request.set_memory_bytes(bytes);
+  for (const v1::PlacementSpec& place : spec.placement()) request.add_nodes(place.node());
+  const uint64_t frames = spec.placement(0).memory_mib() << 20;  // the same of all
+  if (frames < bytes) request.set_node_frames_bytes(frames);
+  request.set_node_vcpus(spec.vcpus());
+  request.set_homes_at_coordinator(true);  // all vCPUs and devices are here
+  return request;
+}
+
+void DeleteSpaceOf(const std::string& name, SpaceManager* spaces) {
+  const absl::StatusOr<std::vector<std::string>> notes = spaces->Delete(name);
+  if (!notes.ok()) {
+    log::Warning("guest", "the space that was its memory is not deleted; hkctl space delete does it",
+                 {{"guest", name}, {"reason", MessageOf(notes.status())}});
+    return;
+  }
+  for (const std::string& note : *notes) log::Warning("guest", note, {{"guest", name}});
+}
+
+}  // namespace
+
+MachineMemory PlacedMemory(const v1::VmSpec& spec, SpaceManager* spaces, const Clock& clock) {
+  const auto made = std::make_shared<std::atomic<bool>>(false);
+  const auto make = [spec, spaces, &clock, made](
+                        const std::vector<RamRange>& ranges,
+                        GuestMemory::FaultFailure failed) -> absl::StatusOr<std::unique_ptr<GuestMemory>> {
+    const uint64_t bytes = ranges.back().start.value() + ranges.back().bytes;
+    const v1::CreateSpaceRequest request = SpaceOf(spec, bytes);
+    const absl::StatusOr<v1::Space> space = spaces->Create(request);
+    if (!space.ok()) return WithContext(space.status(), "placement");
+    *made = true;
+    HK_ASSIGN_OR_RETURN(std::shared_ptr<GuestSpace> memory, spaces->Hold(spec.name(), std::move(failed)));
+    return MakeSpaceMemory(std::move(memory), request.node_frames_bytes() / kPageSize, ranges, clock);
+  };
+  const auto ended = [name = spec.name(), spaces, made] {
+    if (*made) DeleteSpaceOf(name, spaces);
+  };
+  return {.make = make, .ended = ended};
+}
+
+}  // namespace hk
