@@ -352,6 +352,28 @@ TEST_F(SpaceManagerTest, WhoWaitsInASpaceThatIsDeletedHearsIt) {
   ExpectNothing();
 }
 
+TEST_F(SpaceManagerTest, AMachinesSpaceStaysUntilTheMachineHasLetGo) {
+  ASSERT_TRUE(a_.manager_->Create(Request()).ok());
+  std::vector<std::string> ends;
+  const auto note = [&ends](const absl::Status& why) { ends.push_back(MessageOf(why)); };
+  absl::StatusOr<std::shared_ptr<GuestSpace>> held = a_.manager_->Hold("pool", note);
+  ASSERT_TRUE(held.ok()) << held.status();
+  EXPECT_EQ((*held)->bytes(), a_.manager_->List().at(0).memory_bytes());
+  EXPECT_THAT(MessageOf(a_.manager_->Hold("pool", note).status()), HasSubstr("a machine's already"));
+  for (SpaceManager* const manager : {a_.manager_.get(), b_.manager_.get()}) {
+    EXPECT_THAT(MessageOf(manager->Delete("pool").status()),
+                HasSubstr("space 'pool' is the memory of vm 'pool' on node 'a'; stop that first (hkctl vm stop pool"));
+  }
+  EXPECT_THAT(ends, testing::IsEmpty());
+  a_.host_.last.load()->Stop(absl::DataLossError("page 7 is lost"));
+  ASSERT_EQ(ends.size(), 1u);
+  EXPECT_THAT(ends[0], HasSubstr("page 7 is lost"));
+  *held = nullptr;
+  EXPECT_TRUE(a_.manager_->Delete("pool").ok());
+  EXPECT_EQ(ends.size(), 1u) << "told once, and not of what comes after";
+  EXPECT_EQ(a_.manager_->Hold("pool", note).status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST_F(SpaceManagerTest, WhoDoesNotEndKeepsTheSpaceAndItCanBeDeletedLater) {
   ASSERT_TRUE(a_.manager_->Create(Request()).ok());
   a_.host_.stuck = true;
