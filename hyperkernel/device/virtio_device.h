@@ -85,7 +85,7 @@ class VirtioDevice {
   void ServeQueue(VirtioRun* run, uint16_t index, Serve serve) {
     Virtqueue& queue = run->queues[index];
     if (run->transport->broken() || !queue.enabled()) return;
-    if (absl::Status status = queue.Open(); !status.ok()) return Fail(run, status);
+    if (absl::Status status = queue.Open(); !status.ok()) return Fail(run, index, status);
     bool interrupt = false;
     const absl::Status status = [&]() -> absl::Status {
       for (;;) {
@@ -99,7 +99,7 @@ class VirtioDevice {
     }();
     queue.Close();
     if (interrupt) run->transport->InterruptQueue(index);
-    if (!status.ok()) Fail(run, status);
+    if (!status.ok()) Fail(run, index, status);
   }
   // Adds used requests that were finished elsewhere, in a session of its own; `add` returns nothing. False if memory is
   // blocked or the device broken: nothing was done.
@@ -108,7 +108,7 @@ class VirtioDevice {
     Virtqueue& queue = run->queues[index];
     if (run->transport->broken() || !queue.enabled()) return false;
     if (absl::Status status = queue.Open(); !status.ok()) {
-      Fail(run, status);
+      Fail(run, index, status);
       return false;
     }
     add(queue);
@@ -119,7 +119,10 @@ class VirtioDevice {
   }
 
  private:
-  static void Fail(VirtioRun* run, const absl::Status& status) {
+  // Memory that cannot be had now (GuestMemory::Pin: kAborted) is asked for again, after what else the worker has to
+  // do.
+  static void Fail(VirtioRun* run, uint16_t index, const absl::Status& status) {
+    if (status.code() == absl::StatusCode::kAborted) return run->transport->Ring(index);
     if (status.code() != absl::StatusCode::kUnavailable) run->transport->MarkBroken(status);
   }
 };

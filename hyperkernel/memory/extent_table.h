@@ -73,7 +73,7 @@ class ExtentPages {
     uint8_t& byte = (*bytes_)[page];
     byte = static_cast<uint8_t>(swapped ? byte | kSwapped : byte & ~kSwapped);
   }
-  // It was granted since the last TakeMark.
+  // It was granted, or unpinned, since the last TakeMark.
   void Mark(size_t page) { (*bytes_)[page] |= kMarked; }
   bool TakeMark(size_t page) {
     const bool marked = (Byte(page) & kMarked) != 0;

@@ -79,7 +79,8 @@ class GuestMemory {
   // For a device's access: every page that [start, start+bytes) touches gets a frame, and stays here at one address,
   // the pointer to `start`, until `pins` is released. The range must lie within one RAM range. Where pages may be on
   // other nodes this waits for them, and what is held is held for the time of one access (guest_space.h, Pin). Errors:
-  // kOutOfRange, kResourceExhausted; of a space also kDeadlineExceeded, or why it stopped.
+  // kOutOfRange, kResourceExhausted; of a space also kAborted: not now, too much is pinned or a page is late; and
+  // kUnavailable: it has stopped, and the guest with it.
   virtual absl::StatusOr<std::byte*> Pin(Gpa start, uint64_t bytes, PageAccess access, PinnedPages* pins) = 0;
   // Most that may be pinned at a time, all together; 0: there is no bound, no page ever leaves this node, and what Pin
   // gives is good for the life of this object.
@@ -87,6 +88,8 @@ class GuestMemory {
   // The guest is being taken apart: whoever waits for pages of other nodes, now or later, gets an error. Pins that are
   // held stay.
   virtual void Abandon() {}
+  // OK, or why the guest cannot go on.
+  virtual absl::Status state() const { return absl::OkStatus(); }
 };
 
 }  // namespace hk

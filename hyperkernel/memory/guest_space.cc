@@ -232,7 +232,9 @@ void AttachedSpace::OnStopped(const absl::Status& why) {
     MutexLock lock(&mutex_);
     state_ = why;
   }
-  log::Error("memory", "a space stopped: its programs end", {{"space", options_.name}, {"why", MessageOf(why)}});
+  // Cancelled: by who uses it, or because the daemon ends.
+  log::Write(absl::IsCancelled(why) ? log::Level::kInfo : log::Level::kError, "memory",
+             "a space stopped: its programs end", {{"space", options_.name}, {"why", MessageOf(why)}});
   if (options_.stopped) timers_.After(Monotonic::duration(0), [this, why] { options_.stopped(why); });
 }
 

@@ -201,8 +201,11 @@ class Stepper {
     Become(owner ? State::kEvictOwner : State::kEvictExclusive);
   }
 
+  // While a revocation is deferred a page gets no first pin, or it would never come free. One that is pinned gets more:
+  // who has the first may be waiting for them.
   void Pin() {
-    if (state() != State::kExclusive || page().deferred.active || page().pins == UINT16_MAX) {
+    const bool waits = page().deferred.active && (page().pins == 0 || HK_MUTANT(page_pinned_once));
+    if (state() != State::kExclusive || waits || page().pins == UINT16_MAX) {
       return Reject(PageVerdict::kRefused);
     }
     ++page().pins;

@@ -91,6 +91,14 @@ TEST(PageProtocol, AnUpgradeThatLostItsCopyTakesNoEmptyAnswer) {
             PageState::kExclusive);
 }
 
+TEST(PageProtocol, AHeldPageThatOthersWaitForGetsNoPin) {
+  Page page = In(PageState::kExclusive);
+  page.held = true;
+  page = Do(page, PageEventType::kForwardWrite, Message(PageMessageType::kForward, kOther, 9, 2)).page;
+  ASSERT_TRUE(page.deferred.active);
+  EXPECT_EQ(Do(page, PageEventType::kPin).verdict, PageVerdict::kRefused);  // or it would never come free
+}
+
 TEST(PageProtocol, APinnedPageIsGivenAwayWhenUnpinned) {
   Page page = In(PageState::kExclusive);
   page = Do(page, PageEventType::kPin).page;
@@ -98,7 +106,12 @@ TEST(PageProtocol, APinnedPageIsGivenAwayWhenUnpinned) {
   PageResult result = Do(page, PageEventType::kForwardWrite, forward);
   EXPECT_EQ(result.action_count, 0u);
   EXPECT_EQ(result.page.state, PageState::kExclusive);
-  EXPECT_EQ(Do(result.page, PageEventType::kPin).verdict, PageVerdict::kRefused);  // or it would never come free
+  // Who has the one pin may be a device that needs another to come to its end.
+  result = Do(result.page, PageEventType::kPin);
+  EXPECT_EQ(result.verdict, PageVerdict::kDone);
+  EXPECT_EQ(result.page.pins, 2);
+  result = Do(result.page, PageEventType::kUnpin);
+  EXPECT_EQ(result.action_count, 0u);
   result = Do(result.page, PageEventType::kUnpin);
   EXPECT_THAT(TypesOf(result), ElementsAre(T::kUnmap, T::kSendPage));
   EXPECT_EQ(result.actions[1].message.to, kOther);

@@ -101,6 +101,9 @@ bool Engine::UnpinPage(Shard* shard, ActivePage* active) {
     return false;
   }
   --active->unpins;
+  // What a device has used lately is not what the hand looks for: it would be pinned again by the time it is given
+  // away.
+  if (active->page.pins == 1) ExtentOf(shard, active->gfn)->pages.Mark(active->gfn.value() % kExtentPages);
   StepPage(shard, active, {.type = PageEventType::kUnpin, .message = {}}, std::move(means));
   return true;
 }

@@ -34,14 +34,27 @@ class SpaceMemory final : public GuestMemory {
   }
   absl::StatusOr<std::byte*> Pin(Gpa start, uint64_t bytes, PageAccess access, PinnedPages* pins) override {
     HK_RETURN_IF_ERROR(CheckRam(start, bytes));
-    HK_ASSIGN_OR_RETURN(*pins, space_->Pin(start, bytes, access, clock_.Now() + kSpaceMemoryWait));
+    if (bytes > most_pinned_bytes_) {
+      return absl::InvalidArgumentError(
+          fmt::format("{} bytes at once; at most {} of this node's memory may be pinned", bytes, most_pinned_bytes_));
+    }
+    absl::StatusOr<PinnedPages> pinned = space_->Pin(start, bytes, access, clock_.Now() + kSpaceMemoryWait);
+    if (!pinned.ok()) return NotNow(pinned.status());
+    *pins = *std::move(pinned);
     // Pins are those of writers, whatever the access (guest_space.h).
     return const_cast<std::byte*>(pins->bytes().data());
   }
   uint64_t most_pinned_bytes() const override { return most_pinned_bytes_; }
+  absl::Status state() const override { return space_->state(); }
   void Abandon() override { space_->engine().Stop(absl::CancelledError("the guest is stopped")); }
 
  private:
+  // A Pin's error in the words of GuestMemory::Pin.
+  absl::Status NotNow(const absl::Status& status) const {
+    if (!space_->state().ok()) return absl::UnavailableError(MessageOf(status));
+    const bool later = absl::IsResourceExhausted(status) || absl::IsDeadlineExceeded(status);
+    return later ? absl::AbortedError(MessageOf(status)) : status;
+  }
   // [start, start+bytes) lies within one RAM range.
   absl::Status CheckRam(Gpa start, uint64_t bytes) const {
     for (const Slot& slot : slots_) {

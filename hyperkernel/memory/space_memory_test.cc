@@ -97,7 +97,13 @@ TEST_F(SpaceMemoryTest, WhatMayBePinnedIsWhatTheSpaceLets) {
   PinnedPages pins, more;
   ASSERT_TRUE(memory_->Pin(Gpa(0), most, PageAccess::kWrite, &pins).ok());
   EXPECT_EQ(memory_->Pin(Gpa(kHoleEnd * kPageSize), 1, PageAccess::kWrite, &more).status().code(),
-            absl::StatusCode::kResourceExhausted);
+            absl::StatusCode::kAborted)
+      << "to be tried again";
+  pins.Release();
+  EXPECT_TRUE(memory_->Pin(Gpa(kHoleEnd * kPageSize), 1, PageAccess::kWrite, &more).ok());
+  EXPECT_EQ(memory_->Pin(Gpa(kHoleEnd * kPageSize), most + 1, PageAccess::kWrite, &pins).status().code(),
+            absl::StatusCode::kInvalidArgument)
+      << "never";
 }
 
 TEST_F(SpaceMemoryTest, AbandonedItIsForNobodyButWhoHasPins) {
@@ -110,8 +116,10 @@ TEST_F(SpaceMemoryTest, AbandonedItIsForNobodyButWhoHasPins) {
   EXPECT_EQ(pins.bytes()[0], std::byte{7});
   EXPECT_THAT(memory_->Write(Gpa(kPageSize), Bytes("x")).ToString(), HasSubstr("the guest is stopped"));
   PinnedPages more;
-  EXPECT_THAT(memory_->Pin(Gpa(kPageSize), 8, PageAccess::kRead, &more).status().ToString(),
-              HasSubstr("the guest is stopped"));
+  const absl::Status refused = memory_->Pin(Gpa(kPageSize), 8, PageAccess::kRead, &more).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable) << "the driver has done nothing wrong";
+  EXPECT_THAT(refused.ToString(), HasSubstr("the guest is stopped"));
+  EXPECT_EQ(memory_->state().code(), absl::StatusCode::kCancelled);
 }
 
 TEST_F(SpaceMemoryTest, RamBeyondTheSpaceIsRefused) {

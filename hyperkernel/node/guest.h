@@ -42,9 +42,10 @@ struct Guest {
   v1::VmState state = v1::VM_STATE_STOPPED;
   std::string reason;
   WallTime since;
-  bool start_due = false;  // autostart has not come to it yet
-  bool busy = false;       // an operation is under way without the lock: its owner alone touches events and machine
-  WallTime started;        // the present run, if `machine` is there
+  bool start_due = false;  // by autostart, which has not come to it yet, or after a crash, when its nodes are up again
+  Monotonic start_not_before{};
+  bool busy = false;  // an operation is under way without the lock: its owner alone touches events and machine
+  WallTime started;   // the present run, if `machine` is there
   GuestEndRule end_rule;
   RateMeter exit_rate;
   std::shared_ptr<GuestChannels> channels;

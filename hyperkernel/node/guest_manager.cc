@@ -293,16 +293,23 @@ void GuestManager::Run() {
 
 bool GuestManager::HandleEnd(const Ended& ended) {
   AfterEnd after;
+  v1::VmSpec spec;
   {
     MutexLock lock(&mutex_);
     const absl::StatusOr<Guest*> found = FindIdle(ended.name);
     if (absl::IsFailedPrecondition(found.status())) return false;
     if (!found.ok() || (*found)->machine == nullptr || (*found)->record.generation() != ended.generation) return true;
     Guest* const guest = *found;
+    spec = guest->record.spec();
     after = guest->end_rule.Decide(ended.end, ended.reason, guest->record.spec().on_crash(), clock_.Now());
   }
   absl::Status status = ForceStop(ended.name, after.state, after.reason);
-  if (status.ok() && after.restart) status = Start(ended.name, true, *after.restart);
+  if (status.ok() && after.restart) {
+    status = Start(ended.name, true, *after.restart);
+    if (!status.ok() && ComesLater(spec, status)) {
+      StartLater(ended.name, absl::Status(status.code(), fmt::format("{} ({})", MessageOf(status), after.reason)));
+    }
+  }
   if (!status.ok()) log::Error("guest", "end of a guest", {{"guest", ended.name}, {"error", MessageOf(status)}});
   MutexLock lock(&mutex_);
   const auto found = guests_.find(ended.name);

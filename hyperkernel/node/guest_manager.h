@@ -97,7 +97,12 @@ class GuestManager {
   absl::StatusOr<Guest*> Take(const std::string& name, std::initializer_list<v1::VmState> from,
                               std::string_view expected) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GiveBack(Guest* guest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void StartAllDue();
+  void StartDue();
+  // Errors of a start that may succeed later without anybody's doing: a node of its placement is not up yet, or has not
+  // dropped what it had of the run before.
+  static bool ComesLater(const v1::VmSpec& spec, const absl::Status& status);
+  // Has it started again later.
+  void StartLater(const std::string& name, const absl::Status& status);
   // True if the guest waited for its autostart: it does so no more.
   bool CancelAutostart(const std::string& name);
   // `reason` is shown beside the state "running"; a `restart` goes on with the channels there are.

@@ -7,12 +7,17 @@
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/guest_manager.h"
+#include "hyperkernel/node/placed_memory.h"
 
 namespace hk {
 namespace {
 
 // A machine that is not renewed by then goes on as it was. In the lab it takes 10 ms and more for each vCPU.
 constexpr std::chrono::seconds kRenewLimit(10);
+// Between two tries to start a machine whose nodes are not up: several hellos.
+constexpr std::chrono::seconds kStartPause(2);
+// How long the starter sleeps when nobody wakes it: a wait has a deadline.
+constexpr std::chrono::seconds kIdle(60);
 // The reason beside "stopped" until its turn comes.
 constexpr char kWaitsForAutostart[] = "autostart: waits for its turn";
 
@@ -42,22 +47,57 @@ void GuestManager::Autostart() {
       guest->reason = kWaitsForAutostart;
     }
   }
-  starter_ = std::thread(&GuestManager::StartAllDue, this);
+  starter_ = std::thread(&GuestManager::StartDue, this);
 }
 
-void GuestManager::StartAllDue() {
+bool GuestManager::ComesLater(const v1::VmSpec& spec, const absl::Status& status) {
+  return IsPlaced(spec) &&
+         (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAlreadyExists(status));
+}
+
+void GuestManager::StartLater(const std::string& name, const absl::Status& status) {
+  MutexLock lock(&mutex_);
+  const auto found = guests_.find(name);
+  if (found == guests_.end() || found->second->machine != nullptr || found->second->busy) return;
+  Guest* const guest = found->second.get();
+  std::string reason = fmt::format("waits to start: {}", MessageOf(status));
+  if (guest->reason != reason) log::Warning("guest", "is started later", {{"guest", name}, {"reason", reason}});
+  guest->reason = std::move(reason);
+  guest->start_due = true;
+  guest->start_not_before = std::chrono::steady_clock::now() + kStartPause;
+  changed_.SignalAll();
+}
+
+void GuestManager::StartDue() {
   while (true) {
     std::string name;
+    v1::VmSpec spec;
     {
       MutexLock lock(&mutex_);
-      const auto due =
-          std::find_if(guests_.begin(), guests_.end(), [](const auto& entry) { return entry.second->start_due; });
-      if (stopping_ || due == guests_.end()) return;
-      name = due->first;
-      due->second->start_due = false;
+      while (!stopping_) {
+        const Monotonic now = std::chrono::steady_clock::now();
+        Guest* next = nullptr;
+        for (const auto& [key, guest] : guests_) {
+          if (guest->start_due && (next == nullptr || guest->start_not_before < next->start_not_before)) {
+            next = guest.get();
+          }
+        }
+        if (next != nullptr && next->start_not_before <= now) {
+          next->start_due = false;
+          spec = next->record.spec();
+          name = spec.name();
+          break;
+        }
+        changed_.WaitUntil(&mutex_, next == nullptr ? now + kIdle : next->start_not_before);
+      }
+      if (stopping_) return;
     }
     const absl::Status status = Start(name, false, "");
     if (status.ok()) continue;
+    if (ComesLater(spec, status)) {
+      StartLater(name, status);
+      continue;
+    }
     log::Error("guest", "autostart failed", {{"guest", name}, {"error", MessageOf(status)}});
     MutexLock lock(&mutex_);
     const auto found = guests_.find(name);

@@ -119,11 +119,12 @@ class KvmMachine final : public Machine, public ExitHandler {
     devices_->mmio().Write(address.value(), data);
   }
   void OnGuestFailure(VcpuId vcpu, const std::string& reason) override {
+    if (!memory_->state().ok()) return;  // which is told with its own reason
     voice_->End(MachineEnd::kCrash, fmt::format("vCPU {}: {}", vcpu.value(), reason));
   }
 
   const v1::VmSpec spec_;
-  const MachineMemory memory_source_;
+  MachineMemory memory_source_;
   const KernelCache& kernels_;
   const Clock& clock_;
   const std::shared_ptr<MachineVoice> voice_;
@@ -163,13 +164,17 @@ void KvmMachine::EndDevices() {
     std::unique_ptr<InterruptController> interrupts;
     std::unique_ptr<MachineDevices> devices;
     std::unique_ptr<MachineVirtio> virtio;
+    std::function<void()> ended;
   };
   virtio_->MoveDoorbellsTo(nullptr);
   vcpus_->Clear();  // and the VM, before the memory it maps
-  auto remains = std::make_unique<Remains>(
-      Remains{std::move(memory_), std::move(vcpus_), std::move(interrupts_), std::move(devices_), std::move(virtio_)});
+  auto remains = std::make_unique<Remains>(Remains{std::move(memory_), std::move(vcpus_), std::move(interrupts_),
+                                                   std::move(devices_), std::move(virtio_),
+                                                   std::exchange(memory_source_.ended, nullptr)});
   std::thread([remains = std::move(remains), name = spec_.name()]() mutable {
+    const std::function<void()> ended = std::move(remains->ended);
     remains.reset();
+    if (ended) ended();
     log::Info("guest", "the I/O has ended", {{"guest", name}});
   }).detach();
 }

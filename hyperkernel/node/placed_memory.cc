@@ -12,12 +12,14 @@
 namespace hk {
 namespace {
 
+// The space's addresses are the guest's, up to the end of its RAM; nobody ever has frames for the hole below 4 GiB.
 v1::CreateSpaceRequest SpaceOf(const v1::VmSpec& spec, uint64_t bytes) {
   v1::CreateSpaceRequest request;
   request.set_name(spec.name());
   request.set_memory_bytes(bytes);
   for (const v1::PlacementSpec& place : spec.placement()) request.add_nodes(place.node());
-  const uint64_t frames = spec.placement(0).memory_mib() << 20;  // the same of all
+  const uint64_t placed_mib = spec.placement(0).memory_mib();  // the same of all
+  const uint64_t frames = (placed_mib == 0 ? spec.memory_mib() : placed_mib) << 20;
   if (frames < bytes) request.set_node_frames_bytes(frames);
   request.set_node_vcpus(spec.vcpus());
   request.set_homes_at_coordinator(true);  // all vCPUs and devices are here
