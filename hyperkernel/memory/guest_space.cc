@@ -120,7 +120,7 @@ absl::Status CheckOptions(const GuestSpace::Options& options) {
 
 // What the engine may have here at a time.
 uint64_t MostFrames(const SpaceConfig& config) {
-  return config.max_pages == 0 ? config.pages : std::min(config.max_pages, config.pages);
+  return config.max_pages == 0 ? config.pages : std::min(config.max_pages + kMostReturningPages, config.pages);
 }
 
 class AttachedSpace final : public GuestSpace {
@@ -202,7 +202,9 @@ AttachedSpace::~AttachedSpace() {
   if (pins_ != nullptr) pins_->Leave();
   if (joined_) {
     // Slots that others may still answer into come back as soon as those have left as well.
-    static_cast<void>(transport_->SetEpoch(options_.config.guest, options_.config.generation, kAfterTheLast));
+    if (engine_->TakesPart()) {
+      static_cast<void>(transport_->SetEpoch(options_.config.guest, options_.config.generation, kAfterTheLast));
+    }
     transport_->ForgetGuest(options_.config.guest);
   }
   engine_.reset();

@@ -96,17 +96,21 @@ Engine::Engine(const SpaceConfig& config, Transport* transport, PageFrames* fram
   {
     MutexLock lock(&change_mutex_);
     epoch_ = committed_ = config_.epoch;
-    live_ = nodes_;
+    live_ = config_.live.empty() ? nodes_ : config_.live;
   }
   for (size_t i = 0; i < kShards; ++i) {
     MutexLock lock(&shards_[i].mutex);
     // Serials: (epoch, counter), so that those of a later epoch are above all of an earlier one.
     shards_[i].next_serial = (config_.epoch.value() & 0xffffff) << 40 | 1;
     shards_[i].epoch = config_.epoch;
-    shards_[i].live = nodes_;
-    shards_[i].committed = {nodes_};
+    shards_[i].live = config_.live.empty() ? nodes_ : config_.live;
+    shards_[i].committed = config_.committed.empty() ? std::vector<NodeSet>{shards_[i].live} : config_.committed;
     shards_[i].random = (config_.guest.value() * kShards + i + 1) * 0x9e3779b97f4a7c15U + config_.self.value();
   }
+  if (config_.live.empty() || config_.live.Contains(config_.self)) return;
+  phase_.store(Phase::kSuspended, std::memory_order_release);
+  takes_part_.store(false);
+  ArmChangeLimit();
 }
 
 absl::Status Engine::reason() const {
@@ -353,14 +357,17 @@ void Engine::Finish() {
 // As well as it goes: whom this does not reach finds out by its own limits.
 void Engine::TellOthers() {
   const std::string why = MessageOf(reason());
+  NodeSet live;
   Message message = SpaceStoppedMessage(why);
   message.guest = config_.guest;
   message.generation = config_.generation;
   {
     MutexLock lock(&change_mutex_);
     message.epoch = epoch_;
+    live = live_;
   }
   for (const NodeId node : config_.nodes) {
+    if (!live.Contains(node)) continue;
     if (node != config_.self && !HK_MUTANT(engine_stop_untold)) static_cast<void>(transport_->Send(node, message, {}));
   }
 }

@@ -80,8 +80,11 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
     if (change.epoch <= epoch_) {
       return absl::AbortedError(fmt::format("epoch {} is over: {} began", change.epoch.value(), epoch_.value()));
     }
-    if ((change.survivors.bits() & ~live_.bits()) != 0) {
+    if ((change.survivors.bits() & ~live_.bits() & ~change.joined.bits()) != 0) {
       return absl::InvalidArgumentError("an epoch with nodes that were lost before");
+    }
+    if ((change.survivors.bits() & ~nodes_.bits()) != 0 || (change.joined.bits() & ~change.survivors.bits()) != 0) {
+      return absl::InvalidArgumentError("an epoch with nodes that are not of the space");
     }
     if ((change.survivors.bits() & change.left.bits()) != 0) {
       return absl::InvalidArgumentError("an epoch with nodes that have left");
@@ -96,6 +99,7 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
       }
     }
     if (!change.survivors.Contains(config_.self)) {
+      takes_part_.store(false);
       failure = change.left.Contains(config_.self)
                     ? absl::CancelledError(fmt::format("node {} has left the space", config_.self.value()))
                     : absl::AbortedError(fmt::format("node {} was declared lost in epoch {}, and others have its place",
@@ -125,14 +129,16 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
     }
     if (failure.ok()) {
       outbox_.Clear();
-      NoteLosses(NodeSet(live_.bits() & ~change.survivors.bits() & ~change.left.bits()));
+      const NodeSet lost(live_.bits() & ~change.survivors.bits() & ~change.left.bits());
+      NoteLosses(lost);
+      lost_ = NodeSet((lost_.bits() | lost.bits()) & ~change.left.bits() & ~change.joined.bits());
       epoch_ = change.epoch;
       live_ = change.survivors;
       report_ends_ = reconcile_ends_ = NodeSet::Of(config_.self);
       rebuilt_ = false;
       for (Shard& shard : shards_) {
         MutexLock shard_lock(&shard.mutex);
-        BeginShard(&shard, change);
+        BeginShard(&shard, change, lost_);
       }
     }
   }
@@ -146,11 +152,12 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
 }
 
 // Requests are given up; what this node may read or write stays, and so do the bytes that it keeps for others.
-void Engine::BeginShard(Shard* shard, const SpaceEpoch& change) {
+void Engine::BeginShard(Shard* shard, const SpaceEpoch& change, NodeSet lost) {
   shard->epoch = change.epoch;
   shard->live = change.survivors;
   shard->change = std::make_unique<ShardChange>();
   shard->change->left = change.left;
+  shard->change->lost_nodes = lost;
   shard->next_serial = (change.epoch.value() & 0xffffff) << 40 | 1;
   for (auto& [gfn, busy] : shard->busy) busy->duties.clear();
   prefetch_slots_.fetch_sub(shard->batches.size());
@@ -185,7 +192,8 @@ void Engine::CommitLocked() {
     CommitShard(&shard, &adopters);
   }
   for (const Gfn page : adopters) {
-    if (!MakeRoom()) {
+    // Else above max_pages, by what is reserved for that (kMostReturningPages), until other pages have gone.
+    if (!MakeRoom() && HK_MUTANT(engine_page_returns_to_nothing)) {
       FailPage(page, absl::StatusCode::kResourceExhausted, "no frame is left for a page that comes back");
       break;
     }
@@ -194,6 +202,7 @@ void Engine::CommitLocked() {
     ReconcilePage(&shard, page, PageRight::kExclusive);
   }
   committed_ = epoch_;
+  takes_part_.store(true);
   phase_.store(Phase::kCommitted, std::memory_order_release);
   ArmChangeLimit();
 }

@@ -222,8 +222,9 @@ struct ShardChange {
   absl::flat_hash_map<uint64_t, std::unique_ptr<ExtentDirectory>> rebuilt;  // by extent
   absl::flat_hash_map<uint64_t, PageRight> told;                            // what this node has now, by GFN
   uint64_t lost = 0;
-  std::map<NodeId, uint64_t> lost_with;  // of these: with that node
-  NodeSet left;                          // no survivors, and not lost
+  std::map<NodeId, uint64_t> lost_with;          // of these: with that node
+  NodeSet left, lost_nodes;                      // no survivors, and not lost; lost
+  absl::flat_hash_map<uint64_t, NodeId> handed;  // Lost pages of homes before, by GFN: who had them
 };
 
 // Kept per shard: a stream of prefetched pages has that many under way in an extent (0.4 MiB), and 64 KiB of buffers.

@@ -30,12 +30,6 @@ WallTime ToWall(const google::protobuf::Timestamp& time) {
   return WallTime(std::chrono::seconds(time.seconds()));
 }
 
-// Errors begin with the node they happened at, as those of peers do.
-absl::Status At(const std::string& node, const absl::Status& status) {
-  if (status.ok() || status.message().rfind("node '", 0) == 0) return status;
-  return WithContext(status, fmt::format("node '{}'", node));
-}
-
 absl::Status CheckTakesPart(const SpaceIdentity& space, const std::string& node) {
   if (space.Find(node) != nullptr) return absl::OkStatus();
   return absl::PermissionDeniedError(fmt::format("node '{}' does not take part in space '{}'", node, space.name));
@@ -85,6 +79,7 @@ absl::StatusOr<SpaceIdentity> SpaceManager::Identify(const v1::CreateSpaceReques
   std::sort(identity.members.begin(), identity.members.end(),
             [](const auto& a, const auto& b) { return a.number < b.number; });
   for (const std::string& node : request.nodes()) HK_RETURN_IF_ERROR(peers_->CheckUp(node));
+  identity.cluster = peers_->Everyone();
   return identity;
 }
 
@@ -112,7 +107,10 @@ absl::Status SpaceManager::Begin(const SpaceIdentity& identity) {
 
 absl::Status SpaceManager::AttachHere(const SpaceIdentity& identity) {
   std::vector<std::string> names;
-  for (const SpaceMemberId& member : identity.members) names.push_back(member.name);
+  for (const SpaceMemberId& member : identity.members) {
+    const bool gone = !identity.committed.empty() && !identity.committed.back().Contains(member.number);
+    if (!gone) names.push_back(member.name);
+  }
   absl::Status status = peers_->WaitDataUp(names);
   std::shared_ptr<SpacePart> part;
   if (status.ok()) {
@@ -138,7 +136,7 @@ absl::Status SpaceManager::AttachHere(const SpaceIdentity& identity) {
   return status;
 }
 
-absl::Status SpaceManager::AttachOthers(const SpaceIdentity& identity) {
+v1::AttachSpaceRequest SpaceManager::AttachRequestOf(const SpaceIdentity& identity) const {
   v1::AttachSpaceRequest request;
   request.set_from(self_);
   request.set_name(identity.name);
@@ -147,12 +145,20 @@ absl::Status SpaceManager::AttachOthers(const SpaceIdentity& identity) {
   request.set_node_frames_bytes(identity.node_frame_bytes);
   request.set_node_swap_bytes(identity.node_swap_bytes);
   request.set_node_vcpus(identity.node_vcpus);
+  request.set_epoch(identity.epoch);
   *request.mutable_created() = ToTimestamp(identity.created);
-  for (const SpaceMemberId& member : identity.members) {
-    v1::SpaceMember& out = *request.add_members();
-    out.set_name(member.name);
-    out.set_number(member.number.value());
-  }
+  const auto add = [](const SpaceMemberId& member, v1::SpaceMember* out) {
+    out->set_name(member.name);
+    out->set_number(member.number.value());
+  };
+  for (const SpaceMemberId& member : identity.members) add(member, request.add_members());
+  for (const SpaceMemberId& member : identity.cluster) add(member, request.add_cluster());
+  for (const NodeSet nodes : identity.committed) request.add_committed(nodes.bits());
+  return request;
+}
+
+absl::Status SpaceManager::AttachOthers(const SpaceIdentity& identity) {
+  const v1::AttachSpaceRequest request = AttachRequestOf(identity);
   std::vector<std::string> asked;
   for (const SpaceMemberId& member : identity.members) {
     if (member.name == self_) continue;
@@ -219,6 +225,12 @@ absl::Status SpaceManager::Attach(const v1::AttachSpaceRequest& request) {
     }
     identity.members.push_back({member.name(), *number});
   }
+  for (const v1::SpaceMember& member : request.cluster()) {
+    if (member.number() >= kMaxNodes) return absl::InvalidArgumentError("cluster: a number that is no node's");
+    identity.cluster.push_back({member.name(), NodeId(static_cast<uint16_t>(member.number()))});
+  }
+  for (const uint64_t nodes : request.committed()) identity.committed.push_back(NodeSet(nodes));
+  identity.epoch = request.epoch();
   HK_RETURN_IF_ERROR(CheckSpaceIdentity(identity, request.from(), self_));
   HK_RETURN_IF_ERROR(Begin(identity));
   HK_RETURN_IF_ERROR(AttachHere(identity));
@@ -338,7 +350,13 @@ absl::StatusOr<SpaceRecovery::Space> SpaceManager::FindOf(const std::string& coo
 
 absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceManager::ChangeEpoch(const v1::ChangeSpaceEpochRequest& request) {
   HK_ASSIGN_OR_RETURN(const SpaceRecovery::Space space, FindOf(request.from(), request.id()));
-  return recovery_.DoStep(space, request);
+  HK_ASSIGN_OR_RETURN(v1::ChangeSpaceEpochResponse response, recovery_.DoStep(space, request));
+  std::vector<SpaceMemberId> members;
+  for (const v1::SpaceMember& member : request.members()) {
+    members.push_back({member.name(), NodeId(static_cast<uint16_t>(member.number()))});
+  }
+  if (!members.empty() && request.step() == v1::SPACE_EPOCH_STEP_BEGIN) SetMembers(request.id(), std::move(members));
+  return response;
 }
 
 absl::Status SpaceManager::NodeLost(const v1::SpaceNodeLostRequest& request) {
@@ -373,7 +391,8 @@ std::vector<uint64_t> SpaceManager::IdsOf(const std::string& coordinator) const 
 }
 
 std::vector<uint64_t> SpaceManager::UnknownOf(const std::string& peer, const std::vector<uint64_t>& ids) const {
-  const auto has_left = [&peer](const Entry& entry) {
+  const auto has_left = [&](const Entry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (joining_.contains({entry.identity.id, peer})) return false;
     const SpaceMemberId* const member = entry.identity.Find(peer);
     if (member == nullptr || entry.part == nullptr) return false;
     for (const SpacePart::Loss& loss : entry.part->losses()) {

@@ -39,10 +39,13 @@ std::string NamesOf(const SpaceIdentity& space, NodeSet nodes) {
   return names;
 }
 
-NodeSet MembersOf(const SpaceIdentity& space) {
+NodeSet NumbersOf(const std::vector<SpaceMemberId>& members) {
   NodeSet all;
-  for (const SpaceMemberId& member : space.members) all.Add(member.number);
+  for (const SpaceMemberId& member : members) all.Add(member.number);
   return all;
+}
+NodeSet MembersOf(const SpaceIdentity& space) {
+  return NumbersOf(space.members);
 }
 
 NodeSet Without(NodeSet nodes, NodeSet others) {
@@ -103,6 +106,12 @@ void SpaceRecovery::Stop() {
   }
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
+  std::vector<uint64_t> ids;
+  {
+    MutexLock lock(&mutex_);
+    for (const auto& [id, record] : records_) ids.push_back(id);
+  }
+  for (const uint64_t id : ids) EndJoin(id, absl::CancelledError("the daemon stops"));
 }
 
 void SpaceRecovery::OnLost(uint64_t id, NodeId lost) {
@@ -139,6 +148,47 @@ void SpaceRecovery::OnEmpty(uint64_t id, NodeId node) {
   if (record.lost.Contains(node) || record.pending.Contains(node)) return;
   record.leaving.Add(node);
   QueueLocked(id, &record);
+}
+
+SpaceRecovery::Record& SpaceRecovery::RecordOf(const Space& space) {
+  Record& record = records_[space.identity.id];
+  if (record.members.empty()) record.members = space.identity.members;
+  if (record.committed_sets.empty()) record.committed_sets = {MembersOf(space.identity)};
+  return record;
+}
+
+SpaceRecovery::History SpaceRecovery::HistoryOf(const Space& space) {
+  MutexLock lock(&mutex_);
+  const Record& record = RecordOf(space);
+  return {.epoch = record.epoch, .committed = record.committed_sets};
+}
+
+void SpaceRecovery::OnJoin(const Space& space, const SpaceMemberId& node, uint64_t epoch,
+                           std::function<void(absl::Status)> end) {
+  {
+    MutexLock lock(&mutex_);
+    Record& record = RecordOf(space);
+    if (!stopping_ && record.epoch == epoch && !record.queued && !record.joining.has_value()) {
+      record.joining = node;
+      record.join_end = std::move(end);
+      return QueueLocked(space.identity.id, &record);
+    }
+  }
+  end(absl::AbortedError("another change of the space came first; try again"));
+}
+
+void SpaceRecovery::EndJoin(uint64_t id, const absl::Status& how) {
+  std::function<void(absl::Status)> end;
+  {
+    MutexLock lock(&mutex_);
+    const auto found = records_.find(id);
+    if (found == records_.end() || !found->second.joining.has_value()) return;
+    Record& record = found->second;
+    const SpaceMemberId node = *std::exchange(record.joining, std::nullopt);
+    end = std::exchange(record.join_end, nullptr);
+    if (how.ok()) record.lost.Remove(node.number);
+  }
+  end(how);
 }
 
 void SpaceRecovery::Withdraw(uint64_t id, NodeId node) {
@@ -181,22 +231,28 @@ void SpaceRecovery::Drive(uint64_t id) {
     {
       MutexLock lock(&mutex_);
       Record& record = records_[id];
-      if (!space.has_value() || stopping_) {
-        records_.erase(id);
-        return;
-      }
-      if (record.pending.empty() && record.leaving.empty()) {
+      if (stopping_) return;  // Stop ends joins
+      const bool idle = record.pending.empty() && record.leaving.empty() && !record.joining.has_value();
+      if (space.has_value() && idle && !record.unfinished) {
         record.queued = false;
         return;
       }
+    }
+    if (!space.has_value()) {
+      EndJoin(id, absl::CancelledError("the space is deleted"));
+      MutexLock lock(&mutex_);
+      records_.erase(id);
+      return;
     }
     if (space->part == nullptr) {
       Pause(kMakingPause);  // who makes it finds out as well
       continue;
     }
     if (space->part->stop().has_value()) {
+      EndJoin(id, absl::FailedPreconditionError("the space has stopped"));
       MutexLock lock(&mutex_);
       records_[id].pending = records_[id].leaving = NodeSet();
+      records_[id].unfinished = false;
       continue;
     }
     if (space->identity.coordinator != self_) {
@@ -293,21 +349,34 @@ SpaceRecovery::Parting SpaceRecovery::Part(const Space& space, NodeSet leaving, 
   return parting;
 }
 
-bool SpaceRecovery::Try(const Space& space) {
-  const uint64_t id = space.identity.id;
-  const NodeSet all = MembersOf(space.identity);
+bool SpaceRecovery::Try(const Space& known) {
+  const uint64_t id = known.identity.id;
+  Space space = known;
   NodeSet fresh, leaving, survivors, left;
+  std::optional<SpaceMemberId> joining;
   v1::ChangeSpaceEpochRequest request;
   {
     MutexLock lock(&mutex_);
-    Record& record = records_[id];
+    Record& record = RecordOf(space);
     request.set_epoch(++record.epoch);
     request.set_committed(record.committed);
-    // What others are lost with may be on nodes that leave: they are asked afterwards.
-    if (record.pending.empty()) leaving = Without(std::exchange(record.leaving, NodeSet()), record.lost);
+    space.identity.members = record.members;
+    // What others are lost with may be on nodes that leave: they are asked afterwards. And nobody joins with a loss.
+    if (record.pending.empty() && !record.unfinished) {
+      leaving = Without(std::exchange(record.leaving, NodeSet()), record.lost);
+      if (leaving.empty()) joining = record.joining;
+    }
   }
+  if (!joining.has_value() && leaving.empty()) EndJoin(id, absl::AbortedError("a node was lost meanwhile; try again"));
   Parting parting;
   if (!leaving.empty()) parting = Part(space, leaving, request.epoch());
+  std::vector<SpaceMemberId>& members = space.identity.members;
+  if (joining.has_value() && space.identity.Find(joining->name) == nullptr) {
+    members.push_back(*joining);
+    std::sort(members.begin(), members.end(), [](const auto& a, const auto& b) { return a.number < b.number; });
+  }
+  const NodeSet joined = joining.has_value() ? NodeSet::Of(joining->number) : NodeSet();
+  const NodeSet all = NumbersOf(members);
   {
     MutexLock lock(&mutex_);
     Record& record = records_[id];
@@ -315,29 +384,43 @@ bool SpaceRecovery::Try(const Space& space) {
     fresh = Without(record.pending, record.lost);
     record.left = NodeSet(record.left.bits() | parting.left.bits());
     record.pending = NodeSet(record.pending.bits() | parting.left.bits());
-    if (record.pending.empty()) return true;
+    if (record.pending.empty() && joined.empty() && !record.unfinished) return true;
+    record.unfinished = true;
     record.lost = NodeSet(record.lost.bits() | record.pending.bits());
-    survivors = Without(all, record.lost);
-    left = record.left;
+    survivors = Without(all, Without(record.lost, joined));
+    left = Without(record.left, joined);
   }
   log::Write(fresh.empty() ? log::Level::kInfo : log::Level::kWarning, "space",
-             fresh.empty() ? "the others go on without nodes that leave" : "nodes were lost; the others go on without",
+             !joined.empty()  ? "a node joins"
+             : !fresh.empty() ? "nodes were lost; the others go on without"
+                              : "the others go on without nodes that left",
              {{"guest", space.identity.name},
               {"epoch", fmt::to_string(request.epoch())},
-              {"peers", NamesOf(space.identity, Without(all, survivors))}});
+              {"peers", NamesOf(space.identity, joined.empty() ? Without(all, survivors) : joined)}});
   Fence(space, fresh, request.epoch());
   request.set_from(self_);
   request.set_id(id);
-  for (const SpaceMemberId& member : space.identity.members) {
+  for (const SpaceMemberId& member : members) {
+    v1::SpaceMember& out = *request.add_members();
+    out.set_name(member.name);
+    out.set_number(member.number.value());
     if (survivors.Contains(member.number)) request.add_survivors(member.number.value());
     if (left.Contains(member.number)) request.add_gone(member.number.value());
+    if (joined.Contains(member.number)) request.add_joined(member.number.value());
   }
   for (const auto step : {v1::SPACE_EPOCH_STEP_BEGIN, v1::SPACE_EPOCH_STEP_REBUILD, v1::SPACE_EPOCH_STEP_COMMIT,
                           v1::SPACE_EPOCH_STEP_RUN}) {
     request.set_step(step);
     if (step == v1::SPACE_EPOCH_STEP_COMMIT) {
-      MutexLock lock(&mutex_);
-      records_[id].committed = request.epoch();
+      {
+        MutexLock lock(&mutex_);
+        Record& record = records_[id];
+        record.committed = request.epoch();
+        record.committed_sets.push_back(survivors);
+        record.members = members;
+        record.left = left;
+      }
+      if (!joined.empty()) EndJoin(id, absl::OkStatus());
     }
     NodeSet gone;
     bool again = false;
@@ -364,10 +447,15 @@ bool SpaceRecovery::Try(const Space& space) {
     gone = Without(gone, NodeSet(record.lost.bits() | NodeSet::Of(self->number).bits()));
     gone = NodeSet(gone.bits() & all.bits());
     record.pending = NodeSet(record.pending.bits() | gone.bits());
-    if (again || !Without(record.pending, record.lost).empty() || stopping_) return false;
+    if (again || !gone.empty() || !Without(record.pending, record.lost).empty() || stopping_) {
+      // One that has joined is a member by now.
+      if (record.joining.has_value()) record.pending = Without(record.pending, joined);
+      return false;
+    }
   }
   MutexLock lock(&mutex_);
   Record& record = records_[id];
+  record.unfinished = false;
   record.pending = Without(record.pending, record.lost);
   log::Info("space", "it goes on", {{"guest", space.identity.name}, {"epoch", fmt::to_string(request.epoch())}});
   return true;
@@ -400,6 +488,13 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& 
                                                                    const v1::ChangeSpaceEpochRequest& request) {
   HK_ASSIGN_OR_RETURN(const NodeSet survivors, NodesOf("survivors", request.survivors()));
   HK_ASSIGN_OR_RETURN(const NodeSet left, NodesOf("gone", request.gone()));
+  HK_ASSIGN_OR_RETURN(const NodeSet joined, NodesOf("joined", request.joined()));
+  NodeSet members = MembersOf(space.identity);
+  if (request.members_size() > 0) {
+    google::protobuf::RepeatedField<uint32_t> numbers;
+    for (const v1::SpaceMember& member : request.members()) numbers.Add(member.number());
+    HK_ASSIGN_OR_RETURN(members, NodesOf("members", numbers));
+  }
   const Epoch epoch(request.epoch());
   absl::Status status;
   NodeSet failed;
@@ -408,8 +503,11 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& 
     SpaceEngine& engine = memory->engine();
     switch (request.step()) {
       case v1::SPACE_EPOCH_STEP_BEGIN:
-        status = engine.BeginEpoch(
-            {.epoch = epoch, .survivors = survivors, .committed = Epoch(request.committed()), .left = left});
+        status = engine.BeginEpoch({.epoch = epoch,
+                                    .survivors = survivors,
+                                    .committed = Epoch(request.committed()),
+                                    .left = left,
+                                    .joined = joined});
         break;
       case v1::SPACE_EPOCH_STEP_REBUILD:
         rebuilt = std::make_shared<Ending>();
@@ -437,14 +535,14 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& 
   }));
   const bool takes_part = survivors.Contains(space.identity.Find(self_)->number);
   if (status.ok() && request.step() == v1::SPACE_EPOCH_STEP_BEGIN && takes_part) {
-    space.part->NoteEpoch(request.epoch(), Without(MembersOf(space.identity), survivors), left, clock_.Wall());
+    space.part->NoteEpoch(request.epoch(), Without(members, survivors), left, clock_.Wall());
   }
   v1::ChangeSpaceEpochResponse response;
   if (status.ok()) return response;
   if (!absl::IsUnavailable(status) && !absl::IsAborted(status)) return status;
   response.set_reason(MessageOf(status));
-  for (const SpaceMemberId& member : space.identity.members) {
-    if (failed.Contains(member.number)) response.add_lost(member.number.value());
+  for (uint16_t number = 0; number < kMaxNodes; ++number) {
+    if (failed.Contains(NodeId(number))) response.add_lost(number);
   }
   return response;
 }

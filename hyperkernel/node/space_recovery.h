@@ -51,7 +51,7 @@ class SpaceRecovery {
   SpaceRecovery(std::string self, Find find, SpacePeers* peers, const Clock& clock);
   // REQUIRES: Stop.
   ~SpaceRecovery();
-  // Nothing is begun any more; waits for what is under way.
+  // Nothing is begun any more; waits for what is under way; joins end.
   void Stop();
 
   // This node lost a node of the space. Never blocks.
@@ -61,6 +61,16 @@ class SpaceRecovery {
   // A node that leaves says that it has nothing any more. REQUIRES: this node coordinates the space. It goes when
   // nobody else is to be given up, if it says so again then; else it stays, and is told of here again.
   void OnEmpty(uint64_t id, NodeId node);
+  // What a node that joins is to know. Plain value.
+  struct History {
+    uint64_t epoch = 1;
+    std::vector<NodeSet> committed;  // who took part, the last one last
+  };
+  History HistoryOf(const Space& space);
+  // A node that has attached with this history takes part from the next epoch on. REQUIRES: this node coordinates the
+  // space. `end` is called once: an error, if anything failed before that epoch held, or it is another one by now; then
+  // the node has no part.
+  void OnJoin(const Space& space, const SpaceMemberId& node, uint64_t epoch, std::function<void(absl::Status)> end);
   // It is to stay after all, if it was not asked yet.
   void Withdraw(uint64_t id, NodeId node);
   // Somebody is to be given up, or is being given up.
@@ -72,21 +82,29 @@ class SpaceRecovery {
   // What the coordinator knows of a space that lost nodes.
   struct Record {
     uint64_t epoch = 1, committed = 1;
-    NodeSet lost;     // given up
-    NodeSet pending;  // to be, or the others have not gone on yet
-    NodeSet leaving;  // to be, of those that have nothing any more
-    NodeSet left;     // of the lost ones: had nothing any more
+    NodeSet lost;                        // given up
+    NodeSet pending;                     // to be, or the others have not gone on yet
+    NodeSet leaving;                     // to be, of those that have nothing any more
+    NodeSet left;                        // of the lost ones: had nothing any more
+    std::vector<SpaceMemberId> members;  // with those that joined; empty: the identity's
+    std::vector<NodeSet> committed_sets;
+    std::optional<SpaceMemberId> joining;
+    std::function<void(absl::Status)> join_end;
     bool queued = false;
+    bool unfinished = false;  // an epoch has begun, and does not run
   };
   using Answers = std::map<NodeId, absl::StatusOr<v1::ChangeSpaceEpochResponse>>;
 
   void AddLocked(uint64_t id, NodeId lost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void QueueLocked(uint64_t id, Record* record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  Record& RecordOf(const Space& space) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Whoever joins does, or does not.
+  void EndJoin(uint64_t id, const absl::Status& how);
   void Work();
   // Ends when all that is lost is dealt with.
   void Drive(uint64_t id);
   // One attempt. True: done, or there is nothing to be done any more.
-  bool Try(const Space& space);
+  bool Try(const Space& known);
   void TellCoordinator(const Space& space, NodeSet lost);
   // Those of `leaving` have nothing any more and have stopped (`left`), or it is not known whether they have (`lost`);
   // the others stay.

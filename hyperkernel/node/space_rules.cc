@@ -143,6 +143,11 @@ absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t by
   return absl::OkStatus();
 }
 
+absl::Status At(const std::string& node, const absl::Status& status) {
+  if (status.ok() || status.message().rfind("node '", 0) == 0) return status;
+  return WithContext(status, fmt::format("node '{}'", node));
+}
+
 std::string WithNodeNames(std::string_view reason, const std::vector<SpaceMemberId>& members) {
   constexpr std::string_view kNode = "node ";
   std::string out;

@@ -49,9 +49,13 @@ struct SpaceIdentity {
   uint64_t node_frame_bytes = 0;       // most on each node; 0: all of it
   uint64_t node_swap_bytes = 0;        // most swap of each node
   uint32_t node_vcpus = 0;             // of each node; 0: as 1
-  std::vector<SpaceMemberId> members;  // ascending by number
+  std::vector<SpaceMemberId> members;  // that take part, or did: ascending by number
   std::string coordinator;
   WallTime created;
+  std::vector<SpaceMemberId> cluster{};  // that may ever take part: ascending by number; empty: the members
+  // For the attachment of a node that joins: the epoch, and who took part in those committed, the last one last.
+  uint64_t epoch = 1;
+  std::vector<NodeSet> committed{};
 
   // Null if the node is none of them.
   const SpaceMemberId* Find(std::string_view node) const;
@@ -70,6 +74,9 @@ absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t by
 
 // `others` nodes of the space can hold all of it, when one leaves. Errors: kFailedPrecondition.
 absl::Status CheckLeaves(const SpaceIdentity& space, size_t others);
+
+// Errors begin with the node they happened at, as those of peers do.
+absl::Status At(const std::string& node, const absl::Status& status);
 
 // A reason as the memory has it, which knows nodes by number only ("node 2 failed"), for people ("node 'c' failed").
 std::string WithNodeNames(std::string_view reason, const std::vector<SpaceMemberId>& members);

@@ -10,6 +10,8 @@ using std::chrono::microseconds;
 
 void SpaceCoordinator::OnLost(NodeId lost) {
   if (!live_.Contains(lost) || lost == self_) return;
+  EndJoin(false);
+  if (!live_.Contains(lost)) return Begin();
   live_.Remove(lost);
   given_up_.Add(lost);
   Begin();
@@ -25,6 +27,29 @@ void SpaceCoordinator::OnLeft(NodeId left) {
   Begin();
 }
 
+void SpaceCoordinator::OnJoin(NodeId node, std::function<void(bool)> end) {
+  joining_ = NodeSet::Of(node);
+  join_end_ = std::move(end);
+  live_.Add(node);
+  Begin();
+}
+
+// It had nothing, so it is not lost.
+void SpaceCoordinator::EndJoin(bool joined) {
+  if (joining_.empty()) return;
+  if (!joined) {
+    live_ = NodeSet(live_.bits() & ~joining_.bits());
+    left_ = NodeSet(left_.bits() | joining_.bits());
+    given_up_ = NodeSet(given_up_.bits() | joining_.bits());
+  }
+  joining_ = NodeSet();
+  std::exchange(join_end_, nullptr)(joined);
+}
+
+SpaceEpoch SpaceCoordinator::Change() const {
+  return {.epoch = epoch_, .survivors = live_, .committed = committed_, .left = left_, .joined = joining_};
+}
+
 // The attempt of before is over, whatever its calls still say.
 void SpaceCoordinator::Begin() {
   settled_ = false;
@@ -36,7 +61,9 @@ void SpaceCoordinator::Begin() {
     ++epochs_;
     for (uint16_t id = 0; id < kMaxNodes; ++id) {
       if (!given_up_.Contains(NodeId(id)) || engine_of_(NodeId(id)) == nullptr) continue;
-      give_up_(NodeId(id), {.epoch = epoch_, .survivors = live_, .committed = committed_, .left = left_});
+      SpaceEpoch change = Change();
+      change.left.Remove(NodeId(id));  // it is told that it has no part in it
+      give_up_(NodeId(id), change);
     }
     given_up_ = NodeSet();
     Call(Step::kBegin);
@@ -56,15 +83,15 @@ void SpaceCoordinator::Call(Step step) {
       if (engine == nullptr) return;  // the lease ends
       switch (step) {
         case Step::kBegin:
-          return OnEnd(
-              attempt, step, node,
-              engine->BeginEpoch({.epoch = epoch_, .survivors = live_, .committed = committed_, .left = left_}));
+          return OnEnd(attempt, step, node, engine->BeginEpoch(Change()));
         case Step::kRebuild:
           return engine->Rebuild(epoch_, [this, attempt, step, node](const absl::Status& status) {
             simulation_->After({}, [this, attempt, step, node, status] { OnEnd(attempt, step, node, status); });
           });
         case Step::kCommit:
+          if (committed_ != epoch_) committed_sets_.push_back(live_);
           committed_ = epoch_;
+          EndJoin(true);
           return OnEnd(attempt, step, node, engine->Commit(epoch_));
         case Step::kRun:
           return OnEnd(attempt, step, node, engine->Run(epoch_));
@@ -82,8 +109,10 @@ void SpaceCoordinator::OnEnd(int attempt, Step step, NodeId node, const absl::St
       // It has stopped, and its word for the others may be of an epoch that is over.
       settled_ = true;
       ++attempt_;
-      return engine_of_(self_)->Stop(status);
+      if (engine_of_(self_) != nullptr) engine_of_(self_)->Stop(status);
+      return;
     }
+    EndJoin(false);
     const NodeSet failed = engine == nullptr ? NodeSet() : engine->EpochState().failed;
     const NodeSet gone(live_.bits() & failed.bits() & ~NodeSet::Of(self_).bits());
     given_up_ = NodeSet(given_up_.bits() | gone.bits());

@@ -115,5 +115,15 @@ TEST(SpaceSim, NothingIsLostWithANodeThatLeaves) {
   EXPECT_GT(totals.went_on, seeds / 3);
 }
 
+TEST(SpaceSim, ANodeJoinsASpaceInUse) {
+  const uint64_t seeds = Soak() ? kSoakSeeds : kSeeds / 4;
+  const SpaceWorld::Totals totals = RunSeeds({.lose = true, .join = true}, seeds);
+  fmt::print("{} joined, {} went on, in {} epochs, with {} pages lost and {} loads after\n", totals.joined,
+             totals.went_on, totals.epochs, totals.lost_pages, totals.later_loads);
+  if (HasFailure() || std::getenv("HK_SEED") != nullptr) return;
+  EXPECT_GT(totals.joined, seeds / 3);
+  EXPECT_GT(totals.went_on, seeds / 2);
+}
+
 }  // namespace
 }  // namespace hk::sim

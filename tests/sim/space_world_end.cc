@@ -91,6 +91,7 @@ void SpaceWorld::AddTo(Totals* totals) const {
   totals->later_loads += totals_.later_loads;
   totals->epochs += totals_.epochs;
   totals->left += totals_.left;
+  totals->joined += totals_.joined;
   totals->stopped_by_lost += totals_.stopped_by_lost;
   totals->broken += const_cast<SpaceWorld*>(this)->network_.counters().broken;
   totals->stalls += const_cast<SpaceWorld*>(this)->network_.counters().stalls;

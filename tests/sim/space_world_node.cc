@@ -15,7 +15,7 @@ using std::chrono::milliseconds;
 SpaceWorld::Node::Node(SpaceWorld* world, NodeId id, const TransportSettings& settings)
     : world_(world),
       id_(id),
-      frames_(&world->simulation_, &world->oracle_, id, world->config_.max_pages),
+      frames_(&world->simulation_, &world->oracle_, id, world->MostFrames(settings)),
       swap_(
           &world->simulation_, &world->oracle_,
           [this](Duration delay, std::function<void()> run) { After(delay, std::move(run)); }, world->swap_failures_) {
@@ -60,7 +60,7 @@ void SpaceWorld::Node::LoadAll(const std::vector<Gfn>& pages) {
 void SpaceWorld::Node::OnStopped(const absl::Status& why) {
   stopped_ = why;
   simulation().Trace(fmt::format("{} stopped: {}", id_.value(), why.ToString()));
-  const bool expected = world_->only_leaves() ? absl::IsCancelled(why) : world_->crashed_;
+  const bool expected = world_->nothing_lost() ? absl::IsCancelled(why) : world_->crashed_;
   if (!expected && !world_->over_)
     world_->oracle_.Report(fmt::format("node {} stopped: {}", id_.value(), why.ToString()));
 }
