@@ -33,6 +33,14 @@ absl::Status CheckConfig(const SpaceConfig& config) {
   if (std::find(config.nodes.begin(), config.nodes.end(), config.self) == config.nodes.end()) {
     return wrong("nodes", "does not have this node");
   }
+  NodeSet nodes;
+  for (const NodeId node : config.nodes) nodes.Add(node);
+  const auto strange = [nodes](NodeSet set) { return (set.bits() & ~nodes.bits()) != 0; };
+  if (strange(config.live)) return wrong("live", "has nodes that are not the space's");
+  for (const NodeSet set : config.committed) {
+    if (set.empty() || strange(set)) return wrong("committed", "has nodes that are not the space's, or none");
+  }
+  if (!config.committed.empty() && config.committed.back() != config.live) return wrong("committed", "does not end with live");
   if (config.max_pages != 0 && config.max_pages < kLeastFrames) {
     return wrong("max_pages", fmt::format("is {}, less than {}", config.max_pages, kLeastFrames));
   }
@@ -96,7 +104,7 @@ Engine::Engine(const SpaceConfig& config, Transport* transport, PageFrames* fram
   {
     MutexLock lock(&change_mutex_);
     epoch_ = committed_ = config_.epoch;
-    live_ = config_.live.empty() ? nodes_ : config_.live;
+    live_ = members_ = config_.live.empty() ? nodes_ : config_.live;
   }
   for (size_t i = 0; i < kShards; ++i) {
     MutexLock lock(&shards_[i].mutex);
@@ -191,7 +199,8 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
   if (message.type == kSpaceStoppedType) {
     {
       MutexLock lock(&change_mutex_);
-      if (!live_.Contains(from)) return;
+      // One that is to join stops alone.
+      if (!live_.Contains(from) || (!members_.Contains(from) && !HK_MUTANT(engine_joiner_stops_all))) return;
     }
     Fail(absl::AbortedError(fmt::format("node {} stopped: {}", from.value(), ReasonIn(message))), false);
     return Finish();
@@ -319,8 +328,10 @@ void Engine::Fail(const absl::Status& why, bool tell_others) {
   {
     MutexLock lock(&reason_mutex_);
     if (stopped()) return;
-    // Who is told to stop tells nobody: whoever found out tells all. Cancelled: by operators, at every node.
-    untold_.store(tell_others && !why.ok() && !absl::IsCancelled(why));
+    // Who is told to stop tells nobody: whoever found out tells all. Cancelled: by operators, at every node. And who
+    // takes no part yet is missed by nobody.
+    const bool concerns_all = takes_part_.load() || HK_MUTANT(engine_joiner_stops_all);
+    untold_.store(tell_others && concerns_all && !why.ok() && !absl::IsCancelled(why));
     reason_ = why.ok() ? absl::CancelledError("the space was stopped") : why;
     sweep_due_.store(true, std::memory_order_release);
     stopped_.store(true, std::memory_order_release);

@@ -57,7 +57,8 @@ inline constexpr uint64_t kMostPinnedPages = 4096;
 
 // Most pages that may come back to a node at a change of epoch, on their way to others then: each has a send slot, and
 // a transport has that many (TransportSettings). A node may have so many frames more than max_pages then, for a while.
-inline constexpr uint64_t kMostReturningPages = 1024;
+inline constexpr uint64_t kMostReturningPages = 1088;
+static_assert(kMostReturningPages >= TransportSettings{}.fault_send_slots + TransportSettings{}.bulk_send_slots);
 
 // Runs something later. Thread-safe; what is under way when the engine ends is dropped by its owner.
 class Timers {
@@ -75,7 +76,7 @@ struct SpaceConfig {
   std::vector<NodeId> nodes;  // that may ever take part: ascending, without repetition; `self` is one of them
   // Those that take part. Empty: all nodes. Without `self`: this one is to join, and waits for an epoch that it is in.
   NodeSet live{};
-  // For a node that joins: who took part in each epoch that was committed, the last one in `epoch`.
+  // For a node that joins: who took part in the epochs that were committed (AddSet), the last one in `epoch`.
   std::vector<NodeSet> committed{};
   uint64_t pages = 0;  // GFNs 0 to pages - 1
   // Most frames of the space on this node, at least kLeastFrames; 0: no bound. Beyond it Shared copies are dropped,
@@ -102,7 +103,8 @@ struct SpaceEpoch {
   Epoch epoch;        // above every one before
   NodeSet survivors;  // with the coordinator
   Epoch committed;    // the last epoch that any node was told to commit; the space's first one if none was
-  NodeSet left{};     // of those that are no survivors: had given all they had away (Leave), and are not called lost
+  // Of those that are no survivors: had given all they had away (Leave), or were to join and did not. Not called lost.
+  NodeSet left{};
   NodeSet joined{};   // of the survivors: are new. With them nobody is lost, or they are left out next time
 };
 
@@ -238,9 +240,6 @@ class SpaceEngine {
   // stops the space here. `leave` false: it stays after all, and programs go on.
   virtual void Leave(bool /*leave*/) {}
   virtual SpaceLeaving LeavingState() const { return {}; }
-  // Others may wait for what this node has to send. False: it has left or was given up, or has joined no epoch that
-  // holds; then it may come again with the same guest and generation, by a later epoch.
-  virtual bool TakesPart() const { return true; }
   // True if this node is the page's home and the page is lost.
   virtual bool IsLost(Gfn /*page*/) const { return false; }
 

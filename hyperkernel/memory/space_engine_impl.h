@@ -89,7 +89,6 @@ class Engine final : public SpaceEngine {
   SpaceEpochState EpochState() const override;
   void Leave(bool leave) override;
   SpaceLeaving LeavingState() const override;
-  bool TakesPart() const override { return takes_part_.load(); }
   bool IsLost(Gfn page) const override;
 
  private:
@@ -214,6 +213,8 @@ class Engine final : public SpaceEngine {
   void OnPong(NodeId from, uint64_t number);
 
   // space_engine_join.cc.
+  // It is in the epoch that has begun, and in none that held.
+  bool IsJoining(NodeId node) const;
   // Tells an extent's new home what only this one, the home before, knows.
   void HandOver(Shard* shard, uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   absl::Status TakeOver(Shard* shard, NodeId from, const Message& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
@@ -409,7 +410,7 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> offers_idle_{false};   // of those of last time none was taken
   Mutex leave_mutex_;                      // before any other
   std::atomic<bool> leaving_{false};
-  std::atomic<bool> takes_part_{true};
+  std::atomic<bool> takes_part_{true};    // in an epoch that held; until then its end is nobody else's
   std::atomic<bool> pump_pauses_{false};  // a timer is on its way
   std::atomic<bool> pinging_{false};      // a timer is on its way
   std::atomic<Monotonic::rep> stretched_hold_{0};
@@ -440,7 +441,8 @@ class Engine final : public SpaceEngine {
   mutable Mutex change_mutex_;
   Epoch epoch_ ABSL_GUARDED_BY(change_mutex_);
   Epoch committed_ ABSL_GUARDED_BY(change_mutex_);
-  NodeSet lost_ ABSL_GUARDED_BY(change_mutex_);  // ever
+  NodeSet lost_ ABSL_GUARDED_BY(change_mutex_);     // ever, but for those that have come again
+  NodeSet members_ ABSL_GUARDED_BY(change_mutex_);  // of the last epoch that held: those of live_ that are not are to join
   NodeSet live_ ABSL_GUARDED_BY(change_mutex_), failed_ ABSL_GUARDED_BY(change_mutex_);
   NodeSet report_ends_ ABSL_GUARDED_BY(change_mutex_), reconcile_ends_ ABSL_GUARDED_BY(change_mutex_);
   bool rebuilt_ ABSL_GUARDED_BY(change_mutex_) = false;

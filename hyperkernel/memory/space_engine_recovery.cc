@@ -86,6 +86,9 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
     if ((change.survivors.bits() & ~nodes_.bits()) != 0 || (change.joined.bits() & ~change.survivors.bits()) != 0) {
       return absl::InvalidArgumentError("an epoch with nodes that are not of the space");
     }
+    if ((change.joined.bits() & members_.bits()) != 0) {
+      return absl::InvalidArgumentError("an epoch that nodes join which take part already");
+    }
     if ((change.survivors.bits() & change.left.bits()) != 0) {
       return absl::InvalidArgumentError("an epoch with nodes that have left");
     }
@@ -131,7 +134,7 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
       outbox_.Clear();
       const NodeSet lost(live_.bits() & ~change.survivors.bits() & ~change.left.bits());
       NoteLosses(lost);
-      lost_ = NodeSet((lost_.bits() | lost.bits()) & ~change.left.bits() & ~change.joined.bits());
+      lost_ = NodeSet(lost_.bits() | lost.bits());
       epoch_ = change.epoch;
       live_ = change.survivors;
       report_ends_ = reconcile_ends_ = NodeSet::Of(config_.self);
@@ -202,6 +205,8 @@ void Engine::CommitLocked() {
     ReconcilePage(&shard, page, PageRight::kExclusive);
   }
   committed_ = epoch_;
+  members_ = live_;
+  lost_ = NodeSet(lost_.bits() & ~live_.bits());
   takes_part_.store(true);
   phase_.store(Phase::kCommitted, std::memory_order_release);
   ArmChangeLimit();
@@ -210,7 +215,7 @@ void Engine::CommitLocked() {
 void Engine::CommitShard(Shard* shard, std::vector<Gfn>* adopters) {
   const std::unique_ptr<ShardChange> change = std::move(shard->change);
   if (change == nullptr || stopped()) return;
-  shard->committed.push_back(shard->live);
+  AddSet(&shard->committed, shard->live);
   for (auto& [number, rebuilt] : change->rebuilt) {
     ExtentOf(shard, Gfn(number * kExtentPages))->home = std::move(*rebuilt);
   }

@@ -251,9 +251,12 @@ void Engine::RebuildExtent(Shard* shard, uint64_t number) {
   const NodeId home_before = placement_.HomeOf(number, shard->committed.back());
   const bool was_home = home_before == config_.self;
   const NodeSet gone(shard->committed.back().bits() & ~shard->live.bits());
-  const bool forgotten = placement_.IsForgotten(number, sets);
-  const bool home_moved =
-      !was_home && (gone.bits() & ~change.left.bits()) == 0 && (!forgotten || HK_MUTANT(engine_left_home_knew_all));
+  // A home that lives has handed over all that is known of it, whatever was forgotten before it was the home.
+  const bool known = change.handed_over.contains(number);
+  const bool forgotten = !known && placement_.IsForgotten(number, sets);
+  const bool home_moved = !was_home && (gone.bits() & ~change.left.bits()) == 0 &&
+                          (!forgotten || HK_MUTANT(engine_left_home_knew_all)) &&
+                          (!known || !HK_MUTANT(engine_moved_home_is_lost));
   const auto reports = change.reports.find(number);
   auto rebuilt = std::make_unique<ExtentDirectory>();
   PageBits written{};
@@ -344,6 +347,10 @@ void Engine::OnRecoveryMessage(NodeId from, const Message& message) {
     bad = HandleRecovery(&shard, from, message);
     if (bad.ok()) Drain(&shard);
   }
+  if (!bad.ok() && IsJoining(from)) {
+    // It is as if it were gone.
+    return OnPeerFailed(from, PeerFailure::kMalformed, fmt::format("it sent a message of type {}: {}", message.type, MessageOf(bad)));
+  }
   if (!bad.ok()) {
     FailPage(message.gfn, absl::StatusCode::kInternal,
              fmt::format("node {} sent a message of type {}: {}", from.value(), message.type, MessageOf(bad)));
@@ -364,6 +371,9 @@ absl::Status Engine::HandleRecovery(Shard* shard, NodeId from, const Message& me
   const bool changes = message.type == kReportType || message.type == kReconcileType;
   if (changes && shard->change == nullptr) return absl::InvalidArgumentError("no epoch changes");
   if (handed) return TakeOver(shard, from, message);
+  if (changes && to_home && !shard->committed.back().Contains(from)) {
+    return absl::InvalidArgumentError("a node that is to join has pages");
+  }
   switch (message.type) {
     case kReportType: {
       HK_ASSIGN_OR_RETURN(const std::vector<PageRun> runs, DecodeRuns(message.body));

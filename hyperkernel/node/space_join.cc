@@ -1,8 +1,11 @@
 // The part of the space manager that has nodes join.
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
@@ -12,7 +15,8 @@
 namespace hk {
 namespace {
 
-// Longest change of epoch, with what it may wait for; then it is not known whether the node takes part.
+// How long an operator waits: as long as the others may take to lose a node and go on without it, and then some. Then the
+// join is withdrawn, unless it holds already.
 constexpr std::chrono::seconds kJoinLimit(60);
 
 // The end of a join, which comes on a thread of the recovery, maybe after nobody waits any more.
@@ -42,8 +46,8 @@ class JoinEnd {
 }  // namespace
 
 absl::StatusOr<v1::Space> SpaceManager::Join(const v1::JoinSpaceRequest& request) {
-  HK_ASSIGN_OR_RETURN(const View view, FindRunning(request.name()));
-  SpaceIdentity space = view.identity;
+  HK_ASSIGN_OR_RETURN(const View asked, FindRunning(request.name()));
+  const SpaceIdentity& space = asked.identity;
   if (space.coordinator != self_) {
     return absl::FailedPreconditionError(fmt::format(
         "space '{}' is coordinated by node '{}': ask that one (--endpoint)", space.name, space.coordinator));
@@ -55,52 +59,74 @@ absl::StatusOr<v1::Space> SpaceManager::Join(const v1::JoinSpaceRequest& request
         fmt::format("node '{}' was no node of the cluster when space '{}' was made", request.node(), space.name));
   }
   const SpaceMemberId node = *found;
-  const std::vector<SpacePart::Loss> losses = view.part->losses();
-  const bool gone =
-      std::any_of(losses.begin(), losses.end(), [&](const auto& loss) { return loss.node == node.number; });
-  if (space.Find(node.name) != nullptr && !gone) {
-    return absl::AlreadyExistsError(fmt::format("node '{}' takes part in space '{}' already", node.name, space.name));
-  }
-  if (const auto drain = drains_.Of(space.id); drain.has_value()) {
-    return absl::FailedPreconditionError(fmt::format("node '{}' is being drained; wait for that", drain->node));
-  }
-  HK_RETURN_IF_ERROR(peers_->CheckUp(node.name));
   {
     MutexLock lock(&mutex_);
-    if (!joining_.emplace(space.id, node.name).second) {
-      return absl::FailedPreconditionError(fmt::format("node '{}' is joining already", node.name));
+    if (const auto drain = drains_.Of(space.id); drain.has_value()) {
+      return absl::FailedPreconditionError(fmt::format("node '{}' is being drained; wait for that", drain->node));
+    }
+    const auto [joining, first] = joining_.emplace(space.id, node);
+    if (!first) {
+      return absl::FailedPreconditionError(
+          fmt::format("node '{}' is joining the space; wait for that", joining->second.name));
     }
   }
-  const absl::Status joined = JoinWith(view, node);
+  const absl::Status joined = JoinWith(space.id, node);
   {
     MutexLock lock(&mutex_);
-    joining_.erase({space.id, node.name});
+    joining_.erase(space.id);
   }
   if (!joined.ok()) return joined;
   HK_ASSIGN_OR_RETURN(const View now, FindId(space.id));
   return SpaceOf(now);
 }
 
-absl::Status SpaceManager::JoinWith(const View& view, const SpaceMemberId& node) {
+absl::Status SpaceManager::JoinWith(uint64_t id, const SpaceMemberId& node) {
+  HK_ASSIGN_OR_RETURN(const View view, FindId(id));
+  if (view.part == nullptr) return absl::FailedPreconditionError("the space is being deleted");
   SpaceIdentity space = view.identity;
-  const SpaceRecovery::History history = recovery_.HistoryOf({space, view.part});
+  if (space.Find(node.name) != nullptr) {
+    const std::vector<SpacePart::Loss> losses = view.part->losses();
+    const bool gone =
+        std::any_of(losses.begin(), losses.end(), [&](const auto& loss) { return loss.node == node.number; });
+    if (!gone) {
+      return absl::AlreadyExistsError(
+          fmt::format("node '{}' takes part in space '{}' already", node.name, space.name));
+    }
+  }
+  HK_RETURN_IF_ERROR(peers_->CheckUp(node.name));
+  HK_ASSIGN_OR_RETURN(const SpaceRecovery::History history, recovery_.HistoryOf({space, view.part}));
   space.epoch = history.epoch;
   space.committed = history.committed;
+  space.members = history.members;
   if (space.Find(node.name) == nullptr) {
     space.members.push_back(node);
     std::sort(space.members.begin(), space.members.end(),
               [](const auto& a, const auto& b) { return a.number < b.number; });
+  } else {
+    // What it may have of the time before it was given up is of no use to anybody, and in the way.
+    const absl::Status detached = peers_->Detach(node.name, id);
+    if (!detached.ok()) return At(node.name, detached);
   }
-  HK_RETURN_IF_ERROR(At(node.name, peers_->Attach(node.name, AttachRequestOf(space))));
-  const auto end = std::make_shared<JoinEnd>();
-  recovery_.OnJoin({view.identity, view.part}, node, history.epoch, [end](const absl::Status& how) { end->Set(how); });
-  const absl::Status joined = end->Wait(clock_.Now() + kJoinLimit);
+  absl::Status joined = At(node.name, peers_->Attach(node.name, AttachRequestOf(space)));
   if (joined.ok()) {
-    SetMembers(space.id, space.members);
+    const auto end = std::make_shared<JoinEnd>();
+    recovery_.OnJoin({view.identity, view.part}, node, history.epoch,
+                     [end](const absl::Status& how) { end->Set(how); });
+    joined = end->Wait(clock_.Now() + kJoinLimit);
+    if (absl::IsDeadlineExceeded(joined)) {
+      // It holds, or it does not: the recovery says which.
+      recovery_.EndJoin(id, absl::DeadlineExceededError(fmt::format(
+                                "node '{}' could not join within {} s; see hkctl space show", node.name,
+                                kJoinLimit.count())));
+      joined = end->Wait(clock_.Now() + kPeerAnswerLimit);
+    }
+  }
+  if (joined.ok()) {
     log::Info("space", "a node has joined", {{"guest", space.name}, {"peer", node.name}});
     return joined;
   }
-  const absl::Status detached = peers_->Detach(node.name, space.id);
+  // It may have attached, though it did not answer. What it does not hear it learns by its next hello.
+  const absl::Status detached = peers_->Detach(node.name, id);
   log::Warning("space", "a node did not join",
                {{"guest", space.name},
                 {"peer", node.name},

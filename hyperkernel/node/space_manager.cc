@@ -43,7 +43,8 @@ SpaceManager::SpaceManager(std::string self, SpaceFactory factory, SpacePeers* p
       peers_(peers),
       clock_(clock),
       recovery_(
-          self_, [this](uint64_t id) { return FindForRecovery(id); }, peers, clock),
+          self_, [this](uint64_t id) { return FindForRecovery(id); }, peers, clock,
+          [this](uint64_t id, const std::vector<SpaceMemberId>& members) { SetMembers(id, members); }),
       drains_(
           self_, [this](uint64_t id) { return FindForRecovery(id); }, &recovery_, peers, clock),
       thread_(&SpaceManager::Run, this) {}
@@ -204,6 +205,23 @@ absl::StatusOr<v1::Space> SpaceManager::Create(const v1::CreateSpaceRequest& req
   return SpaceOf(view);
 }
 
+absl::StatusOr<std::vector<SpaceMemberId>> SpaceManager::MembersOf(
+    const google::protobuf::RepeatedPtrField<v1::SpaceMember>& members) const {
+  std::vector<SpaceMemberId> result;
+  for (const v1::SpaceMember& member : members) {
+    const absl::StatusOr<NodeId> number = peers_->NumberOf(member.name());
+    if (!number.ok()) return number.status();
+    if (number->value() != member.number()) {
+      return absl::FailedPreconditionError(
+          fmt::format("'{}' has number {} here, not {}: give all nodes the same list "
+                      "of peers",
+                      member.name(), number->value(), member.number()));
+    }
+    result.push_back({member.name(), *number});
+  }
+  return result;
+}
+
 absl::Status SpaceManager::Attach(const v1::AttachSpaceRequest& request) {
   SpaceIdentity identity{.name = request.name(),
                          .id = request.id(),
@@ -214,17 +232,7 @@ absl::Status SpaceManager::Attach(const v1::AttachSpaceRequest& request) {
                          .members = {},
                          .coordinator = request.from(),
                          .created = ToWall(request.created())};
-  for (const v1::SpaceMember& member : request.members()) {
-    const absl::StatusOr<NodeId> number = peers_->NumberOf(member.name());
-    if (!number.ok()) return number.status();
-    if (number->value() != member.number()) {
-      return absl::FailedPreconditionError(
-          fmt::format("'{}' has number {} here, not {}: give all nodes the same list "
-                      "of peers",
-                      member.name(), number->value(), member.number()));
-    }
-    identity.members.push_back({member.name(), *number});
-  }
+  HK_ASSIGN_OR_RETURN(identity.members, MembersOf(request.members()));
   for (const v1::SpaceMember& member : request.cluster()) {
     if (member.number() >= kMaxNodes) return absl::InvalidArgumentError("cluster: a number that is no node's");
     identity.cluster.push_back({member.name(), NodeId(static_cast<uint16_t>(member.number()))});
@@ -350,11 +358,9 @@ absl::StatusOr<SpaceRecovery::Space> SpaceManager::FindOf(const std::string& coo
 
 absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceManager::ChangeEpoch(const v1::ChangeSpaceEpochRequest& request) {
   HK_ASSIGN_OR_RETURN(const SpaceRecovery::Space space, FindOf(request.from(), request.id()));
+  HK_ASSIGN_OR_RETURN(std::vector<SpaceMemberId> members, MembersOf(request.members()));
+  if (!members.empty()) HK_RETURN_IF_ERROR(CheckSpaceMembers(members, request.from(), self_));
   HK_ASSIGN_OR_RETURN(v1::ChangeSpaceEpochResponse response, recovery_.DoStep(space, request));
-  std::vector<SpaceMemberId> members;
-  for (const v1::SpaceMember& member : request.members()) {
-    members.push_back({member.name(), NodeId(static_cast<uint16_t>(member.number()))});
-  }
   if (!members.empty() && request.step() == v1::SPACE_EPOCH_STEP_BEGIN) SetMembers(request.id(), std::move(members));
   return response;
 }
@@ -362,7 +368,12 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceManager::ChangeEpoch(const v1:
 absl::Status SpaceManager::NodeLost(const v1::SpaceNodeLostRequest& request) {
   HK_ASSIGN_OR_RETURN(const View space, FindId(request.id()));
   HK_RETURN_IF_ERROR(CheckTakesPart(space.identity, request.from()));
-  for (const SpaceMemberId& member : space.identity.members) {
+  std::vector<SpaceMemberId> members = space.identity.members;
+  {
+    MutexLock lock(&mutex_);
+    if (const auto joining = joining_.find(request.id()); joining != joining_.end()) members.push_back(joining->second);
+  }
+  for (const SpaceMemberId& member : members) {
     if (member.number.value() != request.lost() || member.name == self_ || member.name == request.from()) continue;
     if (space.identity.coordinator != self_) break;
     recovery_.OnTold(request.id(), space.identity.Find(request.from())->number, member.number);
@@ -392,9 +403,11 @@ std::vector<uint64_t> SpaceManager::IdsOf(const std::string& coordinator) const 
 
 std::vector<uint64_t> SpaceManager::UnknownOf(const std::string& peer, const std::vector<uint64_t>& ids) const {
   const auto has_left = [&](const Entry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (joining_.contains({entry.identity.id, peer})) return false;
+    if (const auto joining = joining_.find(entry.identity.id); joining != joining_.end() && joining->second.name == peer)
+      return false;
     const SpaceMemberId* const member = entry.identity.Find(peer);
-    if (member == nullptr || entry.part == nullptr) return false;
+    if (member == nullptr) return true;  // it was to join, and did not
+    if (entry.part == nullptr) return false;
     for (const SpacePart::Loss& loss : entry.part->losses()) {
       if (loss.node == member->number && loss.left) return true;
     }

@@ -19,7 +19,6 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -126,7 +125,11 @@ class SpaceManager {
   v1::AttachSpaceRequest AttachRequestOf(const SpaceIdentity& identity) const;
   // Those that take part or did, as an epoch says.
   void SetMembers(uint64_t id, std::vector<SpaceMemberId> members);
-  absl::Status JoinWith(const View& view, const SpaceMemberId& node);
+  // REQUIRES: the node is in joining_.
+  absl::Status JoinWith(uint64_t id, const SpaceMemberId& node);
+  // Members as a peer names them. Errors: a node that this one does not know, or by another number.
+  absl::StatusOr<std::vector<SpaceMemberId>> MembersOf(
+      const google::protobuf::RepeatedPtrField<v1::SpaceMember>& members) const;
   // For a peer that says it coordinates the space. Errors: kNotFound, kPermissionDenied, kAborted (it is being made).
   absl::StatusOr<SpaceRecovery::Space> FindOf(const std::string& coordinator, uint64_t id) const;
   absl::StatusOr<View> FindName(const std::string& name) const;
@@ -147,9 +150,9 @@ class SpaceManager {
   const Clock& clock_;
   mutable Mutex mutex_;
   CondVar changed_;
-  std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);                // by name
-  std::deque<Dropped> dropped_ ABSL_GUARDED_BY(mutex_);                         // at most kMaxSpaces
-  std::set<std::pair<uint64_t, std::string>> joining_ ABSL_GUARDED_BY(mutex_);  // by space id: not to be dropped
+  std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);      // by name
+  std::deque<Dropped> dropped_ ABSL_GUARDED_BY(mutex_);               // at most kMaxSpaces
+  std::map<uint64_t, SpaceMemberId> joining_ ABSL_GUARDED_BY(mutex_);  // by space id: not to be dropped
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   SpaceRecovery recovery_;  // before the thread; parts tell it of losses until they are gone

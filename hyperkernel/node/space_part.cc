@@ -101,10 +101,12 @@ std::optional<SpacePart::Stop> SpacePart::stop() const {
   return note_->stop;
 }
 
-void SpacePart::NoteEpoch(uint64_t epoch, NodeSet lost, NodeSet left, WallTime now) {
+void SpacePart::NoteEpoch(uint64_t epoch, NodeSet lost, NodeSet left, NodeSet joined, WallTime now) {
   MutexLock lock(&note_->mutex);
   note_->epoch = epoch;
-  std::erase_if(note_->losses, [&](const Loss& loss) { return !lost.Contains(loss.node); });  // it takes part again
+  std::erase_if(note_->losses, [&](const Loss& loss) {
+    return !lost.Contains(loss.node) && !joined.Contains(loss.node);  // it takes part again
+  });
   for (const Loss& loss : note_->losses) lost.Remove(loss.node);
   for (uint16_t number = 0; number < kMaxNodes; ++number) {
     const NodeId node(number);

@@ -39,19 +39,6 @@ std::string NamesOf(const SpaceIdentity& space, NodeSet nodes) {
   return names;
 }
 
-NodeSet NumbersOf(const std::vector<SpaceMemberId>& members) {
-  NodeSet all;
-  for (const SpaceMemberId& member : members) all.Add(member.number);
-  return all;
-}
-NodeSet MembersOf(const SpaceIdentity& space) {
-  return NumbersOf(space.members);
-}
-
-NodeSet Without(NodeSet nodes, NodeSet others) {
-  return NodeSet(nodes.bits() & ~others.bits());
-}
-
 absl::StatusOr<NodeSet> NodesOf(const char* field, const google::protobuf::RepeatedField<uint32_t>& numbers) {
   NodeSet nodes;
   for (const uint32_t number : numbers) {
@@ -89,8 +76,8 @@ class Ending {
 
 }  // namespace
 
-SpaceRecovery::SpaceRecovery(std::string self, Find find, SpacePeers* peers, const Clock& clock)
-    : self_(std::move(self)), find_(std::move(find)), peers_(peers), clock_(clock) {
+SpaceRecovery::SpaceRecovery(std::string self, Find find, SpacePeers* peers, const Clock& clock, Joined joined)
+    : self_(std::move(self)), find_(std::move(find)), peers_(peers), clock_(clock), joined_(std::move(joined)) {
   for (size_t i = 0; i < kThreads; ++i) threads_.emplace_back(&SpaceRecovery::Work, this);
 }
 
@@ -130,7 +117,13 @@ void SpaceRecovery::OnTold(uint64_t id, NodeId member, NodeId lost) {
 void SpaceRecovery::AddLocked(uint64_t id, NodeId lost) {
   if (stopping_) return;
   Record& record = records_[id];
+  if (record.joining.has_value() && record.joining->number == lost) {
+    record.join_failure = absl::UnavailableError(fmt::format("node '{}' was lost", record.joining->name));
+    return;
+  }
   if (record.lost.Contains(lost)) return;
+  // One that did not join is none of the space.
+  if (!record.members.empty() && !NumbersOf(record.members).Contains(lost)) return;
   record.pending.Add(lost);
   QueueLocked(id, &record);
 }
@@ -148,47 +141,6 @@ void SpaceRecovery::OnEmpty(uint64_t id, NodeId node) {
   if (record.lost.Contains(node) || record.pending.Contains(node)) return;
   record.leaving.Add(node);
   QueueLocked(id, &record);
-}
-
-SpaceRecovery::Record& SpaceRecovery::RecordOf(const Space& space) {
-  Record& record = records_[space.identity.id];
-  if (record.members.empty()) record.members = space.identity.members;
-  if (record.committed_sets.empty()) record.committed_sets = {MembersOf(space.identity)};
-  return record;
-}
-
-SpaceRecovery::History SpaceRecovery::HistoryOf(const Space& space) {
-  MutexLock lock(&mutex_);
-  const Record& record = RecordOf(space);
-  return {.epoch = record.epoch, .committed = record.committed_sets};
-}
-
-void SpaceRecovery::OnJoin(const Space& space, const SpaceMemberId& node, uint64_t epoch,
-                           std::function<void(absl::Status)> end) {
-  {
-    MutexLock lock(&mutex_);
-    Record& record = RecordOf(space);
-    if (!stopping_ && record.epoch == epoch && !record.queued && !record.joining.has_value()) {
-      record.joining = node;
-      record.join_end = std::move(end);
-      return QueueLocked(space.identity.id, &record);
-    }
-  }
-  end(absl::AbortedError("another change of the space came first; try again"));
-}
-
-void SpaceRecovery::EndJoin(uint64_t id, const absl::Status& how) {
-  std::function<void(absl::Status)> end;
-  {
-    MutexLock lock(&mutex_);
-    const auto found = records_.find(id);
-    if (found == records_.end() || !found->second.joining.has_value()) return;
-    Record& record = found->second;
-    const SpaceMemberId node = *std::exchange(record.joining, std::nullopt);
-    end = std::exchange(record.join_end, nullptr);
-    if (how.ok()) record.lost.Remove(node.number);
-  }
-  end(how);
 }
 
 void SpaceRecovery::Withdraw(uint64_t id, NodeId node) {
@@ -352,7 +304,7 @@ SpaceRecovery::Parting SpaceRecovery::Part(const Space& space, NodeSet leaving, 
 bool SpaceRecovery::Try(const Space& known) {
   const uint64_t id = known.identity.id;
   Space space = known;
-  NodeSet fresh, leaving, survivors, left;
+  NodeSet fresh, leaving, survivors, left, begun;
   std::optional<SpaceMemberId> joining;
   v1::ChangeSpaceEpochRequest request;
   {
@@ -361,22 +313,15 @@ bool SpaceRecovery::Try(const Space& known) {
     request.set_epoch(++record.epoch);
     request.set_committed(record.committed);
     space.identity.members = record.members;
-    // What others are lost with may be on nodes that leave: they are asked afterwards. And nobody joins with a loss.
+    // What others are lost with may be on nodes that leave: they are asked afterwards.
     if (record.pending.empty() && !record.unfinished) {
       leaving = Without(std::exchange(record.leaving, NodeSet()), record.lost);
-      if (leaving.empty()) joining = record.joining;
     }
   }
-  if (!joining.has_value() && leaving.empty()) EndJoin(id, absl::AbortedError("a node was lost meanwhile; try again"));
   Parting parting;
   if (!leaving.empty()) parting = Part(space, leaving, request.epoch());
   std::vector<SpaceMemberId>& members = space.identity.members;
-  if (joining.has_value() && space.identity.Find(joining->name) == nullptr) {
-    members.push_back(*joining);
-    std::sort(members.begin(), members.end(), [](const auto& a, const auto& b) { return a.number < b.number; });
-  }
-  const NodeSet joined = joining.has_value() ? NodeSet::Of(joining->number) : NodeSet();
-  const NodeSet all = NumbersOf(members);
+  bool nothing = false;
   {
     MutexLock lock(&mutex_);
     Record& record = records_[id];
@@ -384,12 +329,28 @@ bool SpaceRecovery::Try(const Space& known) {
     fresh = Without(record.pending, record.lost);
     record.left = NodeSet(record.left.bits() | parting.left.bits());
     record.pending = NodeSet(record.pending.bits() | parting.left.bits());
-    if (record.pending.empty() && joined.empty() && !record.unfinished) return true;
-    record.unfinished = true;
+    // Nobody joins with a loss, or while another leaves.
+    if (record.pending.empty() && leaving.empty() && !record.unfinished) joining = record.joining;
+    nothing = record.pending.empty() && !joining.has_value() && !record.unfinished;
+    if (!nothing && !joining.has_value()) record.unfinished = true;
     record.lost = NodeSet(record.lost.bits() | record.pending.bits());
-    survivors = Without(all, Without(record.lost, joined));
-    left = Without(record.left, joined);
+    left = record.left;
+    begun = record.begun;
+    survivors = Without(NumbersOf(members), record.lost);
   }
+  if (!joining.has_value()) EndJoin(id, absl::AbortedError("another change of the space came first; try again"));
+  if (nothing) return true;
+  NodeSet joined;
+  if (joining.has_value()) {
+    joined.Add(joining->number);
+    survivors.Add(joining->number);
+    left.Remove(joining->number);
+    if (space.identity.Find(joining->name) == nullptr) {
+      members.push_back(*joining);
+      std::sort(members.begin(), members.end(), [](const auto& a, const auto& b) { return a.number < b.number; });
+    }
+  }
+  const NodeSet all = NumbersOf(members);
   log::Write(fresh.empty() ? log::Level::kInfo : log::Level::kWarning, "space",
              !joined.empty()  ? "a node joins"
              : !fresh.empty() ? "nodes were lost; the others go on without"
@@ -405,26 +366,34 @@ bool SpaceRecovery::Try(const Space& known) {
     out.set_name(member.name);
     out.set_number(member.number.value());
     if (survivors.Contains(member.number)) request.add_survivors(member.number.value());
-    if (left.Contains(member.number)) request.add_gone(member.number.value());
     if (joined.Contains(member.number)) request.add_joined(member.number.value());
   }
-  for (const auto step : {v1::SPACE_EPOCH_STEP_BEGIN, v1::SPACE_EPOCH_STEP_REBUILD, v1::SPACE_EPOCH_STEP_COMMIT,
-                          v1::SPACE_EPOCH_STEP_RUN}) {
+  const NodeSet gone_before = Without(NodeSet(left.bits() | begun.bits()), joined);
+  for (uint16_t number = 0; number < kMaxNodes; ++number) {
+    if (gone_before.Contains(NodeId(number))) request.add_gone(number);
+  }
+  bool joins = !joined.empty();  // and its epoch does not hold yet
+  for (const auto step : {v1::SPACE_EPOCH_STEP_PREPARE, v1::SPACE_EPOCH_STEP_BEGIN, v1::SPACE_EPOCH_STEP_REBUILD,
+                          v1::SPACE_EPOCH_STEP_COMMIT, v1::SPACE_EPOCH_STEP_RUN}) {
+    if (step == v1::SPACE_EPOCH_STEP_PREPARE && joined.empty()) continue;
     request.set_step(step);
+    if (step == v1::SPACE_EPOCH_STEP_BEGIN && joins) {
+      MutexLock lock(&mutex_);
+      records_[id].unfinished = true;
+      records_[id].begun = NodeSet(records_[id].begun.bits() | joined.bits());
+    }
     if (step == v1::SPACE_EPOCH_STEP_COMMIT) {
-      {
-        MutexLock lock(&mutex_);
-        Record& record = records_[id];
-        record.committed = request.epoch();
-        record.committed_sets.push_back(survivors);
-        record.members = members;
-        record.left = left;
-      }
-      if (!joined.empty()) EndJoin(id, absl::OkStatus());
+      if (!Hold(space, request, survivors, left, joined)) return false;
+      joins = false;
+    }
+    const Answers answers = AskAll(space, request);
+    if (joins && !HK_MUTANT(space_joiner_is_believed)) {
+      if (JoinGoesOn(space, answers)) continue;
+      return step == v1::SPACE_EPOCH_STEP_PREPARE;  // then nothing has begun
     }
     NodeSet gone;
     bool again = false;
-    for (const auto& [node, answer] : AskAll(space, request)) {
+    for (const auto& [node, answer] : answers) {
       if (answer.ok()) {
         for (const uint32_t lost : answer->lost()) {
           if (lost < kMaxNodes) gone.Add(NodeId(static_cast<uint16_t>(lost)));
@@ -447,11 +416,7 @@ bool SpaceRecovery::Try(const Space& known) {
     gone = Without(gone, NodeSet(record.lost.bits() | NodeSet::Of(self->number).bits()));
     gone = NodeSet(gone.bits() & all.bits());
     record.pending = NodeSet(record.pending.bits() | gone.bits());
-    if (again || !gone.empty() || !Without(record.pending, record.lost).empty() || stopping_) {
-      // One that has joined is a member by now.
-      if (record.joining.has_value()) record.pending = Without(record.pending, joined);
-      return false;
-    }
+    if (again || !gone.empty() || !Without(record.pending, record.lost).empty() || stopping_) return false;
   }
   MutexLock lock(&mutex_);
   Record& record = records_[id];
@@ -489,11 +454,17 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& 
   HK_ASSIGN_OR_RETURN(const NodeSet survivors, NodesOf("survivors", request.survivors()));
   HK_ASSIGN_OR_RETURN(const NodeSet left, NodesOf("gone", request.gone()));
   HK_ASSIGN_OR_RETURN(const NodeSet joined, NodesOf("joined", request.joined()));
-  NodeSet members = MembersOf(space.identity);
+  const SpaceMemberId* const self = space.identity.Find(self_);
+  if (self == nullptr) return absl::FailedPreconditionError("this node takes no part in the space");
+  NodeSet members = NumbersOf(space.identity.members);
   if (request.members_size() > 0) {
     google::protobuf::RepeatedField<uint32_t> numbers;
     for (const v1::SpaceMember& member : request.members()) numbers.Add(member.number());
     HK_ASSIGN_OR_RETURN(members, NodesOf("members", numbers));
+  }
+  if (request.step() == v1::SPACE_EPOCH_STEP_PREPARE) {
+    HK_RETURN_IF_ERROR(Prepare(space, request));
+    return v1::ChangeSpaceEpochResponse();
   }
   const Epoch epoch(request.epoch());
   absl::Status status;
@@ -526,18 +497,25 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& 
   };
   HK_RETURN_IF_ERROR(space.part->Use(call));
   // It has left, as it was asked to.
-  if (absl::IsCancelled(status) && left.Contains(space.identity.Find(self_)->number)) status = absl::OkStatus();
+  if (absl::IsCancelled(status) && left.Contains(self->number)) status = absl::OkStatus();
   // Not in Use: whoever deletes the space does not wait for this.
   if (rebuilt != nullptr) status = rebuilt->Wait(std::chrono::steady_clock::now() + kRebuildLimit);
   HK_RETURN_IF_ERROR(space.part->Use([&failed](GuestSpace* memory) {
     failed = memory->engine().EpochState().failed;
     return absl::OkStatus();
   }));
-  const bool takes_part = survivors.Contains(space.identity.Find(self_)->number);
-  if (status.ok() && request.step() == v1::SPACE_EPOCH_STEP_BEGIN && takes_part) {
-    space.part->NoteEpoch(request.epoch(), Without(members, survivors), left, clock_.Wall());
+  const bool begins = request.step() == v1::SPACE_EPOCH_STEP_BEGIN;
+  if (status.ok() && survivors.Contains(self->number) &&
+      (begins || request.step() == v1::SPACE_EPOCH_STEP_COMMIT)) {
+    // Who joins was lost until the epoch holds.
+    space.part->NoteEpoch(request.epoch(), Without(members, survivors), left, begins ? joined : NodeSet(),
+                          clock_.Wall());
   }
   v1::ChangeSpaceEpochResponse response;
+  // A connection that was lost since Prepare; of those that are lost from now on the memory is told.
+  if (status.ok() && begins && !joined.empty()) {
+    if (const absl::Status up = Prepare(space, request); !up.ok()) response.set_reason(MessageOf(up));
+  }
   if (status.ok()) return response;
   if (!absl::IsUnavailable(status) && !absl::IsAborted(status)) return status;
   response.set_reason(MessageOf(status));

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/node_set.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "proto/admin.pb.h"
@@ -19,6 +20,8 @@ namespace hk {
 
 // Limits, each with its reason.
 inline constexpr uint32_t kMaxSpaceVcpus = 255;           // of one node: as many as a machine may have
+inline constexpr size_t kMaxCommittedSets = 64;           // AddSet keeps those after which two were lost at once
+inline constexpr uint64_t kMaxSpaceEpoch = 1ULL << 40;    // one a millisecond for 30 years: no epoch comes near it
 inline constexpr size_t kMaxSpaces = 128;                 // a transport keeps 256 guests' epochs; machines need some
 inline constexpr uint64_t kMaxSpaceIoBytes = 64 << 10;    // a reply stays far below what a request may be (1 MiB)
 inline constexpr uint32_t kMaxHotPages = 1024;            // all that an engine notices: of fewer, rates would be wrong
@@ -61,9 +64,17 @@ struct SpaceIdentity {
   const SpaceMemberId* Find(std::string_view node) const;
 };
 
+// Their numbers.
+NodeSet NumbersOf(const std::vector<SpaceMemberId>& nodes);
+inline NodeSet Without(NodeSet nodes, NodeSet others) {
+  return NodeSet(nodes.bits() & ~others.bits());
+}
+
 // What can be said of a request without knowing the cluster. `self`: the node that is asked. Errors: kInvalidArgument,
 // naming the field.
 absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string_view self);
+// What a peer says are a space's members: ascending, each once, `from` (the peer) and `self` among them.
+absl::Status CheckSpaceMembers(const std::vector<SpaceMemberId>& members, std::string_view from, std::string_view self);
 // The same of what a peer sends; `from` is the peer.
 absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view from, std::string_view self);
 // The other node of a space speaks version `theirs` of what its nodes say to each other. `who`: as the error begins,
