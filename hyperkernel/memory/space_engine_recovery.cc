@@ -36,7 +36,8 @@ void Engine::OnPeerFailed(NodeId peer, PeerFailure /*why*/, const std::string& d
     }
   }
   if (fatal) {
-    Fail(absl::UnavailableError(what));
+    // If the coordinator has failed, all others lose it as well; if only this node has lost it, they go on without it.
+    Fail(absl::UnavailableError(what), !config_.coordinator.has_value() || HK_MUTANT(engine_cut_off_stops_all));
     return Finish();
   }
   EndRebuild(absl::UnavailableError(what));

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "hyperkernel/memory/space_placement.h"
 
 namespace hk::sim {
 
@@ -11,7 +12,7 @@ using std::chrono::microseconds;
 void SpaceCoordinator::OnLost(NodeId lost) {
   if (!live_.Contains(lost) || lost == self_) return;
   EndJoin(false);
-  if (!live_.Contains(lost)) return Begin();
+  if (!live_.Contains(lost)) return Begin();  // it was to join
   live_.Remove(lost);
   given_up_.Add(lost);
   Begin();
@@ -39,15 +40,17 @@ void SpaceCoordinator::EndJoin(bool joined) {
   if (joining_.empty()) return;
   if (!joined) {
     live_ = NodeSet(live_.bits() & ~joining_.bits());
-    left_ = NodeSet(left_.bits() | joining_.bits());
-    given_up_ = NodeSet(given_up_.bits() | joining_.bits());
+    begun_ = NodeSet(begun_.bits() | joining_.bits());
+  } else {
+    left_ = NodeSet(left_.bits() & ~joining_.bits());
   }
   joining_ = NodeSet();
   std::exchange(join_end_, nullptr)(joined);
 }
 
 SpaceEpoch SpaceCoordinator::Change() const {
-  return {.epoch = epoch_, .survivors = live_, .committed = committed_, .left = left_, .joined = joining_};
+  const NodeSet left((left_.bits() | begun_.bits()) & ~live_.bits());
+  return {.epoch = epoch_, .survivors = live_, .committed = committed_, .left = left, .joined = joining_};
 }
 
 // The attempt of before is over, whatever its calls still say.
@@ -80,7 +83,9 @@ void SpaceCoordinator::Call(Step step) {
       SpaceEngine* const engine = engine_of_(node);
       simulation_->Trace(
           fmt::format("step {} of epoch {} at {}", static_cast<int>(step), epoch_.value(), node.value()));
-      if (engine == nullptr) return;  // the lease ends
+      if (engine == nullptr) {  // the lease ends; who joins is not waited for
+        return joining_.Contains(node) ? OnEnd(attempt, step, node, absl::UnavailableError("no answer")) : void();
+      }
       switch (step) {
         case Step::kBegin:
           return OnEnd(attempt, step, node, engine->BeginEpoch(Change()));
@@ -89,8 +94,9 @@ void SpaceCoordinator::Call(Step step) {
             simulation_->After({}, [this, attempt, step, node, status] { OnEnd(attempt, step, node, status); });
           });
         case Step::kCommit:
-          if (committed_ != epoch_) committed_sets_.push_back(live_);
+          if (committed_ != epoch_) AddSet(&committed_sets_, live_);
           committed_ = epoch_;
+          begun_ = NodeSet();
           EndJoin(true);
           return OnEnd(attempt, step, node, engine->Commit(epoch_));
         case Step::kRun:
@@ -104,6 +110,11 @@ void SpaceCoordinator::OnEnd(int attempt, Step step, NodeId node, const absl::St
   if (attempt != attempt_) return;
   if (!status.ok()) {
     simulation_->Trace(fmt::format("{} says {}", node.value(), status.ToString()));
+    if (!joining_.empty()) {
+      // What is wrong with others is found out without it.
+      EndJoin(false);
+      return Begin();
+    }
     SpaceEngine* const engine = engine_of_(node);
     if (!absl::IsUnavailable(status) && !absl::IsAborted(status)) {
       // It has stopped, and its word for the others may be of an epoch that is over.
@@ -112,7 +123,6 @@ void SpaceCoordinator::OnEnd(int attempt, Step step, NodeId node, const absl::St
       if (engine_of_(self_) != nullptr) engine_of_(self_)->Stop(status);
       return;
     }
-    EndJoin(false);
     const NodeSet failed = engine == nullptr ? NodeSet() : engine->EpochState().failed;
     const NodeSet gone(live_.bits() & failed.bits() & ~NodeSet::Of(self_).bits());
     given_up_ = NodeSet(given_up_.bits() | gone.bits());

@@ -125,7 +125,8 @@ void SpaceWorld::Run() {
   while (!AllUp() && simulation_.Step()) {
   }
   for (uint16_t node = 0; node < founders(); ++node) nodes_[node]->Begin();
-  join_pending_ = options_.join;
+  join_pending_ = options_.join || options_.again;
+  joiner_ = options_.again ? victims_[0] : NodeId(static_cast<uint16_t>(node_count_ - 1));
   if (options_.join) simulation_.After(simulation_.Between({}, milliseconds(40)), [this] { JoinOne(); });
   simulation_.After(milliseconds(1), [this] { Disturb(); });
   if (options_.lose) {
@@ -146,7 +147,7 @@ void SpaceWorld::Run() {
   while (simulation_.Now() < limit && violations().empty()) {
     simulation_.RunUntil(simulation_.Now() + milliseconds(1));
     const bool losing = options_.lose && (dead_ < losses_ || !coordinator_->settled() ||
-                                          coordinator_->live().size() + static_cast<int>(dead_) >
+                                          coordinator_->live().size() + static_cast<int>(dead_ + joiner_dead_) >
                                               founders() + static_cast<int>(totals_.joined));
     const bool stopped = crashed_ && std::any_of(nodes_.begin(), nodes_.end(), [](const auto& node) {
                            return node != nullptr && !node->stopped().ok();
@@ -159,7 +160,13 @@ void SpaceWorld::Run() {
   SimNetworkSettings& network = network_.settings();
   network.spikes_per_million = network.stalls_per_million = 0;
   simulation_.RunUntil(simulation_.Now() + milliseconds(3 * kLeaseMs));
-  if (options_.lose && violations().empty()) ReadAll();
+  if (options_.lose && violations().empty()) {
+    if ((options_.join || options_.again) && nothing_lost() && totals_.joined != 1) {
+      oracle_.Report("a node did not join, though nothing else happened");
+    }
+    JoinerGoes();
+    ReadAll();
+  }
   CheckEnd();
 }
 

@@ -20,7 +20,7 @@ void SpaceWorld::DrawLosses() {
   const bool own = !none && !options_.leave && below(12) == 0;  // the coordinator itself
   cut_ = !none && !own && !options_.leave && founders() > 2 && below(4) == 0;
   if (!none) victims_.push_back(NodeId(own ? 0 : static_cast<uint16_t>(1 + below(founders() - 1U))));
-  if (!none && !own && founders() > 2 && (cut_ || below(3) == 0)) {
+  if (!none && !own && !options_.again && founders() > 2 && (cut_ || below(3) == 0)) {
     NodeId other = victims_[0];
     while (other == victims_[0]) other = NodeId(static_cast<uint16_t>(1 + below(founders() - 1U)));
     victims_.push_back(other);
@@ -62,6 +62,7 @@ bool SpaceWorld::LetGo(NodeId id, const SpaceEpoch& epoch) {
   }
   ++totals_.left;
   GiveUp(id, epoch);
+  if (options_.again) simulation_.After(simulation_.Between({}, milliseconds(20)), [this] { JoinOne(); });
   return true;
 }
 
@@ -73,7 +74,8 @@ void SpaceWorld::CutTwo() {
 }
 
 std::set<uint64_t> SpaceWorld::WantedBy(NodeId id) const {
-  if (options_.leave && !victims_.empty() && id == victims_[0]) return {};  // nothing may be lost with it
+  const bool leaves = options_.leave && !victims_.empty() && id == victims_[0] && totals_.joined == 0;
+  if (leaves) return {};  // nothing may be lost with it
   std::set<uint64_t> wanted = nodes_[id.value()]->storing();
   if (config_.max_pages != 0) {
     // It may have been about to take over any of them.
@@ -111,48 +113,9 @@ void SpaceWorld::LoseOne() {
   nodes_[victim.value()].reset();
 }
 
-void SpaceWorld::JoinOne() {
-  const NodeId id(static_cast<uint16_t>(node_count_ - 1));
-  if (!coordinator_->settled()) return (void)simulation_.After(milliseconds(1), [this] { JoinOne(); });
-  config_.epoch = joins_after_ = coordinator_->epoch();
-  config_.live = coordinator_->live();
-  config_.committed = coordinator_->committed_sets();
-  simulation_.Trace(fmt::format("{} comes", id.value()));
-  nodes_[id.value()] = std::make_unique<Node>(this, id, settings_[id.value()]);
-  nodes_[id.value()]->Begin();
-  AskIn();
-}
-
-void SpaceWorld::AskIn() {
-  const NodeId id(static_cast<uint16_t>(node_count_ - 1));
-  Node* const node = nodes_[id.value()].get();
-  if (node == nullptr) return;
-  if (coordinator_->epoch() != joins_after_ || !coordinator_->settled()) {
-    simulation_.Trace(fmt::format("{} goes again", id.value()));
-    oracle_.OnCrash(id, {});
-    network_.Crash(id, false);
-    nodes_[id.value()].reset();
-    join_pending_ = false;
-    return;
-  }
-  bool connected = true;
-  for (uint16_t other = 0; other < founders(); ++other) {
-    if (!config_.live.Contains(NodeId(other))) continue;
-    const Node* const theirs = nodes_[other].get();
-    connected =
-        connected && theirs != nullptr && theirs->connected().Contains(id) && node->connected().Contains(NodeId(other));
-  }
-  if (!connected && !over_) return (void)simulation_.After(milliseconds(1), [this] { AskIn(); });
-  simulation_.Trace(fmt::format("{} is asked in", id.value()));
-  coordinator_->OnJoin(id, [this](bool joined) {
-    join_pending_ = false;
-    if (joined) ++totals_.joined;
-  });
-}
-
 void SpaceWorld::LeaveOne(NodeId id) {
   SpaceEngine* const engine = EngineOf(id);
-  if (engine == nullptr || over_) return;  // it was given up
+  if (engine == nullptr || over_ || totals_.left != 0) return;  // it was given up, or has left
   engine->Leave(true);
   simulation_.Trace(fmt::format("{} is leaving with {} pages", id.value(), engine->LeavingState().pages_left));
   if (engine->LeavingState().empty()) coordinator_->OnLeft(id);

@@ -62,6 +62,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
     engine_->OnRequestExpired(asked, message_class, transaction, slot, why);
   }
 
+  NodeId id() const { return id_; }
   int up() const { return up_; }
   NodeSet connected() const { return connected_; }
   uint64_t pins() const { return pins_; }
