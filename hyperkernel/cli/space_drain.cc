@@ -155,6 +155,8 @@ void AddJoinCommand(CLI::App* space, const Options* options, int* exit_code) {
   app->add_option("name", *name, "Space")->required();
   app->add_option("--node", *node, "The node; the space's coordinator is asked (--endpoint)")->required();
   app->footer(
+      "The node becomes the home of a share of the space's pages, and can read and write it; pages come to it as it\n"
+      "uses them. If it cannot join, nothing changes for the others. One that was drained or lost may come again.\n"
       "Examples:\n  hkctl space join pool --node d\n  hkctl space drain pool --node c && hkctl space join pool --node "
       "c");
   app->callback([=] {

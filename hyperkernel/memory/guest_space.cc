@@ -116,9 +116,11 @@ absl::Status CheckOptions(const GuestSpace::Options& options) {
   return absl::OkStatus();
 }
 
-// What the engine may have here at a time.
+// What the engine may have here at a time. Where epochs never change no page comes back.
 uint64_t MostFrames(const SpaceConfig& config) {
-  return config.max_pages == 0 ? config.pages : std::min(config.max_pages + kMostReturningPages, config.pages);
+  if (config.max_pages == 0) return config.pages;
+  const uint64_t returning = config.coordinator.has_value() ? kMostReturningPages : 0;
+  return std::min(config.max_pages + returning, config.pages);
 }
 
 class AttachedSpace final : public GuestSpace {

@@ -40,7 +40,8 @@ absl::Status CheckConfig(const SpaceConfig& config) {
   for (const NodeSet set : config.committed) {
     if (set.empty() || strange(set)) return wrong("committed", "has nodes that are not the space's, or none");
   }
-  if (!config.committed.empty() && config.committed.back() != config.live) return wrong("committed", "does not end with live");
+  if (!config.committed.empty() && config.committed.back() != config.live)
+    return wrong("committed", "does not end with live");
   if (config.max_pages != 0 && config.max_pages < kLeastFrames) {
     return wrong("max_pages", fmt::format("is {}, less than {}", config.max_pages, kLeastFrames));
   }

@@ -105,7 +105,7 @@ struct SpaceEpoch {
   Epoch committed;    // the last epoch that any node was told to commit; the space's first one if none was
   // Of those that are no survivors: had given all they had away (Leave), or were to join and did not. Not called lost.
   NodeSet left{};
-  NodeSet joined{};   // of the survivors: are new. With them nobody is lost, or they are left out next time
+  NodeSet joined{};  // of the survivors: are new. With them nobody is lost, or they are left out next time
 };
 
 // How far a node is with leaving its space. Plain value.

@@ -441,8 +441,9 @@ class Engine final : public SpaceEngine {
   mutable Mutex change_mutex_;
   Epoch epoch_ ABSL_GUARDED_BY(change_mutex_);
   Epoch committed_ ABSL_GUARDED_BY(change_mutex_);
-  NodeSet lost_ ABSL_GUARDED_BY(change_mutex_);     // ever, but for those that have come again
-  NodeSet members_ ABSL_GUARDED_BY(change_mutex_);  // of the last epoch that held: those of live_ that are not are to join
+  NodeSet lost_ ABSL_GUARDED_BY(change_mutex_);  // ever, but for those that have come again
+  NodeSet members_
+      ABSL_GUARDED_BY(change_mutex_);  // of the last epoch that held: those of live_ that are not are to join
   NodeSet live_ ABSL_GUARDED_BY(change_mutex_), failed_ ABSL_GUARDED_BY(change_mutex_);
   NodeSet report_ends_ ABSL_GUARDED_BY(change_mutex_), reconcile_ends_ ABSL_GUARDED_BY(change_mutex_);
   bool rebuilt_ ABSL_GUARDED_BY(change_mutex_) = false;

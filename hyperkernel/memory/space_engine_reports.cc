@@ -349,7 +349,8 @@ void Engine::OnRecoveryMessage(NodeId from, const Message& message) {
   }
   if (!bad.ok() && IsJoining(from)) {
     // It is as if it were gone.
-    return OnPeerFailed(from, PeerFailure::kMalformed, fmt::format("it sent a message of type {}: {}", message.type, MessageOf(bad)));
+    return OnPeerFailed(from, PeerFailure::kMalformed,
+                        fmt::format("it sent a message of type {}: {}", message.type, MessageOf(bad)));
   }
   if (!bad.ok()) {
     FailPage(message.gfn, absl::StatusCode::kInternal,

@@ -18,8 +18,8 @@ void AddSet(std::vector<NodeSet>* sets, NodeSet next) {
   for (size_t i = 0; i + 1 < sets->size();) {
     const auto at = [sets](size_t index) { return (*sets)[index]; };
     const bool first = i == 0;
-    const bool of_no_use = !MayForget(at(i), at(i + 1)) &&
-                           (first || (!MayForget(at(i - 1), at(i)) && !MayForget(at(i - 1), at(i + 1))));
+    const bool of_no_use =
+        !MayForget(at(i), at(i + 1)) && (first || (!MayForget(at(i - 1), at(i)) && !MayForget(at(i - 1), at(i + 1))));
     if (of_no_use) {
       sets->erase(sets->begin() + static_cast<ptrdiff_t>(i));
     } else {

@@ -15,8 +15,8 @@
 namespace hk {
 namespace {
 
-// How long an operator waits: as long as the others may take to lose a node and go on without it, and then some. Then the
-// join is withdrawn, unless it holds already.
+// How long an operator waits: as long as the others may take to lose a node and go on without it, and then some. Then
+// the join is withdrawn, unless it holds already.
 constexpr std::chrono::seconds kJoinLimit(60);
 
 // The end of a join, which comes on a thread of the recovery, maybe after nobody waits any more.
@@ -89,8 +89,7 @@ absl::Status SpaceManager::JoinWith(uint64_t id, const SpaceMemberId& node) {
     const bool gone =
         std::any_of(losses.begin(), losses.end(), [&](const auto& loss) { return loss.node == node.number; });
     if (!gone) {
-      return absl::AlreadyExistsError(
-          fmt::format("node '{}' takes part in space '{}' already", node.name, space.name));
+      return absl::AlreadyExistsError(fmt::format("node '{}' takes part in space '{}' already", node.name, space.name));
     }
   }
   HK_RETURN_IF_ERROR(peers_->CheckUp(node.name));
@@ -115,9 +114,9 @@ absl::Status SpaceManager::JoinWith(uint64_t id, const SpaceMemberId& node) {
     joined = end->Wait(clock_.Now() + kJoinLimit);
     if (absl::IsDeadlineExceeded(joined)) {
       // It holds, or it does not: the recovery says which.
-      recovery_.EndJoin(id, absl::DeadlineExceededError(fmt::format(
-                                "node '{}' could not join within {} s; see hkctl space show", node.name,
-                                kJoinLimit.count())));
+      recovery_.EndJoin(
+          id, absl::DeadlineExceededError(fmt::format("node '{}' could not join within {} s; see hkctl space show",
+                                                      node.name, kJoinLimit.count())));
       joined = end->Wait(clock_.Now() + kPeerAnswerLimit);
     }
   }

@@ -1,4 +1,5 @@
-// What managers of a cluster do when an operator has a node join a space: what comes between, and what peers may not say.
+// What managers of a cluster do when an operator has a node join a space: what comes between, and what peers may not
+// say.
 
 #include <atomic>
 #include <functional>
@@ -71,9 +72,8 @@ class JoinNode final : public SpacePeers {
       : name_(std::move(name)), number_(number), cluster_(cluster) {
     cluster->nodes[name_] = this;
     manager_ = std::make_unique<SpaceManager>(
-        name_,
-        [this](GuestSpace::Options options) { return std::make_unique<FakeSpace>(std::move(options), &host_); }, this,
-        RealClock());
+        name_, [this](GuestSpace::Options options) { return std::make_unique<FakeSpace>(std::move(options), &host_); },
+        this, RealClock());
   }
   void Hello(const std::string& coordinator) {
     const auto unknown = cluster_->nodes.at(coordinator)->manager_->UnknownOf(name_, manager_->IdsOf(coordinator));
@@ -260,6 +260,22 @@ TEST_F(SpaceJoinTest, ANodeThatJoinsIsKnown) {
   EXPECT_EQ(d_.host_.spaces, 1);
 }
 
+// Nor has it a say before.
+TEST_F(SpaceJoinTest, WhomAJoinerLosesIsNotGivenUp) {
+  absl::Status told;
+  cluster_.SetBefore([&](const std::string& call) {
+    if (call != "d SPACE_EPOCH_STEP_REBUILD") return;
+    v1::SpaceNodeLostRequest request;
+    request.set_from("d");
+    request.set_id(id_);
+    request.set_lost(1);
+    told = a_.manager_->NodeLost(request);
+  });
+  EXPECT_TRUE(Join("d").ok());
+  EXPECT_TRUE(absl::IsPermissionDenied(told)) << told;
+  EXPECT_EQ(LossesAt(a_), 0u);
+}
+
 TEST_F(SpaceJoinTest, ALossOfAJoinerThatAMemberTellsOfEndsTheJoinOnly) {
   cluster_.SetBefore([&](const std::string& call) {
     if (call != "b SPACE_EPOCH_STEP_REBUILD") return;
@@ -318,7 +334,8 @@ TEST_F(SpaceJoinTest, MembersOfAnEpochAreChecked) {
   EXPECT_THAT(refused([](auto* r) { r->mutable_members()->DeleteSubrange(1, 1); }), HasSubstr("'b' is not among them"));
   EXPECT_THAT(refused([](auto* r) { r->mutable_members()->DeleteSubrange(0, 1); }), HasSubstr("'a' is not among them"));
   EXPECT_THAT(refused([](auto* r) { r->mutable_members()->SwapElements(1, 2); }), HasSubstr("ascending"));
-  EXPECT_THAT(refused([](auto* r) { r->mutable_members(2)->set_number(3); }), HasSubstr("'c' has number 2 here, not 3"));
+  EXPECT_THAT(refused([](auto* r) { r->mutable_members(2)->set_number(3); }),
+              HasSubstr("'c' has number 2 here, not 3"));
   EXPECT_THAT(refused([](auto* r) { r->mutable_members(2)->set_name("x"); }), HasSubstr("no node 'x'"));
   EXPECT_THAT(refused([](auto* r) { r->add_joined(64); }), HasSubstr("joined: 64 is no node"));
   EXPECT_THAT(MembersAt(b_), ElementsAre("a", "b", "c"));

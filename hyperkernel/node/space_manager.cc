@@ -403,7 +403,8 @@ std::vector<uint64_t> SpaceManager::IdsOf(const std::string& coordinator) const 
 
 std::vector<uint64_t> SpaceManager::UnknownOf(const std::string& peer, const std::vector<uint64_t>& ids) const {
   const auto has_left = [&](const Entry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (const auto joining = joining_.find(entry.identity.id); joining != joining_.end() && joining->second.name == peer)
+    if (const auto joining = joining_.find(entry.identity.id);
+        joining != joining_.end() && joining->second.name == peer)
       return false;
     const SpaceMemberId* const member = entry.identity.Find(peer);
     if (member == nullptr) return true;  // it was to join, and did not

@@ -150,8 +150,8 @@ class SpaceManager {
   const Clock& clock_;
   mutable Mutex mutex_;
   CondVar changed_;
-  std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);      // by name
-  std::deque<Dropped> dropped_ ABSL_GUARDED_BY(mutex_);               // at most kMaxSpaces
+  std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);       // by name
+  std::deque<Dropped> dropped_ ABSL_GUARDED_BY(mutex_);                // at most kMaxSpaces
   std::map<uint64_t, SpaceMemberId> joining_ ABSL_GUARDED_BY(mutex_);  // by space id: not to be dropped
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;

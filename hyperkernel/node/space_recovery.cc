@@ -505,8 +505,7 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& 
     return absl::OkStatus();
   }));
   const bool begins = request.step() == v1::SPACE_EPOCH_STEP_BEGIN;
-  if (status.ok() && survivors.Contains(self->number) &&
-      (begins || request.step() == v1::SPACE_EPOCH_STEP_COMMIT)) {
+  if (status.ok() && survivors.Contains(self->number) && (begins || request.step() == v1::SPACE_EPOCH_STEP_COMMIT)) {
     // Who joins was lost until the epoch holds.
     space.part->NoteEpoch(request.epoch(), Without(members, survivors), left, begins ? joined : NodeSet(),
                           clock_.Wall());

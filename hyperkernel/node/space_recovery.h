@@ -10,7 +10,8 @@
 //  2. Who is given up has stopped before anybody goes on: it said so, or its lease has ended (kFenceLimit).
 //  3. Nothing here waits for ever: a step has a deadline, changes that begin anew a limit (2 min), and the memory
 //     itself stops when no epoch comes.
-//  4. Before COMMIT nothing that a node which joins does, says or suffers costs anybody but it: an attempt with it gives
+//  4. Before COMMIT nothing that a node which joins does, says or suffers costs anybody but it: an attempt with it
+//  gives
 //     nobody up and stops nobody. Whatever fails, the join is over, and the next epoch begins without it; who is lost
 //     meanwhile is found lost by that one. After COMMIT it is a member like any other.
 //  5. A join is over, or it holds: one of the two, once, under the lock (EndJoin, Hold).

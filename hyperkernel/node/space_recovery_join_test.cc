@@ -1,5 +1,5 @@
-// What a coordinator makes of a node that joins: whatever it says, and whatever comes between, costs nobody but it until
-// its epoch holds.
+// What a coordinator makes of a node that joins: whatever it says, and whatever comes between, costs nobody but it
+// until its epoch holds.
 
 #include <atomic>
 #include <functional>
@@ -316,7 +316,10 @@ TEST_F(RecoveryJoinTest, ALostNodeThatDoesNotComeAgain) {
     EXPECT_EQ(space_.part->losses()[0].since, before.since);
     EXPECT_FALSE(space_.part->losses()[0].left);
   }
-  peers_.before = nullptr;
+  // Its word does not count before it is a member again.
+  peers_.before = [this](const std::string& call) {
+    if (call.rfind("c 2", 0) == 0) recovery_->OnTold(kId, kC, kB);
+  };
   Join(kC, recovery_->HistoryOf(space_)->epoch);
   EXPECT_TRUE(How().ok()) << How();
   ASSERT_TRUE(Idle());

@@ -83,7 +83,8 @@ absl::Status CheckNodes(std::string_view field, const std::vector<SpaceMemberId>
     return Bad(field, "not ascending by number");
   std::set<std::string_view> names;
   for (const SpaceMemberId& node : nodes) {
-    if (node.number.value() >= kMaxNodes) return Bad(field, fmt::format("'{}' has a number that is no node's", node.name));
+    if (node.number.value() >= kMaxNodes)
+      return Bad(field, fmt::format("'{}' has a number that is no node's", node.name));
     if (!names.insert(node.name).second) return Bad(field, fmt::format("'{}' is there twice", node.name));
   }
   return absl::OkStatus();
@@ -93,7 +94,9 @@ absl::Status CheckNodes(std::string_view field, const std::vector<SpaceMemberId>
 absl::Status CheckJoins(const SpaceIdentity& space, std::string_view from, std::string_view self) {
   HK_RETURN_IF_ERROR(CheckNodes("cluster", space.cluster));
   for (const SpaceMemberId& member : space.cluster.empty() ? std::vector<SpaceMemberId>() : space.members) {
-    const auto same = [&](const SpaceMemberId& node) { return node.name == member.name && node.number == member.number; };
+    const auto same = [&](const SpaceMemberId& node) {
+      return node.name == member.name && node.number == member.number;
+    };
     if (std::none_of(space.cluster.begin(), space.cluster.end(), same))
       return Bad("cluster", fmt::format("the member '{}' is not among them", member.name));
   }
@@ -106,10 +109,12 @@ absl::Status CheckJoins(const SpaceIdentity& space, std::string_view from, std::
     return Bad("committed", fmt::format("{} sets are more than {}", space.committed.size(), kMaxCommittedSets));
   const NodeSet ever = NumbersOf(space.cluster.empty() ? space.members : space.cluster);
   for (const NodeSet nodes : space.committed) {
-    if (nodes.empty() || !Without(nodes, ever).empty()) return Bad("committed", "has nodes that are none of the cluster");
+    if (nodes.empty() || !Without(nodes, ever).empty())
+      return Bad("committed", "has nodes that are none of the cluster");
   }
   const NodeSet last = space.committed.back();
-  if (!Without(last, NumbersOf(space.members)).empty()) return Bad("committed", "the last has nodes that are no members");
+  if (!Without(last, NumbersOf(space.members)).empty())
+    return Bad("committed", "the last has nodes that are no members");
   if (!last.Contains(space.Find(from)->number) || last.Contains(space.Find(self)->number))
     return Bad("committed", fmt::format("'{}' must be in the last, and '{}', which joins, not", from, self));
   return absl::OkStatus();

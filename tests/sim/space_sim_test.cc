@@ -119,10 +119,11 @@ TEST(SpaceSim, ANodeJoinsASpaceInUse) {
   const uint64_t seeds = Soak() ? kSoakSeeds : kSeeds / 4;
   const SpaceWorld::Totals totals = RunSeeds({.lose = true, .join = true}, seeds);
   fmt::print(
-      "{} joined after {} refusals, {} in trouble, {} died as members; {} went on, in {} epochs, with {} pages lost and "
+      "{} joined after {} refusals, {} in trouble, {} died as members; {} went on, in {} epochs, with {} pages lost "
+      "and "
       "{} loads after\n",
-      totals.joined, totals.joiners_refused, totals.joiners_troubled, totals.joiners_lost, totals.went_on, totals.epochs,
-      totals.lost_pages, totals.later_loads);
+      totals.joined, totals.joiners_refused, totals.joiners_troubled, totals.joiners_lost, totals.went_on,
+      totals.epochs, totals.lost_pages, totals.later_loads);
   if (HasFailure() || std::getenv("HK_SEED") != nullptr) return;
   // Each world in which nothing is lost has checked that its node joined.
   EXPECT_GT(totals.joined, seeds / 2);

@@ -37,7 +37,8 @@ class SpaceWorld {
     uint64_t seeds = 0, loads = 0, stores = 0, served = 0, revoked = 0, upgrades = 0, stopped = 0, refused_full = 0,
              broken = 0, stalls = 0, waited_for_slots = 0, dropped = 0, adopted = 0, swap_writes = 0, swap_reads = 0,
              swap_failures = 0, went_on = 0, lost_pages = 0, later_loads = 0, epochs = 0, stopped_by_lost = 0, pins = 0,
-             left = 0, joined = 0, joiners_troubled = 0, joiners_refused = 0, joiners_lost = 0, zeroed = 0, batches = 0, empties = 0;
+             left = 0, joined = 0, joiners_troubled = 0, joiners_refused = 0, joiners_lost = 0, zeroed = 0, batches = 0,
+             empties = 0;
   };
   SpaceWorld(uint64_t seed, const Options& options);
   ~SpaceWorld();

@@ -45,7 +45,8 @@ void SpaceWorld::AskIn() {
     const NodeId other(id);
     if (other == joiner_ || !config_.live.Contains(other)) continue;
     const Node* const theirs = nodes_[id].get();
-    connected = connected && theirs != nullptr && theirs->connected().Contains(joiner_) && node->connected().Contains(other);
+    connected =
+        connected && theirs != nullptr && theirs->connected().Contains(joiner_) && node->connected().Contains(other);
   }
   if (!connected) return (void)simulation_.After(milliseconds(1), [this] { AskIn(); });
   simulation_.Trace(fmt::format("{} is asked in", joiner_.value()));

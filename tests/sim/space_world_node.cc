@@ -61,8 +61,7 @@ void SpaceWorld::Node::LoadAll(const std::vector<Gfn>& pages) {
 void SpaceWorld::Node::OnStopped(const absl::Status& why) {
   stopped_ = why;
   simulation().Trace(fmt::format("{} stopped: {}", id_.value(), why.ToString()));
-  const bool expected =
-      world_->IsToJoin(id_) || (world_->nothing_lost() ? absl::IsCancelled(why) : world_->crashed_);
+  const bool expected = world_->IsToJoin(id_) || (world_->nothing_lost() ? absl::IsCancelled(why) : world_->crashed_);
   if (!expected && !world_->over_)
     world_->oracle_.Report(fmt::format("node {} stopped: {}", id_.value(), why.ToString()));
 }
