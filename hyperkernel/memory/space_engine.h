@@ -58,7 +58,6 @@ inline constexpr uint64_t kMostPinnedPages = 4096;
 // Most pages that may come back to a node at a change of epoch, on their way to others then: each has a send slot, and
 // a transport has that many (TransportSettings). A node may have so many frames more than max_pages then, for a while.
 inline constexpr uint64_t kMostReturningPages = 1088;
-static_assert(kMostReturningPages >= TransportSettings{}.fault_send_slots + TransportSettings{}.bulk_send_slots);
 
 // Runs something later. Thread-safe; what is under way when the engine ends is dropped by its owner.
 class Timers {

@@ -25,8 +25,7 @@ void Engine::HandOver(Shard* shard, uint64_t number) {
   PageBits written{};
   std::map<NodeId, PageBits> lost;
   // What is behind the space's end is of no concern: it may be Lost there (ExtentOf).
-  const uint64_t end =
-      HK_MUTANT(engine_hands_over_beyond) ? kExtentPages : std::min(kExtentPages, config_.pages - first.value());
+  const uint64_t end = std::min(kExtentPages, config_.pages - first.value());
   for (size_t page = 0; page < end; ++page) {
     const DirectoryEntry entry = EntryOf(extent.home.Get(page));
     const uint64_t bit = uint64_t{1} << (page % 64);

@@ -217,6 +217,11 @@ TEST_F(JoinTest, ALostNodeComesAgain) {
   EXPECT_THAT(Read(kB, PageOf(3)), HasSubstr("node 2 had its only copy"));
 }
 
+TEST(SpaceEngine, FramesAreReservedForAllPagesThatMayComeBack) {
+  const TransportSettings settings;
+  EXPECT_GE(kMostReturningPages, settings.fault_send_slots + settings.bulk_send_slots);
+}
+
 TEST(SpacePlacement, SetsThatSayNothingAreNotKept) {
   const auto all = [](const std::vector<NodeSet>& epochs) {
     std::vector<NodeSet> kept;
