@@ -216,7 +216,7 @@ class Engine final : public SpaceEngine {
   // It is in the epoch that has begun, and in none that held.
   bool IsJoining(NodeId node) const;
   // Tells an extent's new home what only this one, the home before, knows.
-  void HandOver(Shard* shard, uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HandOver(Shard* shard, uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_, shard->mutex);
   absl::Status TakeOver(Shard* shard, NodeId from, const Message& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
   // space_engine_leave.cc.

@@ -417,9 +417,10 @@ std::vector<uint64_t> SpaceManager::UnknownOf(const std::string& peer, const std
   std::vector<uint64_t> unknown;
   MutexLock lock(&mutex_);
   for (const uint64_t id : ids) {
-    const bool known = std::any_of(entries_.begin(), entries_.end(), [&](const auto& entry) {
-      return entry.second.identity.id == id && entry.second.identity.coordinator == self_ && !has_left(entry.second);
-    });
+    bool known = false;
+    for (const auto& [name, entry] : entries_) {
+      known = known || (entry.identity.id == id && entry.identity.coordinator == self_ && !has_left(entry));
+    }
     if (!known) unknown.push_back(id);
   }
   return unknown;

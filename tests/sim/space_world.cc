@@ -149,8 +149,8 @@ void SpaceWorld::Run() {
     const bool losing = options_.lose && (dead_ < losses_ || !coordinator_->settled() ||
                                           coordinator_->live().size() + static_cast<int>(dead_ + joiner_dead_) >
                                               founders() + static_cast<int>(totals_.joined));
-    const bool stopped = crashed_ && std::any_of(nodes_.begin(), nodes_.end(), [](const auto& node) {
-                           return node != nullptr && !node->stopped().ok();
+    const bool stopped = crashed_ && std::any_of(nodes_.begin(), nodes_.end(), [this](const auto& node) {
+                           return node != nullptr && !IsToJoin(node->id()) && !node->stopped().ok();
                          });
     if (busy() || (options_.crash && !crashed_) || ((losing || join_pending_) && !stopped))
       quiet = simulation_.Now() + milliseconds(5);
