@@ -312,6 +312,7 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
            "Examples:\n  hkctl space delete pool", name)
       ->callback([=] { *exit_code = Delete(*options, *name); });
   AddDrainCommand(space, options, exit_code);
+  AddJoinCommand(space, options, exit_code);
   AddMemoryCommands(space, options, name, exit_code);
   AddMemoryViews(space,
                  {.kind = "space",

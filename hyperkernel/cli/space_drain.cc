@@ -148,4 +148,32 @@ void AddDrainCommand(CLI::App* space, const Options* options, int* exit_code) {
   app->callback([=] { *exit_code = Run(*options, *drain); });
 }
 
+void AddJoinCommand(CLI::App* space, const Options* options, int* exit_code) {
+  auto request = std::make_shared<v1::JoinSpaceRequest>();
+  auto name = std::make_shared<std::string>(), node = std::make_shared<std::string>();
+  CLI::App* app = space->add_subcommand("join", "Has a node of the cluster take part in a space")->fallthrough();
+  app->add_option("name", *name, "Space")->required();
+  app->add_option("--node", *node, "The node; the space's coordinator is asked (--endpoint)")->required();
+  app->footer(
+      "The node becomes the home of a share of the space's pages, and can read and write it; pages come to it as it\n"
+      "uses them. If it cannot join, nothing changes for the others. One that was drained or lost may come again.\n"
+      "Examples:\n  hkctl space join pool --node d\n  hkctl space drain pool --node c && hkctl space join pool --node "
+      "c");
+  app->callback([=] {
+    request->set_name(*name);
+    request->set_node(*node);
+    v1::JoinSpaceResponse response;
+    *exit_code = Client(*options).Work(fmt::format("space join {}", *name), [&](auto* stub, auto* context) {
+      return stub->JoinSpace(context, *request, &response);
+    });
+    if (*exit_code != kExitOk) return;
+    if (options->json()) {
+      fmt::print("{}", ToJson(response.space()));
+    } else {
+      fmt::print("node {} takes part in space {} (epoch {})\n", Printable(*node), Printable(*name),
+                 response.space().epoch());
+    }
+  });
+}
+
 }  // namespace hk::cli

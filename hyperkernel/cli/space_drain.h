@@ -10,4 +10,7 @@ namespace hk::cli {
 // Adds it to `space`. `options` and `exit_code` outlive the parsing.
 void AddDrainCommand(CLI::App* space, const Options* options, int* exit_code);
 
+// The same for `hkctl space join`.
+void AddJoinCommand(CLI::App* space, const Options* options, int* exit_code);
+
 }  // namespace hk::cli

@@ -17,8 +17,6 @@ namespace {
 
 // Pages that one Read or Write asks for ahead: their round trips overlap. A small part of the transport's slots.
 constexpr size_t kPagesAhead = 16;
-// Of a space that this node has left: above every epoch that it had.
-constexpr Epoch kAfterTheLast(~uint64_t{0});
 
 // One page of a Read or Write. The page may come after the caller has given up, so this outlives both. Thread-safe.
 class PageCopy {
@@ -118,9 +116,11 @@ absl::Status CheckOptions(const GuestSpace::Options& options) {
   return absl::OkStatus();
 }
 
-// What the engine may have here at a time.
+// What the engine may have here at a time. Where epochs never change no page comes back.
 uint64_t MostFrames(const SpaceConfig& config) {
-  return config.max_pages == 0 ? config.pages : std::min(config.max_pages, config.pages);
+  if (config.max_pages == 0) return config.pages;
+  const uint64_t returning = config.coordinator.has_value() ? kMostReturningPages : 0;
+  return std::min(config.max_pages + returning, config.pages);
 }
 
 class AttachedSpace final : public GuestSpace {
@@ -201,8 +201,10 @@ AttachedSpace::~AttachedSpace() {
   timers_.Stop();
   if (pins_ != nullptr) pins_->Leave();
   if (joined_) {
-    // Slots that others may still answer into come back as soon as those have left as well.
-    static_cast<void>(transport_->SetEpoch(options_.config.guest, options_.config.generation, kAfterTheLast));
+    // Slots that others may still answer into come back as soon as those have left as well. Not above the next epoch:
+    // the peers never forget it, and this node may come again by a later one, with the same guest and generation.
+    static_cast<void>(transport_->SetEpoch(options_.config.guest, options_.config.generation,
+                                           Epoch(engine_->EpochState().epoch.value() + 1)));
     transport_->ForgetGuest(options_.config.guest);
   }
   engine_.reset();

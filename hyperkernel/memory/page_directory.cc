@@ -359,13 +359,13 @@ class Stepper {
       e.state = shared ? State::kShared : State::kExclusive;
       e.owner = evictor != nullptr ? evictor->node : last->node;
       if (shared) e.copyset = NodeSet::Of(e.owner);
-    } else if (const PageReport* evictor = AnyEvictor(); !known && event_.home_left && evictor != nullptr) {
+    } else if (const PageReport* evictor = AnyEvictor(); !known && event_.home_moved && evictor != nullptr) {
       // Not granted, or else granted and not written since: somebody would have it.
       e.state = evictor->evicting == PageRight::kOwner ? State::kShared : State::kExclusive;
       e.owner = evictor->node;
       if (e.state == State::kShared) e.copyset = NodeSet::Of(e.owner);
     } else {
-      const bool zero = !before_.ever_written || (event_.home_left && !HK_MUTANT(directory_left_is_lost));
+      const bool zero = !before_.ever_written || (event_.home_moved && !known && !HK_MUTANT(directory_left_is_lost));
       e.state = zero || HK_MUTANT(directory_lost_is_zero) ? State::kDormant : State::kLost;
       if (e.state == State::kLost) e.owner = WhoHadIt(rest_owner);
     }

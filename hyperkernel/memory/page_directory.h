@@ -54,9 +54,9 @@ inline constexpr size_t kMaxWaitingRequests = 16;
 
 // One event. Plain value. `message`: for messages. `serial`: above every serial of this page before, for the events
 // that may begin a transaction (requests, Done, Released, Mirrored, Thaw); one at most is used. MoveOut: `home`.
-// Rebuild: `reports`, one of each survivor, `survivors`, `lost`, every node that is not one of them any more but those
-// that left, and `home_left`: the home before had no Lost page when it left, and nobody was lost since the last epoch:
-// so what nobody has is as it was first, zeroes.
+// Rebuild: `reports`, one of each survivor, `survivors`, `lost`, the nodes that were lost ever, and `home_moved`:
+// another node was home, lives or left, has handed over what is Lost, and nobody was lost since the last epoch: so what
+// nobody has is as it was first, zeroes.
 struct DirectoryEvent {
   DirectoryEventType type = DirectoryEventType::kRead;
   PageMessage message{};
@@ -65,7 +65,7 @@ struct DirectoryEvent {
   std::span<const PageReport> reports{};
   NodeSet survivors{};
   NodeSet lost{};
-  bool home_left = false;
+  bool home_moved = false;
 };
 
 // A page at its home. Plain value. At rest only state, owner, copyset, storage and ever_written matter, and the daemon

@@ -172,7 +172,7 @@ TEST(PageDirectory, WhatIsNowhereIsLostNotZero) {
 TEST(PageDirectory, NothingIsLostWithAHomeThatLeft) {
   std::vector<PageReport> reports{{.node = kTwo, .evicting = PageRight::kExclusive}, {.node = kThree}};
   DirectoryEvent rebuild{
-      .type = DirectoryEventType::kRebuild, .reports = reports, .survivors = Set({kTwo, kThree}), .home_left = true};
+      .type = DirectoryEventType::kRebuild, .reports = reports, .survivors = Set({kTwo, kThree}), .home_moved = true};
   const DirectoryEntry unknown = In(DirectoryState::kElsewhere);
   DirectoryEntry rebuilt = Step(unknown, rebuild, kHome).entry;
   EXPECT_EQ(rebuilt.state, DirectoryState::kExclusive);
@@ -188,7 +188,7 @@ TEST(PageDirectory, NothingIsLostWithAHomeThatLeft) {
   rebuilt = Step(unknown, rebuild, kHome).entry;
   EXPECT_EQ(rebuilt.state, DirectoryState::kDormant);
   EXPECT_TRUE(rebuilt.ever_written) << "the second node is not asked for what it knows already";
-  rebuild.home_left = false;
+  rebuild.home_moved = false;
   EXPECT_EQ(Step(unknown, rebuild, kHome).entry.state, DirectoryState::kLost);
 }
 

@@ -75,6 +75,20 @@ absl::StatusOr<PageBits> DecodeBits(std::span<const std::byte> body) {
   return bits;
 }
 
+std::string EncodeLost(NodeId owner, const PageBits& pages) {
+  std::string body = EncodeBits(pages);
+  Put(&body, owner.value(), 2);
+  return body;
+}
+
+absl::StatusOr<std::pair<NodeId, PageBits>> DecodeLost(std::span<const std::byte> body) {
+  constexpr size_t kBits = kExtentPages / 8;
+  if (body.size() != kBits + 2) return absl::InvalidArgumentError("lost pages that are malformed");
+  absl::StatusOr<PageBits> pages = DecodeBits(body.first(kBits));
+  if (!pages.ok()) return pages.status();
+  return std::pair(NodeId(static_cast<uint16_t>(Get(body, kBits, 2))), *pages);
+}
+
 PageBody EncodeMask(uint64_t mask) {
   PageBody body;
   for (size_t i = 0; i < 8; ++i) body.bytes[body.size++] = static_cast<std::byte>(mask >> (8 * i));

@@ -20,15 +20,17 @@
 namespace hk {
 
 // Types of these messages. Part of the wire format; append only.
-inline constexpr uint16_t kReportType = kFirstUserType + 32;        // survivor -> an extent's home, bulk
-inline constexpr uint16_t kReportEndType = kFirstUserType + 33;     // survivor -> each other, bulk: that was all
-inline constexpr uint16_t kReconcileType = kFirstUserType + 34;     // home -> survivor, bulk
-inline constexpr uint16_t kWrittenType = kFirstUserType + 35;       // home -> an extent's second node, bulk
-inline constexpr uint16_t kReconcileEndType = kFirstUserType + 36;  // home -> each other, bulk: that was all
-inline constexpr uint16_t kMirrorType = kFirstUserType + 37;        // home -> an extent's second node, fault
-inline constexpr uint16_t kMirroredType = kFirstUserType + 38;      // the second node -> the home, fault
+inline constexpr uint16_t kReportType = kFirstUserType + 32;         // survivor -> an extent's home, bulk
+inline constexpr uint16_t kReportEndType = kFirstUserType + 33;      // survivor -> each other, bulk: that was all
+inline constexpr uint16_t kReconcileType = kFirstUserType + 34;      // home -> survivor, bulk
+inline constexpr uint16_t kWrittenType = kFirstUserType + 35;        // home -> an extent's second node, bulk
+inline constexpr uint16_t kReconcileEndType = kFirstUserType + 36;   // home -> each other, bulk: that was all
+inline constexpr uint16_t kMirrorType = kFirstUserType + 37;         // home -> an extent's second node, fault
+inline constexpr uint16_t kMirroredType = kFirstUserType + 38;       // the second node -> the home, fault
+inline constexpr uint16_t kHandedWrittenType = kFirstUserType + 39;  // an extent's home before -> the new one, bulk
+inline constexpr uint16_t kHandedLostType = kFirstUserType + 40;     // the same: what is lost
 constexpr bool IsRecoveryType(uint16_t type) {
-  return type >= kReportType && type <= kMirroredType;
+  return type >= kReportType && type <= kHandedLostType;
 }
 
 // Pages of an extent that are alike on one node. Plain value. With `retained`, `count` is 1.
@@ -54,6 +56,9 @@ constexpr bool HasBit(const PageBits& bits, size_t page) {
 }
 std::string EncodeBits(const PageBits& bits);
 absl::StatusOr<PageBits> DecodeBits(std::span<const std::byte> body);
+// Pages that are lost, and who had them: 64 and 2 bytes.
+std::string EncodeLost(NodeId owner, const PageBits& pages);
+absl::StatusOr<std::pair<NodeId, PageBits>> DecodeLost(std::span<const std::byte> body);
 // Mirror, Mirrored: which of the 64 pages around the header's page.
 PageBody EncodeMask(uint64_t mask);
 absl::StatusOr<uint64_t> DecodeMask(std::span<const std::byte> body);

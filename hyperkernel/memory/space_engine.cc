@@ -33,6 +33,15 @@ absl::Status CheckConfig(const SpaceConfig& config) {
   if (std::find(config.nodes.begin(), config.nodes.end(), config.self) == config.nodes.end()) {
     return wrong("nodes", "does not have this node");
   }
+  NodeSet nodes;
+  for (const NodeId node : config.nodes) nodes.Add(node);
+  const auto strange = [nodes](NodeSet set) { return (set.bits() & ~nodes.bits()) != 0; };
+  if (strange(config.live)) return wrong("live", "has nodes that are not the space's");
+  for (const NodeSet set : config.committed) {
+    if (set.empty() || strange(set)) return wrong("committed", "has nodes that are not the space's, or none");
+  }
+  if (!config.committed.empty() && config.committed.back() != config.live)
+    return wrong("committed", "does not end with live");
   if (config.max_pages != 0 && config.max_pages < kLeastFrames) {
     return wrong("max_pages", fmt::format("is {}, less than {}", config.max_pages, kLeastFrames));
   }
@@ -102,17 +111,21 @@ Engine::Engine(const SpaceConfig& config, Transport* transport, PageFrames* fram
   {
     MutexLock lock(&change_mutex_);
     epoch_ = committed_ = config_.epoch;
-    live_ = nodes_;
+    live_ = members_ = config_.live.empty() ? nodes_ : config_.live;
   }
   for (size_t i = 0; i < kShards; ++i) {
     MutexLock lock(&shards_[i].mutex);
     // Serials: (epoch, counter), so that those of a later epoch are above all of an earlier one.
     shards_[i].next_serial = (config_.epoch.value() & 0xffffff) << 40 | 1;
     shards_[i].epoch = config_.epoch;
-    shards_[i].live = nodes_;
-    shards_[i].committed = {nodes_};
+    shards_[i].live = config_.live.empty() ? nodes_ : config_.live;
+    shards_[i].committed = config_.committed.empty() ? std::vector<NodeSet>{shards_[i].live} : config_.committed;
     shards_[i].random = (config_.guest.value() * kShards + i + 1) * 0x9e3779b97f4a7c15U + config_.self.value();
   }
+  if (config_.live.empty() || config_.live.Contains(config_.self)) return;
+  phase_.store(Phase::kSuspended, std::memory_order_release);
+  takes_part_.store(false);
+  ArmChangeLimit();
 }
 
 absl::Status Engine::reason() const {
@@ -218,7 +231,8 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
   if (message.type == kSpaceStoppedType) {
     {
       MutexLock lock(&change_mutex_);
-      if (!live_.Contains(from)) return;
+      // One that is to join stops alone.
+      if (!live_.Contains(from) || (!members_.Contains(from) && !HK_MUTANT(engine_joiner_stops_all))) return;
     }
     Fail(absl::AbortedError(fmt::format("node {} stopped: {}", from.value(), ReasonIn(message))), false);
     return Finish();
@@ -346,8 +360,10 @@ void Engine::Fail(const absl::Status& why, bool tell_others) {
   {
     MutexLock lock(&reason_mutex_);
     if (stopped()) return;
-    // Who is told to stop tells nobody: whoever found out tells all. Cancelled: by operators, at every node.
-    untold_.store(tell_others && !why.ok() && !absl::IsCancelled(why));
+    // Who is told to stop tells nobody: whoever found out tells all. Cancelled: by operators, at every node. And who
+    // takes no part yet is missed by nobody.
+    const bool concerns_all = takes_part_.load() || HK_MUTANT(engine_joiner_stops_all);
+    untold_.store(tell_others && concerns_all && !why.ok() && !absl::IsCancelled(why));
     reason_ = why.ok() ? absl::CancelledError("the space was stopped") : why;
     sweep_due_.store(true, std::memory_order_release);
     stopped_.store(true, std::memory_order_release);
@@ -384,14 +400,17 @@ void Engine::Finish() {
 // As well as it goes: whom this does not reach finds out by its own limits.
 void Engine::TellOthers() {
   const std::string why = MessageOf(reason());
+  NodeSet live;
   Message message = SpaceStoppedMessage(why);
   message.guest = config_.guest;
   message.generation = config_.generation;
   {
     MutexLock lock(&change_mutex_);
     message.epoch = epoch_;
+    live = live_;
   }
   for (const NodeId node : config_.nodes) {
+    if (!live.Contains(node)) continue;
     if (node != config_.self && !HK_MUTANT(engine_stop_untold)) static_cast<void>(transport_->Send(node, message, {}));
   }
 }

@@ -61,6 +61,10 @@ inline constexpr uint64_t MostPinnedPages(uint64_t max_pages) {
   return max_pages == 0 || max_pages / 2 > kMostPinnedPages ? kMostPinnedPages : max_pages / 2;
 }
 
+// Most pages that may come back to a node at a change of epoch, on their way to others then: each has a send slot, and
+// a transport has that many (TransportSettings). A node may have so many frames more than max_pages then, for a while.
+inline constexpr uint64_t kMostReturningPages = 1088;
+
 // Runs something later. Thread-safe; what is under way when the engine ends is dropped by its owner.
 class Timers {
  public:
@@ -74,8 +78,12 @@ struct SpaceConfig {
   uint32_t generation = 1;
   Epoch epoch = Epoch(1);
   NodeId self;
-  std::vector<NodeId> nodes;  // ascending, without repetition; `self` is one of them
-  uint64_t pages = 0;         // GFNs 0 to pages - 1
+  std::vector<NodeId> nodes;  // that may ever take part: ascending, without repetition; `self` is one of them
+  // Those that take part. Empty: all nodes. Without `self`: this one is to join, and waits for an epoch that it is in.
+  NodeSet live{};
+  // For a node that joins: who took part in the epochs that were committed (AddSet), the last one in `epoch`.
+  std::vector<NodeSet> committed{};
+  uint64_t pages = 0;  // GFNs 0 to pages - 1
   // Most frames of the space on this node, at least kLeastFrames; 0: no bound. Beyond it Shared copies are dropped,
   // then pages are offered to the other nodes; if none takes any in request_limit, the space stops.
   uint64_t max_pages = 0;
@@ -105,7 +113,9 @@ struct SpaceEpoch {
   Epoch epoch;        // above every one before
   NodeSet survivors;  // with the coordinator
   Epoch committed;    // the last epoch that any node was told to commit; the space's first one if none was
-  NodeSet left{};     // of those that are no survivors: had given all they had away (Leave), and are not called lost
+  // Of those that are no survivors: had given all they had away (Leave), or were to join and did not. Not called lost.
+  NodeSet left{};
+  NodeSet joined{};  // of the survivors: are new. With them nobody is lost, or they are left out next time
 };
 
 // How far a node is with leaving its space. Plain value.

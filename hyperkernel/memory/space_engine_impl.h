@@ -35,6 +35,8 @@ inline constexpr uint64_t kLowShare = 64, kHighShare = 32, kLeastForShares = 256
 // Most pages that are given up ahead of need at a time: it is done by whoever took a frame.
 inline constexpr uint64_t kMostAhead = 16;
 inline constexpr std::chrono::milliseconds kOfferPause{2};
+// Until what could not be sent for want of a connection is sent again.
+inline constexpr std::chrono::milliseconds kPumpPause{5};
 // Writes to the swap under way. Each is a page's bytes in memory beside its frame that is counted.
 inline constexpr size_t kSwapWrites = 32;
 // After a write that failed: a full disk stays full for a while.
@@ -210,6 +212,13 @@ class Engine final : public SpaceEngine {
   void PostPing(NodeId to, Epoch epoch, bool pong, uint64_t number);
   void OnPong(NodeId from, uint64_t number);
 
+  // space_engine_join.cc.
+  // It is in the epoch that has begun, and in none that held.
+  bool IsJoining(NodeId node) const;
+  // Tells an extent's new home what only this one, the home before, knows.
+  void HandOver(Shard* shard, uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pump_mutex_, shard->mutex);
+  absl::Status TakeOver(Shard* shard, NodeId from, const Message& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+
   // space_engine_leave.cc.
   bool leaving() const { return leaving_.load(std::memory_order_acquire); }
   absl::Status LeavesHere() const;
@@ -264,7 +273,7 @@ class Engine final : public SpaceEngine {
 
   // space_engine_recovery.cc: what the coordinator drives.
   // The part of BeginEpoch and Commit in one shard.
-  void BeginShard(Shard* shard, const SpaceEpoch& change) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void BeginShard(Shard* shard, const SpaceEpoch& change, NodeSet lost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // `adopters`: pages that come back, for which a frame must be found.
   void CommitShard(Shard* shard, std::vector<Gfn>* adopters) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void CommitLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
@@ -402,7 +411,9 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> offers_idle_{false};   // of those of last time none was taken
   Mutex leave_mutex_;                      // before any other
   std::atomic<bool> leaving_{false};
-  std::atomic<bool> pinging_{false};  // a timer is on its way
+  std::atomic<bool> takes_part_{true};    // in an epoch that held; until then its end is nobody else's
+  std::atomic<bool> pump_pauses_{false};  // a timer is on its way
+  std::atomic<bool> pinging_{false};      // a timer is on its way
   std::atomic<Monotonic::rep> stretched_hold_{0};
   Mutex pings_mutex_;  // the last
   uint64_t last_ping_ ABSL_GUARDED_BY(pings_mutex_) = 0;
@@ -431,6 +442,9 @@ class Engine final : public SpaceEngine {
   mutable Mutex change_mutex_;
   Epoch epoch_ ABSL_GUARDED_BY(change_mutex_);
   Epoch committed_ ABSL_GUARDED_BY(change_mutex_);
+  NodeSet lost_ ABSL_GUARDED_BY(change_mutex_);  // ever, but for those that have come again
+  NodeSet members_
+      ABSL_GUARDED_BY(change_mutex_);  // of the last epoch that held: those of live_ that are not are to join
   NodeSet live_ ABSL_GUARDED_BY(change_mutex_), failed_ ABSL_GUARDED_BY(change_mutex_);
   NodeSet report_ends_ ABSL_GUARDED_BY(change_mutex_), reconcile_ends_ ABSL_GUARDED_BY(change_mutex_);
   bool rebuilt_ ABSL_GUARDED_BY(change_mutex_) = false;

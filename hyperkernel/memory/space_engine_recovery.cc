@@ -36,7 +36,8 @@ void Engine::OnPeerFailed(NodeId peer, PeerFailure /*why*/, const std::string& d
     }
   }
   if (fatal) {
-    Fail(absl::UnavailableError(what));
+    // If the coordinator has failed, all others lose it as well; if only this node has lost it, they go on without it.
+    Fail(absl::UnavailableError(what), !config_.coordinator.has_value() || HK_MUTANT(engine_cut_off_stops_all));
     return Finish();
   }
   EndRebuild(absl::UnavailableError(what));
@@ -80,8 +81,14 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
     if (change.epoch <= epoch_) {
       return absl::AbortedError(fmt::format("epoch {} is over: {} began", change.epoch.value(), epoch_.value()));
     }
-    if ((change.survivors.bits() & ~live_.bits()) != 0) {
+    if ((change.survivors.bits() & ~live_.bits() & ~change.joined.bits()) != 0) {
       return absl::InvalidArgumentError("an epoch with nodes that were lost before");
+    }
+    if ((change.survivors.bits() & ~nodes_.bits()) != 0 || (change.joined.bits() & ~change.survivors.bits()) != 0) {
+      return absl::InvalidArgumentError("an epoch with nodes that are not of the space");
+    }
+    if ((change.joined.bits() & members_.bits()) != 0) {
+      return absl::InvalidArgumentError("an epoch that nodes join which take part already");
     }
     if ((change.survivors.bits() & change.left.bits()) != 0) {
       return absl::InvalidArgumentError("an epoch with nodes that have left");
@@ -96,6 +103,7 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
       }
     }
     if (!change.survivors.Contains(config_.self)) {
+      takes_part_.store(false);
       failure = change.left.Contains(config_.self)
                     ? absl::CancelledError(fmt::format("node {} has left the space", config_.self.value()))
                     : absl::AbortedError(fmt::format("node {} was declared lost in epoch {}, and others have its place",
@@ -125,14 +133,16 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
     }
     if (failure.ok()) {
       outbox_.Clear();
-      NoteLosses(NodeSet(live_.bits() & ~change.survivors.bits() & ~change.left.bits()));
+      const NodeSet lost(live_.bits() & ~change.survivors.bits() & ~change.left.bits());
+      NoteLosses(lost);
+      lost_ = NodeSet(lost_.bits() | lost.bits());
       epoch_ = change.epoch;
       live_ = change.survivors;
       report_ends_ = reconcile_ends_ = NodeSet::Of(config_.self);
       rebuilt_ = false;
       for (Shard& shard : shards_) {
         MutexLock shard_lock(&shard.mutex);
-        BeginShard(&shard, change);
+        BeginShard(&shard, change, lost_);
       }
     }
   }
@@ -146,11 +156,12 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
 }
 
 // Requests are given up; what this node may read or write stays, and so do the bytes that it keeps for others.
-void Engine::BeginShard(Shard* shard, const SpaceEpoch& change) {
+void Engine::BeginShard(Shard* shard, const SpaceEpoch& change, NodeSet lost) {
   shard->epoch = change.epoch;
   shard->live = change.survivors;
   shard->change = std::make_unique<ShardChange>();
   shard->change->left = change.left;
+  shard->change->lost_nodes = lost;
   shard->next_serial = (change.epoch.value() & 0xffffff) << 40 | 1;
   for (auto& [gfn, busy] : shard->busy) busy->duties.clear();
   prefetch_slots_.fetch_sub(shard->batches.size());
@@ -185,15 +196,16 @@ void Engine::CommitLocked() {
     CommitShard(&shard, &adopters);
   }
   for (const Gfn page : adopters) {
-    if (!MakeRoom()) {
-      FailPage(page, absl::StatusCode::kResourceExhausted, "no frame is left for a page that comes back");
-      break;
-    }
+    // Else above max_pages, by what is reserved for that (kMostReturningPages), until other pages have gone.
+    static_cast<void>(MakeRoom());
     Shard& shard = ShardOf(page);
     MutexLock lock(&shard.mutex);
     ReconcilePage(&shard, page, PageRight::kExclusive);
   }
   committed_ = epoch_;
+  members_ = live_;
+  lost_ = NodeSet(lost_.bits() & ~live_.bits());
+  takes_part_.store(true);
   phase_.store(Phase::kCommitted, std::memory_order_release);
   ArmChangeLimit();
 }
@@ -201,7 +213,7 @@ void Engine::CommitLocked() {
 void Engine::CommitShard(Shard* shard, std::vector<Gfn>* adopters) {
   const std::unique_ptr<ShardChange> change = std::move(shard->change);
   if (change == nullptr || stopped()) return;
-  shard->committed.push_back(shard->live);
+  AddSet(&shard->committed, shard->live);
   for (auto& [number, rebuilt] : change->rebuilt) {
     ExtentOf(shard, Gfn(number * kExtentPages))->home = std::move(*rebuilt);
   }

@@ -173,9 +173,18 @@ bool Engine::FlushPump() {
     message.body = std::as_bytes(std::span(sent.second));
     const absl::Status status = transport_->Send(to, message, {});
     if (absl::IsResourceExhausted(status)) return false;  // OnWritable comes again
+    if (absl::IsUnavailable(status)) {
+      // It fails, and everybody is told in a moment; or a node that joins is not connected from here yet.
+      if (!pump_pauses_.exchange(true)) {
+        timers_->After(kPumpPause, [this] {
+          pump_pauses_.store(false);
+          Pump();
+        });
+      }
+      return false;
+    }
     if (!status.ok()) {
-      // The peer fails, and everybody is told in a moment, or another epoch began.
-      pump_.unsent.clear();
+      pump_.unsent.clear();  // another epoch began
       pump_.stage = PumpStage::kIdle;
       return false;
     }
@@ -187,6 +196,7 @@ bool Engine::FlushPump() {
 void Engine::ReportExtent(Shard* shard, uint64_t number) {
   const Gfn first(number * kExtentPages);
   const ExtentPages& pages = ExtentOf(shard, first)->pages;
+  HandOver(shard, number);
   std::vector<PageRun> runs;
   for (size_t page = 0; page < kExtentPages; ++page) {
     PageReport report{.node = config_.self, .right = hk::RightOf(pages.state(page))};
@@ -241,9 +251,12 @@ void Engine::RebuildExtent(Shard* shard, uint64_t number) {
   const NodeId home_before = placement_.HomeOf(number, shard->committed.back());
   const bool was_home = home_before == config_.self;
   const NodeSet gone(shard->committed.back().bits() & ~shard->live.bits());
-  const bool forgotten = placement_.IsForgotten(number, sets);
-  const bool home_left = gone.Contains(home_before) && (gone.bits() & ~change.left.bits()) == 0 &&
-                         (!forgotten || HK_MUTANT(engine_left_home_knew_all));
+  // A home that lives has handed over all that is known of it, whatever was forgotten before it was the home.
+  const bool known = change.handed_over.contains(number);
+  const bool forgotten = !known && placement_.IsForgotten(number, sets);
+  const bool home_moved = !was_home && (gone.bits() & ~change.left.bits()) == 0 &&
+                          (!forgotten || HK_MUTANT(engine_left_home_knew_all)) &&
+                          (!known || !HK_MUTANT(engine_moved_home_is_lost));
   const auto reports = change.reports.find(number);
   auto rebuilt = std::make_unique<ExtentDirectory>();
   PageBits written{};
@@ -259,6 +272,10 @@ void Engine::RebuildExtent(Shard* shard, uint64_t number) {
       before.state = DirectoryState::kElsewhere;
       before.ever_written = forgotten || (extent.written != nullptr && HasBit(*extent.written, page));
       if (HK_MUTANT(engine_second_knows_nothing)) before.ever_written = forgotten;
+      if (const auto handed = change.handed.find(gfn); handed != change.handed.end()) {
+        before.state = DirectoryState::kLost;
+        before.owner = handed->second;
+      }
     }
     std::vector<PageReport> said;
     if (reports != change.reports.end()) {
@@ -275,8 +292,8 @@ void Engine::RebuildExtent(Shard* shard, uint64_t number) {
                                          .message = {},
                                          .reports = said,
                                          .survivors = shard->live,
-                                         .lost = NodeSet(nodes_.bits() & ~shard->live.bits() & ~change.left.bits()),
-                                         .home_left = home_left},
+                                         .lost = change.lost_nodes,
+                                         .home_moved = home_moved},
                                         config_.self);
     if (result.verdict != DirectoryVerdict::kDone) {
       return FailPage(Gfn(gfn), absl::StatusCode::kInternal,
@@ -330,6 +347,11 @@ void Engine::OnRecoveryMessage(NodeId from, const Message& message) {
     bad = HandleRecovery(&shard, from, message);
     if (bad.ok()) Drain(&shard);
   }
+  if (!bad.ok() && IsJoining(from)) {
+    // It is as if it were gone.
+    return OnPeerFailed(from, PeerFailure::kMalformed,
+                        fmt::format("it sent a message of type {}: {}", message.type, MessageOf(bad)));
+  }
   if (!bad.ok()) {
     FailPage(message.gfn, absl::StatusCode::kInternal,
              fmt::format("node {} sent a message of type {}: {}", from.value(), message.type, MessageOf(bad)));
@@ -341,13 +363,18 @@ void Engine::OnRecoveryMessage(NodeId from, const Message& message) {
 
 absl::Status Engine::HandleRecovery(Shard* shard, NodeId from, const Message& message) {
   const uint64_t number = message.gfn.value() / kExtentPages;
-  const bool to_home = message.type == kReportType || message.type == kMirroredType;
+  const bool handed = message.type == kHandedWrittenType || message.type == kHandedLostType;
+  const bool to_home = handed || message.type == kReportType || message.type == kMirroredType;
   const NodeId home = HomeIn(*shard, message.gfn);
   if (to_home ? home != config_.self : home != from) {
     return absl::InvalidArgumentError(fmt::format("the page's home is node {}", home.value()));
   }
   const bool changes = message.type == kReportType || message.type == kReconcileType;
   if (changes && shard->change == nullptr) return absl::InvalidArgumentError("no epoch changes");
+  if (handed) return TakeOver(shard, from, message);
+  if (changes && to_home && !shard->committed.back().Contains(from)) {
+    return absl::InvalidArgumentError("a node that is to join has pages");
+  }
   switch (message.type) {
     case kReportType: {
       HK_ASSIGN_OR_RETURN(const std::vector<PageRun> runs, DecodeRuns(message.body));

@@ -1,6 +1,32 @@
 #include "hyperkernel/memory/space_placement.h"
 
+#include <algorithm>
+#include <cstddef>
+
 namespace hk {
+namespace {
+
+// Home and second of some extent may have been among those that went from the one to the other.
+bool MayForget(NodeSet before, NodeSet after) {
+  return NodeSet(before.bits() & ~after.bits()).size() >= std::min(2, before.size());
+}
+
+}  // namespace
+
+void AddSet(std::vector<NodeSet>* sets, NodeSet next) {
+  sets->push_back(next);
+  for (size_t i = 0; i + 1 < sets->size();) {
+    const auto at = [sets](size_t index) { return (*sets)[index]; };
+    const bool first = i == 0;
+    const bool of_no_use =
+        !MayForget(at(i), at(i + 1)) && (first || (!MayForget(at(i - 1), at(i)) && !MayForget(at(i - 1), at(i + 1))));
+    if (of_no_use) {
+      sets->erase(sets->begin() + static_cast<ptrdiff_t>(i));
+    } else {
+      ++i;
+    }
+  }
+}
 
 std::optional<NodeId> SpacePlacement::Nth(uint64_t extent, NodeSet live, int n) const {
   const size_t count = nodes_.size();

@@ -12,6 +12,11 @@
 
 namespace hk {
 
+// Adds who takes part in an epoch that holds to those of the epochs before. Leaves out whom IsForgotten does not need:
+// it says the same of what is left, as long as no loss of two nodes at once is in it. So a space whose nodes leave and
+// join one after another keeps one set.
+void AddSet(std::vector<NodeSet>* sets, NodeSet next);
+
 // The nodes of a space in the order in which they are an extent's home: the first that lives is it, the next that lives
 // its second. One node may be the first of all extents, that which uses most of the space. So a home moves only when
 // its node is lost, to the node that knows what was ever written; and what a lost node was home of is shared among all

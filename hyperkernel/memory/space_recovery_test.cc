@@ -377,5 +377,18 @@ TEST_F(SpaceRecoveryTest, ALossBeforeTheCommitBeginsAnewAndOneAfterItHolds) {
   }
 }
 
+// Its link to the coordinator alone is gone: that gives it up, and the others go on.
+TEST_F(SpaceRecoveryTest, WhoLosesTheCoordinatorStopsAlone) {
+  Write(kB, PageOf(0), 'b');
+  network_.Cut(kA, kC);
+  EXPECT_TRUE(Until([&] { return !At(kC).stopped.ok() && !At(kA).lost.empty(); }));
+  Settle();
+  EXPECT_TRUE(At(kA).stopped.ok()) << At(kA).stopped;
+  EXPECT_TRUE(At(kB).stopped.ok()) << At(kB).stopped;
+  nodes_[kC.value()].reset();
+  GoOn(2, {0, 1});
+  EXPECT_EQ(Read(kA, PageOf(0)), "b");
+}
+
 }  // namespace
 }  // namespace hk::recovery_testing

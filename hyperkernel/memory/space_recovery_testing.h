@@ -87,14 +87,18 @@ inline constexpr NodeId kA(0), kB(1), kC(2), kD(3);
 // Nodes a (which coordinates), b and c; extent N has home N modulo 3.
 class SpaceRecoveryTest : public testing::Test {
  protected:
-  explicit SpaceRecoveryTest(std::vector<NodeId> nodes = {kA, kB, kC}) {
+  // `live`: so many of them take part at first; 0: all.
+  explicit SpaceRecoveryTest(std::vector<NodeId> nodes = {kA, kB, kC}, size_t live = 0,
+                             uint64_t pages = 12 * kExtentPages) {
     config_.guest = GuestId(7);
     config_.nodes = std::move(nodes);
-    config_.pages = 12 * kExtentPages;
+    for (size_t i = 0; i < live; ++i) config_.live.Add(config_.nodes[i]);
+    config_.pages = pages;
     config_.hold = std::chrono::microseconds(0);
     config_.request_limit = std::chrono::seconds(5);
     config_.coordinator = kA;
     for (const NodeId node : config_.nodes) {
+      if (live != 0 && !config_.live.Contains(node)) continue;
       config_.self = node;
       nodes_.push_back(std::make_unique<Node>(&simulation_, &network_, config_));
     }

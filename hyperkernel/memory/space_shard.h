@@ -14,6 +14,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/types.h"
@@ -222,8 +223,10 @@ struct ShardChange {
   absl::flat_hash_map<uint64_t, std::unique_ptr<ExtentDirectory>> rebuilt;  // by extent
   absl::flat_hash_map<uint64_t, PageRight> told;                            // what this node has now, by GFN
   uint64_t lost = 0;
-  std::map<NodeId, uint64_t> lost_with;  // of these: with that node
-  NodeSet left;                          // no survivors, and not lost
+  std::map<NodeId, uint64_t> lost_with;          // of these: with that node
+  NodeSet left, lost_nodes;                      // no survivors, and not lost; lost
+  absl::flat_hash_map<uint64_t, NodeId> handed;  // Lost pages of homes before, by GFN: who had them
+  absl::flat_hash_set<uint64_t> handed_over;     // extents of which homes before have told all that they knew
 };
 
 // Kept per shard: a stream of prefetched pages has that many under way in an extent (0.4 MiB), and 64 KiB of buffers.

@@ -66,6 +66,8 @@ class AdminService final : public v1::Admin::Service {
                            v1::DeleteSpaceResponse* response) override;
   grpc::Status DrainSpace(grpc::ServerContext* context, const v1::DrainSpaceRequest* request,
                           v1::DrainSpaceResponse* response) override;
+  grpc::Status JoinSpace(grpc::ServerContext* context, const v1::JoinSpaceRequest* request,
+                         v1::JoinSpaceResponse* response) override;
   grpc::Status ReadSpace(grpc::ServerContext* context, const v1::ReadSpaceRequest* request,
                          v1::ReadSpaceResponse* response) override;
   grpc::Status WriteSpace(grpc::ServerContext* context, const v1::WriteSpaceRequest* request,

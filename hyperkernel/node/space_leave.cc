@@ -37,7 +37,14 @@ absl::Status SpaceManager::Drain(const v1::DrainSpaceRequest& request) {
   }
   HK_RETURN_IF_ERROR(CheckLeaves(space, others));
   HK_RETURN_IF_ERROR(peers_->CheckUp(member->name));
-  HK_RETURN_IF_ERROR(drains_.Begin(space.id, *member));
+  {
+    MutexLock lock(&mutex_);
+    if (const auto joining = joining_.find(space.id); joining != joining_.end()) {
+      return absl::FailedPreconditionError(
+          fmt::format("node '{}' is joining the space; wait for that", joining->second.name));
+    }
+    HK_RETURN_IF_ERROR(drains_.Begin(space.id, *member));
+  }
   log::Info("space", "a node is drained", {{"guest", space.name}, {"peer", member->name}});
   return absl::OkStatus();
 }

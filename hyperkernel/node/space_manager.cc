@@ -30,12 +30,6 @@ WallTime ToWall(const google::protobuf::Timestamp& time) {
   return WallTime(std::chrono::seconds(time.seconds()));
 }
 
-// Errors begin with the node they happened at, as those of peers do.
-absl::Status At(const std::string& node, const absl::Status& status) {
-  if (status.ok() || status.message().rfind("node '", 0) == 0) return status;
-  return WithContext(status, fmt::format("node '{}'", node));
-}
-
 absl::Status CheckTakesPart(const SpaceIdentity& space, const std::string& node) {
   if (space.Find(node) != nullptr) return absl::OkStatus();
   return absl::PermissionDeniedError(fmt::format("node '{}' does not take part in space '{}'", node, space.name));
@@ -49,7 +43,8 @@ SpaceManager::SpaceManager(std::string self, SpaceFactory factory, SpacePeers* p
       peers_(peers),
       clock_(clock),
       recovery_(
-          self_, [this](uint64_t id) { return FindForRecovery(id); }, peers, clock),
+          self_, [this](uint64_t id) { return FindForRecovery(id); }, peers, clock,
+          [this](uint64_t id, const std::vector<SpaceMemberId>& members) { SetMembers(id, members); }),
       drains_(
           self_, [this](uint64_t id) { return FindForRecovery(id); }, &recovery_, peers, clock),
       thread_(&SpaceManager::Run, this) {}
@@ -86,6 +81,7 @@ absl::StatusOr<SpaceIdentity> SpaceManager::Identify(const v1::CreateSpaceReques
   std::sort(identity.members.begin(), identity.members.end(),
             [](const auto& a, const auto& b) { return a.number < b.number; });
   for (const std::string& node : request.nodes()) HK_RETURN_IF_ERROR(peers_->CheckUp(node));
+  identity.cluster = peers_->Everyone();
   return identity;
 }
 
@@ -113,7 +109,10 @@ absl::Status SpaceManager::Begin(const SpaceIdentity& identity) {
 
 absl::Status SpaceManager::AttachHere(const SpaceIdentity& identity) {
   std::vector<std::string> names;
-  for (const SpaceMemberId& member : identity.members) names.push_back(member.name);
+  for (const SpaceMemberId& member : identity.members) {
+    const bool gone = !identity.committed.empty() && !identity.committed.back().Contains(member.number);
+    if (!gone) names.push_back(member.name);
+  }
   absl::Status status = peers_->WaitDataUp(names);
   std::shared_ptr<SpacePart> part;
   if (status.ok()) {
@@ -139,7 +138,7 @@ absl::Status SpaceManager::AttachHere(const SpaceIdentity& identity) {
   return status;
 }
 
-absl::Status SpaceManager::AttachOthers(const SpaceIdentity& identity) {
+v1::AttachSpaceRequest SpaceManager::AttachRequestOf(const SpaceIdentity& identity) const {
   v1::AttachSpaceRequest request;
   request.set_from(self_);
   request.set_name(identity.name);
@@ -149,12 +148,20 @@ absl::Status SpaceManager::AttachOthers(const SpaceIdentity& identity) {
   request.set_node_swap_bytes(identity.node_swap_bytes);
   request.set_node_vcpus(identity.node_vcpus);
   request.set_homes_at_coordinator(identity.homes_at_coordinator);
+  request.set_epoch(identity.epoch);
   *request.mutable_created() = ToTimestamp(identity.created);
-  for (const SpaceMemberId& member : identity.members) {
-    v1::SpaceMember& out = *request.add_members();
-    out.set_name(member.name);
-    out.set_number(member.number.value());
-  }
+  const auto add = [](const SpaceMemberId& member, v1::SpaceMember* out) {
+    out->set_name(member.name);
+    out->set_number(member.number.value());
+  };
+  for (const SpaceMemberId& member : identity.members) add(member, request.add_members());
+  for (const SpaceMemberId& member : identity.cluster) add(member, request.add_cluster());
+  for (const NodeSet nodes : identity.committed) request.add_committed(nodes.bits());
+  return request;
+}
+
+absl::Status SpaceManager::AttachOthers(const SpaceIdentity& identity) {
+  const v1::AttachSpaceRequest request = AttachRequestOf(identity);
   std::vector<std::string> asked;
   for (const SpaceMemberId& member : identity.members) {
     if (member.name == self_) continue;
@@ -200,6 +207,23 @@ absl::StatusOr<v1::Space> SpaceManager::Create(const v1::CreateSpaceRequest& req
   return SpaceOf(view);
 }
 
+absl::StatusOr<std::vector<SpaceMemberId>> SpaceManager::MembersOf(
+    const google::protobuf::RepeatedPtrField<v1::SpaceMember>& members) const {
+  std::vector<SpaceMemberId> result;
+  for (const v1::SpaceMember& member : members) {
+    const absl::StatusOr<NodeId> number = peers_->NumberOf(member.name());
+    if (!number.ok()) return number.status();
+    if (number->value() != member.number()) {
+      return absl::FailedPreconditionError(
+          fmt::format("'{}' has number {} here, not {}: give all nodes the same list "
+                      "of peers",
+                      member.name(), number->value(), member.number()));
+    }
+    result.push_back({member.name(), *number});
+  }
+  return result;
+}
+
 absl::Status SpaceManager::Attach(const v1::AttachSpaceRequest& request) {
   SpaceIdentity identity{.name = request.name(),
                          .id = request.id(),
@@ -211,17 +235,13 @@ absl::Status SpaceManager::Attach(const v1::AttachSpaceRequest& request) {
                          .members = {},
                          .coordinator = request.from(),
                          .created = ToWall(request.created())};
-  for (const v1::SpaceMember& member : request.members()) {
-    const absl::StatusOr<NodeId> number = peers_->NumberOf(member.name());
-    if (!number.ok()) return number.status();
-    if (number->value() != member.number()) {
-      return absl::FailedPreconditionError(
-          fmt::format("'{}' has number {} here, not {}: give all nodes the same list "
-                      "of peers",
-                      member.name(), number->value(), member.number()));
-    }
-    identity.members.push_back({member.name(), *number});
+  HK_ASSIGN_OR_RETURN(identity.members, MembersOf(request.members()));
+  for (const v1::SpaceMember& member : request.cluster()) {
+    if (member.number() >= kMaxNodes) return absl::InvalidArgumentError("cluster: a number that is no node's");
+    identity.cluster.push_back({member.name(), NodeId(static_cast<uint16_t>(member.number()))});
   }
+  for (const uint64_t nodes : request.committed()) identity.committed.push_back(NodeSet(nodes));
+  identity.epoch = request.epoch();
   HK_RETURN_IF_ERROR(CheckSpaceIdentity(identity, request.from(), self_));
   HK_RETURN_IF_ERROR(Begin(identity));
   HK_RETURN_IF_ERROR(AttachHere(identity));
@@ -357,13 +377,22 @@ absl::StatusOr<SpaceRecovery::Space> SpaceManager::FindOf(const std::string& coo
 
 absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceManager::ChangeEpoch(const v1::ChangeSpaceEpochRequest& request) {
   HK_ASSIGN_OR_RETURN(const SpaceRecovery::Space space, FindOf(request.from(), request.id()));
-  return recovery_.DoStep(space, request);
+  HK_ASSIGN_OR_RETURN(std::vector<SpaceMemberId> members, MembersOf(request.members()));
+  if (!members.empty()) HK_RETURN_IF_ERROR(CheckSpaceMembers(members, request.from(), self_));
+  HK_ASSIGN_OR_RETURN(v1::ChangeSpaceEpochResponse response, recovery_.DoStep(space, request));
+  if (!members.empty() && request.step() == v1::SPACE_EPOCH_STEP_BEGIN) SetMembers(request.id(), std::move(members));
+  return response;
 }
 
 absl::Status SpaceManager::NodeLost(const v1::SpaceNodeLostRequest& request) {
   HK_ASSIGN_OR_RETURN(const View space, FindId(request.id()));
   HK_RETURN_IF_ERROR(CheckTakesPart(space.identity, request.from()));
-  for (const SpaceMemberId& member : space.identity.members) {
+  std::vector<SpaceMemberId> members = space.identity.members;
+  {
+    MutexLock lock(&mutex_);
+    if (const auto joining = joining_.find(request.id()); joining != joining_.end()) members.push_back(joining->second);
+  }
+  for (const SpaceMemberId& member : members) {
     if (member.number.value() != request.lost() || member.name == self_ || member.name == request.from()) continue;
     if (space.identity.coordinator != self_) break;
     recovery_.OnTold(request.id(), space.identity.Find(request.from())->number, member.number);
@@ -392,9 +421,13 @@ std::vector<uint64_t> SpaceManager::IdsOf(const std::string& coordinator) const 
 }
 
 std::vector<uint64_t> SpaceManager::UnknownOf(const std::string& peer, const std::vector<uint64_t>& ids) const {
-  const auto has_left = [&peer](const Entry& entry) {
+  const auto has_left = [&](const Entry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (const auto joining = joining_.find(entry.identity.id);
+        joining != joining_.end() && joining->second.name == peer)
+      return false;
     const SpaceMemberId* const member = entry.identity.Find(peer);
-    if (member == nullptr || entry.part == nullptr) return false;
+    if (member == nullptr) return true;  // it was to join, and did not
+    if (entry.part == nullptr) return false;
     for (const SpacePart::Loss& loss : entry.part->losses()) {
       if (loss.node == member->number && loss.left) return true;
     }
@@ -403,9 +436,10 @@ std::vector<uint64_t> SpaceManager::UnknownOf(const std::string& peer, const std
   std::vector<uint64_t> unknown;
   MutexLock lock(&mutex_);
   for (const uint64_t id : ids) {
-    const bool known = std::any_of(entries_.begin(), entries_.end(), [&](const auto& entry) {
-      return entry.second.identity.id == id && entry.second.identity.coordinator == self_ && !has_left(entry.second);
-    });
+    bool known = false;
+    for (const auto& [name, entry] : entries_) {
+      known = known || (entry.identity.id == id && entry.identity.coordinator == self_ && !has_left(entry));
+    }
     if (!known) unknown.push_back(id);
   }
   return unknown;

@@ -55,6 +55,9 @@ class SpaceManager {
   // Begins to empty a node of a space that this one coordinates, or ends that. Errors: kFailedPrecondition,
   // kInvalidArgument, or why the node is not up.
   absl::Status Drain(const v1::DrainSpaceRequest& request);
+  // A node of the cluster takes part in a space that this one coordinates. Errors: kFailedPrecondition,
+  // kInvalidArgument, why the node cannot, or kAborted: something else happened to the space, try again.
+  absl::StatusOr<v1::Space> Join(const v1::JoinSpaceRequest& request);
   // `deadline`: the caller's; kSpaceIoLimit holds as well.
   absl::StatusOr<std::string> Read(const std::string& name, uint64_t address, uint32_t bytes, Monotonic deadline);
   absl::Status Write(const std::string& name, uint64_t address, const std::string& data, Monotonic deadline);
@@ -124,6 +127,15 @@ class SpaceManager {
   // Deletes the space here and at all other members but `skip`.
   absl::StatusOr<std::vector<std::string>> DeleteAt(const View& space, const std::string& skip);
   std::optional<SpaceRecovery::Space> FindForRecovery(uint64_t id) const;
+  // What a node is told when it attaches.
+  v1::AttachSpaceRequest AttachRequestOf(const SpaceIdentity& identity) const;
+  // Those that take part or did, as an epoch says.
+  void SetMembers(uint64_t id, std::vector<SpaceMemberId> members);
+  // REQUIRES: the node is in joining_.
+  absl::Status JoinWith(uint64_t id, const SpaceMemberId& node);
+  // Members as a peer names them. Errors: a node that this one does not know, or by another number.
+  absl::StatusOr<std::vector<SpaceMemberId>> MembersOf(
+      const google::protobuf::RepeatedPtrField<v1::SpaceMember>& members) const;
   // For a peer that says it coordinates the space. Errors: kNotFound, kPermissionDenied, kAborted (it is being made).
   absl::StatusOr<SpaceRecovery::Space> FindOf(const std::string& coordinator, uint64_t id) const;
   absl::StatusOr<View> FindName(const std::string& name) const;
@@ -144,8 +156,9 @@ class SpaceManager {
   const Clock& clock_;
   mutable Mutex mutex_;
   CondVar changed_;
-  std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);  // by name
-  std::deque<Dropped> dropped_ ABSL_GUARDED_BY(mutex_);           // at most kMaxSpaces
+  std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);       // by name
+  std::deque<Dropped> dropped_ ABSL_GUARDED_BY(mutex_);                // at most kMaxSpaces
+  std::map<uint64_t, SpaceMemberId> joining_ ABSL_GUARDED_BY(mutex_);  // by space id: not to be dropped
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   SpaceRecovery recovery_;  // before the thread; parts tell it of losses until they are gone

@@ -23,7 +23,15 @@ absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity
   GuestSpace::Options options;
   options.config.guest = GuestId(space.id);
   options.config.self = self;
-  for (const SpaceMemberId& member : space.members) options.config.nodes.push_back(member.number);
+  for (const SpaceMemberId& member : space.cluster.empty() ? space.members : space.cluster) {
+    options.config.nodes.push_back(member.number);
+  }
+  for (const SpaceMemberId& member : space.members) options.config.live.Add(member.number);
+  if (!space.committed.empty()) {
+    options.config.live = space.committed.back();
+    options.config.committed = space.committed;
+    options.config.epoch = Epoch(space.epoch);
+  }
   if (const SpaceMemberId* const coordinator = space.Find(space.coordinator)) {
     options.config.coordinator = coordinator->number;
   }
@@ -36,7 +44,8 @@ absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity
   options.config.swap_pages = options.config.max_pages == 0 ? 0 : space.node_swap_bytes / kPageSize;
   // A machine of the same name has NAME.GENERATION; a dot is in no machine's name.
   options.name = space.name + ".space";
-  options.stopped = [note, &clock, name = space.name, members = space.members](const absl::Status& cause) {
+  options.stopped = [note, &clock, name = space.name,
+                     members = space.cluster.empty() ? space.members : space.cluster](const absl::Status& cause) {
     const absl::Status why(cause.code(), WithNodeNames(MessageOf(cause), members));
     std::function<void(const absl::Status&)> watcher;
     {
@@ -139,9 +148,12 @@ std::optional<SpacePart::Stop> SpacePart::stop() const {
   return note_->stop;
 }
 
-void SpacePart::NoteEpoch(uint64_t epoch, NodeSet lost, NodeSet left, WallTime now) {
+void SpacePart::NoteEpoch(uint64_t epoch, NodeSet lost, NodeSet left, NodeSet joined, WallTime now) {
   MutexLock lock(&note_->mutex);
   note_->epoch = epoch;
+  std::erase_if(note_->losses, [&](const Loss& loss) {
+    return !lost.Contains(loss.node) && !joined.Contains(loss.node);  // it takes part again
+  });
   for (const Loss& loss : note_->losses) lost.Remove(loss.node);
   for (uint16_t number = 0; number < kMaxNodes; ++number) {
     const NodeId node(number);

@@ -64,8 +64,9 @@ class SpacePart {
   // Has the memory leave or stay (SpaceEngine::Leave), as the last order says: `number` is above those before. Errors:
   // kAborted, of an order that comes late; Use's.
   absl::StatusOr<SpaceLeaving> Leave(uint64_t number, bool leave);
-  // An epoch began without these nodes; of those, `left` were not lost.
-  void NoteEpoch(uint64_t epoch, NodeSet lost, NodeSet left, WallTime now);
+  // An epoch began without these nodes; of those, `left` were not lost. `joined`: are with it, but it is not known yet
+  // whether it will hold; who is told of as lost of these stays so.
+  void NoteEpoch(uint64_t epoch, NodeSet lost, NodeSet left, NodeSet joined, WallTime now);
   uint64_t epoch() const;
   std::vector<Loss> losses() const;
 

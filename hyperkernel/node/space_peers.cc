@@ -1,5 +1,6 @@
 #include "hyperkernel/node/space_peers.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "fmt/format.h"
@@ -35,6 +36,16 @@ absl::StatusOr<Response> Ask(const Cluster* cluster, const std::string& node, st
 
 absl::StatusOr<NodeId> ClusterSpacePeers::NumberOf(const std::string& node) const {
   return cluster_->NumberOf(node);
+}
+
+std::vector<SpaceMemberId> ClusterSpacePeers::Everyone() const {
+  std::vector<SpaceMemberId> everyone;
+  for (const v1::Member& member : cluster_->Members()) {
+    const absl::StatusOr<NodeId> number = cluster_->NumberOf(member.name());
+    if (number.ok()) everyone.push_back({member.name(), *number});
+  }
+  std::sort(everyone.begin(), everyone.end(), [](const auto& a, const auto& b) { return a.number < b.number; });
+  return everyone;
 }
 
 absl::Status ClusterSpacePeers::CheckUp(const std::string& node) const {

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/node/space_rules.h"
 #include "proto/peer.pb.h"
 
 namespace hk {
@@ -21,6 +22,8 @@ class SpacePeers {
   virtual ~SpacePeers() = default;
   // A node's number, this one's too. Errors: kNotFound.
   virtual absl::StatusOr<NodeId> NumberOf(const std::string& node) const = 0;
+  // All nodes that this one knows, itself too, ascending by number.
+  virtual std::vector<SpaceMemberId> Everyone() const { return {}; }
   // OK if the node (this one too) is a member that can be worked with; else kUnavailable, or kNotFound.
   virtual absl::Status CheckUp(const std::string& node) const = 0;
   // Waits until the data plane of this node is connected to all of these; kUnavailable.
@@ -53,6 +56,7 @@ class ClusterSpacePeers final : public SpacePeers {
   // Both outlive this object.
   ClusterSpacePeers(const Cluster* cluster, DataPlane* data_plane) : cluster_(cluster), data_plane_(data_plane) {}
   absl::StatusOr<NodeId> NumberOf(const std::string& node) const override;
+  std::vector<SpaceMemberId> Everyone() const override;
   absl::Status CheckUp(const std::string& node) const override;
   absl::Status WaitDataUp(const std::vector<std::string>& nodes) override;
   absl::Status Attach(const std::string& node, const v1::AttachSpaceRequest& request) override;

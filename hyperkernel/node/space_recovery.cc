@@ -39,16 +39,6 @@ std::string NamesOf(const SpaceIdentity& space, NodeSet nodes) {
   return names;
 }
 
-NodeSet MembersOf(const SpaceIdentity& space) {
-  NodeSet all;
-  for (const SpaceMemberId& member : space.members) all.Add(member.number);
-  return all;
-}
-
-NodeSet Without(NodeSet nodes, NodeSet others) {
-  return NodeSet(nodes.bits() & ~others.bits());
-}
-
 absl::StatusOr<NodeSet> NodesOf(const char* field, const google::protobuf::RepeatedField<uint32_t>& numbers) {
   NodeSet nodes;
   for (const uint32_t number : numbers) {
@@ -86,8 +76,8 @@ class Ending {
 
 }  // namespace
 
-SpaceRecovery::SpaceRecovery(std::string self, Find find, SpacePeers* peers, const Clock& clock)
-    : self_(std::move(self)), find_(std::move(find)), peers_(peers), clock_(clock) {
+SpaceRecovery::SpaceRecovery(std::string self, Find find, SpacePeers* peers, const Clock& clock, Joined joined)
+    : self_(std::move(self)), find_(std::move(find)), peers_(peers), clock_(clock), joined_(std::move(joined)) {
   for (size_t i = 0; i < kThreads; ++i) threads_.emplace_back(&SpaceRecovery::Work, this);
 }
 
@@ -103,6 +93,12 @@ void SpaceRecovery::Stop() {
   }
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
+  std::vector<uint64_t> ids;
+  {
+    MutexLock lock(&mutex_);
+    for (const auto& [id, record] : records_) ids.push_back(id);
+  }
+  for (const uint64_t id : ids) EndJoin(id, absl::CancelledError("the daemon stops"));
 }
 
 void SpaceRecovery::OnLost(uint64_t id, NodeId lost) {
@@ -121,7 +117,13 @@ void SpaceRecovery::OnTold(uint64_t id, NodeId member, NodeId lost) {
 void SpaceRecovery::AddLocked(uint64_t id, NodeId lost) {
   if (stopping_) return;
   Record& record = records_[id];
+  if (record.joining.has_value() && record.joining->number == lost) {
+    record.join_failure = absl::UnavailableError(fmt::format("node '{}' was lost", record.joining->name));
+    return;
+  }
   if (record.lost.Contains(lost)) return;
+  // One that did not join is none of the space.
+  if (!record.members.empty() && !NumbersOf(record.members).Contains(lost)) return;
   record.pending.Add(lost);
   QueueLocked(id, &record);
 }
@@ -181,22 +183,28 @@ void SpaceRecovery::Drive(uint64_t id) {
     {
       MutexLock lock(&mutex_);
       Record& record = records_[id];
-      if (!space.has_value() || stopping_) {
-        records_.erase(id);
-        return;
-      }
-      if (record.pending.empty() && record.leaving.empty()) {
+      if (stopping_) return;  // Stop ends joins
+      const bool idle = record.pending.empty() && record.leaving.empty() && !record.joining.has_value();
+      if (space.has_value() && idle && !record.unfinished) {
         record.queued = false;
         return;
       }
+    }
+    if (!space.has_value()) {
+      EndJoin(id, absl::CancelledError("the space is deleted"));
+      MutexLock lock(&mutex_);
+      records_.erase(id);
+      return;
     }
     if (space->part == nullptr) {
       Pause(kMakingPause);  // who makes it finds out as well
       continue;
     }
     if (space->part->stop().has_value()) {
+      EndJoin(id, absl::FailedPreconditionError("the space has stopped"));
       MutexLock lock(&mutex_);
       records_[id].pending = records_[id].leaving = NodeSet();
+      records_[id].unfinished = false;
       continue;
     }
     if (space->identity.coordinator != self_) {
@@ -293,21 +301,27 @@ SpaceRecovery::Parting SpaceRecovery::Part(const Space& space, NodeSet leaving, 
   return parting;
 }
 
-bool SpaceRecovery::Try(const Space& space) {
-  const uint64_t id = space.identity.id;
-  const NodeSet all = MembersOf(space.identity);
-  NodeSet fresh, leaving, survivors, left;
+bool SpaceRecovery::Try(const Space& known) {
+  const uint64_t id = known.identity.id;
+  Space space = known;
+  NodeSet fresh, leaving, survivors, left, begun;
+  std::optional<SpaceMemberId> joining;
   v1::ChangeSpaceEpochRequest request;
   {
     MutexLock lock(&mutex_);
-    Record& record = records_[id];
+    Record& record = RecordOf(space);
     request.set_epoch(++record.epoch);
     request.set_committed(record.committed);
+    space.identity.members = record.members;
     // What others are lost with may be on nodes that leave: they are asked afterwards.
-    if (record.pending.empty()) leaving = Without(std::exchange(record.leaving, NodeSet()), record.lost);
+    if (record.pending.empty() && !record.unfinished) {
+      leaving = Without(std::exchange(record.leaving, NodeSet()), record.lost);
+    }
   }
   Parting parting;
   if (!leaving.empty()) parting = Part(space, leaving, request.epoch());
+  std::vector<SpaceMemberId>& members = space.identity.members;
+  bool nothing = false;
   {
     MutexLock lock(&mutex_);
     Record& record = records_[id];
@@ -315,33 +329,71 @@ bool SpaceRecovery::Try(const Space& space) {
     fresh = Without(record.pending, record.lost);
     record.left = NodeSet(record.left.bits() | parting.left.bits());
     record.pending = NodeSet(record.pending.bits() | parting.left.bits());
-    if (record.pending.empty()) return true;
+    // Nobody joins with a loss, or while another leaves.
+    if (record.pending.empty() && leaving.empty() && !record.unfinished) joining = record.joining;
+    nothing = record.pending.empty() && !joining.has_value() && !record.unfinished;
+    if (!nothing && !joining.has_value()) record.unfinished = true;
     record.lost = NodeSet(record.lost.bits() | record.pending.bits());
-    survivors = Without(all, record.lost);
     left = record.left;
+    begun = record.begun;
+    survivors = Without(NumbersOf(members), record.lost);
   }
+  if (!joining.has_value()) EndJoin(id, absl::AbortedError("another change of the space came first; try again"));
+  if (nothing) return true;
+  NodeSet joined;
+  if (joining.has_value()) {
+    joined.Add(joining->number);
+    survivors.Add(joining->number);
+    left.Remove(joining->number);
+    if (space.identity.Find(joining->name) == nullptr) {
+      members.push_back(*joining);
+      std::sort(members.begin(), members.end(), [](const auto& a, const auto& b) { return a.number < b.number; });
+    }
+  }
+  const NodeSet all = NumbersOf(members);
   log::Write(fresh.empty() ? log::Level::kInfo : log::Level::kWarning, "space",
-             fresh.empty() ? "the others go on without nodes that leave" : "nodes were lost; the others go on without",
+             !joined.empty()  ? "a node joins"
+             : !fresh.empty() ? "nodes were lost; the others go on without"
+                              : "the others go on without nodes that left",
              {{"guest", space.identity.name},
               {"epoch", fmt::to_string(request.epoch())},
-              {"peers", NamesOf(space.identity, Without(all, survivors))}});
+              {"peers", NamesOf(space.identity, joined.empty() ? Without(all, survivors) : joined)}});
   Fence(space, fresh, request.epoch());
   request.set_from(self_);
   request.set_id(id);
-  for (const SpaceMemberId& member : space.identity.members) {
+  for (const SpaceMemberId& member : members) {
+    v1::SpaceMember& out = *request.add_members();
+    out.set_name(member.name);
+    out.set_number(member.number.value());
     if (survivors.Contains(member.number)) request.add_survivors(member.number.value());
-    if (left.Contains(member.number)) request.add_gone(member.number.value());
+    if (joined.Contains(member.number)) request.add_joined(member.number.value());
   }
-  for (const auto step : {v1::SPACE_EPOCH_STEP_BEGIN, v1::SPACE_EPOCH_STEP_REBUILD, v1::SPACE_EPOCH_STEP_COMMIT,
-                          v1::SPACE_EPOCH_STEP_RUN}) {
+  const NodeSet gone_before = Without(NodeSet(left.bits() | begun.bits()), joined);
+  for (uint16_t number = 0; number < kMaxNodes; ++number) {
+    if (gone_before.Contains(NodeId(number))) request.add_gone(number);
+  }
+  bool joins = !joined.empty();  // and its epoch does not hold yet
+  for (const auto step : {v1::SPACE_EPOCH_STEP_PREPARE, v1::SPACE_EPOCH_STEP_BEGIN, v1::SPACE_EPOCH_STEP_REBUILD,
+                          v1::SPACE_EPOCH_STEP_COMMIT, v1::SPACE_EPOCH_STEP_RUN}) {
+    if (step == v1::SPACE_EPOCH_STEP_PREPARE && joined.empty()) continue;
     request.set_step(step);
-    if (step == v1::SPACE_EPOCH_STEP_COMMIT) {
+    if (step == v1::SPACE_EPOCH_STEP_BEGIN && joins) {
       MutexLock lock(&mutex_);
-      records_[id].committed = request.epoch();
+      records_[id].unfinished = true;
+      records_[id].begun = NodeSet(records_[id].begun.bits() | joined.bits());
+    }
+    if (step == v1::SPACE_EPOCH_STEP_COMMIT) {
+      if (!Hold(space, request, survivors, left, joined)) return false;
+      joins = false;
+    }
+    const Answers answers = AskAll(space, request);
+    if (joins && !HK_MUTANT(space_joiner_is_believed)) {
+      if (JoinGoesOn(space, answers)) continue;
+      return step == v1::SPACE_EPOCH_STEP_PREPARE;  // then nothing has begun
     }
     NodeSet gone;
     bool again = false;
-    for (const auto& [node, answer] : AskAll(space, request)) {
+    for (const auto& [node, answer] : answers) {
       if (answer.ok()) {
         for (const uint32_t lost : answer->lost()) {
           if (lost < kMaxNodes) gone.Add(NodeId(static_cast<uint16_t>(lost)));
@@ -364,10 +416,11 @@ bool SpaceRecovery::Try(const Space& space) {
     gone = Without(gone, NodeSet(record.lost.bits() | NodeSet::Of(self->number).bits()));
     gone = NodeSet(gone.bits() & all.bits());
     record.pending = NodeSet(record.pending.bits() | gone.bits());
-    if (again || !Without(record.pending, record.lost).empty() || stopping_) return false;
+    if (again || !gone.empty() || !Without(record.pending, record.lost).empty() || stopping_) return false;
   }
   MutexLock lock(&mutex_);
   Record& record = records_[id];
+  record.unfinished = false;
   record.pending = Without(record.pending, record.lost);
   log::Info("space", "it goes on", {{"guest", space.identity.name}, {"epoch", fmt::to_string(request.epoch())}});
   return true;
@@ -400,6 +453,19 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& 
                                                                    const v1::ChangeSpaceEpochRequest& request) {
   HK_ASSIGN_OR_RETURN(const NodeSet survivors, NodesOf("survivors", request.survivors()));
   HK_ASSIGN_OR_RETURN(const NodeSet left, NodesOf("gone", request.gone()));
+  HK_ASSIGN_OR_RETURN(const NodeSet joined, NodesOf("joined", request.joined()));
+  const SpaceMemberId* const self = space.identity.Find(self_);
+  if (self == nullptr) return absl::FailedPreconditionError("this node takes no part in the space");
+  NodeSet members = NumbersOf(space.identity.members);
+  if (request.members_size() > 0) {
+    google::protobuf::RepeatedField<uint32_t> numbers;
+    for (const v1::SpaceMember& member : request.members()) numbers.Add(member.number());
+    HK_ASSIGN_OR_RETURN(members, NodesOf("members", numbers));
+  }
+  if (request.step() == v1::SPACE_EPOCH_STEP_PREPARE) {
+    HK_RETURN_IF_ERROR(Prepare(space, request));
+    return v1::ChangeSpaceEpochResponse();
+  }
   const Epoch epoch(request.epoch());
   absl::Status status;
   NodeSet failed;
@@ -408,8 +474,11 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& 
     SpaceEngine& engine = memory->engine();
     switch (request.step()) {
       case v1::SPACE_EPOCH_STEP_BEGIN:
-        status = engine.BeginEpoch(
-            {.epoch = epoch, .survivors = survivors, .committed = Epoch(request.committed()), .left = left});
+        status = engine.BeginEpoch({.epoch = epoch,
+                                    .survivors = survivors,
+                                    .committed = Epoch(request.committed()),
+                                    .left = left,
+                                    .joined = joined});
         break;
       case v1::SPACE_EPOCH_STEP_REBUILD:
         rebuilt = std::make_shared<Ending>();
@@ -428,23 +497,29 @@ absl::StatusOr<v1::ChangeSpaceEpochResponse> SpaceRecovery::DoStep(const Space& 
   };
   HK_RETURN_IF_ERROR(space.part->Use(call));
   // It has left, as it was asked to.
-  if (absl::IsCancelled(status) && left.Contains(space.identity.Find(self_)->number)) status = absl::OkStatus();
+  if (absl::IsCancelled(status) && left.Contains(self->number)) status = absl::OkStatus();
   // Not in Use: whoever deletes the space does not wait for this.
   if (rebuilt != nullptr) status = rebuilt->Wait(std::chrono::steady_clock::now() + kRebuildLimit);
   HK_RETURN_IF_ERROR(space.part->Use([&failed](GuestSpace* memory) {
     failed = memory->engine().EpochState().failed;
     return absl::OkStatus();
   }));
-  const bool takes_part = survivors.Contains(space.identity.Find(self_)->number);
-  if (status.ok() && request.step() == v1::SPACE_EPOCH_STEP_BEGIN && takes_part) {
-    space.part->NoteEpoch(request.epoch(), Without(MembersOf(space.identity), survivors), left, clock_.Wall());
+  const bool begins = request.step() == v1::SPACE_EPOCH_STEP_BEGIN;
+  if (status.ok() && survivors.Contains(self->number) && (begins || request.step() == v1::SPACE_EPOCH_STEP_COMMIT)) {
+    // Who joins was lost until the epoch holds.
+    space.part->NoteEpoch(request.epoch(), Without(members, survivors), left, begins ? joined : NodeSet(),
+                          clock_.Wall());
   }
   v1::ChangeSpaceEpochResponse response;
+  // A connection that was lost since Prepare; of those that are lost from now on the memory is told.
+  if (status.ok() && begins && !joined.empty()) {
+    if (const absl::Status up = Prepare(space, request); !up.ok()) response.set_reason(MessageOf(up));
+  }
   if (status.ok()) return response;
   if (!absl::IsUnavailable(status) && !absl::IsAborted(status)) return status;
   response.set_reason(MessageOf(status));
-  for (const SpaceMemberId& member : space.identity.members) {
-    if (failed.Contains(member.number)) response.add_lost(member.number.value());
+  for (uint16_t number = 0; number < kMaxNodes; ++number) {
+    if (failed.Contains(NodeId(number))) response.add_lost(number);
   }
   return response;
 }

@@ -77,7 +77,67 @@ absl::Status CheckNodeFrames(uint64_t frame_bytes, uint64_t swap_bytes, uint32_t
   return absl::OkStatus();
 }
 
+absl::Status CheckNodes(std::string_view field, const std::vector<SpaceMemberId>& nodes) {
+  const auto not_ascending = [](const auto& a, const auto& b) { return a.number >= b.number; };
+  if (std::adjacent_find(nodes.begin(), nodes.end(), not_ascending) != nodes.end())
+    return Bad(field, "not ascending by number");
+  std::set<std::string_view> names;
+  for (const SpaceMemberId& node : nodes) {
+    if (node.number.value() >= kMaxNodes)
+      return Bad(field, fmt::format("'{}' has a number that is no node's", node.name));
+    if (!names.insert(node.name).second) return Bad(field, fmt::format("'{}' is there twice", node.name));
+  }
+  return absl::OkStatus();
+}
+
+// Who may ever take part; and for a node that joins, who did so far: not this one.
+absl::Status CheckJoins(const SpaceIdentity& space, std::string_view from, std::string_view self) {
+  HK_RETURN_IF_ERROR(CheckNodes("cluster", space.cluster));
+  for (const SpaceMemberId& member : space.cluster.empty() ? std::vector<SpaceMemberId>() : space.members) {
+    const auto same = [&](const SpaceMemberId& node) {
+      return node.name == member.name && node.number == member.number;
+    };
+    if (std::none_of(space.cluster.begin(), space.cluster.end(), same))
+      return Bad("cluster", fmt::format("the member '{}' is not among them", member.name));
+  }
+  if (space.committed.empty()) {
+    if (space.epoch > 1) return Bad("epoch", fmt::format("{} without who took part in it", space.epoch));
+    return absl::OkStatus();
+  }
+  if (space.epoch == 0 || space.epoch > kMaxSpaceEpoch) return Bad("epoch", fmt::format("{} is none", space.epoch));
+  if (space.committed.size() > kMaxCommittedSets)
+    return Bad("committed", fmt::format("{} sets are more than {}", space.committed.size(), kMaxCommittedSets));
+  const NodeSet ever = NumbersOf(space.cluster.empty() ? space.members : space.cluster);
+  for (const NodeSet nodes : space.committed) {
+    if (nodes.empty() || !Without(nodes, ever).empty())
+      return Bad("committed", "has nodes that are none of the cluster");
+  }
+  const NodeSet last = space.committed.back();
+  if (!Without(last, NumbersOf(space.members)).empty())
+    return Bad("committed", "the last has nodes that are no members");
+  if (!last.Contains(space.Find(from)->number) || last.Contains(space.Find(self)->number))
+    return Bad("committed", fmt::format("'{}' must be in the last, and '{}', which joins, not", from, self));
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+NodeSet NumbersOf(const std::vector<SpaceMemberId>& nodes) {
+  NodeSet all;
+  for (const SpaceMemberId& node : nodes) all.Add(node.number);
+  return all;
+}
+
+absl::Status CheckSpaceMembers(const std::vector<SpaceMemberId>& members, std::string_view from,
+                               std::string_view self) {
+  HK_RETURN_IF_ERROR(CheckNodes("members", members));
+  for (const std::string_view needed : {from, self}) {
+    const auto is = [needed](const SpaceMemberId& member) { return member.name == needed; };
+    if (std::none_of(members.begin(), members.end(), is))
+      return Bad("members", fmt::format("'{}' is not among them", needed));
+  }
+  return absl::OkStatus();
+}
 
 const SpaceMemberId* SpaceIdentity::Find(std::string_view node) const {
   const auto found = std::find_if(members.begin(), members.end(), [&](const auto& m) { return m.name == node; });
@@ -102,17 +162,10 @@ absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string
 absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view from, std::string_view self) {
   HK_RETURN_IF_ERROR(CheckNameAndBytes(space.name, space.bytes));
   if (space.id == 0) return Bad("id", "0 is no space's");
-  const auto not_ascending = [](const auto& a, const auto& b) { return a.number >= b.number; };
-  if (std::adjacent_find(space.members.begin(), space.members.end(), not_ascending) != space.members.end())
-    return Bad("members", "not ascending by number");
-  std::set<std::string_view> names;
-  for (const SpaceMemberId& member : space.members) {
-    if (!names.insert(member.name).second) return Bad("members", fmt::format("'{}' is there twice", member.name));
-  }
-  for (const std::string_view needed : {from, self}) {
-    if (!names.contains(needed)) return Bad("members", fmt::format("'{}' is not among them", needed));
-  }
-  return CheckNodeFrames(space.node_frame_bytes, space.node_swap_bytes, space.node_vcpus, space.bytes, names.size());
+  HK_RETURN_IF_ERROR(CheckSpaceMembers(space.members, from, self));
+  HK_RETURN_IF_ERROR(CheckJoins(space, from, self));
+  return CheckNodeFrames(space.node_frame_bytes, space.node_swap_bytes, space.node_vcpus, space.bytes,
+                         space.members.size());
 }
 
 absl::Status CheckLeaves(const SpaceIdentity& space, size_t others) {
@@ -141,6 +194,11 @@ absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t by
         fmt::format("{} bytes at {:#x} are not within the space, which ends at {:#x}", bytes, address, space_bytes));
   }
   return absl::OkStatus();
+}
+
+absl::Status At(const std::string& node, const absl::Status& status) {
+  if (status.ok() || status.message().rfind("node '", 0) == 0) return status;
+  return WithContext(status, fmt::format("node '{}'", node));
 }
 
 std::string WithNodeNames(std::string_view reason, const std::vector<SpaceMemberId>& members) {

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/node_set.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "proto/admin.pb.h"
@@ -19,6 +20,8 @@ namespace hk {
 
 // Limits, each with its reason.
 inline constexpr uint32_t kMaxSpaceVcpus = 255;           // of one node: as many as a machine may have
+inline constexpr size_t kMaxCommittedSets = 64;           // AddSet keeps those after which two were lost at once
+inline constexpr uint64_t kMaxSpaceEpoch = 1ULL << 40;    // one a millisecond for 30 years: no epoch comes near it
 inline constexpr size_t kMaxSpaces = 128;                 // a transport keeps 256 guests' epochs; machines need some
 inline constexpr uint64_t kMaxSpaceIoBytes = 64 << 10;    // a reply stays far below what a request may be (1 MiB)
 inline constexpr uint32_t kMaxHotPages = 1024;            // all that an engine notices: of fewer, rates would be wrong
@@ -50,17 +53,29 @@ struct SpaceIdentity {
   uint64_t node_swap_bytes = 0;        // most swap of each node
   uint32_t node_vcpus = 0;             // of each node; 0: as 1
   bool homes_at_coordinator = false;   // it alone uses most of the space
-  std::vector<SpaceMemberId> members;  // ascending by number
+  std::vector<SpaceMemberId> members;  // that take part, or did: ascending by number
   std::string coordinator;
   WallTime created;
+  std::vector<SpaceMemberId> cluster{};  // that may ever take part: ascending by number; empty: the members
+  // For the attachment of a node that joins: the epoch, and who took part in those committed, the last one last.
+  uint64_t epoch = 1;
+  std::vector<NodeSet> committed{};
 
   // Null if the node is none of them.
   const SpaceMemberId* Find(std::string_view node) const;
 };
 
+// Their numbers.
+NodeSet NumbersOf(const std::vector<SpaceMemberId>& nodes);
+inline NodeSet Without(NodeSet nodes, NodeSet others) {
+  return NodeSet(nodes.bits() & ~others.bits());
+}
+
 // What can be said of a request without knowing the cluster. `self`: the node that is asked. Errors: kInvalidArgument,
 // naming the field.
 absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string_view self);
+// What a peer says are a space's members: ascending, each once, `from` (the peer) and `self` among them.
+absl::Status CheckSpaceMembers(const std::vector<SpaceMemberId>& members, std::string_view from, std::string_view self);
 // The same of what a peer sends; `from` is the peer.
 absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view from, std::string_view self);
 // The other node of a space speaks version `theirs` of what its nodes say to each other. `who`: as the error begins,
@@ -71,6 +86,9 @@ absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t by
 
 // `others` nodes of the space can hold all of it, when one leaves. Errors: kFailedPrecondition.
 absl::Status CheckLeaves(const SpaceIdentity& space, size_t others);
+
+// Errors begin with the node they happened at, as those of peers do.
+absl::Status At(const std::string& node, const absl::Status& status);
 
 // A reason as the memory has it, which knows nodes by number only ("node 2 failed"), for people ("node 'c' failed").
 std::string WithNodeNames(std::string_view reason, const std::vector<SpaceMemberId>& members);

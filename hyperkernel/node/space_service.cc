@@ -76,6 +76,13 @@ grpc::Status AdminService::DrainSpace(grpc::ServerContext* context, const v1::Dr
                [&] { return space_calls_.Run([&] { return ToGrpc(spaces_->Drain(*request)); }); });
 }
 
+grpc::Status AdminService::JoinSpace(grpc::ServerContext* context, const v1::JoinSpaceRequest* request,
+                                     v1::JoinSpaceResponse* response) {
+  return Serve(metrics_, "JoinSpace", *context, Role::kAdmin, [&] {
+    return space_calls_.Run([&] { return Answer(spaces_->Join(*request), response->mutable_space()); });
+  });
+}
+
 grpc::Status AdminService::ReadSpace(grpc::ServerContext* context, const v1::ReadSpaceRequest* request,
                                      v1::ReadSpaceResponse* response) {
   return Serve(metrics_, "ReadSpace", *context, Role::kAdmin, [&] {

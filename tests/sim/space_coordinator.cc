@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "hyperkernel/memory/space_placement.h"
 
 namespace hk::sim {
 
@@ -10,6 +11,8 @@ using std::chrono::microseconds;
 
 void SpaceCoordinator::OnLost(NodeId lost) {
   if (!live_.Contains(lost) || lost == self_) return;
+  EndJoin(false);
+  if (!live_.Contains(lost)) return Begin();  // it was to join
   live_.Remove(lost);
   given_up_.Add(lost);
   Begin();
@@ -25,6 +28,31 @@ void SpaceCoordinator::OnLeft(NodeId left) {
   Begin();
 }
 
+void SpaceCoordinator::OnJoin(NodeId node, std::function<void(bool)> end) {
+  joining_ = NodeSet::Of(node);
+  join_end_ = std::move(end);
+  live_.Add(node);
+  Begin();
+}
+
+// It had nothing, so it is not lost.
+void SpaceCoordinator::EndJoin(bool joined) {
+  if (joining_.empty()) return;
+  if (!joined) {
+    live_ = NodeSet(live_.bits() & ~joining_.bits());
+    begun_ = NodeSet(begun_.bits() | joining_.bits());
+  } else {
+    left_ = NodeSet(left_.bits() & ~joining_.bits());
+  }
+  joining_ = NodeSet();
+  std::exchange(join_end_, nullptr)(joined);
+}
+
+SpaceEpoch SpaceCoordinator::Change() const {
+  const NodeSet left((left_.bits() | begun_.bits()) & ~live_.bits());
+  return {.epoch = epoch_, .survivors = live_, .committed = committed_, .left = left, .joined = joining_};
+}
+
 // The attempt of before is over, whatever its calls still say.
 void SpaceCoordinator::Begin() {
   settled_ = false;
@@ -36,7 +64,9 @@ void SpaceCoordinator::Begin() {
     ++epochs_;
     for (uint16_t id = 0; id < kMaxNodes; ++id) {
       if (!given_up_.Contains(NodeId(id)) || engine_of_(NodeId(id)) == nullptr) continue;
-      give_up_(NodeId(id), {.epoch = epoch_, .survivors = live_, .committed = committed_, .left = left_});
+      SpaceEpoch change = Change();
+      change.left.Remove(NodeId(id));  // it is told that it has no part in it
+      give_up_(NodeId(id), change);
     }
     given_up_ = NodeSet();
     Call(Step::kBegin);
@@ -53,18 +83,21 @@ void SpaceCoordinator::Call(Step step) {
       SpaceEngine* const engine = engine_of_(node);
       simulation_->Trace(
           fmt::format("step {} of epoch {} at {}", static_cast<int>(step), epoch_.value(), node.value()));
-      if (engine == nullptr) return;  // the lease ends
+      if (engine == nullptr) {  // the lease ends; who joins is not waited for
+        return joining_.Contains(node) ? OnEnd(attempt, step, node, absl::UnavailableError("no answer")) : void();
+      }
       switch (step) {
         case Step::kBegin:
-          return OnEnd(
-              attempt, step, node,
-              engine->BeginEpoch({.epoch = epoch_, .survivors = live_, .committed = committed_, .left = left_}));
+          return OnEnd(attempt, step, node, engine->BeginEpoch(Change()));
         case Step::kRebuild:
           return engine->Rebuild(epoch_, [this, attempt, step, node](const absl::Status& status) {
             simulation_->After({}, [this, attempt, step, node, status] { OnEnd(attempt, step, node, status); });
           });
         case Step::kCommit:
+          if (committed_ != epoch_) AddSet(&committed_sets_, live_);
           committed_ = epoch_;
+          begun_ = NodeSet();
+          EndJoin(true);
           return OnEnd(attempt, step, node, engine->Commit(epoch_));
         case Step::kRun:
           return OnEnd(attempt, step, node, engine->Run(epoch_));
@@ -77,12 +110,18 @@ void SpaceCoordinator::OnEnd(int attempt, Step step, NodeId node, const absl::St
   if (attempt != attempt_) return;
   if (!status.ok()) {
     simulation_->Trace(fmt::format("{} says {}", node.value(), status.ToString()));
+    if (!joining_.empty()) {
+      // What is wrong with others is found out without it.
+      EndJoin(false);
+      return Begin();
+    }
     SpaceEngine* const engine = engine_of_(node);
     if (!absl::IsUnavailable(status) && !absl::IsAborted(status)) {
       // It has stopped, and its word for the others may be of an epoch that is over.
       settled_ = true;
       ++attempt_;
-      return engine_of_(self_)->Stop(status);
+      if (engine_of_(self_) != nullptr) engine_of_(self_)->Stop(status);
+      return;
     }
     const NodeSet failed = engine == nullptr ? NodeSet() : engine->EpochState().failed;
     const NodeSet gone(live_.bits() & failed.bits() & ~NodeSet::Of(self_).bits());

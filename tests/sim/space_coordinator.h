@@ -35,14 +35,23 @@ class SpaceCoordinator {
   void OnLost(NodeId lost);
   // A node that lives has given everything away: the space goes on without it, unless somebody is lost first.
   void OnLeft(NodeId left);
+  // A node is to take part from the next epoch on. REQUIRES: settled. `end`: whether it does: not if anything fails
+  // before that epoch is committed anywhere. Then nobody is given up for it, whoever said what.
+  void OnJoin(NodeId node, std::function<void(bool)> end);
   // All that is lost is known, and all others run.
   bool settled() const { return settled_; }
   NodeSet live() const { return live_; }
+  // It takes part: not only to be asked in.
+  bool IsMember(NodeId node) const { return live_.Contains(node) && !joining_.Contains(node); }
   int epochs() const { return epochs_; }
+  Epoch epoch() const { return epoch_; }
+  const std::vector<NodeSet>& committed_sets() const { return committed_sets_; }
 
  private:
   enum class Step { kBegin, kRebuild, kCommit, kRun };
   void Begin();
+  SpaceEpoch Change() const;
+  void EndJoin(bool joined);
   void Call(Step step);
   void OnEnd(int attempt, Step step, NodeId node, const absl::Status& status);
 
@@ -53,7 +62,10 @@ class SpaceCoordinator {
   const std::function<SpaceEngine*(NodeId)> engine_of_;
   const std::function<void(NodeId, const SpaceEpoch&)> give_up_;
   const std::function<bool(NodeId, const SpaceEpoch&)> let_go_;
-  NodeSet given_up_, left_;
+  NodeSet given_up_, left_, joining_;
+  NodeSet begun_;  // joined in epochs that did not hold
+  std::function<void(bool)> join_end_;
+  std::vector<NodeSet> committed_sets_{live_};
   bool settled_ = true;
   bool scheduled_ = false;
   int attempt_ = 0, epochs_ = 0;

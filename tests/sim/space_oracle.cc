@@ -57,6 +57,11 @@ void SpaceOracle::OnCrash(NodeId node, const std::set<uint64_t>& wanted) {
   }
 }
 
+void SpaceOracle::OnComes(NodeId node) {
+  dead_.erase(node.value());
+  for (auto& [page, all] : access_) all.erase(node);
+}
+
 bool SpaceOracle::MayBeLost(Gfn page) const {
   const bool owner_lost = had_.contains(page.value()) && wished_.contains(page.value());
   return !stored_.contains(page.value()) || gone_.contains(page.value()) || owner_lost;

@@ -32,6 +32,8 @@ class SpaceOracle {
   const PageWords& Expected(Gfn page) { return expected_[page.value()]; }
   // A node is gone. `wanted`: pages that it was about to write or to take over.
   void OnCrash(NodeId node, const std::set<uint64_t>& wanted);
+  // One that was gone comes again, with nothing.
+  void OnComes(NodeId node);
   // The page's bytes may have gone with the nodes that are: README.md of the memory, "After a loss".
   bool MayBeLost(Gfn page) const;
   // A program is about to store, or was when a node was lost: copies are taken away for it before the owner answers.

@@ -115,5 +115,34 @@ TEST(SpaceSim, NothingIsLostWithANodeThatLeaves) {
   EXPECT_GT(totals.went_on, seeds / 3);
 }
 
+TEST(SpaceSim, ANodeJoinsASpaceInUse) {
+  const uint64_t seeds = Soak() ? kSoakSeeds : kSeeds / 4;
+  const SpaceWorld::Totals totals = RunSeeds({.lose = true, .join = true}, seeds);
+  fmt::print(
+      "{} joined after {} refusals, {} in trouble, {} died as members; {} went on, in {} epochs, with {} pages lost "
+      "and "
+      "{} loads after\n",
+      totals.joined, totals.joiners_refused, totals.joiners_troubled, totals.joiners_lost, totals.went_on,
+      totals.epochs, totals.lost_pages, totals.later_loads);
+  if (HasFailure() || std::getenv("HK_SEED") != nullptr) return;
+  // Each world in which nothing is lost has checked that its node joined.
+  EXPECT_GT(totals.joined, seeds / 2);
+  EXPECT_GT(totals.joiners_refused, seeds / 20);
+  EXPECT_GT(totals.joiners_troubled, seeds / 3);
+  EXPECT_GT(totals.joiners_lost, seeds / 50);
+  EXPECT_GT(totals.went_on, seeds / 2);
+}
+
+TEST(SpaceSim, ANodeThatLeftComesAgain) {
+  const uint64_t seeds = Soak() ? kSoakSeeds : kSeeds / 4;
+  const SpaceWorld::Totals totals = RunSeeds({.lose = true, .leave = true, .again = true}, seeds);
+  fmt::print("{} left, {} joined after {} refusals, {} died as members; {} went on\n", totals.left, totals.joined,
+             totals.joiners_refused, totals.joiners_lost, totals.went_on);
+  if (HasFailure() || std::getenv("HK_SEED") != nullptr) return;
+  EXPECT_EQ(totals.left, seeds);
+  EXPECT_GT(totals.joined, seeds * 9 / 10);
+  EXPECT_GT(totals.joiners_refused, seeds / 20);
+}
+
 }  // namespace
 }  // namespace hk::sim

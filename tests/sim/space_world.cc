@@ -27,6 +27,7 @@ SpaceWorld::~SpaceWorld() = default;
 void SpaceWorld::Draw() {
   const auto below = [this](uint64_t limit) { return simulation_.Below(limit); };
   node_count_ = static_cast<uint16_t>(below(4) == 0 ? 2 + 2 * below(2) : 3);
+  if (options_.join) node_count_ = std::max<uint16_t>(node_count_, 3);
   SimNetworkSettings& network = network_.settings();
   network.direct_writes = below(2) == 0;
   network.most_delay = simulation_.Between(microseconds(10), microseconds(600));
@@ -43,6 +44,7 @@ void SpaceWorld::Draw() {
   config_.guest = GuestId(7);
   config_.generation = 3;
   for (uint16_t node = 0; node < node_count_; ++node) config_.nodes.push_back(NodeId(node));
+  for (uint16_t node = 0; node < founders(); ++node) config_.live.Add(NodeId(node));
   config_.pages = kExtentPages * (1 + below(6)) - below(100);
   static constexpr int kHolds[] = {0, 20, 200, 2000};
   config_.hold = microseconds(kHolds[below(4)]);
@@ -52,7 +54,7 @@ void SpaceWorld::Draw() {
     config_.max_pages = kLeastFrames + below(5);
     // Without a hold, programs that are short of frames may take each other's page for ever.
     config_.hold = std::max(config_.hold, decltype(config_.hold)(microseconds(kHolds[1])));
-    pages = config_.max_pages + 1 + below(config_.max_pages * (node_count_ - 1U) / 3);
+    pages = config_.max_pages + 1 + below(config_.max_pages * (founders() - 1U) / 3);
     if (below(2) == 0) {
       // More than all nodes together have frames for.
       pages = config_.max_pages * node_count_ + below(config_.max_pages * node_count_);
@@ -111,16 +113,21 @@ void SpaceWorld::DrawScans() {
 }
 
 bool SpaceWorld::AllUp() const {
-  return std::all_of(nodes_.begin(), nodes_.end(), [this](const auto& node) { return node->up() == node_count_ - 1; });
+  return std::all_of(nodes_.begin(), nodes_.end(),
+                     [this](const auto& node) { return node == nullptr || node->up() == founders() - 1; });
 }
 
 void SpaceWorld::Run() {
-  for (uint16_t node = 0; node < node_count_; ++node) {
-    nodes_.push_back(std::make_unique<Node>(this, NodeId(node), settings_[node]));
+  nodes_.resize(node_count_);
+  for (uint16_t node = 0; node < founders(); ++node) {
+    nodes_[node] = std::make_unique<Node>(this, NodeId(node), settings_[node]);
   }
   while (!AllUp() && simulation_.Step()) {
   }
-  for (const auto& node : nodes_) node->Begin();
+  for (uint16_t node = 0; node < founders(); ++node) nodes_[node]->Begin();
+  join_pending_ = options_.join || options_.again;
+  joiner_ = options_.again ? victims_[0] : NodeId(static_cast<uint16_t>(node_count_ - 1));
+  if (options_.join) simulation_.After(simulation_.Between({}, milliseconds(40)), [this] { JoinOne(); });
   simulation_.After(milliseconds(1), [this] { Disturb(); });
   if (options_.lose) {
     Duration at = simulation_.Between({}, milliseconds(20));
@@ -140,18 +147,26 @@ void SpaceWorld::Run() {
   while (simulation_.Now() < limit && violations().empty()) {
     simulation_.RunUntil(simulation_.Now() + milliseconds(1));
     const bool losing = options_.lose && (dead_ < losses_ || !coordinator_->settled() ||
-                                          coordinator_->live().size() + static_cast<int>(dead_) > node_count_);
-    const bool stopped = crashed_ && std::any_of(nodes_.begin(), nodes_.end(), [](const auto& node) {
-                           return node != nullptr && !node->stopped().ok();
+                                          coordinator_->live().size() + static_cast<int>(dead_ + joiner_dead_) >
+                                              founders() + static_cast<int>(totals_.joined));
+    const bool stopped = crashed_ && std::any_of(nodes_.begin(), nodes_.end(), [this](const auto& node) {
+                           return node != nullptr && !IsToJoin(node->id()) && !node->stopped().ok();
                          });
-    if (busy() || (options_.crash && !crashed_) || (losing && !stopped)) quiet = simulation_.Now() + milliseconds(5);
+    if (busy() || (options_.crash && !crashed_) || ((losing || join_pending_) && !stopped))
+      quiet = simulation_.Now() + milliseconds(5);
     if (simulation_.Now() > quiet) break;
   }
   over_ = true;
   SimNetworkSettings& network = network_.settings();
   network.spikes_per_million = network.stalls_per_million = 0;
   simulation_.RunUntil(simulation_.Now() + milliseconds(3 * kLeaseMs));
-  if (options_.lose && violations().empty()) ReadAll();
+  if (options_.lose && violations().empty()) {
+    if ((options_.join || options_.again) && nothing_lost() && totals_.joined != 1) {
+      oracle_.Report("a node did not join, though nothing else happened");
+    }
+    JoinerGoes();
+    ReadAll();
+  }
   CheckEnd();
 }
 

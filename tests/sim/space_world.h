@@ -27,6 +27,9 @@ class SpaceWorld {
     bool crash = false;  // a node is lost in the middle, and the space stops
     bool lose = false;   // nodes are lost in the middle, and the space goes on, unless the coordinator is
     bool leave = false;  // with `lose`: the first of them gives away all it has, and leaves
+    // With `lose`: a node more takes part from some moment on, as soon as it can; in half of the worlds without losses.
+    bool join = false;
+    bool again = false;  // with `leave`: alone, and that node comes again
     bool keep_trace = false;
   };
   // What was seen. Plain value.
@@ -34,7 +37,8 @@ class SpaceWorld {
     uint64_t seeds = 0, loads = 0, stores = 0, served = 0, revoked = 0, upgrades = 0, stopped = 0, refused_full = 0,
              broken = 0, stalls = 0, waited_for_slots = 0, dropped = 0, adopted = 0, swap_writes = 0, swap_reads = 0,
              swap_failures = 0, went_on = 0, lost_pages = 0, later_loads = 0, epochs = 0, stopped_by_lost = 0, pins = 0,
-             left = 0, zeroed = 0, batches = 0, empties = 0;
+             left = 0, joined = 0, joiners_troubled = 0, joiners_refused = 0, joiners_lost = 0, zeroed = 0, batches = 0,
+             empties = 0;
   };
   SpaceWorld(uint64_t seed, const Options& options);
   ~SpaceWorld();
@@ -63,12 +67,32 @@ class SpaceWorld {
   void GiveUp(NodeId id, const SpaceEpoch& epoch);
   // It is leaving, and to go now. False: it has something still.
   bool LetGo(NodeId id, const SpaceEpoch& epoch);
+  // The node that joins comes, and is asked in; if that fails it goes, and comes again. Its own troubles: it dies, or
+  // loses one of the others.
+  void JoinOne();
+  void AskIn();
+  void OnJoined(bool joined);
+  void TroubleJoiner();
+  void CutJoiner(NodeId other, Monotonic until);
+  // All that is left of it goes, if it takes no part.
+  void JoinerGoes();
+  bool IsToJoin(NodeId id) const { return joins() && id == joiner_ && !coordinator_->IsMember(id); }
+  bool joins() const { return options_.join || (options_.again && totals_.left != 0); }
+  // How many take part at first.
+  uint16_t founders() const { return options_.join ? static_cast<uint16_t>(node_count_ - 1) : node_count_; }
   // Nobody is lost: so nothing is, and nobody stops.
-  bool only_leaves() const { return options_.leave && victims_.size() == 1; }
+  bool nothing_lost() const {
+    return options_.lose && !joiner_lost_ && (victims_.empty() || (options_.leave && victims_.size() == 1));
+  }
   void CutTwo();
   // Pages that it is about to write or to take over.
   std::set<uint64_t> WantedBy(NodeId id) const;
   void NoteWishes();
+  // With what may come back when an epoch begins.
+  uint64_t MostFrames(const TransportSettings& settings) const {
+    if (config_.max_pages == 0) return 0;
+    return config_.max_pages + (options_.lose ? settings.fault_send_slots : 0);
+  }
   // Reads every page that is not lost through each node, then one that is.
   void ReadAll();
   Gfn PickPage() { return pages_[simulation_.Below(pages_.size())]; }
@@ -95,6 +119,13 @@ class SpaceWorld {
   uint32_t victims_store_percent_ = 0;
   std::unique_ptr<SpaceCoordinator> coordinator_;
   size_t dead_ = 0, losses_ = 0;
+  bool join_pending_ = false;
+  NodeId joiner_;
+  Epoch joins_after_;
+  bool joiner_troubled_ = false;
+  bool joiner_cut_ = false;   // from one of the others, now
+  bool joiner_lost_ = false;  // its troubles were those of a member
+  size_t joiner_dead_ = 0;
   bool cut_ = false;  // two members lose each other, and nobody else
   std::vector<std::unique_ptr<Node>> given_up_;
   uint64_t loads_before_ = 0;

@@ -91,6 +91,10 @@ void SpaceWorld::AddTo(Totals* totals) const {
   totals->later_loads += totals_.later_loads;
   totals->epochs += totals_.epochs;
   totals->left += totals_.left;
+  totals->joined += totals_.joined;
+  totals->joiners_troubled += totals_.joiners_troubled;
+  totals->joiners_refused += totals_.joiners_refused;
+  totals->joiners_lost += totals_.joiners_lost;
   totals->stopped_by_lost += totals_.stopped_by_lost;
   totals->broken += const_cast<SpaceWorld*>(this)->network_.counters().broken;
   totals->stalls += const_cast<SpaceWorld*>(this)->network_.counters().stalls;

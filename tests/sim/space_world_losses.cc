@@ -21,17 +21,18 @@ void SpaceWorld::DrawLosses() {
   }
   static constexpr uint32_t kStores[] = {0, 0, 2, 30};
   victims_store_percent_ = kStores[below(4)];
-  const bool own = !options_.leave && below(12) == 0;  // the coordinator itself
-  cut_ = !own && !options_.leave && node_count_ > 2 && below(4) == 0;
-  victims_.push_back(NodeId(own ? 0 : static_cast<uint16_t>(1 + below(node_count_ - 1U))));
-  if (!own && node_count_ > 2 && (cut_ || below(3) == 0)) {
+  const bool none = options_.join && below(2) == 0;
+  const bool own = !none && !options_.leave && below(12) == 0;  // the coordinator itself
+  cut_ = !none && !own && !options_.leave && founders() > 2 && below(4) == 0;
+  if (!none) victims_.push_back(NodeId(own ? 0 : static_cast<uint16_t>(1 + below(founders() - 1U))));
+  if (!none && !own && !options_.again && founders() > 2 && (cut_ || below(3) == 0)) {
     NodeId other = victims_[0];
-    while (other == victims_[0]) other = NodeId(static_cast<uint16_t>(1 + below(node_count_ - 1U)));
+    while (other == victims_[0]) other = NodeId(static_cast<uint16_t>(1 + below(founders() - 1U)));
     victims_.push_back(other);
   }
   losses_ = cut_ ? 1 : victims_.size();
   // What is left must have frames for all pages.
-  const size_t left = node_count_ - victims_.size();
+  const size_t left = founders() - victims_.size();
   if (config_.max_pages != 0) {
     const size_t kept = options_.leave ? config_.max_pages / 8 : 0;  // nobody adopts into the last eighth
     pages_.resize(std::min<size_t>(pages_.size(), config_.max_pages - kept + config_.max_pages * (left - 1) / 3));
@@ -43,8 +44,8 @@ void SpaceWorld::DrawLosses() {
     }
   }
   coordinator_ = std::make_unique<SpaceCoordinator>(
-      &simulation_, NodeId(0), NodeSet((uint64_t{1} << node_count_) - 1), config_.epoch,
-      [this](NodeId id) { return EngineOf(id); }, [this](NodeId id, const SpaceEpoch& epoch) { GiveUp(id, epoch); },
+      &simulation_, NodeId(0), config_.live, config_.epoch, [this](NodeId id) { return EngineOf(id); },
+      [this](NodeId id, const SpaceEpoch& epoch) { GiveUp(id, epoch); },
       [this](NodeId id, const SpaceEpoch& epoch) { return LetGo(id, epoch); });
 }
 
@@ -66,6 +67,7 @@ bool SpaceWorld::LetGo(NodeId id, const SpaceEpoch& epoch) {
   }
   ++totals_.left;
   GiveUp(id, epoch);
+  if (options_.again) simulation_.After(simulation_.Between({}, milliseconds(20)), [this] { JoinOne(); });
   return true;
 }
 
@@ -77,7 +79,8 @@ void SpaceWorld::CutTwo() {
 }
 
 std::set<uint64_t> SpaceWorld::WantedBy(NodeId id) const {
-  if (options_.leave && id == victims_[0]) return {};  // nothing may be lost with it
+  const bool leaves = options_.leave && !victims_.empty() && id == victims_[0] && totals_.joined == 0;
+  if (leaves) return {};  // nothing may be lost with it
   std::set<uint64_t> wanted = nodes_[id.value()]->storing();
   if (config_.max_pages != 0) {
     // It may have been about to take over any of them.
@@ -117,7 +120,7 @@ void SpaceWorld::LoseOne() {
 
 void SpaceWorld::LeaveOne(NodeId id) {
   SpaceEngine* const engine = EngineOf(id);
-  if (engine == nullptr || over_) return;  // it was given up
+  if (engine == nullptr || over_ || totals_.left != 0) return;  // it was given up, or has left
   engine->Leave(true);
   simulation_.Trace(fmt::format("{} is leaving with {} pages", id.value(), engine->LeavingState().pages_left));
   if (engine->LeavingState().empty()) coordinator_->OnLeft(id);
@@ -139,25 +142,24 @@ void SpaceWorld::ReadAll() {
     const bool is_lost =
         std::any_of(left.begin(), left.end(), [page](Node* node) { return node->engine().IsLost(page); });
     (is_lost ? (void)lost.insert(page.value()) : readable.push_back(page));
-    if (is_lost && (only_leaves() || !oracle_.MayBeLost(page)))
+    if (is_lost && (nothing_lost() || !oracle_.MayBeLost(page)))
       oracle_.Report(fmt::format("page {} is lost, and need not be", page.value()));
     if (is_lost && oracle_.HeldBySomebody(page))
       oracle_.Report(fmt::format("page {} is lost, and is here", page.value()));
   }
   totals_.epochs += static_cast<uint64_t>(coordinator_->epochs());
+  const bool own_lost = !victims_.empty() && victims_[0] == NodeId(0);
   const auto stopped = std::find_if(left.begin(), left.end(), [](Node* node) { return !node->stopped().ok(); });
-  if (stopped != left.end() || victims_[0] == NodeId(0)) {
+  if (stopped != left.end() || own_lost) {
     // By a lost page that somebody needed, or with the coordinator.
     for (Node* const node : left) {
       const std::string why = node->stopped().ToString();
-      const bool by_page =
-          why.find("it is lost") != std::string::npos ||
-          (config_.max_pages != 0 && why.find("no frame is left for a page that comes back") != std::string::npos);
-      if (node->stopped().ok() || (!by_page && victims_[0] != NodeId(0))) {
+      const bool by_page = why.find("it is lost") != std::string::npos;
+      if (node->stopped().ok() || (!by_page && !own_lost)) {
         oracle_.Report(fmt::format("a node stopped, but not all as they should: {}", why));
       }
     }
-    if (victims_[0] != NodeId(0)) ++totals_.stopped_by_lost;
+    if (!own_lost) ++totals_.stopped_by_lost;
     return;
   }
   ++totals_.went_on;

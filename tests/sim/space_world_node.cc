@@ -15,7 +15,7 @@ using std::chrono::milliseconds;
 SpaceWorld::Node::Node(SpaceWorld* world, NodeId id, const TransportSettings& settings)
     : world_(world),
       id_(id),
-      frames_(&world->simulation_, &world->oracle_, id, world->config_.max_pages),
+      frames_(&world->simulation_, &world->oracle_, id, world->MostFrames(settings)),
       swap_(
           &world->simulation_, &world->oracle_,
           [this](Duration delay, std::function<void()> run) { After(delay, std::move(run)); }, world->swap_failures_) {
@@ -34,8 +34,9 @@ SpaceWorld::Node::Node(SpaceWorld* world, NodeId id, const TransportSettings& se
   engine_ = *std::move(engine);
   engine_->WatchLosses([this](NodeId lost) {
     // The word takes its time to the coordinator.
-    world_->simulation_.After(world_->simulation_.Between({}, milliseconds(2)), [world = world_, lost] {
-      if (world->coordinator_ != nullptr) world->coordinator_->OnLost(lost);
+    // That of a node that takes no part, yet or any more, does not count.
+    world_->simulation_.After(world_->simulation_.Between({}, milliseconds(2)), [world = world_, self = id_, lost] {
+      if (world->coordinator_ != nullptr && world->coordinator_->IsMember(self)) world->coordinator_->OnLost(lost);
     });
   });
 }
@@ -60,7 +61,7 @@ void SpaceWorld::Node::LoadAll(const std::vector<Gfn>& pages) {
 void SpaceWorld::Node::OnStopped(const absl::Status& why) {
   stopped_ = why;
   simulation().Trace(fmt::format("{} stopped: {}", id_.value(), why.ToString()));
-  const bool expected = world_->only_leaves() ? absl::IsCancelled(why) : world_->crashed_;
+  const bool expected = world_->IsToJoin(id_) || (world_->nothing_lost() ? absl::IsCancelled(why) : world_->crashed_);
   if (!expected && !world_->over_)
     world_->oracle_.Report(fmt::format("node {} stopped: {}", id_.value(), why.ToString()));
 }

@@ -41,8 +41,12 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
     if (message.guest != world_->config_.guest) return;
     engine_->OnMessage(from, message, payload, late);
   }
-  void OnPeerUp(NodeId /*peer*/) override { ++up_; }
+  void OnPeerUp(NodeId peer) override {
+    ++up_;
+    connected_.Add(peer);
+  }
   void OnPeerFailed(NodeId peer, PeerFailure why, const std::string& detail) override {
+    connected_.Remove(peer);
     engine_->OnPeerFailed(peer, why, detail);
   }
   void OnWritable(NodeId peer, MessageClass message_class) override {
@@ -58,7 +62,9 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
     engine_->OnRequestExpired(asked, message_class, transaction, slot, why);
   }
 
+  NodeId id() const { return id_; }
   int up() const { return up_; }
+  NodeSet connected() const { return connected_; }
   uint64_t pins() const { return pins_; }
   int unended() const { return unended_; }
   // Some program has something to do yet, now or later.
@@ -103,6 +109,7 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   std::unique_ptr<SpaceEngine> engine_;
   absl::Status stopped_;
   int up_ = 0;
+  NodeSet connected_;
   uint64_t pins_ = 0;
   size_t at_ = 0;     // where its programs read in order
   int programs_ = 0;  // that go on
