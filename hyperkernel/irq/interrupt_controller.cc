@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/irq/interrupt_across.h"
 #include "hyperkernel/irq/msi.h"
 
 namespace hk {
@@ -11,7 +12,7 @@ namespace hk {
 namespace {
 
 // The source of messages that no vCPU sends; they have no shorthands, so it is never looked at.
-constexpr VcpuId kDevice{0};
+constexpr VcpuId kDevice{kMaxVcpus};
 
 }  // namespace
 
@@ -44,20 +45,26 @@ void InterruptController::WakeAll(const VcpuSet& wake) {
   wake.ForEach([this](VcpuId vcpu) { waker_->Wake(vcpu); });
 }
 
-bool InterruptController::Deliver(const InterruptMessage& message, VcpuId target, VcpuSet& wake) {
+Acceptance InterruptController::Deliver(const InterruptMessage& message, VcpuId source, VcpuId target, VcpuSet& wake) {
   if (target.value() >= ports_.size()) {
-    return false;
+    return {};
   }
-  const Acceptance acceptance = ports_[target.value()]->Accept(message);
+  const Acceptance acceptance = ports_[target.value()]->Accept(message, source == target);
   if (acceptance.wake) {
     wake.Add(target);
   }
-  return acceptance.accepted;
+  return acceptance;
 }
 
 bool InterruptController::Route(const InterruptMessage& message, VcpuId source, VcpuSet& wake) {
+  VcpuSet elsewhere;
   if (const auto only = OnlyDestination(message, source)) {
-    return Deliver(message, *only, wake);
+    const Acceptance acceptance = Deliver(message, source, *only, wake);
+    if (acceptance.elsewhere) {
+      elsewhere.Add(*only);
+      Export(message, source, elsewhere, wake);
+    }
+    return acceptance.accepted;
   }
   VcpuSet targets;
   {
@@ -72,7 +79,16 @@ bool InterruptController::Route(const InterruptMessage& message, VcpuId source, 
     }
   }
   bool accepted = false;
-  targets.ForEach([&](VcpuId target) { accepted |= Deliver(message, target, wake); });
+  targets.ForEach([&](VcpuId target) {
+    const Acceptance acceptance = Deliver(message, source, target, wake);
+    accepted |= acceptance.accepted;
+    if (acceptance.elsewhere) {
+      elsewhere.Add(target);
+    }
+  });
+  if (!elsewhere.Empty()) {
+    Export(message, source, elsewhere, wake);
+  }
   return accepted;
 }
 
@@ -90,7 +106,9 @@ void InterruptController::RoutePins(PinMessages* pins, VcpuSet& wake) {
     const uint64_t changes = routing_changes_.load();
     for (uint8_t i = 0; i < pins->count; ++i) {
       const InterruptMessage& message = pins->messages[i];
-      if (!Route(message, kDevice, wake) && message.level) {
+      const bool accepted =
+          message.level && across_ != nullptr ? RouteLevel(message, changes, wake) : Route(message, kDevice, wake);
+      if (!accepted && message.level) {
         MutexLock lock(&io_apic_mutex_);
         io_apic_.Rejected({.pin = message.pin, .generation = message.generation});
         // A vCPU that began to accept meanwhile has retried too early, while the pin still waited for its EOI.
@@ -120,6 +138,9 @@ void InterruptController::SetAddressing(VcpuId vcpu, const ApicAddressing& addre
 
 void InterruptController::Follow(VcpuId source, const PortOutcome& outcome) {
   const ApicEffects& effects = outcome.effects;
+  if (across_ != nullptr && (effects.routing_changed || outcome.accepts_changed)) {
+    FollowElsewhere(source, outcome);
+  }
   if (!effects.routing_changed && !effects.ipi && effects.eoi_pins == 0) {
     return;
   }
@@ -130,7 +151,8 @@ void InterruptController::Follow(VcpuId source, const PortOutcome& outcome) {
   if (effects.ipi) {
     Route(*effects.ipi, source, wake);
   }
-  for (uint32_t rest = effects.eoi_pins; rest != 0; rest &= rest - 1) {
+  const bool io_apic_here = across_ == nullptr || effects.eoi_pins == 0 || !ExportEois(outcome);
+  for (uint32_t rest = io_apic_here ? effects.eoi_pins : 0; rest != 0; rest &= rest - 1) {
     const auto pin = static_cast<uint8_t>(std::countr_zero(rest));
     PinMessages pins;
     {
@@ -167,9 +189,15 @@ bool InterruptController::SendMsi(uint64_t address, uint32_t data) {
 
 bool InterruptController::InjectNmi(VcpuId vcpu) {
   VcpuSet wake;
-  const bool accepted = Deliver({.mode = DeliveryMode::kNmi}, vcpu, wake);
+  const InterruptMessage nmi{.mode = DeliveryMode::kNmi};
+  const Acceptance acceptance = Deliver(nmi, kDevice, vcpu, wake);
+  if (acceptance.elsewhere) {
+    VcpuSet target;
+    target.Add(vcpu);
+    Export(nmi, kDevice, target, wake);
+  }
   WakeAll(wake);
-  return accepted;
+  return acceptance.accepted || acceptance.elsewhere;
 }
 
 uint32_t InterruptController::IoApicRead(uint32_t offset) {
@@ -203,7 +231,9 @@ absl::Status InterruptController::RestoreVcpu(VcpuId vcpu, const LocalApicState&
     MutexLock lock(&router_mutex_);
     table_.Update(vcpu, outcome.addressing);
   }
-  waker_->Wake(vcpu);
+  if (across_ == nullptr || IsHere(vcpu)) {
+    waker_->Wake(vcpu);
+  }
   return absl::OkStatus();
 }
 
@@ -213,6 +243,9 @@ IoApicState InterruptController::SaveIoApic() {
 }
 
 absl::Status InterruptController::RestoreIoApic(const IoApicState& state) {
+  if (across_ != nullptr) {
+    ForgetPins();
+  }
   MutexLock lock(&io_apic_mutex_);
   return io_apic_.Restore(state);
 }
@@ -233,6 +266,9 @@ absl::Status InterruptController::Renew() {
 }
 
 void InterruptController::Reset() {
+  if (across_ != nullptr) {
+    ForgetElsewhere();
+  }
   {
     MutexLock lock(&io_apic_mutex_);
     io_apic_.Reset();
