@@ -63,7 +63,7 @@ bool InterruptController::ExportEois(const PortOutcome& outcome) {
 
 void InterruptController::Finish(const ExchangeOutcome& outcome, VcpuSet& wake) {
   wake |= outcome.wake;
-  if (outcome.routing_changed) {
+  if (outcome.routing_changed || outcome.ceased) {
     routing_changes_.fetch_add(1);
   }
   bool again = outcome.routing_changed;

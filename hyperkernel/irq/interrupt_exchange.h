@@ -76,6 +76,7 @@ struct ExchangeOutcome {
   };
   VcpuSet wake;
   bool routing_changed = false;  // as ApicEffects says, of a vCPU elsewhere
+  bool ceased = false;           // a vCPU elsewhere has ceased to accept: what chose it may choose again
   bool retry = false;            // see TakeRetry
   uint32_t eoi_pins = 0;         // I/O APIC pins whose service ended
   std::array<uint32_t, kIoApicPins> eoi_generations;
@@ -233,8 +234,8 @@ class InterruptExchange {
   std::vector<Peer> peers_;
   std::vector<VcpuPlace> places_;
   std::vector<Stamp> stamps_;
-  std::vector<ApicAddressing> addressing_;  // of vCPUs that are here
-  std::vector<uint16_t> hints_;             // of those that are not
+  std::vector<ApicAddressing> addressing_;
+  std::vector<uint16_t> hints_;  // of vCPUs that are elsewhere
   std::vector<Lane> lanes_;
   VcpuSet unsent_;  // lanes whose in_flight is to be sent
   NodeSet marked_;  // there may be something to send

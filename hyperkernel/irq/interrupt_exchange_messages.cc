@@ -168,8 +168,8 @@ absl::Status InterruptExchange::Claim(NodeId from, VcpuId vcpu, uint32_t version
 
 void InterruptExchange::NoteHint(VcpuId vcpu, uint16_t hint, ExchangeOutcome* outcome) {
   uint16_t& known = hints_[vcpu.value()];
-  // Whichever way: one that begins to accept can take what nobody did; one that ceased was chosen in vain.
-  outcome->routing_changed |= (known == kAcceptsNothing) != (hint == kAcceptsNothing);
+  outcome->routing_changed |= known == kAcceptsNothing && hint != kAcceptsNothing;
+  outcome->ceased |= known != kAcceptsNothing && hint == kAcceptsNothing;
   known = hint;
   apics_->SetHint(vcpu, hint);
 }
@@ -196,8 +196,10 @@ absl::Status InterruptExchange::TakeVcpu(NodeId from, const Item& item, Exchange
   Stamp& current = stamps_[item.vcpu.value()];
   if (PlaceOf(item.vcpu) == VcpuPlace{from, item.version} && current < stamp) {
     current = stamp;
+    ApicAddressing& addressing = addressing_[item.vcpu.value()];
+    outcome->routing_changed |= addressing != item.addressing;
+    addressing = item.addressing;
     apics_->SetAddressing(item.vcpu, item.addressing);
-    outcome->routing_changed = true;
     NoteHint(item.vcpu, item.hint, outcome);
   }
   peer.told[item.vcpu.value()] = stamp;
