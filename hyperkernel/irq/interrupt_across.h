@@ -1,6 +1,8 @@
 // InterruptController's own: its part in a guest on several nodes.
 #pragma once
 
+#include <atomic>
+
 #include "absl/base/thread_annotations.h"
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/irq/interrupt_controller.h"
@@ -28,7 +30,11 @@ class InterruptController::Across final : public LocalApics {
   InterruptController* const controller_;
 
  public:
+  // The exchange has changed who is settled.
+  void NoteSettled() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) { all_settled.store(exchange.AllSettled()); }
+
   const bool io_apic_here;
+  std::atomic<bool> all_settled{true};  // written under the lock
   Mutex mutex;
   InterruptExchange exchange ABSL_GUARDED_BY(mutex);
 };

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/irq/interrupt_across.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 
@@ -45,6 +46,7 @@ bool InterruptController::RouteLevel(const InterruptMessage& message, uint64_t c
 void InterruptController::FollowElsewhere(VcpuId source, const PortOutcome& outcome) {
   MutexLock lock(&across_->mutex);
   across_->exchange.Announce(source, outcome.addressing);
+  across_->NoteSettled();
   across_->exchange.Flush();
 }
 
@@ -75,7 +77,7 @@ void InterruptController::Finish(const ExchangeOutcome& outcome, VcpuSet& wake) 
       io_apic_.Rejected({.pin = pin, .generation = rejected.generation});
     }
     // A vCPU that began to accept while the answer was under way has retried too early (RoutePins).
-    again |= routing_changes_.load() != rejected.changes;
+    again |= routing_changes_.load() != rejected.changes && !HK_MUTANT(irq_rejected_for_good);
   }
   for (uint32_t rest = outcome.eoi_pins; rest != 0; rest &= rest - 1) {
     const auto pin = static_cast<uint8_t>(std::countr_zero(rest));
@@ -114,6 +116,7 @@ absl::Status InterruptController::OnMessage(NodeId from, std::span<const std::by
   {
     MutexLock lock(&across_->mutex);
     status = across_->exchange.OnMessage(from, bytes, &outcome);
+    across_->NoteSettled();
     across_->exchange.Flush();
   }
   VcpuSet wake;
@@ -137,6 +140,9 @@ VcpuPlace InterruptController::PlaceOf(VcpuId vcpu) {
 
 bool InterruptController::Settled(VcpuId vcpu) {
   HK_CHECK(across_ != nullptr);
+  if (across_->all_settled.load()) {
+    return true;
+  }
   MutexLock lock(&across_->mutex);
   return across_->exchange.Settled(vcpu);
 }
@@ -181,8 +187,10 @@ absl::Status InterruptController::PutVcpu(VcpuId vcpu, const MovedVcpuInterrupts
       return status;
     }
     across_->SetAddressing(vcpu, restored.addressing);
-    ports_[vcpu.value()]->SetResidence(VcpuPort::Residence::kDetour);
+    ports_[vcpu.value()]->SetResidence(HK_MUTANT(irq_no_detour) ? VcpuPort::Residence::kHere
+                                                                : VcpuPort::Residence::kDetour);
     across_->exchange.Arrive(vcpu, moved.version, restored.addressing, &outcome);
+    across_->NoteSettled();
     across_->exchange.Flush();
   }
   VcpuSet wake;
@@ -206,6 +214,7 @@ bool InterruptController::IsHere(VcpuId vcpu) {
 void InterruptController::ForgetElsewhere() {
   MutexLock lock(&across_->mutex);
   across_->exchange.Reset();
+  across_->NoteSettled();
 }
 
 void InterruptController::ForgetPins() {

@@ -212,18 +212,18 @@ void InterruptExchange::Announce(VcpuId vcpu, const ApicAddressing& addressing) 
     if (peer.id != self_) {
       peer.announce.Add(vcpu);
       peer.unknown.Add(vcpu);
+      unsettled_.Add(vcpu);
       Mark(peer.id);
     }
   }
 }
 
-bool InterruptExchange::Settled(VcpuId vcpu) const {
-  return std::ranges::none_of(peers_, [vcpu](const Peer& peer) { return peer.unknown.Contains(vcpu); });
-}
-
 bool InterruptExchange::Drained(VcpuId vcpu) const {
   if (!Settled(vcpu)) {
     return false;
+  }
+  if (HK_MUTANT(irq_leaves_undrained)) {
+    return true;
   }
   const bool sending = std::ranges::any_of(lanes_, [vcpu](const Lane& lane) {
     return lane.pending_sources.Contains(vcpu) || lane.in_flight_sources.Contains(vcpu);
@@ -258,7 +258,7 @@ absl::StatusOr<uint32_t> InterruptExchange::Leave(VcpuId vcpu, NodeId to, Exchan
     return absl::InvalidArgumentError(absl::StrCat("vCPU ", vcpu.value(), " cannot go to node ", to.value(),
                                                    ": it is this one, or has no part in the guest"));
   }
-  if (!Drained(vcpu) && !HK_MUTANT(irq_leaves_undrained)) {
+  if (!Drained(vcpu)) {
     return absl::FailedPreconditionError(absl::StrCat("vCPU ", vcpu.value(), ": what it has sent is still under way"));
   }
   const VcpuPlace place = PlaceOf(vcpu);
@@ -305,7 +305,7 @@ void InterruptExchange::Reset() {
       apics_->Direct(VcpuId(i));
     }
   }
-  unsent_ = VcpuSet();
+  unsent_ = unsettled_ = VcpuSet();
   marked_ = NodeSet();
   ForgetPins();
   eois_ = 0;

@@ -135,9 +135,10 @@ class InterruptExchange {
   // Sends what there is to send. After each of the calls above and below, once for all of an operation.
   void Flush();
 
-  // Every node knows how the vCPU is addressed. REQUIRES of this and Drained: it is here and stopped.
-  bool Settled(VcpuId vcpu) const;
-  // And nothing that it has sent is under way.
+  // Every node knows how the vCPU, which is here, is addressed.
+  bool Settled(VcpuId vcpu) const { return !unsettled_.Contains(vcpu); }
+  bool AllSettled() const { return unsettled_.Empty(); }
+  // And nothing that it has sent is under way. REQUIRES: it is stopped.
   bool Drained(VcpuId vcpu) const;
   // A vCPU goes, or comes with the version that Leave returned (a later one if it comes back). Errors change nothing.
   absl::StatusOr<uint32_t> Leave(VcpuId vcpu, NodeId to, ExchangeOutcome* outcome);
@@ -237,8 +238,9 @@ class InterruptExchange {
   std::vector<ApicAddressing> addressing_;
   std::vector<uint16_t> hints_;  // of vCPUs that are elsewhere
   std::vector<Lane> lanes_;
-  VcpuSet unsent_;  // lanes whose in_flight is to be sent
-  NodeSet marked_;  // there may be something to send
+  VcpuSet unsettled_;  // in `unknown` of some peer
+  VcpuSet unsent_;     // lanes whose in_flight is to be sent
+  NodeSet marked_;     // there may be something to send
   std::array<PinDelivery, kIoApicPins> pins_{};
   uint32_t eois_ = 0;
   std::array<uint32_t, kIoApicPins> eoi_generations_{};

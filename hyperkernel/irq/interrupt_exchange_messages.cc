@@ -1,4 +1,5 @@
 // What other nodes send, and how what is to be sent becomes messages.
+#include <algorithm>
 #include <bit>
 #include <utility>
 
@@ -90,10 +91,11 @@ absl::Status InterruptExchange::Take(NodeId from, const Item& item, ExchangeOutc
     case Kind::kKnown: {
       const Stamp& stamp = stamps_[item.vcpu.value()];
       if (Here(item.vcpu) && stamp == Stamp{item.version, item.serial}) {
-        VcpuSet& unknown = PeerOf(from).unknown;
-        const bool news = unknown.Contains(item.vcpu);
-        unknown.Remove(item.vcpu);
-        if (news && Settled(item.vcpu)) {
+        PeerOf(from).unknown.Remove(item.vcpu);
+        const bool unknown =
+            std::ranges::any_of(peers_, [&](const Peer& peer) { return peer.unknown.Contains(item.vcpu); });
+        if (!unknown && !Settled(item.vcpu)) {
+          unsettled_.Remove(item.vcpu);
           outcome->wake.Add(item.vcpu);  // its thread waits for this
         }
       }
@@ -133,6 +135,7 @@ void InterruptExchange::Settle(Peer& origin, VcpuId target, ExchangeOutcome* out
     origin.forwards.Remove(target);
     if (origin.id == self_) {
       Lane& lane = lanes_[target.value()];
+      if (HK_MUTANT(irq_own_come_twice)) ApplyTo(target, held.content, outcome);
       if (lane.waiting && !unsent_.Contains(target) && lane.serial == held.serial) {
         ApplyTo(target, held.content, outcome);
         FinishLane(target, apics_->Hint(target) != kAcceptsNothing, outcome);
@@ -143,9 +146,11 @@ void InterruptExchange::Settle(Peer& origin, VcpuId target, ExchangeOutcome* out
     origin.answer_of[target.value()] = {.version = place.version, .serial = held.serial, .hint = apics_->Hint(target)};
     origin.answers.Add(target);
     Mark(origin.id);
-  } else if (place.version >= held.version || HK_MUTANT(irq_early_ones_bounce)) {
+  } else if (place.version >= held.version) {
     origin.forwards.Add(target);
     Mark(place.node);
+  } else if (HK_MUTANT(irq_early_ones_dropped)) {
+    origin.held.Remove(target);
   } else {
     origin.forwards.Remove(target);
     ++statistics_.held;
@@ -211,7 +216,7 @@ absl::Status InterruptExchange::TakeVcpu(NodeId from, const Item& item, Exchange
 void InterruptExchange::OnWritable(NodeId to) {
   if (Knows(to)) {
     PeerOf(to).writable = true;
-    Mark(to);
+    if (!HK_MUTANT(irq_full_link_forgotten)) Mark(to);
   }
 }
 

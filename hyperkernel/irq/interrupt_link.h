@@ -12,8 +12,8 @@ namespace hk {
 inline constexpr size_t kMaxInterruptBytes = 256;
 
 // Carries messages of one guest, of one generation of it, between the nodes that the guest runs on. What it must
-// guarantee: each message arrives once at InterruptController::OnMessage of the node it was sent to, or the guest stops
-// on all nodes. Order is not needed.
+// guarantee: each message arrives once at InterruptController::OnMessage of the node it was sent to, and those from one
+// node to another in the order of their Sends; or the guest stops on all nodes.
 class InterruptLink {
  public:
   virtual ~InterruptLink() = default;

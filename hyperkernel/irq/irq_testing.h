@@ -35,8 +35,8 @@ class RecordingWaker final : public VcpuWaker {
 };
 
 // A controller of four vCPUs on a clock of its own, driven by bytes: each instruction is an operation, a vCPU and
-// operands. What the guest and the vCPU threads would see is appended to `seen`. Controller: InterruptController, or what
-// looks like one.
+// operands. What the guest and the vCPU threads would see is appended to `seen`. Controller: InterruptController, or
+// what looks like one.
 template <typename Controller>
 class IrqProgram {
  public:
