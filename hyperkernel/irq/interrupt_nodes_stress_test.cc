@@ -222,15 +222,14 @@ TEST(InterruptNodesStress, TokensGoRoundWhileEverybodyMoves) {
   cluster.io().IoApicWrite(0x10, 0xff000000);
   cluster.io().IoApicWrite(0, 0x10 + 2 * kPin);
   cluster.io().IoApicWrite(0x10, 0x8000 | 0x800 | 0x100 | kLevelVector);  // lowest priority among all
-  for (uint64_t i = 0; i < kDeviceInterrupts; ++i) {
+  const auto enough = [&] { return cluster.moves >= 100 && cluster.Sum(&InterruptExchangeStatistics::forwarded) != 0; };
+  for (uint64_t i = 0; i < kDeviceInterrupts || !enough(); ++i) {
     cluster.asserted = true;
     cluster.io().SetLine(kPin, true);
     while (cluster.asserted && RealClock().Now() < end) cluster.served.Wait(end);
     ASSERT_FALSE(cluster.asserted) << "interrupt " << i << " never came";
   }
   EXPECT_TRUE(cluster.hops >= kRounds * kVcpus || cluster.done.Wait(end)) << cluster.hops;
-  EXPECT_GT(cluster.moves, 100u);
-  EXPECT_GT(cluster.Sum(&InterruptExchangeStatistics::forwarded), 0u);
   EXPECT_EQ(cluster.Sum(&InterruptExchangeStatistics::refused), 0u);
 }
 
