@@ -46,7 +46,7 @@ void TryProgram(std::span<const std::byte> input) {
         input = input.subspan(size);
         break;
       case 2:
-        cluster.vcpu(vcpu).WriteMsr(0x830, uint64_t{operation >> 4} << 32 | size << 2);
+        cluster.vcpu(vcpu).WriteMsr(0x830, static_cast<uint64_t>(operation >> 4) << 32 | size << 2);
         break;
       case 3:
         cluster.vcpu(vcpu).WriteMsr(0x80f, 0xff | (operation & 0x10) << 4);
