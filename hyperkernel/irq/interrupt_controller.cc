@@ -221,19 +221,25 @@ LocalApicState InterruptController::SaveVcpu(VcpuId vcpu) {
   return ports_[vcpu.value()]->Save(Now());
 }
 
-absl::Status InterruptController::RestoreVcpu(VcpuId vcpu, const LocalApicState& state) {
+absl::Status InterruptController::RestorePort(VcpuId vcpu, const LocalApicState& state, PortOutcome* outcome) {
   HK_CHECK(vcpu.value() < ports_.size());
-  PortOutcome outcome;
-  if (auto status = ports_[vcpu.value()]->Restore(state, Now(), outcome); !status.ok()) {
+  if (auto status = ports_[vcpu.value()]->Restore(state, Now(), *outcome); !status.ok()) {
     return status;
   }
-  {
-    MutexLock lock(&router_mutex_);
-    table_.Update(vcpu, outcome.addressing);
+  MutexLock lock(&router_mutex_);
+  table_.Update(vcpu, outcome->addressing);
+  return absl::OkStatus();
+}
+
+absl::Status InterruptController::RestoreVcpu(VcpuId vcpu, const LocalApicState& state) {
+  PortOutcome outcome;
+  if (auto status = RestorePort(vcpu, state, &outcome); !status.ok()) {
+    return status;
   }
-  if (across_ == nullptr || IsHere(vcpu)) {
-    waker_->Wake(vcpu);
+  if (across_ != nullptr) {
+    FollowElsewhere(vcpu, outcome);
   }
+  waker_->Wake(vcpu);
   return absl::OkStatus();
 }
 
@@ -276,8 +282,12 @@ void InterruptController::Reset() {
   for (uint32_t i = 0; i < ports_.size(); ++i) {
     const Monotonic now = Now();
     const LocalApic fresh(i, i == 0, x2apic_);
-    const absl::Status restored = RestoreVcpu(VcpuId(i), fresh.Save(now));
+    PortOutcome outcome;  // the same on all nodes: nobody needs to be told
+    const absl::Status restored = RestorePort(VcpuId(i), fresh.Save(now), &outcome);
     HK_CHECK(restored.ok());
+    if (across_ == nullptr || IsHere(VcpuId(i))) {
+      waker_->Wake(VcpuId(i));
+    }
   }
 }
 

@@ -85,7 +85,8 @@ class InterruptController {
   void IoApicWrite(uint32_t offset, uint32_t value);
 
   // State. REQUIRES of all four and of Reset: the vCPUs concerned are stopped. A failed restore changes nothing. A
-  // restore sends nothing: what had to be sent was, before the state was saved. It wakes the vCPU.
+  // restore sends no interrupt: what had to be sent was, before the state was saved. It wakes the vCPU. On several
+  // nodes: where the vCPU or the I/O APIC is.
   LocalApicState SaveVcpu(VcpuId vcpu);
   absl::Status RestoreVcpu(VcpuId vcpu, const LocalApicState& state);
   IoApicState SaveIoApic();
@@ -141,6 +142,7 @@ class InterruptController {
   // What a vCPU's own register access, INIT or restore asks of the rest. Called with no lock held.
   void Follow(VcpuId source, const PortOutcome& outcome);
   void SetAddressing(VcpuId vcpu, const ApicAddressing& addressing, VcpuSet& wake);
+  absl::Status RestorePort(VcpuId vcpu, const LocalApicState& state, PortOutcome* outcome);
 
   // The way to other nodes (interrupt_controller_nodes.cc).
   class Across;

@@ -242,6 +242,43 @@ TEST_F(TwoNodes, AResetForgetsWhatWasUnderWay) {
   EXPECT_EQ(cluster.vcpu(0).Acknowledge(), 0x43);
 }
 
+// What was known of an APIC's addressing before a reset must not hide that it changes after.
+TEST(TwoXApicNodes, AfterAResetAddressingIsToldAnew) {
+  ManualClock clock;
+  RecordingWaker waker;
+  InterruptCluster cluster(2, {.vcpus = 2, .x2apic = false}, &clock, &waker);
+  for (int life = 0; life < 2; ++life) {
+    cluster.vcpu(0).WriteMmio(0xf0, 0x1ff);
+    cluster.network.Drain();
+    cluster.io().IoApicWrite(0, 0x11);
+    cluster.io().IoApicWrite(0x10, 0x20000000);
+    cluster.io().IoApicWrite(0, 0x10);
+    cluster.io().IoApicWrite(0x10, 0x8000 | 0x800 | 0x50);  // pin 0, to logical id 0x20
+    cluster.io().SetLine(0, true);
+    cluster.network.Drain();
+    EXPECT_EQ(cluster.vcpu(0).Acknowledge(), std::nullopt) << "nobody has that id yet";
+    cluster.vcpu(0).WriteMmio(0xd0, 0x20000000);
+    cluster.network.Drain();
+    EXPECT_EQ(cluster.vcpu(0).Acknowledge(), 0x50) << "life " << life;
+    for (auto& controller : cluster.controllers) controller->Reset();
+  }
+}
+
+TEST_F(TwoNodes, ARestoredVcpuIsToldOf) {
+  Start(false);
+  cluster.vcpu(0).WriteMsr(kSvr, 0x1ff);
+  cluster.network.Drain();
+  const LocalApicState accepting = cluster.Of(0).SaveVcpu(VcpuId(0));
+  cluster.vcpu(0).WriteMsr(kSvr, 0xff);
+  Entry(5, 0, 0x8000 | 0x50);
+  cluster.io().SetLine(5, true);
+  cluster.network.Drain();
+  ASSERT_TRUE(cluster.Of(0).RestoreVcpu(VcpuId(0), accepting).ok());
+  EXPECT_FALSE(cluster.Of(0).Settled(VcpuId(0)));
+  cluster.network.Drain();
+  EXPECT_EQ(cluster.vcpu(0).Acknowledge(), 0x50);
+}
+
 TEST(ThreeNodes, APinRefusedBeforeAMoveIsTriedAgainAfterIt) {
   ManualClock clock;
   RecordingWaker waker;

@@ -206,14 +206,20 @@ void InterruptExchange::PostEoi(LevelEoi eoi) {
 void InterruptExchange::Announce(VcpuId vcpu, const ApicAddressing& addressing) {
   HK_CHECK(Here(vcpu));
   addressing_[vcpu.value()] = addressing;
-  Stamp& stamp = stamps_[vcpu.value()];
-  ++stamp.serial;
+  Tell(vcpu, true);
+}
+
+void InterruptExchange::Tell(VcpuId vcpu, bool must_be_known) {
+  ++stamps_[vcpu.value()].serial;
   for (Peer& peer : peers_) {
-    if (peer.id != self_) {
-      peer.announce.Add(vcpu);
+    if (peer.id == self_) {
+      continue;
+    }
+    peer.announce.Add(vcpu);
+    Mark(peer.id);
+    if (must_be_known) {
       peer.unknown.Add(vcpu);
       unsettled_.Add(vcpu);
-      Mark(peer.id);
     }
   }
 }
@@ -266,6 +272,9 @@ absl::StatusOr<uint32_t> InterruptExchange::Leave(VcpuId vcpu, NodeId to, Exchan
     return absl::ResourceExhaustedError(absl::StrCat("vCPU ", vcpu.value(), " has moved too often"));
   }
   hints_[vcpu.value()] = apics_->Hint(vcpu);
+  for (Peer& peer : peers_) {
+    peer.announce.Remove(vcpu);  // news of who has it next are not ours to tell
+  }
   SetPlace(vcpu, {.node = to, .version = place.version + 1}, outcome);
   return place.version + 1;
 }
@@ -291,7 +300,9 @@ void InterruptExchange::Arrive(VcpuId vcpu, uint32_t version, const ApicAddressi
   if (!lanes_[vcpu.value()].waiting) {
     apics_->Direct(vcpu);
   }
-  Announce(vcpu, addressing);
+  // That it is here, the others would find out; how it is addressed, they know from before.
+  addressing_[vcpu.value()] = addressing;
+  Tell(vcpu, false);
 }
 
 void InterruptExchange::Reset() {
@@ -301,6 +312,7 @@ void InterruptExchange::Reset() {
   for (uint32_t i = 0; i < lanes_.size(); ++i) {
     lanes_[i] = {.serial = lanes_[i].serial};
     hints_[i] = kAcceptsNothing;
+    addressing_[i] = ApicAddressing();
     if (Here(VcpuId(i))) {
       apics_->Direct(VcpuId(i));
     }

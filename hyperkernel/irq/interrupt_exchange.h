@@ -120,7 +120,8 @@ class InterruptExchange {
   void ForgetPins() { pins_.fill({}); }
   // To the I/O node. REQUIRES: that is another.
   void PostEoi(LevelEoi eoi);
-  // A vCPU that is here is addressed differently, or begins or ceases to accept fixed interrupts.
+  // A vCPU that is here is addressed differently, or begins or ceases to accept fixed interrupts. It is unsettled until
+  // all nodes know.
   void Announce(VcpuId vcpu, const ApicAddressing& addressing);
   // A lowest-priority edge that must be routed again, and its source.
   struct Retry {
@@ -213,6 +214,7 @@ class InterruptExchange {
   void RememberEdge(const InterruptMessage& message, VcpuId source, VcpuId target);
   void FinishEdges(VcpuId target, bool accepts, ExchangeOutcome* outcome);
   void Settle(Peer& origin, VcpuId target, ExchangeOutcome* outcome);
+  void Tell(VcpuId vcpu, bool must_be_known);
   void SetPlace(VcpuId vcpu, VcpuPlace place, ExchangeOutcome* outcome);
   void NoteHint(VcpuId vcpu, uint16_t hint, ExchangeOutcome* outcome);
 
@@ -235,8 +237,8 @@ class InterruptExchange {
   std::vector<Peer> peers_;
   std::vector<VcpuPlace> places_;
   std::vector<Stamp> stamps_;
-  std::vector<ApicAddressing> addressing_;
-  std::vector<uint16_t> hints_;  // of vCPUs that are elsewhere
+  std::vector<ApicAddressing> addressing_;  // as last told; of one that nobody has told of, disabled
+  std::vector<uint16_t> hints_;             // of vCPUs that are elsewhere
   std::vector<Lane> lanes_;
   VcpuSet unsettled_;  // in `unknown` of some peer
   VcpuSet unsent_;     // lanes whose in_flight is to be sent

@@ -20,7 +20,8 @@ class InterruptLink {
 
   // Takes the message, in any case, and copies it. False: takes no more to that node until
   // InterruptController::OnWritable(to); so a link keeps at most one message for each node that its transport refused.
-  // Called by any thread, with the controller's lock for other nodes held: must not block and not call the controller.
+  // Called by any thread, with the controller's lock for other nodes held: must not block and not call the controller,
+  // and a lock that it takes must not be held around a call of OnMessage or OnWritable.
   virtual bool Send(NodeId to, std::span<const std::byte> bytes) = 0;
 };
 
