@@ -45,26 +45,26 @@ void InterruptController::WakeAll(const VcpuSet& wake) {
   wake.ForEach([this](VcpuId vcpu) { waker_->Wake(vcpu); });
 }
 
-Acceptance InterruptController::Deliver(const InterruptMessage& message, VcpuId source, VcpuId target, VcpuSet& wake) {
+// Of a guest on this node only, `elsewhere` is not used.
+bool InterruptController::Deliver(const InterruptMessage& message, VcpuId source, VcpuId target, VcpuSet& wake,
+                                  VcpuSet* elsewhere) {
   if (target.value() >= ports_.size()) {
-    return {};
+    return false;
   }
-  const Acceptance acceptance = ports_[target.value()]->Accept(message, source == target);
+  Acceptance acceptance;
+  if (!ports_[target.value()]->Accept(message, source == target, &acceptance)) [[unlikely]] {
+    elsewhere != nullptr ? elsewhere->Add(target) : ExportTo(message, source, target, wake);
+    return false;
+  }
   if (acceptance.wake) {
     wake.Add(target);
   }
-  return acceptance;
+  return acceptance.accepted;
 }
 
 bool InterruptController::Route(const InterruptMessage& message, VcpuId source, VcpuSet& wake) {
-  VcpuSet elsewhere;
   if (const auto only = OnlyDestination(message, source)) {
-    const Acceptance acceptance = Deliver(message, source, *only, wake);
-    if (acceptance.elsewhere) {
-      elsewhere.Add(*only);
-      Export(message, source, elsewhere, wake);
-    }
-    return acceptance.accepted;
+    return Deliver(message, source, *only, wake, nullptr);
   }
   VcpuSet targets;
   {
@@ -79,13 +79,8 @@ bool InterruptController::Route(const InterruptMessage& message, VcpuId source, 
     }
   }
   bool accepted = false;
-  targets.ForEach([&](VcpuId target) {
-    const Acceptance acceptance = Deliver(message, source, target, wake);
-    accepted |= acceptance.accepted;
-    if (acceptance.elsewhere) {
-      elsewhere.Add(target);
-    }
-  });
+  VcpuSet elsewhere;  // these share messages
+  targets.ForEach([&](VcpuId target) { accepted |= Deliver(message, source, target, wake, &elsewhere); });
   if (!elsewhere.Empty()) {
     Export(message, source, elsewhere, wake);
   }
@@ -189,15 +184,14 @@ bool InterruptController::SendMsi(uint64_t address, uint32_t data) {
 
 bool InterruptController::InjectNmi(VcpuId vcpu) {
   VcpuSet wake;
+  VcpuSet elsewhere;
   const InterruptMessage nmi{.mode = DeliveryMode::kNmi};
-  const Acceptance acceptance = Deliver(nmi, kDevice, vcpu, wake);
-  if (acceptance.elsewhere) {
-    VcpuSet target;
-    target.Add(vcpu);
-    Export(nmi, kDevice, target, wake);
+  const bool accepted = Deliver(nmi, kDevice, vcpu, wake, &elsewhere);
+  if (!elsewhere.Empty()) {
+    Export(nmi, kDevice, elsewhere, wake);
   }
   WakeAll(wake);
-  return acceptance.accepted || acceptance.elsewhere;
+  return accepted || !elsewhere.Empty();
 }
 
 uint32_t InterruptController::IoApicRead(uint32_t offset) {

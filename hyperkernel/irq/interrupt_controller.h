@@ -133,8 +133,8 @@ class InterruptController {
   void Collect(IoApic::Pins pins, PinMessages* messages) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_apic_mutex_);
 
   // The delivery path. Each adds to `wake` whom to wake once it is over.
-  Acceptance Deliver(const InterruptMessage& message, VcpuId source, VcpuId target, VcpuSet& wake);
-  // Whether an APIC of this node has accepted it.
+  // Both: whether an APIC of this node has accepted it.
+  bool Deliver(const InterruptMessage& message, VcpuId source, VcpuId target, VcpuSet& wake, VcpuSet* elsewhere);
   bool Route(const InterruptMessage& message, VcpuId source, VcpuSet& wake);
   void RoutePins(PinMessages* pins, VcpuSet& wake);
   void WakeAll(const VcpuSet& wake);
@@ -147,6 +147,7 @@ class InterruptController {
   // The way to other nodes (interrupt_controller_nodes.cc).
   class Across;
   void Export(const InterruptMessage& message, VcpuId source, const VcpuSet& targets, VcpuSet& wake);
+  void ExportTo(const InterruptMessage& message, VcpuId source, VcpuId target, VcpuSet& wake);
   // Whether it was accepted, or may still be.
   bool RouteLevel(const InterruptMessage& message, uint64_t changes, VcpuSet& wake);
   void FollowElsewhere(VcpuId source, const PortOutcome& outcome);

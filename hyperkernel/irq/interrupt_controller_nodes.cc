@@ -33,6 +33,12 @@ void InterruptController::Export(const InterruptMessage& message, VcpuId source,
   Finish(outcome, wake);
 }
 
+void InterruptController::ExportTo(const InterruptMessage& message, VcpuId source, VcpuId target, VcpuSet& wake) {
+  VcpuSet targets;
+  targets.Add(target);
+  Export(message, source, targets, wake);
+}
+
 bool InterruptController::RouteLevel(const InterruptMessage& message, uint64_t changes, VcpuSet& wake) {
   {
     MutexLock lock(&across_->mutex);

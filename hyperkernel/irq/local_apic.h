@@ -51,8 +51,7 @@ struct ApicAddressing {
 // What became of a message at one APIC.
 struct Acceptance {
   bool accepted = false;
-  bool wake = false;       // there is new work for the vCPU: it must look
-  bool elsewhere = false;  // the vCPU is not to be reached here (VcpuPort)
+  bool wake = false;  // there is new work for the vCPU: it must look
 };
 
 // One local APIC.

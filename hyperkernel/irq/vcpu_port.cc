@@ -129,12 +129,13 @@ uint8_t VcpuPort::Cr8() {
   return apic_.Cr8();
 }
 
-Acceptance VcpuPort::Accept(const InterruptMessage& message, bool own) {
+bool VcpuPort::Accept(const InterruptMessage& message, bool own, Acceptance* acceptance) {
   MutexLock lock(&mutex_);
   if (residence_ != Residence::kHere && (residence_ == Residence::kAway || !own)) [[unlikely]] {
-    return {.elsewhere = true};
+    return false;
   }
-  return apic_.Accept(message);
+  *acceptance = apic_.Accept(message);
+  return true;
 }
 
 void VcpuPort::SetResidence(Residence residence) {

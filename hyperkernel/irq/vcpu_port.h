@@ -49,8 +49,9 @@ class VcpuPort final : public VcpuInterrupts {
   Monotonic TimerDeadline() const override;
   void RunTimer(Monotonic now) override ABSL_LOCKS_EXCLUDED(mutex_) { static_cast<void>(OnTime(now)); }
 
-  // `own`: the vCPU sends it to itself. Not accepted, and `elsewhere`: it must go through the exchange.
-  Acceptance Accept(const InterruptMessage& message, bool own) ABSL_LOCKS_EXCLUDED(mutex_);
+  // `own`: the vCPU sends it to itself. False, and nothing was done: it must go through the exchange. (As a third flag
+  // of Acceptance, that made every IPI a quarter slower.)
+  bool Accept(const InterruptMessage& message, bool own, Acceptance* acceptance) ABSL_LOCKS_EXCLUDED(mutex_);
   // True: the vCPU must look.
   bool OnTime(Monotonic now) ABSL_LOCKS_EXCLUDED(mutex_);
   LocalApicState Save(Monotonic now) ABSL_LOCKS_EXCLUDED(mutex_);
