@@ -217,7 +217,7 @@ void InterruptExchange::Tell(VcpuId vcpu, bool must_be_known) {
     }
     peer.announce.Add(vcpu);
     Mark(peer.id);
-    if (must_be_known) {
+    if (must_be_known && !HK_MUTANT(irq_settled_at_once)) {
       peer.unknown.Add(vcpu);
       unsettled_.Add(vcpu);
     }
