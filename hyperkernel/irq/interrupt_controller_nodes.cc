@@ -26,9 +26,9 @@ void InterruptController::Export(const InterruptMessage& message, VcpuId source,
   ExchangeOutcome outcome;
   {
     MutexLock lock(&across_->mutex);
-    InterruptExchange& exchange = across_->exchange;
-    targets.ForEach([&](VcpuId target) { exchange.Post(message, source, target, &outcome); });
-    exchange.Flush();
+    InterruptExchange* const exchange = &across_->exchange;  // the analysis does not look into the lambda
+    targets.ForEach([&](VcpuId target) { exchange->Post(message, source, target, &outcome); });
+    exchange->Flush();
   }
   Finish(outcome, wake);
 }
