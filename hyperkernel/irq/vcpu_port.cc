@@ -147,8 +147,8 @@ bool VcpuPort::AcceptAll(const PendingInterrupts& content) {
   MutexLock lock(&mutex_);
   HK_CHECK(residence_ != Residence::kAway);
   bool wake = false;
-  LocalApic& apic = apic_;  // the analysis does not look into the lambda
-  content.ForEachMessage([&](const InterruptMessage& message) { wake |= apic.Accept(message).wake; });
+  LocalApic* const apic = &apic_;  // the analysis does not look into the lambda
+  content.ForEachMessage([&](const InterruptMessage& message) { wake |= apic->Accept(message).wake; });
   return wake;
 }
 
