@@ -43,7 +43,6 @@ class SplitController {
     Prepare();
     cluster.io().IoApicWrite(offset, value);
   }
-  // Without what only this node's own retries count.
   LocalApicState State(uint32_t vcpu) {
     cluster.network.Drain();
     return cluster.Of(vcpu).SaveVcpu(VcpuId(vcpu));
@@ -138,6 +137,7 @@ TEST(InterruptNodesEqual, OneNodeOrThree) {
     IrqProgram<InterruptController> one(x2apic, false);
     IrqProgram<SplitController> several(x2apic, false);
     several.controller().random.seed(seed);
+    several.controller().cluster.network.name = "HK_SEED=" + std::to_string(seed);
     for (int part = 0; part < 40; ++part) {
       const auto program = RandomProgram(random, 60);
       one.Run(program);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdio>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -53,7 +54,7 @@ class InterruptNetwork {
     const InterruptBytes bytes = Take(from, to);
     const absl::Status status = controllers[to]->OnMessage(NodeId(from), bytes);
     if (!status.ok()) {
-      std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+      std::fprintf(stderr, "%s: %s\n", name.c_str(), std::string(status.message()).c_str());
     }
     HK_CHECK(status.ok());
     ++delivered;
@@ -71,6 +72,7 @@ class InterruptNetwork {
   }
 
   std::vector<InterruptController*> controllers;
+  std::string name = "network";  // said when a check fails
   uint64_t delivered = 0, refused = 0;
 
  private:

@@ -47,6 +47,7 @@ class World {
         vcpus_(5 + random_() % 4),
         cluster_(nodes_, {.vcpus = vcpus_, .x2apic = x2apic_}, &clock_, &waker_, 1 + random_() % 6),
         cpus_(vcpus_) {
+    cluster_.network.name = "HK_SEED=" + std::to_string(seed);
     for (uint32_t i = 0; i < vcpus_; ++i) cpus_[i].logical = static_cast<uint8_t>(1u << i % 8);
   }
 
