@@ -95,8 +95,8 @@ class InterruptController {
   // go on meanwhile, and nothing they send is lost. Errors: a state that its own Restore refuses, which is a
   // mistake of ours; that one and those after it stay as they are.
   absl::Status Renew();
-  // Everything as after power-up; device lines stay. On several nodes: on all, before a vCPU of any runs, and no
-  // message of before arrives after.
+  // Everything as after power-up; device lines stay. On several nodes: on all, before a vCPU of any runs; no move is
+  // under way, and no message of before arrives after.
   void Reset();
 
   // Other nodes; only if made with InterruptNodes. What a peer sent: an error says what is wrong with it (nothing of a
