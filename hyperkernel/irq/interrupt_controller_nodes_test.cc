@@ -242,6 +242,23 @@ TEST_F(TwoNodes, AResetForgetsWhatWasUnderWay) {
   EXPECT_EQ(cluster.vcpu(0).Acknowledge(), 0x43);
 }
 
+// As many vCPUs as there can be: everything for one node shares messages.
+TEST(ManyVcpus, ABroadcastToAllOverFourNodes) {
+  ManualClock clock;
+  RecordingWaker waker;
+  InterruptCluster cluster(4, {.vcpus = kMaxVcpus}, &clock, &waker);
+  cluster.vcpu(7).WriteMsr(kIcr, 0xc4400);  // an NMI to all but itself
+  uint64_t sent = 0;
+  for (auto& controller : cluster.controllers) sent += controller->ExchangeStatistics().sent_messages;
+  cluster.network.Drain();
+  EXPECT_LE(sent, 3u * 5);
+  for (uint32_t i = 0; i < kMaxVcpus; ++i) {
+    const LocalApicState state = cluster.Of(i).SaveVcpu(VcpuId(i));
+    EXPECT_EQ(state.event_count, i == 7 ? 0 : 1) << "vCPU " << i;
+  }
+  EXPECT_EQ(cluster.refused(), 0u);
+}
+
 // What was known of an APIC's addressing before a reset must not hide that it changes after.
 TEST(TwoXApicNodes, AfterAResetAddressingIsToldAnew) {
   ManualClock clock;
