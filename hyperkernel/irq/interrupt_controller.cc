@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/irq/interrupt_across.h"
 #include "hyperkernel/irq/msi.h"
 
 namespace hk {
@@ -11,7 +12,7 @@ namespace hk {
 namespace {
 
 // The source of messages that no vCPU sends; they have no shorthands, so it is never looked at.
-constexpr VcpuId kDevice{0};
+constexpr VcpuId kDevice{kMaxVcpus};
 
 }  // namespace
 
@@ -44,11 +45,17 @@ void InterruptController::WakeAll(const VcpuSet& wake) {
   wake.ForEach([this](VcpuId vcpu) { waker_->Wake(vcpu); });
 }
 
-bool InterruptController::Deliver(const InterruptMessage& message, VcpuId target, VcpuSet& wake) {
+// Of a guest on this node only, `elsewhere` is not used.
+bool InterruptController::Deliver(const InterruptMessage& message, VcpuId source, VcpuId target, VcpuSet& wake,
+                                  VcpuSet* elsewhere) {
   if (target.value() >= ports_.size()) {
     return false;
   }
-  const Acceptance acceptance = ports_[target.value()]->Accept(message);
+  Acceptance acceptance;
+  if (!ports_[target.value()]->Accept(message, source == target, &acceptance)) [[unlikely]] {
+    elsewhere != nullptr ? elsewhere->Add(target) : ExportTo(message, source, target, wake);
+    return false;
+  }
   if (acceptance.wake) {
     wake.Add(target);
   }
@@ -57,7 +64,7 @@ bool InterruptController::Deliver(const InterruptMessage& message, VcpuId target
 
 bool InterruptController::Route(const InterruptMessage& message, VcpuId source, VcpuSet& wake) {
   if (const auto only = OnlyDestination(message, source)) {
-    return Deliver(message, *only, wake);
+    return Deliver(message, source, *only, wake, nullptr);
   }
   VcpuSet targets;
   {
@@ -72,7 +79,11 @@ bool InterruptController::Route(const InterruptMessage& message, VcpuId source, 
     }
   }
   bool accepted = false;
-  targets.ForEach([&](VcpuId target) { accepted |= Deliver(message, target, wake); });
+  VcpuSet elsewhere;  // these share messages
+  targets.ForEach([&](VcpuId target) { accepted |= Deliver(message, source, target, wake, &elsewhere); });
+  if (!elsewhere.Empty()) {
+    Export(message, source, elsewhere, wake);
+  }
   return accepted;
 }
 
@@ -90,7 +101,9 @@ void InterruptController::RoutePins(PinMessages* pins, VcpuSet& wake) {
     const uint64_t changes = routing_changes_.load();
     for (uint8_t i = 0; i < pins->count; ++i) {
       const InterruptMessage& message = pins->messages[i];
-      if (!Route(message, kDevice, wake) && message.level) {
+      const bool accepted =
+          message.level && across_ != nullptr ? RouteLevel(message, changes, wake) : Route(message, kDevice, wake);
+      if (!accepted && message.level) {
         MutexLock lock(&io_apic_mutex_);
         io_apic_.Rejected({.pin = message.pin, .generation = message.generation});
         // A vCPU that began to accept meanwhile has retried too early, while the pin still waited for its EOI.
@@ -120,6 +133,9 @@ void InterruptController::SetAddressing(VcpuId vcpu, const ApicAddressing& addre
 
 void InterruptController::Follow(VcpuId source, const PortOutcome& outcome) {
   const ApicEffects& effects = outcome.effects;
+  if (across_ != nullptr && (effects.routing_changed || outcome.accepts_changed)) {
+    FollowElsewhere(source, outcome);
+  }
   if (!effects.routing_changed && !effects.ipi && effects.eoi_pins == 0) {
     return;
   }
@@ -130,7 +146,8 @@ void InterruptController::Follow(VcpuId source, const PortOutcome& outcome) {
   if (effects.ipi) {
     Route(*effects.ipi, source, wake);
   }
-  for (uint32_t rest = effects.eoi_pins; rest != 0; rest &= rest - 1) {
+  const bool io_apic_here = across_ == nullptr || effects.eoi_pins == 0 || !ExportEois(outcome);
+  for (uint32_t rest = io_apic_here ? effects.eoi_pins : 0; rest != 0; rest &= rest - 1) {
     const auto pin = static_cast<uint8_t>(std::countr_zero(rest));
     PinMessages pins;
     {
@@ -167,9 +184,14 @@ bool InterruptController::SendMsi(uint64_t address, uint32_t data) {
 
 bool InterruptController::InjectNmi(VcpuId vcpu) {
   VcpuSet wake;
-  const bool accepted = Deliver({.mode = DeliveryMode::kNmi}, vcpu, wake);
+  VcpuSet elsewhere;
+  const InterruptMessage nmi{.mode = DeliveryMode::kNmi};
+  const bool accepted = Deliver(nmi, kDevice, vcpu, wake, &elsewhere);
+  if (!elsewhere.Empty()) {
+    Export(nmi, kDevice, elsewhere, wake);
+  }
   WakeAll(wake);
-  return accepted;
+  return accepted || !elsewhere.Empty();
 }
 
 uint32_t InterruptController::IoApicRead(uint32_t offset) {
@@ -193,15 +215,23 @@ LocalApicState InterruptController::SaveVcpu(VcpuId vcpu) {
   return ports_[vcpu.value()]->Save(Now());
 }
 
-absl::Status InterruptController::RestoreVcpu(VcpuId vcpu, const LocalApicState& state) {
+absl::Status InterruptController::RestorePort(VcpuId vcpu, const LocalApicState& state, PortOutcome* outcome) {
   HK_CHECK(vcpu.value() < ports_.size());
-  PortOutcome outcome;
-  if (auto status = ports_[vcpu.value()]->Restore(state, Now(), outcome); !status.ok()) {
+  if (auto status = ports_[vcpu.value()]->Restore(state, Now(), *outcome); !status.ok()) {
     return status;
   }
-  {
-    MutexLock lock(&router_mutex_);
-    table_.Update(vcpu, outcome.addressing);
+  MutexLock lock(&router_mutex_);
+  table_.Update(vcpu, outcome->addressing);
+  return absl::OkStatus();
+}
+
+absl::Status InterruptController::RestoreVcpu(VcpuId vcpu, const LocalApicState& state) {
+  PortOutcome outcome;
+  if (auto status = RestorePort(vcpu, state, &outcome); !status.ok()) {
+    return status;
+  }
+  if (across_ != nullptr) {
+    FollowElsewhere(vcpu, outcome);
   }
   waker_->Wake(vcpu);
   return absl::OkStatus();
@@ -213,6 +243,9 @@ IoApicState InterruptController::SaveIoApic() {
 }
 
 absl::Status InterruptController::RestoreIoApic(const IoApicState& state) {
+  if (across_ != nullptr) {
+    ForgetPins();
+  }
   MutexLock lock(&io_apic_mutex_);
   return io_apic_.Restore(state);
 }
@@ -233,6 +266,9 @@ absl::Status InterruptController::Renew() {
 }
 
 void InterruptController::Reset() {
+  if (across_ != nullptr) {
+    ForgetElsewhere();
+  }
   {
     MutexLock lock(&io_apic_mutex_);
     io_apic_.Reset();
@@ -240,8 +276,12 @@ void InterruptController::Reset() {
   for (uint32_t i = 0; i < ports_.size(); ++i) {
     const Monotonic now = Now();
     const LocalApic fresh(i, i == 0, x2apic_);
-    const absl::Status restored = RestoreVcpu(VcpuId(i), fresh.Save(now));
+    PortOutcome outcome;  // the same on all nodes: nobody needs to be told
+    const absl::Status restored = RestorePort(VcpuId(i), fresh.Save(now), &outcome);
     HK_CHECK(restored.ok());
+    if (across_ == nullptr || IsHere(VcpuId(i))) {
+      waker_->Wake(VcpuId(i));
+    }
   }
 }
 

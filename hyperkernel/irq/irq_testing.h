@@ -35,13 +35,15 @@ class RecordingWaker final : public VcpuWaker {
 };
 
 // A controller of four vCPUs on a clock of its own, driven by bytes: each instruction is an operation, a vCPU and
-// operands. What the guest and the vCPU threads would see is appended to `seen`.
-class IrqMachine {
+// operands. What the guest and the vCPU threads would see is appended to `seen`. Controller: InterruptController, or
+// what looks like one.
+template <typename Controller>
+class IrqProgram {
  public:
   static constexpr uint32_t kVcpus = 4;
 
   // Without `lowest_priority`, programs cannot ask for it: the arbiter's turn is not part of the saved state.
-  IrqMachine(bool x2apic, bool lowest_priority)
+  IrqProgram(bool x2apic, bool lowest_priority)
       : lowest_priority_(lowest_priority), controller_({.vcpus = kVcpus, .x2apic = x2apic}, &clock, &waker_) {}
 
   void Run(std::span<const uint8_t> program) {
@@ -81,7 +83,7 @@ class IrqMachine {
   }
 
   // Takes over the state of another machine, as a node would.
-  void MoveFrom(IrqMachine& other) {
+  void MoveFrom(IrqProgram& other) {
     clock = other.clock;
     HK_CHECK(controller_.RestoreIoApic(other.controller_.SaveIoApic()).ok());
     for (uint32_t i = 0; i < kVcpus; ++i) {
@@ -92,7 +94,7 @@ class IrqMachine {
   }
 
   const std::vector<uint32_t>& woken() const { return waker_.woken; }
-  InterruptController& controller() { return controller_; }
+  Controller& controller() { return controller_; }
 
   ManualClock clock;
   std::vector<uint64_t> seen;
@@ -199,8 +201,10 @@ class IrqMachine {
 
   const bool lowest_priority_;
   RecordingWaker waker_;
-  InterruptController controller_;
+  Controller controller_;
   std::span<const uint8_t> input_;
 };
+
+using IrqMachine = IrqProgram<InterruptController>;
 
 }  // namespace hk

@@ -2,13 +2,13 @@
 
 #include <bit>
 
+#include "hyperkernel/base/check.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 
 namespace hk {
 
 namespace {
 
-constexpr uint32_t kAcceptsNothing = 0x100;
 constexpr Monotonic kNever = Monotonic::max();
 
 }  // namespace
@@ -37,7 +37,9 @@ Monotonic VcpuPort::TimerDeadline() const {
 }
 
 void VcpuPort::Conclude(const ApicEffects& effects, PortOutcome* outcome) {
+  const bool accepted = Hint() != kAcceptsNothing;
   Publish();
+  outcome->accepts_changed = accepted != (Hint() != kAcceptsNothing);
   outcome->effects = effects;
   outcome->addressing = apic_.addressing();
   for (uint32_t rest = effects.eoi_pins; rest != 0; rest &= rest - 1) {
@@ -127,9 +129,41 @@ uint8_t VcpuPort::Cr8() {
   return apic_.Cr8();
 }
 
-Acceptance VcpuPort::Accept(const InterruptMessage& message) {
+bool VcpuPort::Accept(const InterruptMessage& message, bool own, Acceptance* acceptance) {
   MutexLock lock(&mutex_);
-  return apic_.Accept(message);
+  if (residence_ != Residence::kHere && (residence_ == Residence::kAway || !own)) [[unlikely]] {
+    return false;
+  }
+  *acceptance = apic_.Accept(message);
+  return true;
+}
+
+void VcpuPort::SetResidence(Residence residence) {
+  MutexLock lock(&mutex_);
+  residence_ = residence;
+}
+
+bool VcpuPort::AcceptAll(const PendingInterrupts& content) {
+  MutexLock lock(&mutex_);
+  HK_CHECK(residence_ != Residence::kAway);
+  bool wake = false;
+  LocalApic* const apic = &apic_;  // the analysis does not look into the lambda
+  content.ForEachMessage([&](const InterruptMessage& message) { wake |= apic->Accept(message).wake; });
+  return wake;
+}
+
+LocalApicState VcpuPort::TakeAway(Monotonic now) {
+  MutexLock lock(&mutex_);
+  HK_CHECK(residence_ != Residence::kAway);
+  residence_ = Residence::kAway;
+  deadline_.store(kNever.time_since_epoch().count(), std::memory_order_relaxed);
+  return apic_.Save(now);
+}
+
+void VcpuPort::SetHint(uint16_t hint) {
+  MutexLock lock(&mutex_);
+  HK_CHECK(residence_ == Residence::kAway);
+  priority_.store(hint, std::memory_order_relaxed);
 }
 
 bool VcpuPort::OnTime(Monotonic now) {
@@ -161,7 +195,9 @@ absl::Status VcpuPort::Renew(Monotonic now) {
     return status;
   }
   apic_ = renewed;
-  Publish();
+  if (residence_ != Residence::kAway) {
+    Publish();
+  }
   return absl::OkStatus();
 }
 

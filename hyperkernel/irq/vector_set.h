@@ -40,6 +40,16 @@ class VectorSet {
     return static_cast<uint8_t>(word * 32 + static_cast<uint32_t>(std::bit_width(words_[word])) - 1);
   }
   const Words& words() const { return words_; }
+  // Calls visit(vector) for each member, in ascending order.
+  template <typename Visit>
+  void ForEach(Visit visit) const {
+    for (uint32_t used = used_; used != 0; used &= used - 1) {
+      const auto word = static_cast<uint32_t>(std::countr_zero(used));
+      for (uint32_t rest = words_[word]; rest != 0; rest &= rest - 1) {
+        visit(static_cast<uint8_t>(word * 32 + static_cast<uint32_t>(std::countr_zero(rest))));
+      }
+    }
+  }
 
  private:
   static uint32_t Bit(uint8_t vector) { return uint32_t{1} << (vector % 32); }
