@@ -44,6 +44,8 @@ grpc::Status AdminService::ControlVm(grpc::ServerContext* context, const v1::Con
   return Serve(metrics_, "ControlVm", *context, Role::kAdmin, [&] {
     absl::StatusOr<v1::Vm> vm = guests_->Control(request->name(), request->action());
     if (vm.ok()) *response->mutable_vm() = *std::move(vm);
+    // It is another node that is not up: this one answers.
+    if (absl::IsUnavailable(vm.status())) return ToGrpc(absl::FailedPreconditionError(MessageOf(vm.status())));
     return ToGrpc(vm.status());
   });
 }
