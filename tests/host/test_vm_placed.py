@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Machines whose memory is a space over three daemons of this host, with a guest program on any /dev/kvm: what it wrote is what it reads,
+though no node could hold it; operators see where it is; ends, refused starts and lost nodes leave nothing behind."""
+import os
+import unittest
+
+import hktest
+import spacetest
+from test_vm import Terminal, needs_kvm
+
+MIB = 1 << 20
+# The guest fills 40 MiB of it. A budget has 4.25 MiB more for each space, for pages that come back.
+MEMORY_MIB, NODE_MIB, BUDGET_MIB = 64, 24, 32
+
+
+@needs_kvm
+class VmPlaced(spacetest.TestCase):
+    def start_cluster(self, **fields):
+        nodes = self.bed.cluster('a', 'b', 'c', **fields)
+        for node in nodes:
+            node.budget_mib = BUDGET_MIB
+            node.start()
+        for node in nodes:
+            for other in nodes:
+                if other is not node:
+                    self.wait_data(node, other.name)
+        return nodes
+
+    def create(self, node, name='g', extra='', node_mib=NODE_MIB):
+        placement = ' '.join(f'placement {{ node: "{name}" memory_mib: {node_mib} }}' for name in 'abc')
+        path = os.path.join(node.directory, f'{name}.textproto')
+        with open(path, 'w', encoding='utf-8') as file:
+            file.write(f'name: "{name}" memory_mib: {MEMORY_MIB} kernel: "{hktest.program("echo_kernel")}" {placement} {extra}\n')
+        return node.hkctl('vm', 'create', '-f', path)
+
+    def boot(self, node, **how):
+        self.assert_exit(self.create(node, **how), 0)
+        self.assert_exit(node.hkctl('vm', 'start', 'g'), 0)
+        hktest.wait_for(lambda: 'hello from the guest' in node.hkctl('vm', 'log', 'g').out, 'the guest runs')
+        terminal = Terminal(node, 'vm', 'console', 'g')
+        self.addCleanup(terminal.close)
+        terminal.expect('connected to')
+        return terminal
+
+    def order(self, guest, key, word):
+        count = guest.read().count(word)
+        guest.type(key)
+        hktest.wait_for(lambda: guest.read().count(word) > count or 'wrong' in guest.text, f'{word!r} on the console', 90)
+        self.assertNotIn('wrong', guest.text)
+
+    def show(self, node):
+        return node.hkctl('vm', 'show', 'g', '-o', 'json').json()
+
+    def wait_state(self, node, state):
+        return hktest.wait_for(lambda: self.show(node) if self.show(node)['state'] == f'VM_STATE_{state}' else None, f'the machine is {state}', 90)
+
+    def wait_nothing_left(self, nodes):
+        for node in nodes:
+            hktest.wait_for(lambda: node.hkctl('space', 'list', '-o', 'json').json().get('spaces', []) == [], f'no space is left at {node.name}', 60)
+            self.assertEqual([name for name in os.listdir(node.frame_directory) if name.startswith('g')], [])
+
+    def pages_on(self, node):
+        pages = dict.fromkeys('abc', 0)
+        for extent in node.hkctl('vm', 'map', 'g', '-o', 'json').json()['extents']:
+            for holder in extent['holders']:
+                pages[holder['node']] += sum(holder.get(right, 0) for right in ('exclusive', 'owned', 'shared'))
+        return pages
+
+    def test_a_guest_larger_than_its_node(self):
+        a, b, c = self.start_cluster()
+        guest = self.boot(a)
+        for _ in range(3):
+            self.order(guest, b'F', 'filled')
+            self.order(guest, b'C', 'checked')
+        pages = self.pages_on(a)
+        self.assertLessEqual(pages['a'], NODE_MIB * 256)
+        self.assertGreaterEqual(pages['a'] + pages['b'] + pages['c'], 40 * 256)
+        self.assertGreater(pages['b'] + pages['c'], 40 * 256 - NODE_MIB * 256 - 1)
+        top = {node['part']['node']: node['counters'] for node in a.hkctl('vm', 'top', 'g', '-o', 'json').json()['nodes']}
+        self.assertGreater(int(top['a']['read_faults']) + int(top['a']['write_faults']), 2000)
+        # It is the machine's, and goes with it alone.
+        self.assert_fails(b.hkctl('space', 'delete', 'g'), 1, "is the memory of vm 'g' on node 'a'")
+        self.assert_fails(a.hkctl('space', 'drain', 'g', '--node', 'b'), 1, "it cannot be emptied")
+        for order in ('pause', 'unpause', 'renew'):
+            self.assert_exit(a.hkctl('vm', order, 'g'), 0)
+        self.order(guest, b'C', 'checked')
+        self.assert_exit(a.hkctl('vm', 'reset', 'g'), 0)
+        hktest.wait_for(lambda: a.hkctl('vm', 'log', 'g').out.count('hello from the guest') == 2, 'the guest runs again')
+        self.assertLess(sum(self.pages_on(a).values()), 1000)
+        guest.type(b'P')
+        self.wait_state(a, 'STOPPED')
+        self.wait_nothing_left([a, b, c])
+
+    def test_what_cannot_start_leaves_nothing(self):
+        a, b, c = self.start_cluster(unreachable_ms=2000)
+        self.assert_fails(self.create(a, node_mib=BUDGET_MIB + 1), 1, f'placement[0].memory_mib: {BUDGET_MIB + 1} is more than this node')
+        self.assert_fails(self.create(a, node_mib=20), 1, 'placement: 20 MiB on each of 3 nodes do not hold 64 MiB')
+        self.assert_exit(self.create(a), 0)
+        # One of them has no room: what the others had made of it is gone again.
+        self.assert_exit(c.hkctl('space', 'create', 'other', '--memory', '16M', '--nodes', 'c'), 0)
+        self.assert_fails(a.hkctl('vm', 'start', 'g'), 1, "placement: node 'c'")
+        self.wait_nothing_left([a, b])
+        self.assertIn("start failed: placement: node 'c'", self.show(a)['reason'])
+        self.assert_exit(c.hkctl('space', 'delete', 'other'), 0)
+        c.kill()
+        hktest.wait_for(lambda: a.state_of('c') != 'up', 'a has noticed', 60)
+        self.assert_fails(a.hkctl('vm', 'start', 'g'), 1, "placement: node 'c'")
+        self.wait_nothing_left([a, b])
+
+    def test_a_lost_node_ends_who_needs_it_and_it_starts_again_when_that_is_back(self):
+        nodes = self.start_cluster(unreachable_ms=2000)
+        a = nodes[0]
+        guest = self.boot(a, extra='on_crash: ON_CRASH_RESET')
+        self.order(guest, b'F', 'filled')
+        pages = self.pages_on(a)
+        victim = nodes[1] if pages['b'] >= pages['c'] else nodes[2]
+        self.assertGreater(pages[victim.name], 0)
+        victim.kill()
+        guest.type(b'C')
+        vm = hktest.wait_for(lambda: self.show(a) if 'waits to start' in self.show(a).get('reason', '') else None, 'the machine has crashed', 90)
+        self.assertEqual(vm['state'], 'VM_STATE_STOPPED')
+        self.assertIn(f"node '{victim.name}'", vm['reason'])
+        self.wait_nothing_left([node for node in nodes if node is not victim])
+        victim.start()
+        self.wait_state(a, 'RUNNING')
+        guest = Terminal(a, 'vm', 'console', 'g')
+        self.addCleanup(guest.close)
+        guest.expect('connected to')
+        self.order(guest, b'F', 'filled')
+        self.order(guest, b'C', 'checked')
+
+    def test_autostart_waits_for_the_nodes(self):
+        a, b, c = self.start_cluster(unreachable_ms=2000)
+        self.assert_exit(self.create(a, extra='autostart: true'), 0)
+        for node in (a, b, c):
+            node.stop()
+        a.start()
+        hktest.wait_for(lambda: 'waits to start: placement:' in self.show(a).get('reason', ''), 'it waits')
+        self.assertEqual(self.show(a)['state'], 'VM_STATE_STOPPED')
+        b.start()
+        c.start()
+        self.wait_state(a, 'RUNNING')
+        # Not if an operator has said no meanwhile.
+        self.assert_exit(a.hkctl('vm', 'stop', 'g', '--force'), 0)
+        self.wait_nothing_left([a, b, c])
+
+
+if __name__ == '__main__':
+    unittest.main()
