@@ -9,49 +9,21 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/clock.h"
-#include "hyperkernel/memory/frame_store_testing.h"
-#include "hyperkernel/memory/guest_space.h"
-#include "hyperkernel/memory/space_testing.h"
+#include "hyperkernel/memory/one_node_space_testing.h"
 
 namespace hk {
 namespace {
 
 using testing::HasSubstr;
 
-constexpr uint64_t kPages = 64;
-
-class GuestSpacePinsTest : public OwnStoreTest {
+class GuestSpacePinsTest : public OneNodeSpaceTest {
  protected:
-  void SetUp() override {
-    OpenStore(2 * kPages * kPageSize);
-    router_.SetTransport(&transport_);
-  }
-  void TearDown() override {
-    space_.reset();
-    OwnStoreTest::TearDown();
-  }
-  void Attach(uint64_t max_pages = 0) {
-    GuestSpace::Options options;
-    options.name = "s";
-    options.config.guest = GuestId(1);
-    options.config.nodes = {NodeId(0)};
-    options.config.pages = kPages;
-    options.config.max_pages = max_pages;
-    auto attached = GuestSpace::Attach(std::move(options), *frames_, &transport_, &router_, RealClock());
-    ASSERT_TRUE(attached.ok()) << attached.status();
-    space_ = *std::move(attached);
-  }
   PinnedPages Pin(uint64_t at, uint64_t bytes, PageAccess access = PageAccess::kWrite) {
     absl::StatusOr<PinnedPages> pinned = space_->Pin(Gpa(at), bytes, access, Soon());
     EXPECT_TRUE(pinned.ok()) << pinned.status();
     return pinned.ok() ? *std::move(pinned) : PinnedPages();
   }
   uint64_t pinned() const { return space_->Statistics().pages_pinned; }
-  static Monotonic Soon() { return std::chrono::steady_clock::now() + std::chrono::seconds(30); }
-
-  NotingTransport transport_;
-  SpaceRouter router_;
-  std::unique_ptr<GuestSpace> space_;
 };
 
 TEST_F(GuestSpacePinsTest, PinnedBytesAreTheSpacesOwn) {

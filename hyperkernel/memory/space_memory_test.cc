@@ -7,9 +7,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/clock.h"
-#include "hyperkernel/memory/frame_store_testing.h"
+#include "hyperkernel/memory/one_node_space_testing.h"
 #include "hyperkernel/memory/space_memory.h"
-#include "hyperkernel/memory/space_testing.h"
 
 namespace hk {
 namespace {
@@ -17,29 +16,16 @@ namespace {
 using testing::HasSubstr;
 
 // RAM below a hole and above it, as a guest of more than 3 GiB has.
-constexpr uint64_t kPages = 64, kHoleFirst = 16, kHoleEnd = 32;
+constexpr uint64_t kHoleFirst = 16, kHoleEnd = 32;
 
-class SpaceMemoryTest : public OwnStoreTest {
+class SpaceMemoryTest : public OneNodeSpaceTest {
  protected:
-  void SetUp() override {
-    OpenStore(2 * kPages * kPageSize);
-    router_.SetTransport(&transport_);
-  }
   void TearDown() override {
     memory_.reset();
-    space_.reset();
-    OwnStoreTest::TearDown();
+    OneNodeSpaceTest::TearDown();
   }
   void Make(uint64_t max_pages = 0) {
-    GuestSpace::Options options;
-    options.name = "s";
-    options.config.guest = GuestId(1);
-    options.config.nodes = {NodeId(0)};
-    options.config.pages = kPages;
-    options.config.max_pages = max_pages;
-    auto attached = GuestSpace::Attach(std::move(options), *frames_, &transport_, &router_, RealClock());
-    ASSERT_TRUE(attached.ok()) << attached.status();
-    space_ = *std::move(attached);
+    Attach(max_pages);
     auto memory = MakeSpaceMemory(
         space_, max_pages,
         {{Gpa(0), kHoleFirst * kPageSize}, {Gpa(kHoleEnd * kPageSize), (kPages - kHoleEnd) * kPageSize}}, RealClock());
@@ -48,9 +34,6 @@ class SpaceMemoryTest : public OwnStoreTest {
   }
   static std::span<const std::byte> Bytes(const std::string& text) { return std::as_bytes(std::span(text)); }
 
-  NotingTransport transport_;
-  SpaceRouter router_;
-  std::shared_ptr<GuestSpace> space_;
   std::unique_ptr<GuestMemory> memory_;
 };
 

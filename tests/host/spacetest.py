@@ -56,6 +56,8 @@ class Traffic:
 
 class TestCase(hktest.TestCase):
     """A test of spaces; skipped where this user may have none."""
+    budget_mib = BUDGET_MIB
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -65,7 +67,7 @@ class TestCase(hktest.TestCase):
     def start(self, *names, **fields):
         nodes = self.bed.cluster(*names, **fields)
         for node in nodes:
-            node.budget_mib = BUDGET_MIB
+            node.budget_mib = self.budget_mib
             node.start()
         for node in nodes:
             for other in nodes:

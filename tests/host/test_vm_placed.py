@@ -15,16 +15,7 @@ MEMORY_MIB, NODE_MIB, BUDGET_MIB = 64, 24, 32
 
 @needs_kvm
 class VmPlaced(spacetest.TestCase):
-    def start_cluster(self, **fields):
-        nodes = self.bed.cluster('a', 'b', 'c', **fields)
-        for node in nodes:
-            node.budget_mib = BUDGET_MIB
-            node.start()
-        for node in nodes:
-            for other in nodes:
-                if other is not node:
-                    self.wait_data(node, other.name)
-        return nodes
+    budget_mib = BUDGET_MIB
 
     def create(self, node, name='g', extra='', node_mib=NODE_MIB):
         placement = ' '.join(f'placement {{ node: "{name}" memory_mib: {node_mib} }}' for name in 'abc')
@@ -67,7 +58,7 @@ class VmPlaced(spacetest.TestCase):
         return pages
 
     def test_a_guest_larger_than_its_node(self):
-        a, b, c = self.start_cluster()
+        a, b, c = self.start('a', 'b', 'c')
         guest = self.boot(a)
         for _ in range(3):
             self.order(guest, b'F', 'filled')
@@ -92,7 +83,7 @@ class VmPlaced(spacetest.TestCase):
         self.wait_nothing_left([a, b, c])
 
     def test_what_cannot_start_leaves_nothing(self):
-        a, b, c = self.start_cluster(unreachable_ms=2000)
+        a, b, c = self.start('a', 'b', 'c', unreachable_ms=2000)
         self.assert_fails(self.create(a, node_mib=BUDGET_MIB + 1), 1, f'placement[0].memory_mib: {BUDGET_MIB + 1} is more than this node')
         self.assert_fails(self.create(a, node_mib=20), 1, 'placement: 20 MiB on each of 3 nodes do not hold 64 MiB')
         self.assert_exit(self.create(a), 0)
@@ -108,7 +99,7 @@ class VmPlaced(spacetest.TestCase):
         self.wait_nothing_left([a, b])
 
     def test_a_lost_node_ends_who_needs_it_and_it_starts_again_when_that_is_back(self):
-        nodes = self.start_cluster(unreachable_ms=2000)
+        nodes = self.start('a', 'b', 'c', unreachable_ms=2000)
         a = nodes[0]
         guest = self.boot(a, extra='on_crash: ON_CRASH_RESET')
         self.order(guest, b'F', 'filled')
@@ -130,7 +121,7 @@ class VmPlaced(spacetest.TestCase):
         self.order(guest, b'C', 'checked')
 
     def test_autostart_waits_for_the_nodes(self):
-        a, b, c = self.start_cluster(unreachable_ms=2000)
+        a, b, c = self.start('a', 'b', 'c', unreachable_ms=2000)
         self.assert_exit(self.create(a, extra='autostart: true'), 0)
         for node in (a, b, c):
             node.stop()
