@@ -164,7 +164,7 @@ void Engine::OnFault(Gfn page, bool write) {
 
 // Each takes the steps that a first write takes; nothing of that leaves this node.
 void Engine::FillAround(Shard* shard, Gfn page) {
-  if (config_.coordinator != config_.self || !running() || leaving()) return;
+  if (!config_.homes_at_coordinator || config_.coordinator != config_.self || !running() || leaving()) return;
   const uint64_t first = page.value() / config_.fill_around * config_.fill_around;
   const uint64_t end = std::min(first + config_.fill_around, config_.pages);
   for (uint64_t at = first; at < end && !stopped(); ++at) {

@@ -103,7 +103,7 @@ struct SpaceConfig {
   std::optional<NodeId> coordinator;
   // The coordinator is the home of all extents: for a space that it alone uses most. REQUIRES: coordinator.
   bool homes_at_coordinator = false;
-  // A first write to a page that no node ever wrote, of which this node is home and coordinator, gets that many pages
+  // With that, at the coordinator: a first write to a page that no node ever wrote gets that many pages
   // around it a frame of zeroes too, while there are frames to spare; 0: none. At most kExtentPages, a power of two.
   uint32_t fill_around = 0;
 };

@@ -428,9 +428,9 @@ absl::Status Engine::HandleRecovery(Shard* shard, NodeId from, const Message& me
 }
 
 bool Engine::Mirror(Shard* shard, Gfn page) {
-  // After a loss nobody asks: without a coordinator, or when it is the coordinator that is lost, the space stops. Of
-  // what moves to another home before that, the new home is told what was ever written.
-  if (!config_.coordinator.has_value() || config_.coordinator == config_.self) return true;
+  if (!config_.coordinator.has_value()) return true;  // after a loss nobody asks
+  // Nor of a home that never moves, since the space ends with it.
+  if (config_.homes_at_coordinator && config_.coordinator == config_.self) return true;
   const std::optional<NodeId> second = placement_.SecondOf(page.value() / kExtentPages, shard->live);
   if (!second.has_value() || HK_MUTANT(engine_never_mirrors)) return true;
   const Extent& extent = *ExtentOf(shard, page);
