@@ -107,6 +107,29 @@ void Engine::NotePrefetched(ActivePage* active) {
   if (active->page.state == PageState::kAbsent) NoteGone(active->gfn);
 }
 
+// Each takes the steps that a first write takes; nothing of that leaves this node.
+void Engine::FillAround(Shard* shard, Gfn page) {
+  if (!config_.homes_at_coordinator || config_.coordinator != config_.self || !running() || leaving()) return;
+  const uint64_t first = page.value() / config_.fill_around * config_.fill_around;
+  const uint64_t end = std::min(first + config_.fill_around, config_.pages);
+  for (uint64_t at = first; at < end && !stopped(); ++at) {
+    const Gfn near(at);
+    const ExtentPages& here = ExtentOf(shard, near)->pages;
+    const size_t index = at % kExtentPages;
+    if (here.active(index) || here.state(index) != PageState::kAbsent || !IsDormantHere(shard, near)) continue;
+    if (!HasRoomForOthers() || !ClaimFrame()) break;
+    ActivePage* const active = Activate(shard, near);
+    Means means;
+    means.request.node = config_.self;
+    means.has_frame = true;
+    PageEvent event{.type = PageEventType::kWrite, .message = {}};
+    event.message.transaction = ++shard->next_transaction * kShards + ShardIndexOf(at / kExtentPages);
+    ++shard->statistics.filled_around;
+    StepPage(shard, active, event, std::move(means));
+  }
+  Drain(shard);
+}
+
 void Engine::NoteGone(Gfn page) {
   if (!foresees_.load(std::memory_order_relaxed)) return;
   MutexLock lock(&prefetch_mutex_);
