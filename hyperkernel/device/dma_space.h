@@ -68,9 +68,8 @@ class DmaPins {
 
 class DmaSpace;
 
-// The pieces of one open access. Reusable; holds a bounded number of pieces, of memory that stays on this node without
-// allocating after construction. Not
-// thread-safe, but may be released by another thread than it was filled by.
+// The pieces of one open access. Reusable; holds a bounded number of pieces, without allocating after construction if
+// their memory stays on this node. Not thread-safe, but may be released by another thread than it was filled by.
 class DmaChain {
  public:
   // A contiguous piece of guest memory, in this process.

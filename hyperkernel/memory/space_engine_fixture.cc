@@ -97,6 +97,14 @@ void SpaceEngineTest::Make(const std::vector<NodeId>& nodes) {
   engine_ = *std::move(made);
 }
 
+void SpaceEngineTest::MakeOwnHomes(uint32_t fill_around) {
+  config_.coordinator = kSelf;
+  config_.homes_at_coordinator = true;
+  config_.fill_around = fill_around;
+  config_.max_pages = 64;
+  Make({kSelf, kPeer});
+}
+
 void SpaceEngineTest::Want(Gfn page, PageAccess access, Wish* wish, bool overwrite) {
   const auto granted = [this, end = wish->End()](const absl::Status& status) {
     end(status);

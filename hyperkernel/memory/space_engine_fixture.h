@@ -68,6 +68,8 @@ class SpaceEngineTest : public testing::Test {
   SpaceEngineTest() { Make({kSelf, kPeer}); }
   ~SpaceEngineTest() override;
   void Make(const std::vector<NodeId>& nodes);
+  // This node coordinates, is the home of all, has 64 frames, and fills that many pages around a first write.
+  void MakeOwnHomes(uint32_t fill_around);
 
   void Want(Gfn page, PageAccess access, Wish* wish, bool overwrite = false);
   static PageMessage Of(Type type);

@@ -37,11 +37,7 @@ TEST_F(SpaceEngineTest, AFirstTouchAtHomeAsksNobody) {
 
 // A space that its coordinator uses most: a machine whose vCPUs are here.
 TEST_F(SpaceEngineTest, AFirstWriteFillsWhatIsAround) {
-  config_.coordinator = kSelf;
-  config_.homes_at_coordinator = true;
-  config_.fill_around = 4;
-  config_.max_pages = 64;
-  Make({kSelf, kPeer});
+  MakeOwnHomes(4);
   EXPECT_EQ(engine_->HomeOf(kThere), kSelf);
   Wish read;
   Want(Gfn(kThere.value() - 1), PageAccess::kRead, &read);
@@ -66,17 +62,13 @@ TEST_F(SpaceEngineTest, AFirstWriteFillsWhatIsAround) {
 }
 
 TEST_F(SpaceEngineTest, WhatIsAroundTakesNoFramesThatAreNeeded) {
-  config_.coordinator = kSelf;
-  config_.homes_at_coordinator = true;
-  config_.fill_around = 512;
-  config_.max_pages = 64;
-  Make({kSelf, kPeer});
+  MakeOwnHomes(512);
   engine_->OnFault(kHere, true);
   const uint64_t filled = engine_->Statistics().filled_around;
   EXPECT_GT(filled, 10u);
   EXPECT_LE(filled, 64u - 64u / 8u) << "the last eighth is for what programs touch";
   EXPECT_EQ(engine_->Residue().frames, filled + 1);
-  EXPECT_TRUE(engine_->Statistics().pages_exclusive == filled + 1);
+  EXPECT_EQ(engine_->Statistics().pages_exclusive, filled + 1);
 }
 
 TEST_F(SpaceEngineTest, BadRulesOfHomesAreRefused) {

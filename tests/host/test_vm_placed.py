@@ -82,6 +82,19 @@ class VmPlaced(spacetest.TestCase):
         self.wait_state(a, 'STOPPED')
         self.wait_nothing_left([a, b, c])
 
+    def test_a_node_leaves_and_comes_again_while_the_guest_runs(self):
+        self.budget_mib = 2 * MEMORY_MIB
+        a, b, _ = self.start('a', 'b', 'c')
+        guest = self.boot(a, node_mib=44)
+        self.order(guest, b'F', 'filled')
+        self.assert_exit(a.hkctl('space', 'drain', 'g', '--node', 'b'), 0)
+        self.assertEqual(self.pages_on(a).get('b', 0), 0)
+        self.order(guest, b'C', 'checked')
+        self.assert_exit(a.hkctl('space', 'join', 'g', '--node', 'b'), 0)
+        self.order(guest, b'F', 'filled')
+        self.order(guest, b'C', 'checked')
+        self.assertEqual(self.show(a)['state'], 'VM_STATE_RUNNING')
+
     def test_what_cannot_start_leaves_nothing(self):
         a, b, c = self.start('a', 'b', 'c', unreachable_ms=2000)
         self.assert_fails(self.create(a, node_mib=BUDGET_MIB + 1), 1, f'placement[0].memory_mib: {BUDGET_MIB + 1} is more than this node')
