@@ -35,6 +35,7 @@
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/node_set.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/guest_receiver.h"
 #include "hyperkernel/memory/hot_pages.h"
 #include "hyperkernel/memory/page_frames.h"
 #include "hyperkernel/memory/page_protocol.h"
@@ -180,7 +181,7 @@ struct SpaceResidue {
 };
 
 // One space on this node.
-class SpaceEngine {
+class SpaceEngine : public GuestReceiver {
  public:
   // Called once, with the page's lock held: why this node can no longer keep the space. `page` as far as it is one's
   // fault.
@@ -195,7 +196,7 @@ class SpaceEngine {
                                                              Stopped stopped, PageSwap* swap = nullptr);
   // REQUIRES: no call is under way or comes, of the swap too; the guest is forgotten by the transport (ForgetGuest) or
   // it has stopped.
-  virtual ~SpaceEngine() = default;
+  ~SpaceEngine() override = default;
 
   // A program touched the page and waits (userfaultfd). Wake of the frames follows when it is worth to look again.
   virtual void OnFault(Gfn page, bool write) = 0;
@@ -214,14 +215,6 @@ class SpaceEngine {
   virtual void Pin(Gfn first, uint64_t count, Granted granted) = 0;
   // REQUIRES: pinned as often as unpinned, unless the space has stopped. The others that wait have the page now.
   virtual void Unpin(Gfn first, uint64_t count) = 0;
-
-  // From the transport's handler.
-  virtual void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) = 0;
-  virtual void OnWritable(NodeId peer, MessageClass message_class) = 0;
-  virtual void OnSlotsFree(MessageClass message_class, SlotUse use) = 0;
-  virtual void OnRequestExpired(NodeId asked, MessageClass message_class, uint64_t transaction, SlotId slot,
-                                RequestFailure why) = 0;
-  virtual void OnPeerFailed(NodeId peer, PeerFailure why, const std::string& detail) = 0;
 
   // Stops the space here with this reason, as if it had found out itself.
   virtual void Stop(const absl::Status& why) = 0;

@@ -21,16 +21,16 @@ constexpr std::chrono::seconds kLongCall{10};
 
 // Who takes part, and the calls of each under way. Thread-safe.
 struct SpaceRouter::Table {
-  // Identifies a space on this node.
+  // Identifies a receiver on this node.
   using Key = std::pair<GuestId, uint32_t>;
-  // An engine in the table. `leaving`: gets no new calls.
+  // A receiver in the table. `leaving`: gets no new calls.
   struct Entry {
-    SpaceEngine* engine = nullptr;
+    GuestReceiver* receiver = nullptr;
     uint32_t calls = 0;
     bool leaving = false;
   };
 
-  // Calls the engine of `key`. False: there is none.
+  // Calls the receiver of `key`. False: there is none.
   template <typename Call>
   bool One(Key key, const Call& call) {
     Entry* entry = nullptr;
@@ -41,11 +41,11 @@ struct SpaceRouter::Table {
       entry = &found->second;
       entry->calls++;
     }
-    call(entry->engine);
+    call(entry->receiver);
     Leave(entry);
     return true;
   }
-  // Calls every engine.
+  // Calls every receiver.
   template <typename Call>
   void All(const Call& call) {
     std::vector<Entry*> present;
@@ -58,7 +58,7 @@ struct SpaceRouter::Table {
       }
     }
     for (Entry* entry : present) {
-      call(entry->engine);
+      call(entry->receiver);
       Leave(entry);
     }
   }
@@ -80,11 +80,11 @@ void SpaceRouter::SetTransport(Transport* transport) {
   table_->transport = transport;
 }
 
-absl::Status SpaceRouter::Add(GuestId guest, uint32_t generation, SpaceEngine* engine) {
+absl::Status SpaceRouter::Add(GuestId guest, uint32_t generation, GuestReceiver* receiver) {
   MutexLock lock(&table_->mutex);
-  if (!table_->entries.try_emplace({guest, generation}, Table::Entry{.engine = engine}).second) {
+  if (!table_->entries.try_emplace({guest, generation}, Table::Entry{.receiver = receiver}).second) {
     return absl::AlreadyExistsError(
-        fmt::format("guest {}, generation {} has a space on this node already", guest.value(), generation));
+        fmt::format("guest {}, generation {} is on this node already", guest.value(), generation));
   }
   return absl::OkStatus();
 }
@@ -99,7 +99,7 @@ void SpaceRouter::Remove(GuestId guest, uint32_t generation) {
   while (found->second.calls > 0) {
     if (table_->idle.WaitUntil(&table_->mutex, told)) continue;
     // Going on would free what the call uses.
-    log::Error("memory", "a message to a space is still being handled, which is about to be destroyed",
+    log::Error("memory", "a message is still being handled by what is about to be destroyed",
                {{"guest", fmt::format("{}", guest.value())}});
     told = std::chrono::steady_clock::now() + kLongCall;
   }
@@ -108,7 +108,7 @@ void SpaceRouter::Remove(GuestId guest, uint32_t generation) {
 
 void SpaceRouter::OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) {
   const bool taken = table_->One({message.guest, message.generation},
-                                 [&](SpaceEngine* engine) { engine->OnMessage(from, message, payload, late); });
+                                 [&](GuestReceiver* receiver) { receiver->OnMessage(from, message, payload, late); });
   // A space that was deleted meanwhile, or one that this node never had. The answer's slot is ours again.
   const bool ours = message.answer && !HK_MUTANT(router_keeps_slots);
   if (!taken && ours && table_->transport != nullptr) table_->transport->ReleaseSlot(message.slot);
@@ -119,22 +119,23 @@ void SpaceRouter::OnPeerUp(NodeId peer) {
 }
 
 void SpaceRouter::OnPeerFailed(NodeId peer, PeerFailure why, const std::string& detail) {
-  table_->All([&](SpaceEngine* engine) { engine->OnPeerFailed(peer, why, detail); });
+  table_->All([&](GuestReceiver* receiver) { receiver->OnPeerFailed(peer, why, detail); });
   if (watch_.failed) watch_.failed(peer, why, detail);
 }
 
 void SpaceRouter::OnWritable(NodeId peer, MessageClass message_class) {
-  table_->All([&](SpaceEngine* engine) { engine->OnWritable(peer, message_class); });
+  table_->All([&](GuestReceiver* receiver) { receiver->OnWritable(peer, message_class); });
 }
 
 void SpaceRouter::OnSlotsFree(MessageClass message_class, SlotUse use) {
-  table_->All([&](SpaceEngine* engine) { engine->OnSlotsFree(message_class, use); });
+  table_->All([&](GuestReceiver* receiver) { receiver->OnSlotsFree(message_class, use); });
 }
 
-// Which space asked is not said; slots are unique on a node, so no engine takes another's for its own.
+// Who asked is not said; slots are unique on a node, so no receiver takes another's for its own.
 void SpaceRouter::OnRequestExpired(NodeId asked, MessageClass message_class, uint64_t transaction, SlotId slot,
                                    RequestFailure why) {
-  table_->All([&](SpaceEngine* engine) { engine->OnRequestExpired(asked, message_class, transaction, slot, why); });
+  table_->All(
+      [&](GuestReceiver* receiver) { receiver->OnRequestExpired(asked, message_class, transaction, slot, why); });
 }
 
 }  // namespace hk

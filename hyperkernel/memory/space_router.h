@@ -1,4 +1,4 @@
-// Which space a message is for: the one transport of a node serves all its spaces.
+// Which space, or machine, a message is for: the one transport of a node serves them all.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,13 @@
 
 #include "absl/status/status.h"
 #include "hyperkernel/base/types.h"
-#include "hyperkernel/memory/space_engine.h"
+#include "hyperkernel/memory/guest_receiver.h"
 #include "rdma/transport.h"
 
 namespace hk {
 
-// The transport's handler for all spaces of a node: gives each engine what is its own by guest and generation, and the
-// peers' events to all. Made before the transport, outlives it. Thread-safe.
+// The transport's handler of a node: gives each receiver what is its own by guest and generation, and the peers' events
+// to all. Made before the transport, outlives it. Thread-safe.
 class SpaceRouter final : public TransportHandler {
  public:
   // Peer events, for whoever keeps an eye on peers. May be empty.
@@ -29,9 +29,9 @@ class SpaceRouter final : public TransportHandler {
   // Once, before the transport starts: where slots of answers go that nobody takes any more.
   void SetTransport(Transport* transport);
 
-  // From now on the engine gets what belongs to (guest, generation). kAlreadyExists.
-  absl::Status Add(GuestId guest, uint32_t generation, SpaceEngine* engine);
-  // When it returns, no call of the engine is under way. Not inside a handler.
+  // From now on the receiver gets what belongs to (guest, generation). kAlreadyExists.
+  absl::Status Add(GuestId guest, uint32_t generation, GuestReceiver* receiver);
+  // When it returns, no call of the receiver is under way. Not inside a handler.
   void Remove(GuestId guest, uint32_t generation);
 
   void OnMessage(NodeId from, const Message& message, std::span<const std::byte> payload, bool late) override;

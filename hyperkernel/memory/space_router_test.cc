@@ -15,13 +15,8 @@ namespace {
 using testing::ElementsAre;
 
 // Notes what it is told. Not thread-safe, but for `entered` and `leave`.
-class NotingEngine final : public SpaceEngine {
+class NotingReceiver final : public GuestReceiver {
  public:
-  void OnFault(Gfn, bool) override {}
-  void Want(Gfn, PageAccess, Granted) override {}
-  void Pin(Gfn, uint64_t, Granted) override {}
-  void Unpin(Gfn, uint64_t) override {}
-  void Replace(Gfn, std::span<const std::byte>, Granted) override {}
   void OnMessage(NodeId from, const Message& message, std::span<const std::byte>, bool) override {
     if (blocks) {
       entered = true;
@@ -34,13 +29,6 @@ class NotingEngine final : public SpaceEngine {
   void OnSlotsFree(MessageClass, SlotUse) override { told.push_back("slots"); }
   void OnRequestExpired(NodeId, MessageClass, uint64_t, SlotId, RequestFailure) override { told.push_back("expired"); }
   void OnPeerFailed(NodeId, PeerFailure, const std::string& detail) override { told.push_back("failed: " + detail); }
-  void Stop(const absl::Status&) override {}
-  SpaceStatistics Statistics() const override { return {}; }
-  std::vector<ExtentUse> Uses(uint64_t, size_t) const override { return {}; }
-  std::vector<HotPage> MostLost(size_t) const override { return {}; }
-  PageRight RightOf(Gfn) const override { return PageRight::kNone; }
-  NodeId HomeOf(Gfn) const override { return {}; }
-  SpaceResidue Residue() const override { return {}; }
 
   bool blocks = false;
   std::atomic<bool> entered{false}, leave{false};
@@ -70,7 +58,7 @@ class SpaceRouterTest : public testing::Test {
 };
 
 TEST_F(SpaceRouterTest, AMessageGoesToItsGuestAndGeneration) {
-  NotingEngine one, two, next;
+  NotingReceiver one, two, next;
   ASSERT_TRUE(router_.Add(GuestId(1), 1, &one).ok());
   ASSERT_TRUE(router_.Add(GuestId(2), 1, &two).ok());
   ASSERT_TRUE(router_.Add(GuestId(1), 2, &next).ok());
@@ -93,8 +81,8 @@ TEST_F(SpaceRouterTest, AMessageGoesToItsGuestAndGeneration) {
 }
 
 TEST_F(SpaceRouterTest, TheSlotOfAnAnswerThatNobodyTakesIsReleased) {
-  NotingEngine engine;
-  ASSERT_TRUE(router_.Add(GuestId(1), 1, &engine).ok());
+  NotingReceiver receiver;
+  ASSERT_TRUE(router_.Add(GuestId(1), 1, &receiver).ok());
   for (const bool answer : {false, true}) {
     for (const uint32_t generation : {1U, 2U}) {
       Message message = MessageFor(1, generation, 0);
@@ -107,7 +95,7 @@ TEST_F(SpaceRouterTest, TheSlotOfAnAnswerThatNobodyTakesIsReleased) {
 }
 
 TEST_F(SpaceRouterTest, EventsGoToAll) {
-  NotingEngine one, two;
+  NotingReceiver one, two;
   ASSERT_TRUE(router_.Add(GuestId(1), 1, &one).ok());
   ASSERT_TRUE(router_.Add(GuestId(2), 1, &two).ok());
   router_.OnPeerUp(NodeId(3));
@@ -115,18 +103,18 @@ TEST_F(SpaceRouterTest, EventsGoToAll) {
   router_.OnSlotsFree(MessageClass::kFault, SlotUse::kSend);
   router_.OnRequestExpired(NodeId(3), MessageClass::kFault, 1, SlotId(1), RequestFailure::kDeadline);
   router_.OnPeerFailed(NodeId(3), PeerFailure::kLeft, "left");
-  for (const NotingEngine* engine : {&one, &two})
-    EXPECT_THAT(engine->told, ElementsAre("writable", "slots", "expired", "failed: left"));
+  for (const NotingReceiver* receiver : {&one, &two})
+    EXPECT_THAT(receiver->told, ElementsAre("writable", "slots", "expired", "failed: left"));
   EXPECT_THAT(watched_, ElementsAre("up 3", "failed: left"));
 }
 
 TEST_F(SpaceRouterTest, RemoveWaitsForWhatIsUnderWayAndLetsNothingNewIn) {
-  NotingEngine engine, other;
-  engine.blocks = true;
-  ASSERT_TRUE(router_.Add(GuestId(1), 1, &engine).ok());
+  NotingReceiver receiver, other;
+  receiver.blocks = true;
+  ASSERT_TRUE(router_.Add(GuestId(1), 1, &receiver).ok());
   ASSERT_TRUE(router_.Add(GuestId(2), 1, &other).ok());
   std::thread handler([&] { Give(1, 1, 1); });
-  engine.entered.wait(false);
+  receiver.entered.wait(false);
   std::atomic<bool> removed{false};
   std::thread remover([&] {
     router_.Remove(GuestId(1), 1);
@@ -136,15 +124,15 @@ TEST_F(SpaceRouterTest, RemoveWaitsForWhatIsUnderWayAndLetsNothingNewIn) {
   Give(2, 1, 2);
   EXPECT_EQ(other.told.size(), 1u);
   EXPECT_FALSE(removed);
-  engine.leave = true;
-  engine.leave.notify_all();
+  receiver.leave = true;
+  receiver.leave.notify_all();
   handler.join();
   remover.join();
-  EXPECT_THAT(engine.told, ElementsAre("message 1 of 3"));
+  EXPECT_THAT(receiver.told, ElementsAre("message 1 of 3"));
   Give(1, 1, 3);
   router_.OnWritable(NodeId(3), MessageClass::kBulk);
-  EXPECT_EQ(engine.told.size(), 1u);
-  EXPECT_TRUE(router_.Add(GuestId(1), 1, &engine).ok());
+  EXPECT_EQ(receiver.told.size(), 1u);
+  EXPECT_TRUE(router_.Add(GuestId(1), 1, &receiver).ok());
 }
 
 }  // namespace
