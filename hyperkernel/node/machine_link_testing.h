@@ -87,7 +87,7 @@ class MachineNetwork {
   }
   InterruptController& interrupts(uint16_t node) { return *nodes_[node]->interrupts; }
 
-  // How many messages a lane holds before it refuses; until half of them are gone.
+  // How many messages a lane holds; OnWritable comes when half of them are gone, and what is sent before is taken.
   void SetRoom(size_t room) {
     MutexLock lock(&mutex_);
     room_ = room;
@@ -240,8 +240,8 @@ class MachineNetwork {
     MutexLock lock(&mutex_);
     if (down_.contains(to)) return absl::UnavailableError("the peer is not up");
     Queue& queue = lanes_[{from, to, message.message_class}];
-    queue.full = queue.full || queue.messages.size() >= room_;
-    if (queue.full) {
+    if (queue.messages.size() >= room_) {
+      queue.full = true;
       ++refused_;
       changed_.SignalAll();
       return absl::ResourceExhaustedError("the queue is full");
