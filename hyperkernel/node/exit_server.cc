@@ -65,12 +65,14 @@ absl::Status ExitServer::OnExitMessage(NodeId from, const Message& message) {
   if (message.type != kMachineExitType) return absl::InvalidArgumentError("an answer to the node of the devices");
   const absl::StatusOr<ExitRequest> request = DecodeExitRequest(message.body);
   if (!request.ok()) return request.status();
-  MutexLock lock(&peer->mutex);
-  if (peer->stopping) return absl::OkStatus();
-  if (peer->count == peer->accesses.size() && HK_MUTANT(machine_queue_unbounded)) peer->count--;
-  if (peer->count == peer->accesses.size()) return absl::InvalidArgumentError("more accesses at a time than vCPUs");
-  peer->accesses[(peer->first + peer->count++) % peer->accesses.size()] = {message.transaction, *request};
-  peer->changed.Signal();
+  {
+    MutexLock lock(&peer->mutex);
+    if (peer->stopping) return absl::OkStatus();
+    if (peer->count == peer->accesses.size() && HK_MUTANT(machine_queue_unbounded)) peer->count--;
+    if (peer->count == peer->accesses.size()) return absl::InvalidArgumentError("more accesses at a time than vCPUs");
+    peer->accesses[(peer->first + peer->count++) % peer->accesses.size()] = {message.transaction, *request};
+  }
+  peer->changed.Signal();  // not under the lock, which who is woken needs
   return absl::OkStatus();
 }
 

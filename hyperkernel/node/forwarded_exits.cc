@@ -107,19 +107,23 @@ absl::Status ForwardedExits::OnExitMessage(NodeId from, const Message& message) 
   }
   const absl::StatusOr<ExitAnswer> answer = DecodeExitAnswer(message.body);
   if (!answer.ok()) return answer.status();
-  MutexLock lock(&mutex_);
-  if (abandoned_) return absl::OkStatus();  // its request may have been given up
-  const uint64_t index = message.transaction & ((1U << kIndexBits) - 1);
-  if (index >= waiters_.size()) return absl::InvalidArgumentError("a device's answer to nothing");
-  Waiter& waiter = waiters_[index];
-  const bool asked =
-      waiter.waits && (waiter.transaction == message.transaction || HK_MUTANT(machine_answer_to_nothing));
-  if (!asked || waiter.answer.kind != answer->kind || waiter.answer.size != answer->size) {
-    return absl::InvalidArgumentError("a device's answer to nothing");
+  CondVar* answered = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    if (abandoned_) return absl::OkStatus();  // its request may have been given up
+    const uint64_t index = message.transaction & ((1U << kIndexBits) - 1);
+    if (index >= waiters_.size()) return absl::InvalidArgumentError("a device's answer to nothing");
+    Waiter& waiter = waiters_[index];
+    const bool asked =
+        waiter.waits && (waiter.transaction == message.transaction || HK_MUTANT(machine_answer_to_nothing));
+    if (!asked || waiter.answer.kind != answer->kind || waiter.answer.size != answer->size) {
+      return absl::InvalidArgumentError("a device's answer to nothing");
+    }
+    waiter.answer = *answer;
+    waiter.waits = false;
+    answered = &waiter.answered;
   }
-  waiter.answer = *answer;
-  waiter.waits = false;
-  waiter.answered.Signal();
+  answered->Signal();  // not under the lock, which who is woken needs
   return absl::OkStatus();
 }
 

@@ -58,6 +58,10 @@ void MachineLink::Close() {
   if (!reporter_.joinable()) return;
   ended_ = true;
   if (open_) router_->Remove(options_.guest, options_.generation);
+  {
+    MutexLock lock(&clock_mutex_);
+    clock_changed_.SignalAll();
+  }
   for (const std::unique_ptr<Peer>& peer : peers_) {
     if (peer == nullptr) continue;
     for (Lane* const lane : {&peer->fault, &peer->invalidate}) {

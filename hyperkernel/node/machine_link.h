@@ -68,9 +68,11 @@ class MachineLink final : public GuestReceiver, public InterruptLink {
  public:
   // Both outlive this. REQUIRES: options as MachineLinkOptions says.
   MachineLink(Transport* transport, SpaceRouter* router, MachineLinkOptions options);
+  // Closes. REQUIRES: no call of it is under way.
   ~MachineLink() override;
 
-  // Once, before Open; both outlive the link's Close. REQUIRES: nothing is sent before Open.
+  // Once, before Open; both outlive the link's Close. REQUIRES: the controller's nodes are the link's, and nothing is
+  // sent before Open.
   void Attach(InterruptController* interrupts, ExitMessages* exits);
   // From now on messages are taken: those that come before are lost, so no other node sends before all are open.
   // kAlreadyExists: the guest's number is in use.
