@@ -51,6 +51,9 @@ class VcpuInterrupts {
   // register.
   virtual bool OfferEoi() = 0;
   virtual void EndEoiOffer(bool ended) = 0;
+  // False: the vCPU must not enter the guest, since other nodes do not all know yet how it is addressed; it is woken
+  // when it may (README.md, "Across nodes", 6). Cheap.
+  virtual bool Settled() { return true; }
   // CR8 (task priority, 0 to 15) as the guest has it, told after each run; and what it must be set to before the next.
   virtual void SetCr8(uint8_t cr8) = 0;
   virtual uint8_t Cr8() = 0;

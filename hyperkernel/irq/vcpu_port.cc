@@ -118,6 +118,10 @@ void VcpuPort::EndEoiOffer(bool ended) {
   controller_->Follow(id_, outcome);
 }
 
+bool VcpuPort::Settled() {
+  return controller_->Settled(id_);
+}
+
 void VcpuPort::SetCr8(uint8_t cr8) {
   MutexLock lock(&mutex_);
   apic_.SetCr8(cr8);

@@ -44,6 +44,7 @@ class VcpuPort final : public VcpuInterrupts {
   std::optional<uint8_t> Acknowledge() override ABSL_LOCKS_EXCLUDED(mutex_);
   bool OfferEoi() override ABSL_LOCKS_EXCLUDED(mutex_);
   void EndEoiOffer(bool ended) override ABSL_LOCKS_EXCLUDED(mutex_);
+  bool Settled() override ABSL_LOCKS_EXCLUDED(mutex_);
   void SetCr8(uint8_t cr8) override ABSL_LOCKS_EXCLUDED(mutex_);
   uint8_t Cr8() override ABSL_LOCKS_EXCLUDED(mutex_);
   Monotonic TimerDeadline() const override;

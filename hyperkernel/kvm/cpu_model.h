@@ -48,6 +48,10 @@ class CpuModel {
   static absl::StatusOr<CpuModel> Create(std::span<const kvm_cpuid_entry2> supported, const HostCpu& host,
                                          const CpuModelSpec& spec);
 
+  // A model that Create made, here or on another node, or what IntersectCpuid left of two. REQUIRES: at most
+  // kMostCpuidEntries, sorted by (function, index).
+  static CpuModel Of(std::vector<kvm_cpuid_entry2> entries) { return CpuModel(std::move(entries)); }
+
   // CPUID of one vCPU, whose APIC id is its index. REQUIRES: vcpu < count <= kMostGuestVcpus.
   std::vector<kvm_cpuid_entry2> Cpuid(uint32_t vcpu, uint32_t count) const;
 

@@ -60,12 +60,12 @@ void VcpuGroup::Clear() {
 absl::Status VcpuGroup::Create(std::unique_ptr<Vm> vm, const std::vector<VcpuConfig>& configs,
                                EnvironmentOf environment) {
   MutexLock operation(&operation_);
-  HK_CHECK(vm_ == nullptr && configs.size() == slots_.size());
+  HK_CHECK(vm_ == nullptr && !configs.empty());
   vm_ = std::move(vm);
   environment_ = std::move(environment);
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> vcpu, Vcpu::Create(vm_.get(), configs[i], environment_(configs[i].id)));
-    Slot& slot = *slots_[i];
+  for (const VcpuConfig& config : configs) {
+    HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> vcpu, Vcpu::Create(vm_.get(), config, environment_(config.id)));
+    Slot& slot = *slots_.at(config.id.value());
     MutexLock lock(&slot.mutex);
     slot.vcpu = std::move(vcpu);
   }
@@ -84,9 +84,10 @@ std::vector<Vcpu*> VcpuGroup::Present() const {
 absl::Status VcpuGroup::Start(const InitialCpuState& boot, Monotonic deadline) {
   MutexLock operation(&operation_);
   const std::vector<Vcpu*> vcpus = Present();
+  HK_CHECK(!vcpus.empty() && vcpus[0]->id() == VcpuId(0));
   running_ = true;
   for (size_t i = 1; i < vcpus.size(); ++i) HK_RETURN_IF_ERROR(vcpus[i]->Resume());
-  return vcpus.at(0)->Start(boot, deadline);
+  return vcpus[0]->Start(boot, deadline);
 }
 
 absl::Status VcpuGroup::Pause(Monotonic deadline) {
@@ -128,11 +129,11 @@ absl::StatusOr<std::vector<std::unique_ptr<Vcpu>>> VcpuGroup::Copy(const std::ve
 }
 
 void VcpuGroup::Exchange(std::vector<std::unique_ptr<Vcpu>>* copies, std::unique_ptr<Vm>* vm) {
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    Slot& slot = *slots_[i];
+  for (std::unique_ptr<Vcpu>& copy : *copies) {
+    Slot& slot = *slots_[copy->id().value()];
     MutexLock lock(&slot.mutex);
     slot.earlier = Sum(slot.earlier, slot.vcpu->counters());
-    std::swap(slot.vcpu, (*copies)[i]);
+    std::swap(slot.vcpu, copy);
   }
   std::swap(vm_, *vm);
 }
@@ -140,7 +141,7 @@ void VcpuGroup::Exchange(std::vector<std::unique_ptr<Vcpu>>* copies, std::unique
 absl::Status VcpuGroup::Renew(const std::function<absl::Status(Vm*)>& while_held, Monotonic deadline) {
   MutexLock operation(&operation_);
   const std::vector<Vcpu*> vcpus = Present();
-  HK_CHECK(vcpus.size() == slots_.size());
+  HK_CHECK(!vcpus.empty());
   std::unique_ptr<Vm> vm;  // before the copies: it outlives them
   std::vector<std::unique_ptr<Vcpu>> copies;
   // Copies first: whatever is wrong with a vCPU shows before `while_held` changes anything.

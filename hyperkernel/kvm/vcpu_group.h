@@ -30,16 +30,18 @@ class VcpuGroup final : public VcpuWaker {
   // What vCPU `id` talks to; asked again at each Renew.
   using EnvironmentOf = std::function<VcpuEnvironment(VcpuId id)>;
 
-  // Of vCPUs 0 to count - 1, none of which is there yet. REQUIRES: count > 0.
+  // Of a guest with vCPUs 0 to count - 1, none of which is there yet. REQUIRES: count > 0.
   explicit VcpuGroup(uint32_t count);
   ~VcpuGroup() override;
   VcpuGroup(const VcpuGroup&) = delete;
   VcpuGroup& operator=(const VcpuGroup&) = delete;
 
-  // Makes all, paused. REQUIRES: called once; one config for each, in order. Errors: those of Vcpu::Create.
+  // Makes those of this node, paused. REQUIRES: called once; at least one config, ascending by id. Errors: those of
+  // Vcpu::Create.
   absl::Status Create(std::unique_ptr<Vm> vm, const std::vector<VcpuConfig>& configs, EnvironmentOf environment);
 
-  // Boots vCPU 0; the others wait for SIPI. Errors: those of Vcpu::Start.
+  // Boots vCPU 0; the others wait for SIPI. REQUIRES: vCPU 0 is one of them (a node without it calls Resume). Errors:
+  // those of Vcpu::Start.
   absl::Status Start(const InitialCpuState& boot, Monotonic deadline);
   // Holds all. Errors: kDeadlineExceeded (all go on), kFailedPrecondition if stopped.
   absl::Status Pause(Monotonic deadline);

@@ -120,7 +120,7 @@ bool Vcpu::RunGuest() {
     }
     RunTimer();
     if (!PrepareEntry()) return false;
-    if (activity_ != VcpuActivity::kRunning) {
+    if (activity_ != VcpuActivity::kRunning || (!interrupts_.Settled() && !HK_MUTANT(vcpu_enters_unsettled))) {
       Sleep();
     } else if (!Enter()) {
       return false;
@@ -283,7 +283,7 @@ bool Vcpu::Drain() {
   return true;
 }
 
-// Halted or waiting for SIPI: until someone wakes us, or the timer is due.
+// Halted, waiting for SIPI, or for other nodes (Settled): until someone wakes us, or the timer is due.
 void Vcpu::Sleep() {
   const Monotonic end = std::min(interrupts_.TimerDeadline(), std::chrono::steady_clock::now() + kLongTime);
   MutexLock lock(&mutex_);

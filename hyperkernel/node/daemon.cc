@@ -27,6 +27,9 @@
 #include "hyperkernel/node/grpc_log.h"
 #include "hyperkernel/node/guest_manager.h"
 #include "hyperkernel/node/kvm_machine.h"
+#include "hyperkernel/node/machine_parts.h"
+#include "hyperkernel/node/machine_peers.h"
+#include "hyperkernel/node/machine_spread.h"
 #include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/node_info.h"
 #include "hyperkernel/node/placed_memory.h"
@@ -119,6 +122,8 @@ struct Daemon::Parts {
   Metrics metrics;
   std::optional<ClusterSpacePeers> space_peers;
   std::unique_ptr<SpaceManager> spaces;
+  std::optional<ClusterMachinePeers> machine_peers;
+  std::unique_ptr<MachineParts> machine_parts;
   std::optional<Cluster> cluster;
   std::unique_ptr<StateStore> state;
   std::unique_ptr<GuestManager> guests;
@@ -132,6 +137,10 @@ struct Daemon::Parts {
   absl::Status StartDataPlane(const NodeSettings& settings, const Clock& clock, const v1::NodeInfo& self);
   ClusterHooks Hooks(const std::string& boot_id);
   void MakeSpaces(const NodeSettings& settings, const Clock& clock);
+  void MakeParts(const v1::NodeInfo& self, const Clock& clock);
+  absl::StatusOr<std::unique_ptr<Machine>> MakeMachine(const v1::VmSpec& spec, uint64_t generation,
+                                                       MachineEvents* events, const v1::NodeInfo& self,
+                                                       const Clock& clock);
   absl::Status Serve(const NodeSettings& settings);
 };
 
@@ -209,6 +218,46 @@ void Daemon::Parts::MakeSpaces(const NodeSettings& settings, const Clock& clock)
   metrics.DescribeSpaces([manager = spaces.get()] { return manager->Samples(); });
 }
 
+// Of machines whose I/O node is another.
+void Daemon::Parts::MakeParts(const v1::NodeInfo& self, const Clock& clock) {
+  machine_peers.emplace(&*cluster);
+  const auto make = [this, name = self.name(), boot_id = self.boot_id(), &clock](
+                        const v1::AttachMachineRequest& request,
+                        std::function<void(const std::string&)> ended) -> absl::StatusOr<std::unique_ptr<MachinePart>> {
+    HK_ASSIGN_OR_RETURN(const NodeId number, cluster->NumberOf(name));
+    HK_ASSIGN_OR_RETURN(const NodeId io_node, cluster->NumberOf(request.from()));
+    return MachinePart::Make({.request = request,
+                              .self = number,
+                              .io_node = io_node,
+                              .boot_id = boot_id,
+                              .transport = data_plane->transport(),
+                              .router = data_plane->router(),
+                              .clock = &clock,
+                              .hold =
+                                  [this, request](std::function<void(const absl::Status&)> stopped) {
+                                    return spaces->HoldOf(request.from(), request.space_id(), std::move(stopped));
+                                  },
+                              .ended = std::move(ended)});
+  };
+  machine_parts = std::make_unique<MachineParts>(make, clock);
+}
+
+absl::StatusOr<std::unique_ptr<Machine>> Daemon::Parts::MakeMachine(const v1::VmSpec& spec, uint64_t generation,
+                                                                    MachineEvents* events, const v1::NodeInfo& self,
+                                                                    const Clock& clock) {
+  if (!IsPlaced(spec)) {
+    return MakeKvmMachine(spec, LocalMemory(spec, generation, *frames), nullptr, *kernels, clock, events);
+  }
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<MachineSpread> spread,
+                      MachineSpread::Plan(spec, {.self = self.name(),
+                                                 .boot_id = self.boot_id(),
+                                                 .peers = &*machine_peers,
+                                                 .transport = data_plane->transport(),
+                                                 .router = data_plane->router(),
+                                                 .clock = &clock}));
+  return MakeKvmMachine(spec, PlacedMemory(spec, spaces.get(), clock), std::move(spread), *kernels, clock, events);
+}
+
 absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -263,24 +312,24 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   HK_RETURN_IF_ERROR(parts->StartDataPlane(settings, clock, self));
   parts->cluster.emplace(settings, self, *parts->frames, &parts->metrics, clock, parts->Hooks(self.boot_id()));
   parts->MakeSpaces(settings, clock);
+  parts->MakeParts(self, clock);
   if (settings.metrics_listen.has_value()) {
     HK_RETURN_IF_ERROR(WithContext(parts->metrics.Serve(*settings.metrics_listen), "listen.metrics"));
   }
   const FrameStore& frames = *parts->frames;
   const KernelCache& kernels = parts->kernels.emplace(settings.data_directory + "/kernels");
   HK_ASSIGN_OR_RETURN(
-      parts->guests, GuestManager::Open(
-                         parts->state.get(), settings.name,
-                         [&frames, &kernels](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames, kernels); },
-                         [&frames, &kernels, &clock, spaces = parts->spaces.get()](
-                             const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
-                           MachineMemory memory = IsPlaced(spec) ? PlacedMemory(spec, spaces, clock)
-                                                                 : LocalMemory(spec, generation, frames);
-                           return MakeKvmMachine(spec, std::move(memory), kernels, clock, events);
-                         },
-                         clock));
+      parts->guests,
+      GuestManager::Open(
+          parts->state.get(), settings.name,
+          [&frames, &kernels](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames, kernels); },
+          [parts = parts.get(), self, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
+            return parts->MakeMachine(spec, generation, events, self, clock);
+          },
+          clock));
   parts->admin.emplace(&*parts->cluster, parts->guests.get(), parts->spaces.get(), &parts->metrics);
-  parts->peers.emplace(&*parts->cluster, parts->spaces.get(), &parts->metrics);
+  parts->peers.emplace(&*parts->cluster, parts->spaces.get(), parts->machine_parts.get(), self.boot_id(),
+                       &parts->metrics);
   auto daemon = std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
   HK_RETURN_IF_ERROR(daemon->parts_->Serve(settings));
   RouteGrpcLog(log::Level::kWarning);  // errors are now about one connection, not about this node
@@ -300,6 +349,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
 Daemon::~Daemon() {
   // Machines first: they end of themselves, not by their memory. Then requests that wait for pages end at once.
   if (parts_->guests != nullptr) parts_->guests->StopMachines();
+  if (parts_->machine_parts != nullptr) parts_->machine_parts->StopAll();
   if (parts_->spaces != nullptr) parts_->spaces->StopAll();
   if (parts_->server != nullptr) parts_->server->Shutdown(std::chrono::system_clock::now() + kStopDeadline);
 }

@@ -12,13 +12,16 @@
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
-#include "hyperkernel/boot/acpi_tables.h"
+#include "hyperkernel/boot/address_map.h"
 #include "hyperkernel/boot/linux_loader.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 #include "hyperkernel/kvm/cpu_model.h"
 #include "hyperkernel/kvm/vcpu_group.h"
 #include "hyperkernel/memory/guest_memory.h"
 #include "hyperkernel/node/machine_backends.h"
+#include "hyperkernel/node/machine_boot.h"
+#include "hyperkernel/node/machine_counters.h"
+#include "hyperkernel/node/machine_cpu.h"
 #include "hyperkernel/node/machine_devices.h"
 #include "hyperkernel/node/machine_virtio.h"
 #include "hyperkernel/node/machine_voice.h"
@@ -33,49 +36,14 @@ constexpr std::chrono::seconds kStopDeadline(10);
 // A disk answers or fails within this, unless it is a network's; hkctl waits for its answer longer.
 constexpr std::chrono::seconds kIoDeadline(5);
 
-LinuxBootSpec BootSpecOf(const v1::VmSpec& spec, const KernelCache& kernels) {
-  return {.kernel_path = spec.kernel(),
-          .initrd_path = spec.initrd(),
-          .command_line = spec.cmdline(),
-          .ram_bytes = spec.memory_mib() << 20,
-          .unpacked = spec.kernel_as_is() ? nullptr : &kernels};
-}
-
-CpuModelSpec CpuSpecOf(const v1::VmSpec& spec) {
-  return {.profile = spec.cpu().profile(), .disable = {spec.cpu().disable().begin(), spec.cpu().disable().end()}};
-}
-
-InitialCpuState ToInitialCpuState(const BootState& boot) {
-  return {.mode = boot.mode == BootMode::kLong64 ? InitialCpuState::Mode::kLong64 : InitialCpuState::Mode::kProtected32,
-          .rip = boot.rip,
-          .rsp = boot.rsp,
-          .rsi = boot.rsi,
-          .rbx = boot.rbx,
-          .cr0 = boot.cr0,
-          .cr3 = boot.cr3,
-          .cr4 = boot.cr4,
-          .efer = boot.efer,
-          .gdt_base = boot.gdt.base,
-          .gdt_limit = boot.gdt.limit};
-}
-
-// The loader's way into guest memory.
-class MemoryWriter final : public GuestWriter {
- public:
-  explicit MemoryWriter(GuestMemory* memory) : memory_(memory) {}
-  absl::Status Write(Gpa to, std::span<const std::byte> bytes) override { return memory_->Write(to, bytes); }
-
- private:
-  GuestMemory* const memory_;
-};
-
 // One running guest. Members are in the order they depend on one another; the destructor stops the vCPUs first.
 class KvmMachine final : public Machine, public ExitHandler {
  public:
-  KvmMachine(const v1::VmSpec& spec, MachineMemory memory, const KernelCache& kernels, const Clock& clock,
-             MachineEvents* events)
+  KvmMachine(const v1::VmSpec& spec, MachineMemory memory, std::unique_ptr<MachineSpread> spread,
+             const KernelCache& kernels, const Clock& clock, MachineEvents* events)
       : spec_(spec),
         memory_source_(std::move(memory)),
+        spread_(std::move(spread)),
         kernels_(kernels),
         clock_(clock),
         voice_(std::make_shared<MachineVoice>(events)),
@@ -90,8 +58,8 @@ class KvmMachine final : public Machine, public ExitHandler {
   }
   void ResizeConsole(uint16_t columns, uint16_t rows) override { virtio_->ResizeConsole(columns, rows); }
   void PressPowerButton() override { devices_->PressPowerButton(); }
-  absl::Status Pause() override { return vcpus_->Pause(clock_.Now() + kPauseDeadline); }
-  absl::Status Unpause() override { return vcpus_->Resume(); }
+  absl::Status Pause() override;
+  absl::Status Unpause() override;
   absl::Status Renew(Monotonic deadline) override;
   uint64_t frame_bytes() const override { return memory_->frame_bytes(); }
   SpaceStatistics memory_statistics() const override { return memory_->Statistics(); }
@@ -100,7 +68,7 @@ class KvmMachine final : public Machine, public ExitHandler {
     const GuestMemory::Slot& last = memory_->slots().back();
     return last.start.value() + last.bytes;
   }
-  uint64_t exits() const override { return vcpus_->exits(); }
+  uint64_t exits() const override;
   std::map<std::string, uint64_t> exits_by_kind() const override;
   std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }
 
@@ -108,8 +76,10 @@ class KvmMachine final : public Machine, public ExitHandler {
   absl::Status BuildMemory(Vm* vm);
   absl::Status BuildDevices(MachineBackends backends, Vm* vm);
   void EndDevices();
+  absl::StatusOr<CpuModel> ChooseCpu(const Vm& vm);
+  absl::Status BuildInterrupts(bool x2apic);
   absl::Status BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model);
-  absl::StatusOr<BootState> LoadKernel();
+  void Crash(const std::string& reason);
 
   // ExitHandler
   void PortRead(uint16_t port, std::span<std::byte> data) override { devices_->ports().Read(port, data); }
@@ -119,12 +89,13 @@ class KvmMachine final : public Machine, public ExitHandler {
     devices_->mmio().Write(address.value(), data);
   }
   void OnGuestFailure(VcpuId vcpu, const std::string& reason) override {
-    if (!memory_->state().ok()) return;  // which is told with its own reason
-    voice_->End(MachineEnd::kCrash, fmt::format("vCPU {}: {}", vcpu.value(), reason));
+    const std::string where = spread_ == nullptr ? "" : fmt::format(" (node '{}')", spread_->NodeOf(vcpu));
+    Crash(fmt::format("vCPU {}{}: {}", vcpu.value(), where, reason));
   }
 
   const v1::VmSpec spec_;
   MachineMemory memory_source_;
+  std::unique_ptr<MachineSpread> spread_;  // null: all vCPUs are here; before the controllers, which use its link
   const KernelCache& kernels_;
   const Clock& clock_;
   const std::shared_ptr<MachineVoice> voice_;
@@ -139,10 +110,12 @@ class KvmMachine final : public Machine, public ExitHandler {
 
 KvmMachine::~KvmMachine() {
   voice_->ForgetEnd();
+  if (spread_ != nullptr) spread_->End();      // first: their vCPUs end best while there is memory
   if (memory_ != nullptr) memory_->Abandon();  // a vCPU that waits for a page does not stop before it has it
   if (const absl::Status status = vcpus_->Stop(clock_.Now() + kStopDeadline); !status.ok()) {
     log::Error("guest", "a vCPU does not stop", {{"guest", spec_.name()}, {"error", MessageOf(status)}});
   }
+  if (spread_ != nullptr) spread_->Close();  // no exit of another node's uses a device from here on
   EndDevices();
   voice_->Silence();
   if (vcpus_ != nullptr) vcpus_->Clear();
@@ -160,6 +133,7 @@ void KvmMachine::EndDevices() {
              {{"guest", spec_.name()}, {"error", MessageOf(status)}});
   struct Remains {
     std::unique_ptr<GuestMemory> memory;
+    std::unique_ptr<MachineSpread> spread;
     std::unique_ptr<VcpuGroup> vcpus;
     std::unique_ptr<InterruptController> interrupts;
     std::unique_ptr<MachineDevices> devices;
@@ -168,8 +142,8 @@ void KvmMachine::EndDevices() {
   };
   virtio_->MoveDoorbellsTo(nullptr);
   vcpus_->Clear();  // and the VM, before the memory it maps
-  auto remains = std::make_unique<Remains>(Remains{std::move(memory_), std::move(vcpus_), std::move(interrupts_),
-                                                   std::move(devices_), std::move(virtio_),
+  auto remains = std::make_unique<Remains>(Remains{std::move(memory_), std::move(spread_), std::move(vcpus_),
+                                                   std::move(interrupts_), std::move(devices_), std::move(virtio_),
                                                    std::exchange(memory_source_.ended, nullptr)});
   std::thread([remains = std::move(remains), name = spec_.name()]() mutable {
     const std::function<void()> ended = std::move(remains->ended);
@@ -223,61 +197,90 @@ absl::Status KvmMachine::BuildDevices(MachineBackends backends, Vm* vm) {
 absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model) {
   // The guest's TSC begins at about 0, the same on all its vCPUs, and its kvmclock with it.
   const uint64_t offset = uint64_t{0} - __rdtsc();
-  if (vm->facts().tsc_khz != 0) {
-    const auto wall = std::chrono::duration_cast<std::chrono::nanoseconds>(clock_.Wall().time_since_epoch());
+  const uint32_t tsc_khz = vm->facts().tsc_khz;
+  const auto wall = static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(clock_.Wall().time_since_epoch()).count());
+  if (tsc_khz != 0) {
     pv_clock_ = std::make_unique<PvClock>(
-        PvClockOrigin{.wall_ns = static_cast<uint64_t>(wall.count()), .tsc_khz = vm->facts().tsc_khz}, spec_.vcpus(),
+        PvClockOrigin{.wall_ns = wall, .tsc_khz = tsc_khz}, spec_.vcpus(),
         [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
   }
   std::vector<VcpuConfig> configs;
   for (uint32_t i = 0; i < spec_.vcpus(); i++) {
+    if (spread_ != nullptr && !spread_->Here(VcpuId(i))) continue;
     configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset});
   }
   PvEoi::WordAt guest_word;
   if (memory_->most_pinned_bytes() == 0) {
     guest_word = [this](Gpa at) { return memory_->Pin(at, sizeof(uint32_t), PageAccess::kWrite, nullptr); };
   }
-  return vcpus_->Create(std::move(vm), configs, [this, guest_word](VcpuId id) {
+  HK_RETURN_IF_ERROR(vcpus_->Create(std::move(vm), configs, [this, guest_word](VcpuId id) {
     return VcpuEnvironment{
         .devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get(), .guest_word = guest_word};
-  });
+  }));
+  if (spread_ == nullptr) return absl::OkStatus();
+  return spread_->Attach({.space_id = memory_source_.space->id,
+                          .node_frames_bytes = memory_source_.space->node_frames_bytes,
+                          .cpuid = model.entries(),
+                          .tsc_khz = tsc_khz,
+                          .tsc_offset = offset,
+                          .wall_ns = wall});
+}
+
+// All nodes' hosts agree before there is anything that would have to be taken back.
+absl::StatusOr<CpuModel> KvmMachine::ChooseCpu(const Vm& vm) {
+  // The words of a PV EOI would have to stay here for ever.
+  const CpuModelSpec cpu = CpuSpecOf(spec_.cpu(), /*pv_eoi=*/memory_source_.space == nullptr);
+  HK_ASSIGN_OR_RETURN(const CpuModel ours, CpuModel::Create(vm.facts().cpuid, ReadHostCpu(), cpu));
+  if (spread_ == nullptr) return ours;
+  HK_ASSIGN_OR_RETURN(std::vector<kvm_cpuid_entry2> all, spread_->AgreeOnHosts(ours.entries(), vm.facts().tsc_khz));
+  return CpuModel::Of(std::move(all));
+}
+
+absl::Status KvmMachine::BuildInterrupts(bool x2apic) {
+  const InterruptControllerOptions options{.vcpus = spec_.vcpus(), .x2apic = x2apic};
+  if (spread_ == nullptr) {
+    interrupts_ = std::make_unique<InterruptController>(options, &clock_, vcpus_.get());
+    return absl::OkStatus();
+  }
+  interrupts_ = std::make_unique<InterruptController>(options, spread_->interrupt_nodes(), &clock_, vcpus_.get());
+  return absl::OkStatus();
 }
 
 absl::Status KvmMachine::Build(MachineBackends backends) {
   HK_ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Vm::Create(spec_.vcpus()));
   pm_timer_ = vm->facts().tsc_khz == 0;
+  HK_ASSIGN_OR_RETURN(const CpuModel model, ChooseCpu(*vm));
   HK_RETURN_IF_ERROR(BuildMemory(vm.get()));
-  CpuModelSpec cpu = CpuSpecOf(spec_);
-  cpu.pv_eoi = memory_->most_pinned_bytes() == 0;  // its words would have to stay here for ever
-  HK_ASSIGN_OR_RETURN(const CpuModel model, CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), cpu));
-  interrupts_ = std::make_unique<InterruptController>(
-      InterruptControllerOptions{.vcpus = spec_.vcpus(), .x2apic = model.has_x2apic()}, &clock_, vcpus_.get());
+  HK_RETURN_IF_ERROR(BuildInterrupts(model.has_x2apic()));
   HK_RETURN_IF_ERROR(BuildDevices(std::move(backends), vm.get()));
+  if (spread_ != nullptr) {
+    HK_RETURN_IF_ERROR(spread_->Open(interrupts_.get(), this, [this](const std::string& reason) { Crash(reason); }));
+  }
   return BuildVcpus(std::move(vm), model);
 }
 
-absl::StatusOr<BootState> KvmMachine::LoadKernel() {
-  HK_ASSIGN_OR_RETURN(const LinuxBoot boot, LinuxBoot::Plan(BootSpecOf(spec_, kernels_)));
-  AcpiInput input;
-  input.ram_bytes = spec_.memory_mib() << 20;
-  for (uint32_t i = 0; i < spec_.vcpus(); i++) input.apic_ids.push_back(i);
-  input.pm_timer = pm_timer_;
-  if (spec_.topology() == v1::TOPOLOGY_NUMA) {  // one node: one domain with everything
-    AcpiNode node;
-    node.memory = RamLayout(input.ram_bytes);
-    for (uint32_t i = 0; i < spec_.vcpus(); i++) node.vcpus.push_back(VcpuId(i));
-    input.nodes.push_back(std::move(node));
-    input.distances = {{kAcpiLocalDistance}};
-  }
-  HK_ASSIGN_OR_RETURN(const AcpiTables tables, BuildAcpiTables(input));
-  HK_RETURN_IF_ERROR(memory_->Write(tables.start, tables.bytes));
-  MemoryWriter writer(memory_.get());
-  return boot.Load(writer, tables.rsdp);
+void KvmMachine::Crash(const std::string& reason) {
+  if (!memory_->state().ok()) return;  // which is told with its own reason
+  voice_->End(MachineEnd::kCrash, reason);
 }
 
 absl::Status KvmMachine::Run() {
-  HK_ASSIGN_OR_RETURN(const BootState boot, LoadKernel());
-  return vcpus_->Start(ToInitialCpuState(boot), clock_.Now() + kPauseDeadline);
+  HK_ASSIGN_OR_RETURN(const InitialCpuState boot, LoadMachine(spec_, kernels_, pm_timer_, memory_.get()));
+  if (spread_ != nullptr) HK_RETURN_IF_ERROR(spread_->Resume());
+  return vcpus_->Start(boot, clock_.Now() + kPauseDeadline);
+}
+
+absl::Status KvmMachine::Pause() {
+  if (spread_ != nullptr) HK_RETURN_IF_ERROR(spread_->Hold());
+  absl::Status status = vcpus_->Pause(clock_.Now() + kPauseDeadline);
+  if (!status.ok() && spread_ != nullptr) static_cast<void>(spread_->Resume());
+  return status;
+}
+
+absl::Status KvmMachine::Unpause() {
+  if (spread_ != nullptr) HK_RETURN_IF_ERROR(spread_->Resume());
+  return vcpus_->Resume();
 }
 
 // Guest memory and devices stay: of the VM they know nothing but who takes doorbells.
@@ -292,13 +295,17 @@ absl::Status KvmMachine::Renew(Monotonic deadline) {
 }
 
 std::map<std::string, uint64_t> KvmMachine::exits_by_kind() const {
-  const VcpuCounters sum = vcpus_->counters();
-  std::map<std::string, uint64_t> kinds;
-  for (size_t i = 0; i < kVcpuExits; i++) {
-    if (sum.exits[i] != 0) kinds[std::string(NameOf(static_cast<VcpuExit>(i)))] = sum.exits[i];
-  }
-  if (sum.interrupts != 0) kinds["injected"] = sum.interrupts;
+  std::map<std::string, uint64_t> kinds = ExitsByKind(vcpus_->counters());
+  if (spread_ == nullptr) return kinds;
+  for (const auto& [kind, count] : spread_->exits_by_kind()) kinds[kind] += count;
   return kinds;
+}
+
+uint64_t KvmMachine::exits() const {
+  uint64_t sum = vcpus_->exits();
+  if (spread_ == nullptr) return sum;
+  for (const auto& [kind, count] : spread_->exits_by_kind()) sum += kind == kInjectedKind ? 0 : count;
+  return sum;
 }
 
 }  // namespace
@@ -314,7 +321,7 @@ absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, c
                                                     here_mib, frames.budget_bytes() >> 20));
   }
   HK_ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, Vm::Create(spec.vcpus()));
-  HK_RETURN_IF_ERROR(CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec)).status());
+  HK_RETURN_IF_ERROR(CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec.cpu(), true)).status());
   return MachineBackends::Open(spec).status();
 }
 
@@ -326,14 +333,15 @@ MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const Fra
     if (!memory.ok()) memory = WithContext(memory.status(), "memory_mib");
     return memory;
   };
-  return {.make = make, .ended = nullptr};
+  return {.make = make, .ended = nullptr, .space = nullptr};
 }
 
 absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, MachineMemory memory,
+                                                        std::unique_ptr<MachineSpread> spread,
                                                         const KernelCache& kernels, const Clock& clock,
                                                         MachineEvents* events) {
   HK_ASSIGN_OR_RETURN(MachineBackends backends, MachineBackends::Open(spec));
-  auto machine = std::make_unique<KvmMachine>(spec, std::move(memory), kernels, clock, events);
+  auto machine = std::make_unique<KvmMachine>(spec, std::move(memory), std::move(spread), kernels, clock, events);
   HK_RETURN_IF_ERROR(machine->Build(std::move(backends)));
   HK_RETURN_IF_ERROR(machine->Run());
   return std::unique_ptr<Machine>(std::move(machine));

@@ -11,11 +11,18 @@
 #include "hyperkernel/memory/frame_store.h"
 #include "hyperkernel/memory/guest_memory.h"
 #include "hyperkernel/node/machine.h"
+#include "hyperkernel/node/machine_spread.h"
 
 namespace hk {
 
 // Checks kernel, initrd, command line, CPU model, memory and KVM for a specification; makes nothing. Errors: one line.
 absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, const KernelCache& kernels);
+
+// A space that is a machine's memory. Plain value.
+struct MachineSpace {
+  uint64_t id = 0;
+  uint64_t node_frames_bytes = 0;  // most that each node holds; 0: all
+};
 
 // Where a machine's memory is from.
 struct MachineMemory {
@@ -25,14 +32,17 @@ struct MachineMemory {
       make;
   // Called when the machine has ended, or could not be made, and has given its memory back. May be empty.
   std::function<void()> ended;
+  // What `make` has made; null: memory of this node alone.
+  std::shared_ptr<MachineSpace> space;
 };
 
 // Memory of this node alone. `frames` outlives what it makes.
 MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames);
 
-// Makes a machine and lets it run. `kernels`, `clock` and `events` outlive it. Errors: one line, what could not be
-// made.
+// Makes a machine and lets it run. `spread`: null if all its vCPUs are here. `kernels`, `clock` and `events` outlive
+// it. Errors: one line, what could not be made.
 absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, MachineMemory memory,
+                                                        std::unique_ptr<MachineSpread> spread,
                                                         const KernelCache& kernels, const Clock& clock,
                                                         MachineEvents* events);
 

@@ -22,7 +22,7 @@ v1::CreateSpaceRequest SpaceOf(const v1::VmSpec& spec, uint64_t bytes) {
   const uint64_t frames = (placed_mib == 0 ? spec.memory_mib() : placed_mib) << 20;
   if (frames < bytes) request.set_node_frames_bytes(frames);
   request.set_node_vcpus(spec.vcpus());
-  request.set_homes_at_coordinator(true);  // all vCPUs and devices are here
+  request.set_homes_at_coordinator(true);  // devices and the kernel that boots are here
   return request;
 }
 
@@ -40,7 +40,8 @@ void DeleteSpaceOf(const std::string& name, SpaceManager* spaces) {
 
 MachineMemory PlacedMemory(const v1::VmSpec& spec, SpaceManager* spaces, const Clock& clock) {
   const auto made = std::make_shared<std::atomic<bool>>(false);
-  const auto make = [spec, spaces, &clock, made](
+  const auto known = std::make_shared<MachineSpace>();
+  const auto make = [spec, spaces, &clock, made, known](
                         const std::vector<RamRange>& ranges,
                         GuestMemory::FaultFailure failed) -> absl::StatusOr<std::unique_ptr<GuestMemory>> {
     const uint64_t bytes = ranges.back().start.value() + ranges.back().bytes;
@@ -48,13 +49,14 @@ MachineMemory PlacedMemory(const v1::VmSpec& spec, SpaceManager* spaces, const C
     const absl::StatusOr<v1::Space> space = spaces->Create(request);
     if (!space.ok()) return WithContext(space.status(), "placement");
     *made = true;
+    *known = {.id = space->id(), .node_frames_bytes = request.node_frames_bytes()};
     HK_ASSIGN_OR_RETURN(std::shared_ptr<GuestSpace> memory, spaces->Hold(spec.name(), std::move(failed)));
     return MakeSpaceMemory(std::move(memory), request.node_frames_bytes() / kPageSize, ranges, clock);
   };
   const auto ended = [name = spec.name(), spaces, made] {
     if (*made) DeleteSpaceOf(name, spaces);
   };
-  return {.make = make, .ended = ended};
+  return {.make = make, .ended = ended, .space = known};
 }
 
 }  // namespace hk

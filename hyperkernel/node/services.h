@@ -4,9 +4,12 @@
 
 #include <atomic>
 #include <functional>
+#include <string>
+#include <utility>
 
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/guest_manager.h"
+#include "hyperkernel/node/machine_parts.h"
 #include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/space_manager.h"
 #include "proto/admin.grpc.pb.h"
@@ -104,8 +107,9 @@ class AdminService final : public v1::Admin::Service {
 class PeerControlService final : public v1::PeerControl::Service {
  public:
   // All must outlive this object.
-  PeerControlService(Cluster* cluster, SpaceManager* spaces, Metrics* metrics)
-      : cluster_(cluster), spaces_(spaces), metrics_(metrics) {}
+  PeerControlService(Cluster* cluster, SpaceManager* spaces, MachineParts* machines, std::string boot_id,
+                     Metrics* metrics)
+      : cluster_(cluster), spaces_(spaces), machines_(machines), boot_id_(std::move(boot_id)), metrics_(metrics) {}
   grpc::Status Hello(grpc::ServerContext* context, const v1::HelloRequest* request,
                      v1::HelloResponse* response) override;
   grpc::Status Probe(grpc::ServerContext* context, const v1::PeerProbeRequest* request,
@@ -124,6 +128,12 @@ class PeerControlService final : public v1::PeerControl::Service {
                           v1::LeaveSpaceResponse* response) override;
   grpc::Status SpaceNodeLost(grpc::ServerContext* context, const v1::SpaceNodeLostRequest* request,
                              v1::SpaceNodeLostResponse* response) override;
+  grpc::Status DescribeMachineHost(grpc::ServerContext* context, const v1::DescribeMachineHostRequest* request,
+                                   v1::DescribeMachineHostResponse* response) override;
+  grpc::Status AttachMachine(grpc::ServerContext* context, const v1::AttachMachineRequest* request,
+                             v1::AttachMachineResponse* response) override;
+  grpc::Status OrderMachine(grpc::ServerContext* context, const v1::OrderMachineRequest* request,
+                            v1::OrderMachineResponse* response) override;
 
  private:
   // With TLS a node speaks for itself only; and it is one of this node's peers.
@@ -131,6 +141,8 @@ class PeerControlService final : public v1::PeerControl::Service {
 
   Cluster* const cluster_;
   SpaceManager* const spaces_;
+  MachineParts* const machines_;
+  const std::string boot_id_;  // of this host's kernel
   Metrics* const metrics_;
 };
 

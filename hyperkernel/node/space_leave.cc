@@ -2,6 +2,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/space_manager.h"
 
@@ -37,6 +38,15 @@ absl::Status SpaceManager::Drain(const v1::DrainSpaceRequest& request) {
   }
   HK_RETURN_IF_ERROR(CheckLeaves(space, others));
   HK_RETURN_IF_ERROR(peers_->CheckUp(member->name));
+  v1::SpaceStatusRequest status;
+  status.set_from(self_);
+  status.set_id(space.id);
+  HK_ASSIGN_OR_RETURN(const v1::SpaceStatusResponse answer, peers_->Status(member->name, status));
+  if (answer.part().machine()) {
+    return absl::FailedPreconditionError(
+        fmt::format("vCPUs of vm '{}' run on node '{}', and would stand still (hkctl vm show {})", space.name,
+                    member->name, space.name));
+  }
   {
     MutexLock lock(&mutex_);
     if (const auto joining = joining_.find(space.id); joining != joining_.end()) {
@@ -53,6 +63,9 @@ absl::StatusOr<v1::LeaveSpaceResponse> SpaceManager::Leave(const v1::LeaveSpaceR
   HK_ASSIGN_OR_RETURN(const SpaceRecovery::Space space, FindOf(request.from(), request.id()));
   if (const auto stop = space.part->stop(); stop.has_value())
     return absl::FailedPreconditionError(MessageOf(stop->why));
+  if (request.leave() && space.part->held() && !HK_MUTANT(space_leaves_under_vcpus)) {
+    return absl::FailedPreconditionError("vCPUs of the machine run on this node, and would stand still");
+  }
   HK_ASSIGN_OR_RETURN(const SpaceLeaving state, space.part->Leave(request.number(), request.leave()));
   v1::LeaveSpaceResponse response;
   response.set_pages_left(state.pages_left);

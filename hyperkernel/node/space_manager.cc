@@ -314,6 +314,12 @@ absl::StatusOr<std::shared_ptr<GuestSpace>> SpaceManager::Hold(const std::string
   return SpacePart::Hold(space.part, std::move(stopped));
 }
 
+absl::StatusOr<std::shared_ptr<GuestSpace>> SpaceManager::HoldOf(const std::string& coordinator, uint64_t id,
+                                                                 std::function<void(const absl::Status&)> stopped) {
+  HK_ASSIGN_OR_RETURN(const SpaceRecovery::Space space, FindOf(coordinator, id));
+  return SpacePart::Hold(space.part, std::move(stopped));
+}
+
 absl::StatusOr<std::vector<std::string>> SpaceManager::Delete(const std::string& name) {
   HK_ASSIGN_OR_RETURN(const View found, FindName(name));
   HK_RETURN_IF_ERROR(CheckNotHeld(found));

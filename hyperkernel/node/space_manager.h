@@ -69,6 +69,10 @@ class SpaceManager {
   absl::StatusOr<std::shared_ptr<GuestSpace>> Hold(const std::string& name,
                                                    std::function<void(const absl::Status&)> stopped);
 
+  // The same of a space that `coordinator` coordinates. Errors: also kPermissionDenied, kAborted (it is being made).
+  absl::StatusOr<std::shared_ptr<GuestSpace>> HoldOf(const std::string& coordinator, uint64_t id,
+                                                     std::function<void(const absl::Status&)> stopped);
+
   // For the metrics: this node's parts, by name, but for those being made. Asks no peer.
   std::vector<SpaceSample> Samples() const;
 

@@ -8,31 +8,10 @@
 #include "hyperkernel/memory/space_version.h"
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/data_plane.h"
+#include "hyperkernel/node/peer_ask.h"
 #include "hyperkernel/node/space_rules.h"
 
 namespace hk {
-namespace {
-
-std::chrono::system_clock::time_point Within(std::chrono::milliseconds limit) {
-  return std::chrono::system_clock::now() + limit;
-}
-
-// One call of a node's PeerControl.
-template <typename Request, typename Response>
-absl::StatusOr<Response> Ask(const Cluster* cluster, const std::string& node, std::chrono::milliseconds limit,
-                             grpc::Status (v1::PeerControl::Stub::*call)(grpc::ClientContext*, const Request&,
-                                                                         Response*),
-                             const Request& request) {
-  Response response;
-  const absl::Status status =
-      cluster->Call(node, Within(limit), [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
-        return (stub->*call)(context, request, &response);
-      });
-  if (!status.ok()) return status;
-  return response;
-}
-
-}  // namespace
 
 absl::StatusOr<NodeId> ClusterSpacePeers::NumberOf(const std::string& node) const {
   return cluster_->NumberOf(node);

@@ -71,6 +71,7 @@ v1::SpacePart SpaceManager::PartOf(const View& view) const {
   *part.mutable_since() = ToTimestamp(stopped ? stop->at : view.since);
   if (view.part == nullptr) return part;
   part.set_epoch(view.part->epoch());
+  part.set_machine(view.part->held());
   static_cast<void>(view.part->Use([&](GuestSpace* memory) {
     const bool swaps = view.identity.node_swap_bytes > 0;
     part.set_frame_bytes(memory->frame_bytes());

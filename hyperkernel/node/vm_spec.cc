@@ -119,7 +119,7 @@ absl::Status CheckPlacedMemory(const v1::VmSpec& spec) {
                                       each, nodes, space_mib, (needed + nodes - 1) / nodes));
 }
 
-// The node that is asked has the devices and, in this release, all vCPUs; others give memory.
+// The node that is asked has the devices, and the vCPU that boots.
 absl::Status CompletePlacement(v1::VmSpec* spec, const std::string& node) {
   if (spec->placement_size() == 0) spec->add_placement()->set_node(node);
   if (spec->placement_size() > static_cast<int>(kMaxNodes))
@@ -147,17 +147,25 @@ absl::Status CompletePlacement(v1::VmSpec* spec, const std::string& node) {
   if (vcpus != spec->vcpus())
     return Bad("placement", fmt::format("{} vcpus are placed, the machine has {}", vcpus, spec->vcpus()));
   for (int i = 0; i < spec->placement_size(); i++) {
-    if (spec->placement(i).node() != node && spec->placement(i).vcpus() != 0) {
-      return absl::UnimplementedError(
-          fmt::format("placement[{}].vcpus: node '{}': this release runs all vCPUs on the I/O node ('{}'); others give "
-                      "memory",
-                      i, spec->placement(i).node(), node));
+    if (spec->placement(i).node() == node && spec->placement(i).vcpus() == 0) {
+      return Bad(fmt::format("placement[{}].vcpus", i),
+                 fmt::format("0; node '{}' has the devices, and the vCPU that boots: give it one at least", node));
     }
   }
   return CheckPlacedMemory(*spec);
 }
 
 }  // namespace
+
+std::vector<std::string> VcpuNodes(const v1::VmSpec& spec) {
+  std::vector<std::string> nodes;
+  for (const bool io_node : {true, false}) {
+    for (const v1::PlacementSpec& place : spec.placement()) {
+      if ((place.node() == spec.io_node()) == io_node) nodes.insert(nodes.end(), place.vcpus(), place.node());
+    }
+  }
+  return nodes;
+}
 
 MacAddress GeneratedMac(const std::string& name, int index) {
   // FNV-1a, 64 bits: written down here, since it must never change.

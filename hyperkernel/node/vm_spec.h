@@ -5,8 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "hyperkernel/irq/vcpu_set.h"
 #include "proto/vm.pb.h"
 
 namespace hk {
@@ -14,7 +16,6 @@ namespace hk {
 // Limits, each with its reason.
 inline constexpr uint64_t kMinVmMemoryMib = 32;                 // less holds no Linux and its initrd
 inline constexpr uint64_t kMaxVmMemoryMib = uint64_t{1} << 32;  // 4 PiB: 52-bit guest-physical addresses
-inline constexpr uint32_t kMaxVcpus = 255;                      // APIC ids of one I/O APIC's physical destinations
 inline constexpr size_t kMaxCommandLine = 2047;       // COMMAND_LINE_SIZE of x86 Linux, less the terminating zero
 inline constexpr int kMaxDisks = 16;                  // slots of the one PCI bus, half of them
 inline constexpr int kMaxNets = 8;                    // slots of the one PCI bus, a quarter of them
@@ -29,6 +30,9 @@ using MacAddress = std::array<uint8_t, 6>;
 // The specification with defaults filled in, for a machine of node `node`. Errors: kInvalidArgument, one line: FIELD:
 // what is wrong and what is expected; kUnimplemented for what this release cannot do yet.
 absl::StatusOr<v1::VmSpec> CompleteVmSpec(const v1::VmSpec& spec, const std::string& node);
+
+// The node that each vCPU is on: those of the I/O node first, then as `placement` has them. REQUIRES: complete.
+std::vector<std::string> VcpuNodes(const v1::VmSpec& spec);
 
 // The address that a card without one gets: locally administered, the same for the same name and number.
 MacAddress GeneratedMac(const std::string& name, int index);

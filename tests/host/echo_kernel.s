@@ -1,7 +1,8 @@
 # The smallest kernel an operator's tests need, with a PVH entry: says hello on the serial line, then echoes what is typed.
 # Some keys are orders: P powers off, R resets, T ends in a triple fault, N reports a panic by pvpanic, L writes 8192 lines of
 # 64 bytes, F fills 40 MiB of memory with what differs from page to page and from fill to fill, C checks that all of it is
-# there; Ctrl-C shows as ^C. Runs on any /dev/kvm, also one that only interprets.
+# there; M has all vCPUs count together under a spin lock, after each was started and then woken by an interrupt, and each
+# says its digit on the serial line; Ctrl-C shows as ^C. Runs on any /dev/kvm, also one that only interprets.
 .intel_syntax noprefix
 .code32
 
@@ -12,6 +13,22 @@
 .set PVPANIC, 0x505
 .set FILLED, 0x800000
 .set FILLED_END, FILLED + (40 << 20)
+# What the vCPUs have in common: at 64 KiB boundaries, since all but the first are in real mode.
+.set SHARED, 0x70000
+.set READY, 0                   # vCPUs that have started
+.set WOKEN, 4                   # that took the interrupt
+.set DONE, 8
+.set LOCK, 16
+.set COUNT, 32
+.set COUNT_TOO, 0x1000          # on another page
+.set TRAMPOLINE, 0x9000
+.set WAKE_VECTOR, 0x41
+.set ROUNDS, 500
+.set X2APIC_ID, 0x802
+.set X2APIC_EOI, 0x80b
+.set X2APIC_SVR, 0x80f
+.set X2APIC_ICR, 0x830
+.set ALL_BUT_SELF, 3 << 18
 
 .section .note.Xen, "a", @note
     .long 4, 4, 18              # sizes of name and descriptor; XEN_ELFNOTE_PHYS32_ENTRY
@@ -44,6 +61,8 @@ next:
     je fill
     cmp al, 'C'
     je check
+    cmp al, 'M'
+    je together
     cmp al, 3
     je control_c
     out dx, al
@@ -121,6 +140,125 @@ wrong:
     call print
     jmp next
 
+# Starts the others, wakes them, and counts with them.
+together:
+    mov ecx, X2APIC_SVR
+    mov eax, 0x1ff
+    xor edx, edx
+    wrmsr
+    lea esi, other
+    mov edi, TRAMPOLINE
+    mov ecx, other_end - other
+    rep movsb
+    mov ebx, SHARED
+    xor eax, eax
+    mov [ebx + READY], eax
+    mov [ebx + WOKEN], eax
+    mov [ebx + DONE], eax
+    mov [ebx + LOCK], eax
+    mov [ebx + COUNT], eax
+    mov [ebx + COUNT_TOO], eax
+    mov eax, 0xb                # how many there are
+    mov ecx, 1
+    cpuid
+    mov ebp, ebx
+    mov ebx, SHARED
+    mov eax, ALL_BUT_SELF | 0x4500
+    call send
+    mov eax, ALL_BUT_SELF | 0x4600 | TRAMPOLINE >> 12
+    call send
+    lea edi, [ebp - 1]
+1:  pause
+    cmp [ebx + READY], edi
+    jne 1b
+    mov eax, ALL_BUT_SELF | 0x4000 | WAKE_VECTOR
+    call send
+1:  pause
+    cmp [ebx + WOKEN], edi
+    jne 1b
+    mov ecx, ROUNDS
+2:  mov eax, 1
+    xchg eax, [ebx + LOCK]
+    test eax, eax
+    jz 3f
+    pause
+    jmp 2b
+3:  inc dword ptr [ebx + COUNT]
+    inc dword ptr [ebx + COUNT_TOO]
+    mov dword ptr [ebx + LOCK], 0
+    dec ecx
+    jnz 2b
+1:  pause
+    cmp [ebx + DONE], edi
+    jne 1b
+    imul eax, ebp, ROUNDS
+    cmp [ebx + COUNT], eax
+    jne wrong
+    cmp [ebx + COUNT_TOO], eax
+    jne wrong
+    lea esi, counted
+    call print
+    jmp next
+send:
+    mov ecx, X2APIC_ICR
+    xor edx, edx
+    wrmsr
+    ret
+
+# Of the others, moved to TRAMPOLINE.
+.code16
+other:
+    cli
+    xor ax, ax
+    mov ds, ax
+    mov ss, ax
+    mov word ptr [WAKE_VECTOR * 4], offset other_interrupt - other
+    mov word ptr [WAKE_VECTOR * 4 + 2], TRAMPOLINE >> 4
+    mov ecx, X2APIC_SVR
+    mov eax, 0x1ff
+    xor edx, edx
+    wrmsr
+    mov ecx, X2APIC_ID          # each its own stack
+    rdmsr
+    mov di, ax
+    shl ax, 7
+    add ax, 0x1080
+    mov sp, ax
+    mov ax, SHARED >> 4
+    mov ds, ax
+    lock inc dword ptr [READY]
+    sti
+1:  hlt                         # until the interrupt, which does not come back
+    jmp 1b
+other_interrupt:
+    lock inc dword ptr [WOKEN]
+    mov ecx, X2APIC_EOI
+    xor eax, eax
+    xor edx, edx
+    wrmsr
+    mov ecx, ROUNDS
+2:  mov eax, 1
+    xchg eax, [LOCK]
+    test eax, eax
+    jz 3f
+    pause
+    jmp 2b
+3:  inc dword ptr [COUNT]
+    inc dword ptr [COUNT_TOO]
+    mov dword ptr [LOCK], 0
+    dec ecx
+    jnz 2b
+    mov ax, di
+    add al, '0'
+    mov dx, SERIAL
+    out dx, al
+    lock inc dword ptr [DONE]
+    cli
+4:  hlt                         # until the next INIT
+    jmp 4b
+other_end:
+.code32
+
 # Writes the text at esi, up to its zero. Changes al, edx, esi.
 print:
     mov edx, SERIAL
@@ -137,6 +275,7 @@ line: .asciz "a line of sixty-four bytes, a line of sixty-four bytes, a line\r\n
 lines_end: .asciz "end of lines\r\n"
 filled: .asciz "filled\r\n"
 checked: .asciz "checked\r\n"
+counted: .asciz " counted together\r\n"
 wrong_page: .asciz "a page is wrong\r\n"
 .balign 4
 fills: .long 0

@@ -1,61 +1,27 @@
 #!/usr/bin/env python3
 """Machines whose memory is a space over three daemons of this host, with a guest program on any /dev/kvm: what it wrote is what it reads,
 though no node could hold it; operators see where it is; ends, refused starts and lost nodes leave nothing behind."""
-import os
 import unittest
 
 import hktest
-import spacetest
-from test_vm import Terminal, needs_kvm
+import placedtest
+from test_vm import needs_kvm
 
-MIB = 1 << 20
 # The guest fills 40 MiB of it. A budget has 4.25 MiB more for each space, for pages that come back.
 MEMORY_MIB, NODE_MIB, BUDGET_MIB = 64, 24, 32
 
 
 @needs_kvm
-class VmPlaced(spacetest.TestCase):
+class VmPlaced(placedtest.TestCase):
     budget_mib = BUDGET_MIB
+    memory_mib = MEMORY_MIB
 
     def create(self, node, name='g', extra='', node_mib=NODE_MIB):
-        placement = ' '.join(f'placement {{ node: "{name}" memory_mib: {node_mib} }}' for name in 'abc')
-        path = os.path.join(node.directory, f'{name}.textproto')
-        with open(path, 'w', encoding='utf-8') as file:
-            file.write(f'name: "{name}" memory_mib: {MEMORY_MIB} kernel: "{hktest.program("echo_kernel")}" {placement} {extra}\n')
-        return node.hkctl('vm', 'create', '-f', path)
+        return super().create(node, name, extra, **{other: f'memory_mib: {node_mib}' for other in 'abc'})
 
     def boot(self, node, **how):
         self.assert_exit(self.create(node, **how), 0)
-        self.assert_exit(node.hkctl('vm', 'start', 'g'), 0)
-        hktest.wait_for(lambda: 'hello from the guest' in node.hkctl('vm', 'log', 'g').out, 'the guest runs')
-        terminal = Terminal(node, 'vm', 'console', 'g')
-        self.addCleanup(terminal.close)
-        terminal.expect('connected to')
-        return terminal
-
-    def order(self, guest, key, word):
-        count = guest.read().count(word)
-        guest.type(key)
-        hktest.wait_for(lambda: guest.read().count(word) > count or 'wrong' in guest.text, f'{word!r} on the console', 90)
-        self.assertNotIn('wrong', guest.text)
-
-    def show(self, node):
-        return node.hkctl('vm', 'show', 'g', '-o', 'json').json()
-
-    def wait_state(self, node, state):
-        return hktest.wait_for(lambda: self.show(node) if self.show(node)['state'] == f'VM_STATE_{state}' else None, f'the machine is {state}', 90)
-
-    def wait_nothing_left(self, nodes):
-        for node in nodes:
-            hktest.wait_for(lambda: node.hkctl('space', 'list', '-o', 'json').json().get('spaces', []) == [], f'no space is left at {node.name}', 60)
-            self.assertEqual([name for name in os.listdir(node.frame_directory) if name.startswith('g')], [])
-
-    def pages_on(self, node):
-        pages = dict.fromkeys('abc', 0)
-        for extent in node.hkctl('vm', 'map', 'g', '-o', 'json').json()['extents']:
-            for holder in extent['holders']:
-                pages[holder['node']] += sum(holder.get(right, 0) for right in ('exclusive', 'owned', 'shared'))
-        return pages
+        return self.start_guest(node)
 
     def test_a_guest_larger_than_its_node(self):
         a, b, c = self.start('a', 'b', 'c')
@@ -127,9 +93,7 @@ class VmPlaced(spacetest.TestCase):
         self.wait_nothing_left([node for node in nodes if node is not victim])
         victim.start()
         self.wait_state(a, 'RUNNING')
-        guest = Terminal(a, 'vm', 'console', 'g')
-        self.addCleanup(guest.close)
-        guest.expect('connected to')
+        guest = self.console(a)
         self.order(guest, b'F', 'filled')
         self.order(guest, b'C', 'checked')
 

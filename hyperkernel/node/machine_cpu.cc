@@ -1,0 +1,100 @@
+#include "hyperkernel/node/machine_cpu.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/kvm/vm.h"
+
+namespace hk {
+namespace {
+
+constexpr uint64_t kTscTolerancePpm = 250;
+constexpr uint64_t kMillion = 1'000'000;
+
+bool Same(const kvm_cpuid_entry2& a, const kvm_cpuid_entry2& b) {
+  return a.function == b.function && a.index == b.index && a.eax == b.eax && a.ebx == b.ebx && a.ecx == b.ecx &&
+         a.edx == b.edx;
+}
+
+}  // namespace
+
+CpuModelSpec CpuSpecOf(const v1::CpuSpec& spec, bool pv_eoi) {
+  return {.profile = spec.profile(), .disable = {spec.disable().begin(), spec.disable().end()}, .pv_eoi = pv_eoi};
+}
+
+void SetCpuid(const std::vector<kvm_cpuid_entry2>& entries, CpuidEntries* to) {
+  to->Clear();
+  for (const kvm_cpuid_entry2& entry : entries) {
+    v1::CpuidEntry* const out = to->Add();
+    out->set_function(entry.function);
+    out->set_index(entry.index);
+    out->set_flags(entry.flags);
+    out->set_eax(entry.eax);
+    out->set_ebx(entry.ebx);
+    out->set_ecx(entry.ecx);
+    out->set_edx(entry.edx);
+  }
+}
+
+absl::StatusOr<std::vector<kvm_cpuid_entry2>> CpuidOf(const CpuidEntries& entries) {
+  if (entries.empty() || entries.size() > static_cast<int>(kMostCpuidEntries)) {
+    return absl::InvalidArgumentError(
+        fmt::format("cpuid: {} entries, expected 1 to {}", entries.size(), kMostCpuidEntries));
+  }
+  std::vector<kvm_cpuid_entry2> out;
+  for (const v1::CpuidEntry& entry : entries) {
+    kvm_cpuid_entry2 to = {};
+    to.function = entry.function();
+    to.index = entry.index();
+    to.flags = entry.flags();
+    to.eax = entry.eax();
+    to.ebx = entry.ebx();
+    to.ecx = entry.ecx();
+    to.edx = entry.edx();
+    out.push_back(to);
+  }
+  return out;
+}
+
+absl::StatusOr<v1::DescribeMachineHostResponse> DescribeMachineHost(const v1::CpuSpec& spec) {
+  HK_ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, Vm::Create(1));
+  HK_ASSIGN_OR_RETURN(const CpuModel model,
+                      CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec, /*pv_eoi=*/false)));
+  v1::DescribeMachineHostResponse response;
+  SetCpuid(model.entries(), response.mutable_cpuid());
+  response.set_tsc_khz(vm->facts().tsc_khz);
+  return response;
+}
+
+absl::StatusOr<std::vector<kvm_cpuid_entry2>> AgreeOnCpu(const std::vector<kvm_cpuid_entry2>& ours,
+                                                         const std::vector<kvm_cpuid_entry2>& theirs,
+                                                         const std::string& profile, const std::string& node) {
+  absl::StatusOr<std::vector<kvm_cpuid_entry2>> both = IntersectCpuid(ours, theirs);
+  if (!both.ok()) {
+    return absl::FailedPreconditionError(fmt::format("node '{}': {}", node, MessageOf(both.status())));
+  }
+  if (profile == "common" || HK_MUTANT(machine_cpu_unchecked)) return both;
+  for (size_t i = 0; i < ours.size(); i++) {
+    if (i < both->size() && Same(ours[i], (*both)[i])) continue;
+    return absl::FailedPreconditionError(
+        fmt::format("cpu: node '{}' lacks features of this node's CPU (CPUID leaf {:#x}.{}); use cpu {{ profile: "
+                    "\"common\" }}, or hide them by cpu {{ disable }}",
+                    node, ours[i].function, ours[i].index));
+  }
+  return both;
+}
+
+absl::Status CheckTscRate(uint32_t ours_khz, uint32_t theirs_khz, const std::string& node) {
+  const uint64_t difference = ours_khz > theirs_khz ? ours_khz - theirs_khz : theirs_khz - ours_khz;
+  if (difference * kMillion <= uint64_t{ours_khz} * kTscTolerancePpm) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      fmt::format("node '{}': its TSC runs at {} kHz, this node's at {}: a machine has one TSC, so its vCPUs can be on "
+                  "nodes of one rate only",
+                  node, theirs_khz, ours_khz));
+}
+
+}  // namespace hk

@@ -1,0 +1,188 @@
+#include "hyperkernel/node/machine_part.h"
+
+#include <x86intrin.h>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+#include <vector>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/boot/address_map.h"
+#include "hyperkernel/irq/interrupt_controller.h"
+#include "hyperkernel/kvm/vcpu_group.h"
+#include "hyperkernel/memory/space_memory.h"
+#include "hyperkernel/node/forwarded_exits.h"
+#include "hyperkernel/node/machine_counters.h"
+#include "hyperkernel/node/machine_cpu.h"
+#include "hyperkernel/node/machine_link.h"
+#include "hyperkernel/node/vm_spec.h"
+
+namespace hk {
+namespace {
+
+// As the I/O node's own vCPUs (kvm_machine.cc).
+constexpr std::chrono::seconds kPartPauseDeadline(5);
+// A vCPU ends within microseconds, unless it waits for a page or an exit's answer.
+constexpr std::chrono::seconds kPartStopDeadline(2);
+// Round trips of a clock: a thousand of them would fit.
+constexpr std::chrono::seconds kTscDeadline(2);
+
+absl::Status Bad(const std::string& what) {
+  return absl::InvalidArgumentError(what);
+}
+
+absl::Status CheckRequest(const MachinePart::Options& options) {
+  const v1::AttachMachineRequest& request = options.request;
+  if (request.id() == 0 || request.id() == request.space_id()) return Bad("id: 0, or the space's");
+  if (request.memory_mib() < kMinVmMemoryMib || request.memory_mib() > kMaxVmMemoryMib)
+    return Bad("memory_mib: no machine has so much");
+  const int vcpus = request.vcpu_nodes_size();
+  if (vcpus < 2 || vcpus > static_cast<int>(kMostGuestVcpus))
+    return Bad("vcpu_nodes: no machine on several nodes has so many");
+  bool any = false;
+  for (const uint32_t node : request.vcpu_nodes()) {
+    if (node >= kMaxNodes) return Bad(fmt::format("vcpu_nodes: {} is no node's number", node));
+    any |= node == options.self.value();
+  }
+  if (!any) return Bad("vcpu_nodes: none is this node's");
+  if (request.vcpu_nodes(0) != options.io_node.value()) return Bad("vcpu_nodes: vCPU 0 is not the sender's");
+  return absl::OkStatus();
+}
+
+class KvmPart final : public MachinePart {
+ public:
+  explicit KvmPart(Options options)
+      : options_(std::move(options)), vcpus_(static_cast<uint32_t>(options_.request.vcpu_nodes_size())) {}
+  ~KvmPart() override;
+
+  absl::Status Build();
+  absl::Status Run() override { return vcpus_.Resume(); }
+  absl::Status Hold() override { return vcpus_.Pause(options_.clock->Now() + kPartPauseDeadline); }
+  std::map<std::string, uint64_t> exits_by_kind() const override { return ExitsByKind(vcpus_.counters()); }
+  uint64_t tsc_error_ns() const override { return tsc_error_ns_; }
+
+ private:
+  absl::Status BuildMemory(Vm* vm);
+  absl::Status BuildInterrupts(bool x2apic);
+  // The machine's TSC less this host's.
+  absl::StatusOr<uint64_t> OffsetOfTsc(uint32_t tsc_khz);
+  absl::Status BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, uint64_t tsc_offset);
+
+  const Options options_;
+  uint64_t tsc_error_ns_ = 0;
+  std::unique_ptr<GuestMemory> memory_;
+  std::unique_ptr<PvClock> pv_clock_;
+  VcpuGroup vcpus_;                    // the VM too; emptied first, and there as long as what follows may wake someone
+  std::unique_ptr<MachineLink> link_;  // before who uses it
+  std::unique_ptr<ForwardedExits> exits_;
+  std::unique_ptr<InterruptController> interrupts_;
+};
+
+KvmPart::~KvmPart() {
+  if (exits_ != nullptr) exits_->Abandon();
+  absl::Status status = vcpus_.Stop(options_.clock->Now() + kPartStopDeadline);
+  if (!status.ok() && memory_ != nullptr) {
+    // It waits for a page. With the machine's end in sight nobody misses the memory, and if it is not the machine's
+    // end, a vCPU that cannot be stopped is.
+    memory_->Abandon();
+    status = vcpus_.Stop(options_.clock->Now() + kPartStopDeadline);
+  }
+  if (!status.ok()) {
+    log::Error("guest", "a vCPU does not stop", {{"guest", options_.request.name()}, {"error", MessageOf(status)}});
+  }
+  if (link_ != nullptr) link_->Close();
+  vcpus_.Clear();
+}
+
+absl::Status KvmPart::BuildMemory(Vm* vm) {
+  HK_ASSIGN_OR_RETURN(std::shared_ptr<GuestSpace> space,
+                      options_.hold([ended = options_.ended](const absl::Status& why) {
+                        ended(fmt::format("memory: {}", MessageOf(why)));
+                      }));
+  std::vector<RamRange> ranges;
+  for (const RamPiece& piece : RamLayout(options_.request.memory_mib() << 20))
+    ranges.push_back({piece.start, piece.bytes});
+  HK_ASSIGN_OR_RETURN(memory_, MakeSpaceMemory(std::move(space), options_.request.node_frames_bytes() / kPageSize,
+                                               ranges, *options_.clock));
+  for (const GuestMemory::Slot& slot : memory_->slots()) {
+    HK_RETURN_IF_ERROR(vm->AddMemory({.start = slot.start, .bytes = slot.bytes, .host = slot.guest_view}).status());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KvmPart::BuildInterrupts(bool x2apic) {
+  const v1::AttachMachineRequest& request = options_.request;
+  InterruptNodes nodes{.self = options_.self, .io_node = options_.io_node, .nodes = {}, .vcpus = {}};
+  for (const uint32_t number : request.vcpu_nodes()) {
+    const NodeId node(static_cast<uint16_t>(number));
+    nodes.vcpus.push_back(node);
+    if (std::find(nodes.nodes.begin(), nodes.nodes.end(), node) == nodes.nodes.end()) nodes.nodes.push_back(node);
+  }
+  const auto vcpus = static_cast<uint32_t>(nodes.vcpus.size());
+  const auto failed = [this](NodeId peer, const std::string& reason) {
+    options_.ended(fmt::format("node {}: {}", peer.value(), reason));
+  };
+  link_ = std::make_unique<MachineLink>(options_.transport, options_.router,
+                                        MachineLinkOptions{.guest = GuestId(request.id()),
+                                                           .self = options_.self,
+                                                           .io_node = options_.io_node,
+                                                           .nodes = nodes.nodes,
+                                                           .failed = failed});
+  exits_ = std::make_unique<ForwardedExits>(link_.get(), vcpus);
+  nodes.link = link_.get();
+  interrupts_ = std::make_unique<InterruptController>(InterruptControllerOptions{.vcpus = vcpus, .x2apic = x2apic},
+                                                      nodes, options_.clock, &vcpus_);
+  link_->Attach(interrupts_.get(), exits_.get());
+  return link_->Open();
+}
+
+absl::StatusOr<uint64_t> KvmPart::OffsetOfTsc(uint32_t tsc_khz) {
+  const uint64_t offset = options_.request.tsc_offset();
+  if (options_.boot_id == options_.request.boot_id() || tsc_khz == 0) return offset;  // one host: one TSC
+  HK_ASSIGN_OR_RETURN(const TscOffset measured, link_->MeasureTsc(options_.clock->Now() + kTscDeadline));
+  tsc_error_ns_ = measured.error * 1'000'000 / tsc_khz;
+  return offset + static_cast<uint64_t>(measured.offset);
+}
+
+absl::Status KvmPart::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, uint64_t tsc_offset) {
+  const v1::AttachMachineRequest& request = options_.request;
+  const auto count = static_cast<uint32_t>(request.vcpu_nodes_size());
+  if (request.tsc_khz() != 0) {
+    pv_clock_ = std::make_unique<PvClock>(
+        PvClockOrigin{.wall_ns = request.wall_ns(), .tsc_khz = request.tsc_khz()}, count,
+        [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
+  }
+  std::vector<VcpuConfig> configs;
+  for (uint32_t i = 0; i < count; i++) {
+    if (request.vcpu_nodes(static_cast<int>(i)) != options_.self.value()) continue;
+    configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, count), .tsc_offset = tsc_offset});
+  }
+  return vcpus_.Create(std::move(vm), configs, [this](VcpuId id) {
+    return VcpuEnvironment{.devices = exits_.get(), .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get()};
+  });
+}
+
+absl::Status KvmPart::Build() {
+  HK_RETURN_IF_ERROR(CheckRequest(options_));
+  HK_ASSIGN_OR_RETURN(std::vector<kvm_cpuid_entry2> cpuid, CpuidOf(options_.request.cpuid()));
+  const CpuModel model = CpuModel::Of(std::move(cpuid));
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Vm::Create(static_cast<uint32_t>(options_.request.vcpu_nodes_size())));
+  HK_RETURN_IF_ERROR(BuildMemory(vm.get()));
+  HK_RETURN_IF_ERROR(BuildInterrupts(model.has_x2apic()));
+  HK_ASSIGN_OR_RETURN(const uint64_t tsc_offset, OffsetOfTsc(vm->facts().tsc_khz));
+  return BuildVcpus(std::move(vm), model, tsc_offset);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<MachinePart>> MachinePart::Make(Options options) {
+  auto part = std::make_unique<KvmPart>(std::move(options));
+  HK_RETURN_IF_ERROR(part->Build());
+  return std::unique_ptr<MachinePart>(std::move(part));
+}
+
+}  // namespace hk

@@ -1,0 +1,167 @@
+#include "hyperkernel/node/machine_parts.h"
+
+#include <chrono>
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/node/machine_peers.h"
+
+namespace hk {
+namespace {
+
+// An order to a part waits so long for the one before, which has limits of its own.
+constexpr std::chrono::seconds kTurnLimit(10);
+// How long the thread sleeps when nobody wakes it: a wait has a deadline.
+constexpr std::chrono::seconds kIdle(60);
+
+}  // namespace
+
+MachineParts::MachineParts(Factory factory, const Clock& clock)
+    : factory_(std::move(factory)), clock_(clock), thread_([this] { Run(); }) {}
+
+MachineParts::~MachineParts() {
+  StopAll();
+  thread_.join();
+}
+
+absl::StatusOr<v1::AttachMachineResponse> MachineParts::Attach(const v1::AttachMachineRequest& request) {
+  HK_RETURN_IF_ERROR(CheckMachineProtocol(request.machine_protocol(), request.from()));
+  {
+    MutexLock lock(&mutex_);
+    if (stopping_) return absl::UnavailableError("the daemon ends");
+    if (entries_.size() >= kMaxMachineParts) {
+      return absl::ResourceExhaustedError(fmt::format("parts of {} machines are here already", kMaxMachineParts));
+    }
+    const auto [entry, fresh] = entries_.try_emplace(request.id());
+    if (!fresh) return absl::AlreadyExistsError(fmt::format("a part of machine '{}' is here already", request.name()));
+    entry->second.from = request.from();
+    entry->second.name = request.name();
+  }
+  absl::StatusOr<std::unique_ptr<MachinePart>> part =
+      factory_(request, [this, id = request.id()](const std::string& reason) { Ended(id, reason); });
+  v1::AttachMachineResponse response;
+  if (part.ok()) response.set_tsc_error_ns((*part)->tsc_error_ns());
+  MutexLock lock(&mutex_);
+  changed_.SignalAll();
+  if (!part.ok()) {
+    entries_.erase(request.id());
+    return part.status();
+  }
+  Entry& entry = entries_.at(request.id());
+  entry.part = *std::move(part);
+  entry.busy = false;
+  log::Info("guest", "vCPUs of a machine of another node are here",
+            {{"guest", request.name()}, {"peer", request.from()}});
+  return response;
+}
+
+absl::StatusOr<MachineParts::Entry*> MachineParts::Take(const v1::OrderMachineRequest& request) {
+  const Monotonic limit = clock_.Now() + kTurnLimit;
+  while (true) {
+    const auto found = entries_.find(request.id());
+    if (found == entries_.end()) {
+      for (const auto& [id, reason] : ends_) {
+        if (id == request.id()) return absl::FailedPreconditionError(fmt::format("its vCPUs have ended: {}", reason));
+      }
+      return absl::NotFoundError("it has no vCPUs of this machine");
+    }
+    Entry* const entry = &found->second;
+    if (entry->from != request.from()) {
+      return absl::PermissionDeniedError(
+          fmt::format("machine '{}' is node '{}'s, not '{}'s", entry->name, entry->from, request.from()));
+    }
+    if (!entry->busy && entry->ended.empty()) {
+      entry->busy = true;
+      return entry;
+    }
+    if (!changed_.WaitUntil(&mutex_, limit)) {
+      return absl::DeadlineExceededError(fmt::format("machine '{}': another order is under way", entry->name));
+    }
+  }
+}
+
+absl::StatusOr<v1::OrderMachineResponse> MachineParts::Order(const v1::OrderMachineRequest& request) {
+  Entry* entry = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    const absl::StatusOr<Entry*> taken = Take(request);
+    const bool gone = absl::IsNotFound(taken.status()) || absl::IsFailedPrecondition(taken.status());
+    if (gone && request.order() == v1::MACHINE_ORDER_END) return v1::OrderMachineResponse();  // as was wanted
+    if (!taken.ok()) return taken.status();
+    entry = *taken;
+  }
+  // Nobody else uses the entry while it is busy.
+  absl::Status status;
+  v1::OrderMachineResponse response;
+  switch (request.order()) {
+    case v1::MACHINE_ORDER_STATUS:
+      break;
+    case v1::MACHINE_ORDER_RUN:
+      status = entry->part->Run();
+      break;
+    case v1::MACHINE_ORDER_HOLD:
+      status = entry->part->Hold();
+      break;
+    case v1::MACHINE_ORDER_END:
+      break;
+    default:
+      status = absl::InvalidArgumentError("order: not one this daemon knows");
+  }
+  for (const auto& [kind, count] : entry->part->exits_by_kind()) (*response.mutable_exits_by_kind())[kind] = count;
+  std::unique_ptr<MachinePart> part;
+  if (request.order() == v1::MACHINE_ORDER_END) part = std::move(entry->part);
+  part.reset();
+  MutexLock lock(&mutex_);
+  entry->busy = false;
+  if (request.order() == v1::MACHINE_ORDER_END) entries_.erase(request.id());
+  changed_.SignalAll();
+  if (!status.ok()) return status;
+  return response;
+}
+
+void MachineParts::Ended(uint64_t id, const std::string& reason) {
+  MutexLock lock(&mutex_);
+  const auto found = entries_.find(id);
+  if (found == entries_.end() || !found->second.ended.empty()) return;
+  found->second.ended = reason;
+  changed_.SignalAll();
+}
+
+void MachineParts::StopAll() {
+  MutexLock lock(&mutex_);
+  stopping_ = true;
+  changed_.SignalAll();
+  while (!entries_.empty()) changed_.WaitUntil(&mutex_, clock_.Now() + kIdle);
+}
+
+// Destroys what has ended, and all when the daemon ends.
+void MachineParts::Run() {
+  MutexLock lock(&mutex_);
+  while (!stopping_ || !entries_.empty()) {
+    auto next = entries_.begin();
+    while (next != entries_.end() && (next->second.busy || (next->second.ended.empty() && !stopping_))) ++next;
+    if (next == entries_.end()) {
+      changed_.WaitUntil(&mutex_, clock_.Now() + kIdle);
+      continue;
+    }
+    Entry& entry = next->second;
+    entry.busy = true;
+    const uint64_t id = next->first;
+    if (!entry.ended.empty()) {
+      log::Warning("guest", "vCPUs of a machine of another node have ended",
+                   {{"guest", entry.name}, {"peer", entry.from}, {"reason", entry.ended}});
+      if (ends_.size() >= kMaxMachineParts) ends_.pop_front();
+      ends_.emplace_back(id, entry.ended);
+    }
+    std::unique_ptr<MachinePart> part = std::move(entry.part);
+    mutex_.Unlock();
+    part.reset();
+    mutex_.Lock();
+    entries_.erase(id);
+    changed_.SignalAll();
+  }
+}
+
+}  // namespace hk

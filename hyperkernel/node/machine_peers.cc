@@ -1,0 +1,69 @@
+#include "hyperkernel/node/machine_peers.h"
+
+#include <chrono>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/node/cluster.h"
+#include "hyperkernel/node/peer_ask.h"
+
+namespace hk {
+namespace {
+
+// A VM of KVM is made and taken apart again.
+constexpr std::chrono::milliseconds kDescribeLimit(3000);
+// Its memory is there already; a VM, its vCPUs, and some round trips of a clock. Emulated hosts take 10 ms for a vCPU.
+constexpr std::chrono::milliseconds kMachineAttachLimit(8000);
+// vCPUs are held within 5 s, or all go on (kPauseDeadline); they end within 10.
+constexpr std::chrono::milliseconds kOrderLimit(6000);
+constexpr std::chrono::milliseconds kEndLimit(12'000);
+constexpr std::chrono::milliseconds kStatusLimit(1000);
+
+std::chrono::milliseconds LimitOf(v1::MachineOrder order) {
+  if (order == v1::MACHINE_ORDER_STATUS) return kStatusLimit;
+  return order == v1::MACHINE_ORDER_END ? kEndLimit : kOrderLimit;
+}
+
+}  // namespace
+
+absl::Status CheckMachineProtocol(uint32_t theirs, const std::string& node) {
+  if (theirs == kMachineProtocolVersion) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      fmt::format("node '{}' speaks version {} in machines, this node version {}: run the same release on both", node,
+                  theirs, kMachineProtocolVersion));
+}
+
+absl::StatusOr<NodeId> ClusterMachinePeers::NumberOf(const std::string& node) const {
+  return cluster_->NumberOf(node);
+}
+
+absl::StatusOr<v1::DescribeMachineHostResponse> ClusterMachinePeers::Describe(const std::string& node,
+                                                                              const v1::CpuSpec& cpu) {
+  v1::DescribeMachineHostRequest request;
+  request.set_from(cluster_->name());
+  request.set_machine_protocol(kMachineProtocolVersion);
+  *request.mutable_cpu() = cpu;
+  HK_ASSIGN_OR_RETURN(const v1::DescribeMachineHostResponse response,
+                      Ask(cluster_, node, kDescribeLimit, &v1::PeerControl::Stub::DescribeMachineHost, request));
+  HK_RETURN_IF_ERROR(CheckMachineProtocol(response.machine_protocol(), node));
+  return response;
+}
+
+absl::StatusOr<v1::AttachMachineResponse> ClusterMachinePeers::Attach(const std::string& node,
+                                                                      const v1::AttachMachineRequest& request) {
+  v1::AttachMachineRequest versioned = request;
+  versioned.set_from(cluster_->name());
+  versioned.set_machine_protocol(kMachineProtocolVersion);
+  return Ask(cluster_, node, kMachineAttachLimit, &v1::PeerControl::Stub::AttachMachine, versioned);
+}
+
+absl::StatusOr<v1::OrderMachineResponse> ClusterMachinePeers::Order(const std::string& node, uint64_t id,
+                                                                    v1::MachineOrder order) {
+  v1::OrderMachineRequest request;
+  request.set_from(cluster_->name());
+  request.set_id(id);
+  request.set_order(order);
+  return Ask(cluster_, node, LimitOf(order), &v1::PeerControl::Stub::OrderMachine, request);
+}
+
+}  // namespace hk

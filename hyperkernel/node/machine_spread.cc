@@ -1,0 +1,212 @@
+#include "hyperkernel/node/machine_spread.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "fmt/format.h"
+#include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/node/machine_cpu.h"
+#include "hyperkernel/node/vm_spec.h"
+
+namespace hk {
+namespace {
+
+// Between two questions how the others are.
+constexpr std::chrono::seconds kWatchPause(1);
+
+// As a space's: 63 random bits, and not 0.
+uint64_t NewId() {
+  std::random_device device;
+  std::uniform_int_distribution<uint64_t> ids(1, std::numeric_limits<int64_t>::max());
+  return ids(device);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<MachineSpread>> MachineSpread::Plan(const v1::VmSpec& spec, const Options& options) {
+  const std::vector<std::string> names = VcpuNodes(spec);
+  std::unique_ptr<MachineSpread> spread(new MachineSpread(spec, options));
+  HK_ASSIGN_OR_RETURN(spread->self_number_, options.peers->NumberOf(options.self));
+  for (const std::string& name : names) {
+    HK_ASSIGN_OR_RETURN(const NodeId number, options.peers->NumberOf(name));
+    spread->nodes_.push_back(number);
+    const bool known = std::any_of(spread->others_.begin(), spread->others_.end(),
+                                   [&](const Other& other) { return other.number == number; });
+    if (number != spread->self_number_ && !known) spread->others_.push_back({.name = name, .number = number});
+  }
+  if (spread->others_.empty()) return std::unique_ptr<MachineSpread>();
+  spread->id_ = NewId();
+  MachineLinkOptions link{
+      .guest = GuestId(spread->id_),
+      .self = spread->self_number_,
+      .io_node = spread->self_number_,
+      .nodes = {spread->self_number_},
+      .failed = [spread = spread.get()](NodeId peer, const std::string& reason) {
+        spread->failed_(fmt::format("node '{}', which runs vCPUs of it: {}", spread->NameOf(peer), reason));
+      }};
+  for (const Other& other : spread->others_) link.nodes.push_back(other.number);
+  spread->link_ = std::make_unique<MachineLink>(options.transport, options.router, std::move(link));
+  return spread;
+}
+
+MachineSpread::~MachineSpread() {
+  End();
+  Close();
+}
+
+void MachineSpread::Close() {
+  link_->Close();
+  server_.reset();
+}
+
+std::string MachineSpread::NameOf(NodeId node) const {
+  for (const Other& other : others_) {
+    if (other.number == node) return other.name;
+  }
+  return options_.self;
+}
+
+std::string MachineSpread::NodeOf(VcpuId vcpu) const {
+  return NameOf(nodes_.at(vcpu.value()));
+}
+
+absl::StatusOr<std::vector<kvm_cpuid_entry2>> MachineSpread::AgreeOnHosts(const std::vector<kvm_cpuid_entry2>& ours,
+                                                                          uint32_t tsc_khz) {
+  std::vector<kvm_cpuid_entry2> model = ours;
+  for (const Other& other : others_) {
+    HK_ASSIGN_OR_RETURN(const v1::DescribeMachineHostResponse host, options_.peers->Describe(other.name, spec_.cpu()));
+    const absl::StatusOr<std::vector<kvm_cpuid_entry2>> theirs = CpuidOf(host.cpuid());
+    if (!theirs.ok()) return WithContext(theirs.status(), fmt::format("node '{}'", other.name));
+    HK_ASSIGN_OR_RETURN(model, AgreeOnCpu(model, *theirs, spec_.cpu().profile(), other.name));
+    if (host.boot_id() != options_.boot_id) HK_RETURN_IF_ERROR(CheckTscRate(tsc_khz, host.tsc_khz(), other.name));
+  }
+  return model;
+}
+
+InterruptNodes MachineSpread::interrupt_nodes() {
+  InterruptNodes nodes{.self = self_number_, .io_node = self_number_, .nodes = {self_number_}, .vcpus = nodes_};
+  for (const Other& other : others_) nodes.nodes.push_back(other.number);
+  nodes.link = link_.get();
+  return nodes;
+}
+
+absl::Status MachineSpread::Open(InterruptController* interrupts, ExitHandler* devices,
+                                 std::function<void(const std::string& reason)> failed) {
+  failed_ = std::move(failed);
+  server_ = std::make_unique<ExitServer>(link_.get(), devices, spec_.vcpus());
+  link_->Attach(interrupts, server_.get());
+  return link_->Open();
+}
+
+absl::Status MachineSpread::AtAll(const std::function<absl::Status(Other*)>& call) {
+  std::vector<absl::Status> results(others_.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < others_.size(); i++) {
+    threads.emplace_back([&, i] { results[i] = call(&others_[i]); });
+  }
+  absl::Status first;
+  for (size_t i = 0; i < others_.size(); i++) {
+    threads[i].join();
+    first.Update(results[i]);
+  }
+  return first;
+}
+
+absl::Status MachineSpread::Tell(Other* other, v1::MachineOrder order) {
+  if (!other->attached) return absl::OkStatus();
+  HK_ASSIGN_OR_RETURN(const v1::OrderMachineResponse response, options_.peers->Order(other->name, id_, order));
+  MutexLock lock(&mutex_);
+  exits_[other->number] = {response.exits_by_kind().begin(), response.exits_by_kind().end()};
+  return absl::OkStatus();
+}
+
+absl::Status MachineSpread::Attach(const Run& run) {
+  v1::AttachMachineRequest request;
+  request.set_name(spec_.name());
+  request.set_id(id_);
+  request.set_space_id(run.space_id);
+  request.set_memory_mib(spec_.memory_mib());
+  request.set_node_frames_bytes(run.node_frames_bytes);
+  for (const NodeId node : nodes_) request.add_vcpu_nodes(node.value());
+  SetCpuid(run.cpuid, request.mutable_cpuid());
+  request.set_tsc_khz(run.tsc_khz);
+  request.set_tsc_offset(run.tsc_offset);
+  request.set_boot_id(options_.boot_id);
+  request.set_wall_ns(run.wall_ns);
+  const absl::Status status = AtAll([&](Other* other) {
+    other->attached = true;  // also one that does not answer in time may have them
+    return options_.peers->Attach(other->name, request).status();
+  });
+  if (!status.ok()) {
+    if (!HK_MUTANT(machine_start_leaves_parts)) End();
+    return status;
+  }
+  MutexLock lock(&mutex_);
+  watching_ = true;
+  watcher_ = std::thread([this] { Watch(); });
+  return absl::OkStatus();
+}
+
+absl::Status MachineSpread::Resume() {
+  return AtAll([this](Other* other) { return Tell(other, v1::MACHINE_ORDER_RUN); });
+}
+
+absl::Status MachineSpread::Hold() {
+  const absl::Status status = AtAll([this](Other* other) { return Tell(other, v1::MACHINE_ORDER_HOLD); });
+  if (!status.ok()) static_cast<void>(Resume());
+  return status;
+}
+
+// Asks all how they are, and ends the machine if one of them says that its vCPUs have ended. One that does not answer
+// is none of its business: the memory's leases are there for that.
+void MachineSpread::Watch() {
+  MutexLock lock(&mutex_);
+  while (watching_) {
+    if (changed_.WaitUntil(&mutex_, options_.clock->Now() + kWatchPause) || !watching_) continue;
+    mutex_.Unlock();
+    const absl::Status status = AtAll([this](Other* other) {
+      const absl::Status told = Tell(other, v1::MACHINE_ORDER_STATUS);
+      return absl::IsFailedPrecondition(told) || absl::IsNotFound(told) ? told : absl::OkStatus();
+    });
+    mutex_.Lock();
+    if (!status.ok() && watching_) failed_(MessageOf(status));
+  }
+}
+
+void MachineSpread::EndWatch() {
+  {
+    MutexLock lock(&mutex_);
+    watching_ = false;
+    changed_.SignalAll();
+  }
+  if (watcher_.joinable()) watcher_.join();
+}
+
+void MachineSpread::End() {
+  EndWatch();
+  const absl::Status status = AtAll([this](Other* other) {
+    const absl::Status told = Tell(other, v1::MACHINE_ORDER_END);
+    other->attached = false;
+    return told;
+  });
+  if (status.ok()) return;
+  log::Warning("guest", "vCPUs on another node may run until its memory ends",
+               {{"guest", spec_.name()}, {"reason", MessageOf(status)}});
+}
+
+std::map<std::string, uint64_t> MachineSpread::exits_by_kind() const {
+  MutexLock lock(&mutex_);
+  std::map<std::string, uint64_t> sum;
+  for (const auto& [node, exits] : exits_) {
+    for (const auto& [kind, count] : exits) sum[kind] += count;
+  }
+  return sum;
+}
+
+}  // namespace hk

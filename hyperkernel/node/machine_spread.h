@@ -1,0 +1,118 @@
+// The vCPUs of a machine that are on other nodes than its I/O node, as the I/O node has them: what they are made of,
+// and orders to all of them.
+//
+// Invariants:
+//  1. A machine's vCPUs are made on all its nodes or on none: what was made when one failed is ended again.
+//  2. An order goes to all nodes at the same time. If one cannot hold its vCPUs, those of all go on.
+//  3. A node whose vCPUs have ended by themselves is noticed within a second or two, and ends the machine.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/mutex.h"
+#include "hyperkernel/base/types.h"
+#include "hyperkernel/irq/interrupt_controller.h"
+#include "hyperkernel/kvm/exit_handler.h"
+#include "hyperkernel/kvm/kvm_api.h"
+#include "hyperkernel/memory/space_router.h"
+#include "hyperkernel/node/exit_server.h"
+#include "hyperkernel/node/machine_link.h"
+#include "hyperkernel/node/machine_peers.h"
+#include "proto/vm.pb.h"
+#include "rdma/transport.h"
+
+namespace hk {
+
+// One machine's. Thread-safe, but for what says otherwise; one order at a time.
+class MachineSpread {
+ public:
+  // All outlives it.
+  struct Options {
+    std::string self, boot_id;
+    MachinePeers* peers = nullptr;
+    Transport* transport = nullptr;
+    SpaceRouter* router = nullptr;
+    const Clock* clock = nullptr;
+  };
+  // Of the machine's run, for the other nodes.
+  struct Run {
+    uint64_t space_id = 0;
+    uint64_t node_frames_bytes = 0;
+    std::vector<kvm_cpuid_entry2> cpuid;
+    uint32_t tsc_khz = 0;
+    uint64_t tsc_offset = 0;
+    uint64_t wall_ns = 0;
+  };
+
+  // Null for a machine whose vCPUs are all here. REQUIRES: the specification is complete (CompleteVmSpec). Errors: a
+  // node that nobody knows.
+  static absl::StatusOr<std::unique_ptr<MachineSpread>> Plan(const v1::VmSpec& spec, const Options& options);
+  // Ends what is left on other nodes, and the link.
+  ~MachineSpread();
+
+  // The model of all vCPUs: `ours` is this node's. Errors: AgreeOnCpu's, CheckTscRate's, a node that does not answer.
+  absl::StatusOr<std::vector<kvm_cpuid_entry2>> AgreeOnHosts(const std::vector<kvm_cpuid_entry2>& ours,
+                                                             uint32_t tsc_khz);
+  // What an InterruptController of this node is made with; the link is in it.
+  InterruptNodes interrupt_nodes();
+  // The link serves. `failed` is told once, why the machine cannot go on.
+  absl::Status Open(InterruptController* interrupts, ExitHandler* devices,
+                    std::function<void(const std::string& reason)> failed);
+
+  // REQUIRES of all that follow: Open. Makes the others' vCPUs, held. Errors: the first that is told of, and all are
+  // gone again.
+  absl::Status Attach(const Run& run);
+  absl::Status Resume();
+  // Errors: kDeadlineExceeded and others, of the first node that could not; all go on then.
+  absl::Status Hold();
+  // Ends them, as far as the nodes answer; what does not, ends with the machine's memory.
+  void End();
+  // The link takes nothing any more. REQUIRES: End was called.
+  void Close();
+
+  bool Here(VcpuId vcpu) const { return nodes_.at(vcpu.value()) == self_number_; }
+  // Of all other nodes together, as of about a second ago. Never blocks for long.
+  std::map<std::string, uint64_t> exits_by_kind() const;
+  std::string NodeOf(VcpuId vcpu) const;
+
+ private:
+  // Another node that has vCPUs.
+  struct Other {
+    std::string name;
+    NodeId number;
+    bool attached = false;
+  };
+
+  MachineSpread(const v1::VmSpec& spec, const Options& options) : spec_(spec), options_(options) {}
+  // At all others that are attached, at the same time; the first error.
+  absl::Status AtAll(const std::function<absl::Status(Other*)>& call);
+  absl::Status Tell(Other* other, v1::MachineOrder order);
+  void Watch();
+  void EndWatch();
+  std::string NameOf(NodeId node) const;
+
+  const v1::VmSpec spec_;
+  const Options options_;
+  NodeId self_number_;
+  uint64_t id_ = 0;
+  std::vector<NodeId> nodes_;  // by vCPU
+  std::vector<Other> others_;
+  std::unique_ptr<MachineLink> link_;
+  std::unique_ptr<ExitServer> server_;
+  std::function<void(const std::string&)> failed_;
+  mutable Mutex mutex_;
+  CondVar changed_;
+  bool watching_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<NodeId, std::map<std::string, uint64_t>> exits_ ABSL_GUARDED_BY(mutex_);  // by node
+  std::thread watcher_;
+};
+
+}  // namespace hk

@@ -1,0 +1,28 @@
+// One call of a node's PeerControl.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "hyperkernel/node/cluster.h"
+#include "proto/peer.grpc.pb.h"
+
+namespace hk {
+
+// Errors are for people and begin with the node; kDeadlineExceeded after `limit`.
+template <typename Request, typename Response>
+absl::StatusOr<Response> Ask(const Cluster* cluster, const std::string& node, std::chrono::milliseconds limit,
+                             grpc::Status (v1::PeerControl::Stub::*call)(grpc::ClientContext*, const Request&,
+                                                                         Response*),
+                             const Request& request) {
+  Response response;
+  const absl::Status status = cluster->Call(node, std::chrono::system_clock::now() + limit,
+                                            [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+                                              return (stub->*call)(context, request, &response);
+                                            });
+  if (!status.ok()) return status;
+  return response;
+}
+
+}  // namespace hk
