@@ -13,6 +13,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/service_thread.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -274,6 +275,7 @@ bool TcpLoop::SpinOnce() {
 }
 
 void TcpLoop::Run() {
+  if (wait_ != WaitMode::kBusy && class_ != MessageClass::kBulk) ServeFirst();
   bool permit = false;
   Monotonic spin_until = Monotonic::min();
   for (;;) {

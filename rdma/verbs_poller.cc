@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/service_thread.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -259,6 +260,7 @@ void VerbsPoller::LeaveSpin() {
 }
 
 void VerbsPoller::Run() {
+  if (wait_ != WaitMode::kBusy && class_ != MessageClass::kBulk) ServeFirst();
   Monotonic spin_until = Monotonic::min();
   for (;;) {
     // In this order: what wakes us after this is seen before the next sleep.

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/service_thread.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/userfaultfd_trial.h"
@@ -76,6 +77,7 @@ void FaultStripe::StopFaults() {
 }
 
 void FaultStripe::Run() {
+  ServeFirst();
   pollfd waiting[2] = {{.fd = faults_.get(), .events = POLLIN, .revents = 0},
                        {.fd = stop_.get(), .events = POLLIN, .revents = 0}};
   uffd_msg messages[kBatch];

@@ -6,6 +6,8 @@
 #include <chrono>
 #include <utility>
 
+#include "hyperkernel/base/service_thread.h"
+
 namespace hk {
 namespace {
 
@@ -43,6 +45,7 @@ void RealTimers::Stop() {
 
 void RealTimers::Run() {
   ::prctl(PR_SET_TIMERSLACK, kTimerSlackNs);
+  ServeFirst();
   mutex_.Lock();
   while (!stopped_) {
     const Monotonic now = std::chrono::steady_clock::now();

@@ -6,6 +6,7 @@
 
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/service_thread.h"
 
 namespace hk {
 namespace {
@@ -86,6 +87,7 @@ void ExitServer::OnExitsSent(NodeId to) {
 
 // One answer at a time is not yet with the transport: a node that takes none gets no more work done.
 void ExitServer::Run(Peer* peer) {
+  ServeFirst();
   for (;;) {
     Access access;
     std::vector<VcpuFailure> failures;
