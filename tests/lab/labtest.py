@@ -27,11 +27,12 @@ class LabNode(hktest.Node):
         self.certificates = certificates
         self.namespace = namespace
         self.transport = transport
+        self.budget = 64
 
     def config_text(self):
         peers = ''.join(f'peers {{ name: "{name}" admin: "{address}:{ADMIN_PORT}" }}\n' for name, address in self.peers)
         return (f'name: "{self.name}"\ncluster: "lab"\ndata_directory: "{self.data_directory}"\n'
-                f'frame_store {{ directory: "{self.frame_directory}" budget_mib: 64 }}\ntransport: TRANSPORT_{self.transport}\n'
+                f'frame_store {{ directory: "{self.frame_directory}" budget_mib: {self.budget} }}\ntransport: TRANSPORT_{self.transport}\n'
                 f'listen {{ admin: "{self.endpoint}" admin: "{self.address}:{ADMIN_PORT}" data: "{self.address}:{DATA_PORT}" metrics: "none" }}\n'
                 f'tls {{ ca: "{self.certificates}/ca.crt" certificate: "{self.certificates}/node-{self.name}.crt" '
                 f'key: "{self.certificates}/node-{self.name}.key" }}\n'
