@@ -115,8 +115,9 @@ void SpaceWorld::TroubleJoiner() {
 // Again and again: what else would heal it may do so.
 void SpaceWorld::CutJoiner(NodeId other, Monotonic until) {
   if (over_ || simulation_.Now() >= until) {
-    joiner_cut_ = false;
-    return network_.Heal(joiner_, other);
+    network_.Heal(joiner_, other);
+    // Until then it may be found out.
+    return (void)simulation_.After(milliseconds(kLeaseMs), [this] { joiner_cut_ = false; });
   }
   network_.Cut(joiner_, other);
   simulation_.After(milliseconds(10), [this, other, until] { CutJoiner(other, until); });
