@@ -351,7 +351,8 @@ class Stepper {
       e.state = State::kShared;
       e.copyset = readers;
       e.owner = owner != nullptr ? owner->node : First(readers);
-    } else if (last != nullptr && in_flight &&
+    } else if (last != nullptr && in_flight && (before_.ever_written || HK_MUTANT(directory_unwritten_comes_back)) &&
+               !(event_.home_moved && HK_MUTANT(directory_moved_home_forgets_kept)) &&
                (event_.survivors.Contains(last->retained_for) || HK_MUTANT(directory_revives_stale))) {
       // Its requester has it under eviction: not granted, because Released comes before that.
       const PageReport* evictor = Evictor(last->retained_for);

@@ -229,6 +229,11 @@ TEST(PageDirectory, ARetainedCopyServesIfItsRequesterLivesWithoutIt) {
   EXPECT_EQ(RightAt(entry, kOne), PageRight::kExclusive);
   reports[0].retained_for = kThree;  // dead, and may have written
   EXPECT_EQ(Step(In(DirectoryState::kElsewhere), rebuild, kHome).entry.state, DirectoryState::kLost);
+  // Only ever read, and adopted: no node may write it before its second knows.
+  reports[0].retained_for = kTwo;
+  DirectoryEntry read = In(DirectoryState::kElsewhere);
+  read.ever_written = false;
+  EXPECT_EQ(Step(read, rebuild, kHome).entry.state, DirectoryState::kDormant);
 }
 
 // ---- every pair ----

@@ -211,7 +211,7 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
       // One that is to join stops alone.
       if (!live_.Contains(from) || (!members_.Contains(from) && !HK_MUTANT(engine_joiner_stops_all))) return;
     }
-    Fail(absl::AbortedError(fmt::format("node {} stopped: {}", from.value(), ReasonIn(message))), false);
+    Fail(absl::AbortedError(fmt::format("node {} stopped: {}", from.value(), ReasonIn(message))), StopOf::kAllTold);
     return Finish();
   }
   if (message.type == kSpaceRoomType) {
@@ -333,14 +333,15 @@ void Engine::Stop(const absl::Status& why) {
   Finish();
 }
 
-void Engine::Fail(const absl::Status& why, bool tell_others) {
+void Engine::Fail(const absl::Status& why, StopOf whose) {
   {
     MutexLock lock(&reason_mutex_);
     if (stopped()) return;
     // Who is told to stop tells nobody: whoever found out tells all. Cancelled: by operators, at every node. And who
     // takes no part yet is missed by nobody.
     const bool concerns_all = takes_part_.load() || HK_MUTANT(engine_joiner_stops_all);
-    untold_.store(tell_others && concerns_all && !why.ok() && !absl::IsCancelled(why));
+    untold_.store(whose == StopOf::kAll && concerns_all && !why.ok() && !absl::IsCancelled(why));
+    alone_.store(whose == StopOf::kThisNode);
     reason_ = why.ok() ? absl::CancelledError("the space was stopped") : why;
     sweep_due_.store(true, std::memory_order_release);
     stopped_.store(true, std::memory_order_release);
@@ -368,6 +369,7 @@ void Engine::Finish() {
   outbox_.Close();
   EndRebuild(StoppedHere());
   if (untold_.exchange(false)) TellOthers();
+  if (alone_.load()) PassEpoch();
   for (Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);
     Sweep(&shard);

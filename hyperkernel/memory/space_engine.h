@@ -135,7 +135,7 @@ struct SpaceEpochState {
   Epoch epoch;              // the last that began
   NodeSet nodes;            // its survivors
   bool running = true;      // false: wishes wait for an epoch
-  NodeSet failed;           // of `nodes`: whose connection this node has lost
+  NodeSet failed;           // of `nodes`: whose connection this node has lost; itself, if it has stopped alone
   uint64_t pages_lost = 0;  // whose home this node is
   // Of these, by the lost node that had the only copy, where it is known which one that was.
   std::map<NodeId, uint64_t> pages_lost_with{};
@@ -221,7 +221,8 @@ class SpaceEngine : public GuestReceiver {
 
   // Epochs (README, "Recovery"), driven by the coordinator: each call begins at no node before the call before has
   // ended at all survivors. Errors: kFailedPrecondition, stopped, with the reason; kUnavailable, naming a survivor that
-  // failed here; kAborted, another epoch. Defaults: for what has no epochs.
+  // failed here, or stopped, and the others may go on without this node (EpochState().failed has which); kAborted,
+  // another epoch. Defaults: for what has no epochs.
   using Suspended = std::function<void(NodeId failed)>;
   // Before the engine is used. Told for each node whose loss the space may survive, with or without locks held: it must
   // not call the engine and not block.

@@ -105,8 +105,10 @@ class Engine final : public SpaceEngine {
   absl::Status reason() const;
 
   // space_engine.cc.
+  // Whose stop it is: everybody's, whom this node tells; everybody's, and whoever found out tells; this node's alone.
+  enum class StopOf : uint8_t { kAll, kAllTold, kThisNode };
   // Stops the space; the waiting wishes are ended by Finish, which whoever called this comes to without a lock.
-  void Fail(const absl::Status& why, bool tell_others = true);
+  void Fail(const absl::Status& why, StopOf whose = StopOf::kAll);
   void TellOthers();
   void FailPage(Gfn page, absl::StatusCode code, const std::string& why);
   // The same in a while, if no better reason has come by then.
@@ -281,6 +283,8 @@ class Engine final : public SpaceEngine {
   bool MakeRoom();
   absl::Status CheckEpoch(Epoch epoch) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
   absl::Status StoppedHere() const;
+  // Others' slots that this node could still answer into come back to them.
+  void PassEpoch();
   absl::Status FailedHere() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
   // The space stops if nothing changes by then.
   void ArmChangeLimit() ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
@@ -400,6 +404,7 @@ class Engine final : public SpaceEngine {
   SpaceOutbox outbox_;
   std::atomic<bool> stopped_{false};
   std::atomic<bool> untold_{false};  // the others are to be told why
+  std::atomic<bool> alone_{false};   // it is stopped, and they may go on without it
   std::atomic<bool> sweep_due_{false};
   std::atomic<bool> watching_{false};
   std::atomic<size_t> first_shard_{0};     // who is served first when slots are free

@@ -37,7 +37,8 @@ void Engine::OnPeerFailed(NodeId peer, PeerFailure /*why*/, const std::string& d
   }
   if (fatal) {
     // If the coordinator has failed, all others lose it as well; if only this node has lost it, they go on without it.
-    Fail(absl::UnavailableError(what), !config_.coordinator.has_value() || HK_MUTANT(engine_cut_off_stops_all));
+    const bool alone = config_.coordinator.has_value() && !HK_MUTANT(engine_cut_off_stops_all);
+    Fail(absl::UnavailableError(what), alone ? StopOf::kThisNode : StopOf::kAll);
     return Finish();
   }
   EndRebuild(absl::UnavailableError(what));
@@ -59,7 +60,19 @@ void Engine::ArmChangeLimit() {
 
 absl::Status Engine::StoppedHere() const {
   if (!stopped()) return absl::OkStatus();
+  if (alone_.load() && !HK_MUTANT(engine_cut_off_spoils_steps)) return absl::UnavailableError(MessageOf(reason()));
   return absl::FailedPreconditionError(MessageOf(reason()));
+}
+
+// Not above the next epoch: it may come again by a later one.
+void Engine::PassEpoch() {
+  if (HK_MUTANT(engine_lost_node_keeps_epoch)) return;
+  Epoch next;
+  {
+    MutexLock lock(&change_mutex_);
+    next = Epoch(epoch_.value() + 1);
+  }
+  static_cast<void>(transport_->SetEpoch(config_.guest, config_.generation, next));
 }
 
 absl::Status Engine::FailedHere() const {
@@ -108,10 +121,6 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
                     ? absl::CancelledError(fmt::format("node {} has left the space", config_.self.value()))
                     : absl::AbortedError(fmt::format("node {} was declared lost in epoch {}, and others have its place",
                                                      config_.self.value(), change.epoch.value()));
-      // The survivors' slots that it could still answer into come back.
-      if (!HK_MUTANT(engine_lost_node_keeps_epoch)) {
-        static_cast<void>(transport_->SetEpoch(config_.guest, config_.generation, change.epoch));
-      }
     } else if (!config_.coordinator.has_value() || !change.survivors.Contains(*config_.coordinator)) {
       return absl::InvalidArgumentError("an epoch without its coordinator");
     }
@@ -148,7 +157,7 @@ absl::Status Engine::BeginEpoch(const SpaceEpoch& change) {
   }
   EndRebuild(absl::AbortedError("another epoch began"));
   if (!failure.ok()) {
-    Fail(failure, false);
+    Fail(failure, change.survivors.Contains(config_.self) ? StopOf::kAllTold : StopOf::kThisNode);
     Finish();
     return failure;
   }
@@ -287,6 +296,7 @@ SpaceEpochState Engine::EpochState() const {
   {
     MutexLock lock(&change_mutex_);
     state = {.epoch = epoch_, .nodes = live_, .running = running(), .failed = failed_};
+    if (alone_.load()) state.failed.Add(config_.self);
   }
   for (const Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);

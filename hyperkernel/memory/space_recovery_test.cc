@@ -385,9 +385,34 @@ TEST_F(SpaceRecoveryTest, WhoLosesTheCoordinatorStopsAlone) {
   Settle();
   EXPECT_TRUE(At(kA).stopped.ok()) << At(kA).stopped;
   EXPECT_TRUE(At(kB).stopped.ok()) << At(kB).stopped;
+  // Nor does a step of an epoch that the coordinator began before it knew.
+  const absl::Status step =
+      At(kC).engine->BeginEpoch({.epoch = Epoch(2), .survivors = Set({0, 1, 2}), .committed = Epoch(1)});
+  EXPECT_TRUE(absl::IsUnavailable(step)) << step;
+  EXPECT_TRUE(At(kC).engine->EpochState().failed.Contains(kC));
   nodes_[kC.value()].reset();
   GoOn(2, {0, 1});
   EXPECT_EQ(Read(kA, PageOf(0)), "b");
+}
+
+// It lives on, and is connected to others whose requests it had.
+TEST_F(SpaceRecoveryTest, WhoStopsAloneKeepsNobodysSlots) {
+  Write(kC, PageOf(0), 'c');
+  EXPECT_EQ(Read(kA, PageOf(0)), "c");
+  Settle();
+  network_.Cut(kA, kC);
+  std::string read;
+  At(kB).engine->Want(PageOf(0), PageAccess::kRead, [&](const absl::Status& status) {
+    read = status.ok() ? std::string(1, At(kB).frames.First(PageOf(0))) : status.ToString();
+  });
+  EXPECT_TRUE(Until([&] { return !At(kC).stopped.ok() && !At(kA).lost.empty(); }));
+  EXPECT_EQ(At(kB).transport->Statistics().slots_in_flight, 1u);
+  const std::unique_ptr<Node> gone = std::move(nodes_[kC.value()]);
+  GoOn(2, {0, 1});
+  EXPECT_TRUE(Until([&] { return !read.empty(); }));
+  EXPECT_EQ(read, "c");
+  Settle();
+  EXPECT_EQ(At(kB).transport->Statistics().slots_quarantined, 0u);
 }
 
 }  // namespace

@@ -70,6 +70,35 @@ TEST(ProtocolExplorer, Prefetch) {
 TEST(ProtocolExplorer, CrashTwice) {
   Holds({.name = "twice", .ops_per_node = kEach, .ops = 3 + kMore, .adopt = true, .evict = true, .crashes = 2});
 }
+TEST(ProtocolExplorer, Leave) {
+  Holds({.name = "leave", .ops_per_node = kEach, .ops = 4 + kMore, .adopt = true, .evict = true, .leaves = 1});
+}
+TEST(ProtocolExplorer, LeaveOverwrite) {
+  Holds({.name = "leave2",
+         .ops_per_node = kEach,
+         .ops = 4 + kMore,
+         .overwrite = true,
+         .adopt = true,
+         .holds = true,
+         .leaves = 1});
+}
+TEST(ProtocolExplorer, Join) {
+  Holds(
+      {.name = "join", .ops_per_node = kEach, .ops = 4 + kMore, .adopt = true, .evict = true, .joins = 1, .absent = 1});
+}
+TEST(ProtocolExplorer, LeaveAndComeAgain) {
+  Holds({.name = "comes again",
+         .ops_per_node = kEach,
+         .ops = 3 + kMore,
+         .adopt = true,
+         .evict = true,
+         .leaves = 1,
+         .joins = 1});
+}
+TEST(ProtocolExplorer, LeaveJoinAndCrash) {
+  Holds({.name = "members", .ops_per_node = kEach, .ops = 3, .adopt = true, .crashes = 1, .leaves = 1, .joins = 1});
+}
+
 TEST(ProtocolExplorer, Everything) {
   Holds({.name = "everything",
          .ops_per_node = kEach,

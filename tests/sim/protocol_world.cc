@@ -41,6 +41,7 @@ std::string TextOf(const PageMessage& m) {
 World::World(const WorldConfig* config) : config_(config), nodes_(static_cast<size_t>(config->nodes)) {
   for (DirectoryEntry& entry : homes_) entry.state = DirectoryState::kElsewhere;
   homes_[0].state = DirectoryState::kDormant;
+  for (int n = config->nodes - config->absent; n < config->nodes; ++n) nodes_[static_cast<size_t>(n)].alive = false;
   if (config->stored) {
     homes_[0].state = DirectoryState::kStored;
     homes_[0].ever_written = mirrored_ = true;
@@ -91,7 +92,34 @@ std::vector<Choice> World::Choices() const {
       if (nodes_[static_cast<size_t>(n)].alive) choices.push_back({.kind = Choice::kCrash, .node = n});
     }
   }
+  for (int n = 0; n < config_->nodes; ++n) {
+    if (left_ < config_->leaves && MayLeave(n)) choices.push_back({.kind = Choice::kLeave, .node = n});
+    if (joined_ == config_->joins || nodes_[static_cast<size_t>(n)].alive) continue;
+    choices.push_back({.kind = Choice::kJoin, .node = n});
+    if (MayMoveHome()) choices.push_back({.kind = Choice::kJoin, .node = n, .moves = true});
+  }
   return choices;
+}
+
+// SpaceEngine::LeavingState is empty there, and another node takes part.
+bool World::MayLeave(int index) const {
+  const WorldNode& node = nodes_[static_cast<size_t>(index)];
+  const bool rests = node.page.state == PageState::kAbsent || node.page.state == PageState::kShared;
+  if (!node.alive || !rests || node.page.retained || node.page.deferred.active) return false;
+  const auto others = std::count_if(nodes_.begin(), nodes_.end(), [](const WorldNode& one) { return one.alive; }) - 1;
+  return others > 0 && (home_ != index || (MayMoveHome() && homes_[home_].state != DirectoryState::kLost));
+}
+
+// Where the bytes of a Stored page are the home does not hand over. And of two nodes that evict the new home cannot
+// know which one was granted it before the other wrote: as long as only zeroes are evicted, their bytes are the same.
+bool World::MayMoveHome() const {
+  const DirectoryEntry& entry = homes_[home_];
+  const auto evictors = std::count_if(nodes_.begin(), nodes_.end(), [](const WorldNode& node) {
+    return node.page.state == PageState::kEvictOwner || node.page.state == PageState::kEvictExclusive;
+  });
+  if (evictors > 1) return false;
+  if (!IsUnderWay(entry)) return entry.state != DirectoryState::kStored;
+  return entry.before != DirectoryState::kStored && entry.after != DirectoryState::kStored;
 }
 
 void World::Post(uint8_t channel_class, const PageMessage& message, int version) {
@@ -114,6 +142,10 @@ std::optional<std::string> World::Do(const Choice& choice, SeenRows* seen) {
       return StepNode(choice.node, {.type = PageEventType::kHoldOver, .message = {}}, 0, seen);
     case Choice::kCrash:
       return Crash(choice.node, seen);
+    case Choice::kLeave:
+      return Leave(choice.node, seen);
+    case Choice::kJoin:
+      return Join(choice.node, choice.moves, seen);
     case Choice::kFreeze:
       return StepHome(0, {.type = DirectoryEventType::kFreeze}, seen);
     case Choice::kMoveOut: {
@@ -318,22 +350,57 @@ std::optional<std::string> World::Deliver(size_t index, SeenRows* seen) {
   return "a message of no meaning";
 }
 
-// A node is gone: everything under way with it, because the epoch changes; survivors report; the home, or the next node
-// in its place, rebuilds; all in one step, because nothing else is done meanwhile.
+int World::NextHome() const {
+  int next = 0;
+  while (!nodes_[static_cast<size_t>(next)].alive) ++next;
+  return next;
+}
+
+// The new home knows what its second, or the home before, has told it.
+void World::MoveHome(int to) {
+  for (const int home : {home_, to}) {
+    homes_[home] = DirectoryEntry{};
+    homes_[home].state = DirectoryState::kElsewhere;
+  }
+  homes_[to].ever_written = mirrored_;
+  home_ = to;
+}
+
 std::optional<std::string> World::Crash(int victim, SeenRows* seen) {
   ++crashed_;
   nodes_[static_cast<size_t>(victim)] = WorldNode{};
   nodes_[static_cast<size_t>(victim)].alive = false;
-  flights_.clear();
-  if (home_ == victim) {
-    homes_[victim] = DirectoryEntry{};
-    homes_[victim].state = DirectoryState::kElsewhere;
-    home_ = 0;
-    while (!nodes_[static_cast<size_t>(home_)].alive) ++home_;
-    homes_[home_] = DirectoryEntry{};
-    homes_[home_].state = DirectoryState::kElsewhere;
-    homes_[home_].ever_written = mirrored_;
+  if (home_ == victim) MoveHome(NextHome());
+  return ChangeEpoch(false, seen);
+}
+
+std::optional<std::string> World::Leave(int leaver, SeenRows* seen) {
+  ++left_;
+  nodes_[static_cast<size_t>(leaver)] = WorldNode{};
+  nodes_[static_cast<size_t>(leaver)].alive = false;
+  const bool moves = home_ == leaver;
+  if (moves) MoveHome(NextHome());
+  return ChangeEpoch(moves, seen);
+}
+
+std::optional<std::string> World::Join(int joiner, bool moves, SeenRows* seen) {
+  ++joined_;
+  nodes_[static_cast<size_t>(joiner)] = WorldNode{};
+  if (moves) {
+    const DirectoryEntry before = homes_[home_];
+    MoveHome(joiner);
+    if (before.state == DirectoryState::kLost) {
+      homes_[joiner].state = before.state;
+      homes_[joiner].owner = before.owner;
+    }
   }
+  return ChangeEpoch(moves, seen);
+}
+
+// Other nodes take part from now on: everything under way is gone; those that were there before report; the home, or
+// the node in its place, rebuilds; all in one step, because nothing else is done meanwhile.
+std::optional<std::string> World::ChangeEpoch(bool home_moved, SeenRows* seen) {
+  flights_.clear();
   const int home = home_;
   std::vector<PageReport> reports;
   NodeSet survivors;
@@ -345,10 +412,12 @@ std::optional<std::string> World::Crash(int victim, SeenRows* seen) {
     survivors.Add(Node(n));
     reports.push_back(ReportOf(node.page, Node(n)));
   }
-  const DirectoryEvent rebuild{.type = DirectoryEventType::kRebuild, .reports = reports, .survivors = survivors};
+  const DirectoryEvent rebuild{
+      .type = DirectoryEventType::kRebuild, .reports = reports, .survivors = survivors, .home_moved = home_moved};
   if (auto wrong = StepHome(home, rebuild, seen)) return wrong;
   const DirectoryEntry& entry = homes_[home];
   lost_ = entry.state == DirectoryState::kLost;
+  if (lost_ && crashed_ == 0) return "a page is lost although no node was";
   for (int n = 0; n < config_->nodes; ++n) {
     if (!survivors.Contains(Node(n))) continue;
     PageEvent reconciled{.type = PageEventType::kReconciled, .message = {}};
@@ -389,6 +458,7 @@ std::optional<std::string> World::Check(bool rest) const {
     }
   }
   if (writers > 1 || (writers == 1 && readers > 1)) return "two may use a page that one may write";
+  if (calm && entry.state == DirectoryState::kExclusive && !entry.ever_written) return "may be written, unmirrored";
   if (calm && entry.state == DirectoryState::kDormant && latest_ != 0) return "written bytes became zero";
   if (calm && entry.state == DirectoryState::kStored && latest_ != stored_) return "storage has older bytes";
   if (calm && (entry.state == DirectoryState::kShared || entry.state == DirectoryState::kExclusive) &&
@@ -419,7 +489,7 @@ void Put(std::string* out, const PageMessage& m) {
 
 void World::Serialize(std::string* out) const {
   out->clear();
-  for (int value : {latest_, stored_, ops_, int{mirrored_}, int{moved_}, home_, crashed_, int{lost_}}) {
+  for (int value : {latest_, stored_, ops_, int{mirrored_}, int{moved_}, home_, crashed_, left_, joined_, int{lost_}}) {
     Put(out, static_cast<uint64_t>(value));
   }
   Put(out, serial_);
@@ -496,6 +566,10 @@ std::string World::Describe(const Choice& choice) const {
       return "MoveOut";
     case Choice::kCrash:
       return node + "crashes";
+    case Choice::kLeave:
+      return node + "leaves";
+    case Choice::kJoin:
+      return node + (choice.moves ? "joins, and is the home" : "joins");
   }
   return "";
 }

@@ -28,6 +28,9 @@ struct WorldConfig {
   bool holds = false;   // HoldOver comes at any time later; otherwise at once
   bool rehome = false;  // from node 0 to node 1, once
   int crashes = 0;      // of any nodes, one after another, at any time
+  int leaves = 0;       // of any nodes, as soon as they own nothing and nothing is under way there
+  int joins = 0;        // of nodes that take no part; the home stays, or moves there
+  int absent = 0;       // the last of the nodes take no part at first
   bool bulk = false;    // reads are prefetches: they and their answers go by the bulk class
   bool stored = false;  // the page begins Stored
 };
@@ -58,10 +61,11 @@ struct WorldNode {
 
 // One thing that can happen next. Plain value.
 struct Choice {
-  enum Kind { kOp, kDeliver, kHoldOver, kFreeze, kMoveOut, kCrash } kind = kOp;
+  enum Kind { kOp, kDeliver, kHoldOver, kFreeze, kMoveOut, kCrash, kLeave, kJoin } kind = kOp;
   int node = 0;
   PageEventType op = PageEventType::kRead;
   bool store = false;
+  bool moves = false;  // the home, to the node that joins
   size_t flight = 0;
 };
 
@@ -85,6 +89,13 @@ class World {
   std::optional<std::string> StepHome(int home, const DirectoryEvent& event, SeenRows* seen);
   std::optional<std::string> Deliver(size_t flight, SeenRows* seen);
   std::optional<std::string> Crash(int node, SeenRows* seen);
+  std::optional<std::string> Leave(int node, SeenRows* seen);
+  std::optional<std::string> Join(int node, bool moves, SeenRows* seen);
+  std::optional<std::string> ChangeEpoch(bool home_moved, SeenRows* seen);
+  int NextHome() const;
+  void MoveHome(int to);
+  bool MayLeave(int node) const;
+  bool MayMoveHome() const;
   void Post(uint8_t channel_class, const PageMessage& message, int version);
 
   const WorldConfig* config_;
@@ -96,7 +107,7 @@ class World {
   int ops_ = 0;
   bool mirrored_ = false;
   bool moved_ = false;
-  int crashed_ = 0;
+  int crashed_ = 0, left_ = 0, joined_ = 0;
   bool lost_ = false;
   int home_ = 0;
   uint64_t serial_ = 0;

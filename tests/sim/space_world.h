@@ -122,8 +122,8 @@ class SpaceWorld {
   bool join_pending_ = false;
   NodeId joiner_;
   Epoch joins_after_;
-  bool joiner_troubled_ = false;
-  bool joiner_cut_ = false;   // from one of the others, now
+  bool joiner_troubled_ = false, trouble_when_asked_ = false;
+  bool joiner_cut_ = false;   // from one of the others, now or just before
   bool joiner_lost_ = false;  // its troubles were those of a member
   size_t joiner_dead_ = 0;
   bool cut_ = false;  // two members lose each other, and nobody else

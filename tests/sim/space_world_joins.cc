@@ -29,7 +29,8 @@ void SpaceWorld::JoinOne() {
   nodes_[joiner_.value()]->Begin();
   if (!std::exchange(joiner_troubled_, true) && simulation_.Below(2) == 0) {
     ++totals_.joiners_troubled;
-    simulation_.After(simulation_.Between({}, milliseconds(60)), [this] { TroubleJoiner(); });
+    trouble_when_asked_ = simulation_.Below(2) == 0;
+    if (!trouble_when_asked_) simulation_.After(simulation_.Between({}, milliseconds(60)), [this] { TroubleJoiner(); });
   }
   AskIn();
 }
@@ -50,6 +51,10 @@ void SpaceWorld::AskIn() {
   }
   if (!connected) return (void)simulation_.After(milliseconds(1), [this] { AskIn(); });
   simulation_.Trace(fmt::format("{} is asked in", joiner_.value()));
+  if (std::exchange(trouble_when_asked_, false)) {
+    // Before its epoch holds, or just after.
+    simulation_.After(simulation_.Between({}, milliseconds(14)), [this] { TroubleJoiner(); });
+  }
   coordinator_->OnJoin(joiner_, [this](bool joined) { OnJoined(joined); });
 }
 
@@ -59,7 +64,10 @@ void SpaceWorld::OnJoined(bool joined) {
     ++totals_.joined;
     // A member from now on; with what has befallen it.
     if (joiner_cut_ || nodes_[joiner_.value()] == nullptr) joiner_lost_ = crashed_ = true;
-    if (nodes_[joiner_.value()] == nullptr) ++joiner_dead_;
+    if (nodes_[joiner_.value()] == nullptr) {
+      ++joiner_dead_;
+      oracle_.OnCrash(joiner_, WantedBy(joiner_));
+    }
     return;
   }
   ++totals_.joiners_refused;
@@ -107,8 +115,9 @@ void SpaceWorld::TroubleJoiner() {
 // Again and again: what else would heal it may do so.
 void SpaceWorld::CutJoiner(NodeId other, Monotonic until) {
   if (over_ || simulation_.Now() >= until) {
-    joiner_cut_ = false;
-    return network_.Heal(joiner_, other);
+    network_.Heal(joiner_, other);
+    // Until then it may be found out.
+    return (void)simulation_.After(milliseconds(kLeaseMs), [this] { joiner_cut_ = false; });
   }
   network_.Cut(joiner_, other);
   simulation_.After(milliseconds(10), [this, other, until] { CutJoiner(other, until); });

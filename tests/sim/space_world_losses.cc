@@ -28,6 +28,8 @@ void SpaceWorld::DrawLosses() {
   if (!none && !own && !options_.again && founders() > 2 && (cut_ || below(3) == 0)) {
     NodeId other = victims_[0];
     while (other == victims_[0]) other = NodeId(static_cast<uint16_t>(1 + below(founders() - 1U)));
+    // Who is cut from the coordinator stops by itself, before it is given up or after.
+    if (cut_ && below(2) == 0) other = NodeId(0);
     victims_.push_back(other);
   }
   losses_ = cut_ ? 1 : victims_.size();
@@ -81,9 +83,10 @@ void SpaceWorld::CutTwo() {
 std::set<uint64_t> SpaceWorld::WantedBy(NodeId id) const {
   const bool leaves = options_.leave && !victims_.empty() && id == victims_[0] && totals_.joined == 0;
   if (leaves) return {};  // nothing may be lost with it
-  std::set<uint64_t> wanted = nodes_[id.value()]->storing();
+  std::set<uint64_t> wanted;
+  if (nodes_[id.value()] != nullptr) wanted = nodes_[id.value()]->storing();
   if (config_.max_pages != 0) {
-    // It may have been about to take over any of them.
+    // It may have been about to take over any of them, or was the home that knew them to be zeroes again.
     for (const Gfn page : pages_) wanted.insert(page.value());
   }
   return wanted;

@@ -87,8 +87,9 @@ void SpaceWorld::Node::Act(int left) {
   if (scans || Percent(world_->fault_percent_)) return Touch(page, word, store, left);
   const auto ended = [this, left, page, store](const absl::Status& status) {
     --unended_;
-    if (store) storing_.erase(storing_.find(page.value()));
     const bool leaves = world_->options_.leave && absl::IsFailedPrecondition(status);
+    // What a node that stopped had wished for it may have been granted.
+    if (store && (status.ok() || leaves)) storing_.erase(storing_.find(page.value()));
     if (!status.ok() && stopped_.ok() && !leaves) world_->oracle_.Report("a wish ends with " + status.ToString());
     Next(left - 1);
   };
@@ -113,8 +114,9 @@ void SpaceWorld::Node::Act(int left) {
 }
 
 void SpaceWorld::Node::PinAndStore(Gfn page, size_t word, int left) {
-  const auto ended = [this, left] {
+  const auto ended = [this, page, left] {
     --unended_;
+    if (stopped_.ok()) storing_.erase(storing_.find(page.value()));
     Next(left - 1);
   };
   engine_->Pin(page, 1, [this, page, word, ended](const absl::Status& status) {

@@ -101,9 +101,9 @@ inline crash() {
   :: else ->
     if
 #ifdef BUG_REVIVES_STALE
-    :: ve != NOBODY ->
+    :: ve != NOBODY && ever[0] ->
 #else
-    :: ve != NOBODY && alive[rfor[ve]] ->
+    :: ve != NOBODY && ever[0] && alive[rfor[ve]] ->
 #endif
       if
       :: st[rfor[ve]] == P_EvictExclusive -> ds[0] = D_Exclusive; downer[0] = rfor[ve]
