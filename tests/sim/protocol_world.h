@@ -30,6 +30,7 @@ struct WorldConfig {
   int crashes = 0;      // of any nodes, one after another, at any time
   bool bulk = false;    // reads are prefetches: they and their answers go by the bulk class
   bool stored = false;  // the page begins Stored
+  bool peeks = false;   // each read may ask any node beside the home
 };
 
 // Every transition that was taken: (machine: 'p' or 'd', state, event, state).
@@ -46,9 +47,10 @@ struct Flight {
 struct WorldNode {
   Page page;
   PageRight hardware = PageRight::kNone;
-  int frame = 0;     // version, if the node has bytes
-  int retained = 0;  // version
-  int kept = 0;      // version of an answer's payload
+  int frame = 0;       // version, if the node has bytes
+  int retained = 0;    // version
+  int kept = 0;        // version of an answer's payload, or of what was peeked
+  uint64_t heard = 0;  // the highest serial
   int ops = 0;
   uint64_t transaction = 0;
   NodeId home;
@@ -63,6 +65,7 @@ struct Choice {
   PageEventType op = PageEventType::kRead;
   bool store = false;
   size_t flight = 0;
+  int asked = -1;  // whom a read peeks
 };
 
 // The cluster.
@@ -100,6 +103,7 @@ class World {
   bool lost_ = false;
   int home_ = 0;
   uint64_t serial_ = 0;
+  uint64_t owned_ = 0;  // the last serial that made an owner or a writer
 };
 
 // What an exploration found. Plain value.
