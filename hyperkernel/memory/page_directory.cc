@@ -79,6 +79,7 @@ class Stepper {
     result_.entry = before_;
     result_.action_count = 0;
     result_.serials_used = 0;
+    result_.owns = false;
     result_.verdict = verdict;
   }
   PageMessage To(NodeId to, PageMessageType type) const {
@@ -127,8 +128,9 @@ class Stepper {
     if (request.kind == RequestKind::kAdopt && (!owned || entry().owner == requester)) {
       return Nack(request, NackReason::kNothing);
     }
-    // An owner has the page: it neither reads nor fetches it, and asks for more only what it has not.
-    if (owned && entry().owner == requester && (state() == State::kExclusive || !request.has_copy || read)) {
+    // An owner has the page: it neither reads nor fetches it. It may ask for the right to write that a Peek took from
+    // it.
+    if (owned && entry().owner == requester && (!request.has_copy || read)) {
       return Reject(DirectoryVerdict::kImpossible);
     }
     entry().current = request;
@@ -150,6 +152,7 @@ class Stepper {
     const bool owned = Owned(e.before);
     e.state = State::kBusy;
     e.serial = event_.serial + result_.serials_used++;
+    result_.owns = request.kind != RequestKind::kRead;
     e.after_owner = requester;
     e.after_copyset = NodeSet();
     e.leaves = false;
@@ -161,7 +164,8 @@ class Stepper {
         if (!owned && HK_MUTANT(directory_dormant_reader_forgotten)) e.after_copyset = holders;
         e.after = owned ? State::kShared : e.before;
         e.after_owner = e.owner;
-        return owned ? Forward(NodeSet()) : Answer(PageRight::kShared, SourceAtRest(), NodeSet());
+        if (owned && !IsPeeked(request)) return Forward(NodeSet());
+        return Answer(PageRight::kShared, owned ? PageSource::kPeeked : SourceAtRest(), NodeSet());
       case RequestKind::kAdopt:
         e.after = e.before;
         if (e.before == State::kShared) e.after_copyset = With(Without(holders, e.owner), requester);
@@ -183,6 +187,11 @@ class Stepper {
     Answer(PageRight::kExclusive, copy || request.kind == RequestKind::kOverwrite ? PageSource::kNone : SourceAtRest(),
            readers);
     InvalidateEach(readers);
+  }
+  // What the reader has from the owner, or will have, is what the page is now: README.md, "Peeks".
+  bool IsPeeked(const PageMessage& request) const {
+    const bool since = event_.owned <= request.serial || HK_MUTANT(directory_grants_old_peeks);
+    return request.peeks && result_.entry.owner == request.asked && since;
   }
   void Leave(NodeId owner) {
     entry().leaves = true;
@@ -226,6 +235,12 @@ class Stepper {
   void Done() {
     if (state() != State::kBusy || message_.serial != entry().serial || message_.from != entry().current.requester) {
       return Reject(DirectoryVerdict::kStale);
+    }
+    if (message_.declined) {
+      // It was granted a copy that it did not take: as if it had not asked.
+      if (!entry().current.peeks || !Owned(entry().before)) return Reject(DirectoryVerdict::kImpossible);
+      entry().after = entry().before;
+      entry().after_copyset = entry().copyset;
     }
     entry().state = State::kSettling;
     Settle();
@@ -343,7 +358,7 @@ class Stepper {
     if (exclusive != nullptr) {
       e.state = State::kExclusive;
       e.owner = exclusive->node;
-    } else if (at_home) {
+    } else if (at_home && owner == nullptr) {  // else its first writer, which has lost that right to a Peek
       e.state = rest;
       e.storage = rest == State::kStored ? before_.storage : 0;
       e.copyset = readers;
@@ -397,7 +412,9 @@ class Stepper {
       case State::kShared:
         return exclusive != nullptr || !is(owner) || (readers.bits() & ~With(e.copyset, e.owner).bits()) != 0;
       case State::kExclusive:
-        return owner != nullptr || !is(exclusive) || (exclusive == nullptr && !readers.empty());
+        // Its right to write may have gone with a Peek.
+        return !is(owner) || !is(exclusive) || readers.size() > 1 ||
+               (exclusive == nullptr && owner == nullptr && !readers.empty());
       case State::kLost:
         return !readers.empty();
       default:

@@ -19,6 +19,9 @@
 //     reported by nobody is Dormant; ever written and nowhere is Lost.
 //  7. A page that a dead node may have written is Lost, never an older copy and never zero.
 //  8. Serials grow for each page, over re-homing and epochs.
+//  9. A reader is told to use what it has peeked only if the node that it asked owns the page, and no other owner and
+//  no
+//     writer was granted since the reader asked: its serial is not below that of the last such grant.
 //
 // Thread safety: values; one page's steps are serial.
 #pragma once
@@ -53,14 +56,16 @@ inline constexpr size_t kDirectoryEvents = 0 HK_DIRECTORY_EVENTS(HK_PLUS_ONE);
 inline constexpr size_t kMaxWaitingRequests = 16;
 
 // One event. Plain value. `message`: for messages. `serial`: above every serial of this page before, for the events
-// that may begin a transaction (requests, Done, Released, Mirrored, Thaw); one at most is used. MoveOut: `home`.
-// Rebuild: `reports`, one of each survivor, `survivors`, `lost`, the nodes that were lost ever, and `home_moved`:
-// another node was home, lives or left, has handed over what is Lost, and nobody was lost since the last epoch: so what
-// nobody has is as it was first, zeroes.
+// that may begin a transaction (requests, Done, Released, Mirrored, Thaw); one at most is used; for these too `owned`:
+// at least the serial of the last grant to a writer or a new owner of the page; the greatest number: not known.
+// MoveOut: `home`. Rebuild: `reports`, one of each survivor, `survivors`, `lost`, the nodes that were lost ever, and
+// `home_moved`: another node was home, lives or left, has handed over what is Lost, and nobody was lost since the last
+// epoch: so what nobody has is as it was first, zeroes.
 struct DirectoryEvent {
   DirectoryEventType type = DirectoryEventType::kRead;
   PageMessage message{};
   uint64_t serial = 0;
+  uint64_t owned = ~uint64_t{0};
   NodeId home{};
   std::span<const PageReport> reports{};
   NodeSet survivors{};
@@ -122,11 +127,13 @@ enum class DirectoryVerdict : uint8_t {
 // Nacks of all that waited, and the transaction that begins.
 inline constexpr size_t kMaxDirectoryActions = kMaxWaitingRequests + 4;
 
-// The outcome of one step. Plain value. `serials_used`: 1 if event.serial is taken.
+// The outcome of one step. Plain value. `serials_used`: 1 if event.serial is taken; `owns`: by a grant to a writer or a
+// new owner.
 struct DirectoryResult {
   DirectoryVerdict verdict = DirectoryVerdict::kDone;
   DirectoryEntry entry;
   uint64_t serials_used = 0;
+  bool owns = false;
   size_t action_count = 0;
   std::array<DirectoryAction, kMaxDirectoryActions> actions;
 

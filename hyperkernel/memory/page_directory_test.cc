@@ -236,6 +236,69 @@ TEST(PageDirectory, ARetainedCopyServesIfItsRequesterLivesWithoutIt) {
   EXPECT_EQ(Step(read, rebuild, kHome).entry.state, DirectoryState::kDormant);
 }
 
+TEST(PageDirectory, AReaderUsesWhatItPeekedOnlyIfNobodyCanHaveWrittenSince) {
+  PageMessage request = Request(kThree, RequestKind::kRead);
+  request.peeks = true;
+  request.asked = kOne;
+  request.serial = 9;
+  const auto ask = [&](DirectoryState state, uint64_t owned) {
+    return Step(In(state), {.type = DirectoryEventType::kRead, .message = request, .serial = 11, .owned = owned},
+                kHome);
+  };
+  for (const DirectoryState state : {DirectoryState::kShared, DirectoryState::kExclusive}) {
+    DirectoryResult result = ask(state, 9);
+    ASSERT_EQ(result.action_count, 1u);
+    EXPECT_EQ(result.actions[0].message.type, PageMessageType::kAnswer);
+    EXPECT_EQ(result.actions[0].message.to, kThree);
+    EXPECT_EQ(result.actions[0].message.source, PageSource::kPeeked);
+    EXPECT_EQ(result.actions[0].message.right, PageRight::kShared);
+    EXPECT_FALSE(result.owns);
+    const DirectoryEntry busy = result.entry;
+    result = Do(busy, DirectoryEventType::kDone, From(kThree, 11));
+    EXPECT_EQ(result.entry.state, DirectoryState::kShared);
+    EXPECT_TRUE(result.entry.copyset.Contains(kThree));
+    EXPECT_EQ(result.entry.owner, kOne);
+    PageMessage declined = From(kThree, 11);
+    declined.declined = true;
+    result = Do(busy, DirectoryEventType::kDone, declined);
+    EXPECT_EQ(result.entry.state, state);
+    EXPECT_EQ(result.entry.copyset, In(state).copyset);
+    EXPECT_EQ(result.entry.owner, kOne);
+    EXPECT_EQ(ask(state, 10).actions[0].message.type, PageMessageType::kForward);
+  }
+  request.asked = kTwo;  // has a copy, and does not own it
+  EXPECT_EQ(ask(DirectoryState::kShared, 9).actions[0].message.type, PageMessageType::kForward);
+  EXPECT_EQ(ask(DirectoryState::kDormant, 9).actions[0].message.source, PageSource::kZero);
+  // Nothing to decline.
+  const DirectoryEntry busy = Ask(In(DirectoryState::kShared), kThree, RequestKind::kRead).entry;
+  PageMessage declined = From(kThree, 11);
+  declined.declined = true;
+  EXPECT_EQ(Do(busy, DirectoryEventType::kDone, declined).verdict, DirectoryVerdict::kImpossible);
+}
+
+TEST(PageDirectory, EachGrantThatMakesAnOwnerOrAWriterSaysSo) {
+  for (const RequestKind kind : {RequestKind::kWrite, RequestKind::kOverwrite, RequestKind::kAdopt}) {
+    EXPECT_TRUE(Ask(In(DirectoryState::kShared), kThree, kind).owns);
+    EXPECT_TRUE(Ask(In(DirectoryState::kExclusive), kThree, kind).owns);
+  }
+  EXPECT_FALSE(Ask(In(DirectoryState::kShared), kThree, RequestKind::kRead).owns);
+}
+
+TEST(PageDirectory, AnOwnerGetsBackTheRightThatAPeekTook) {
+  const DirectoryResult result = Ask(In(DirectoryState::kExclusive), kOne, RequestKind::kWrite, true);
+  ASSERT_EQ(result.action_count, 1u);
+  EXPECT_EQ(result.actions[0].message.right, PageRight::kExclusive);
+  EXPECT_EQ(result.actions[0].message.source, PageSource::kNone);
+  EXPECT_TRUE(result.actions[0].message.acks.empty());
+  EXPECT_TRUE(result.owns);
+  const std::vector<PageReport> reports{{.node = kOne, .right = PageRight::kOwner}, {.node = kTwo}};
+  const DirectoryEvent rebuild{
+      .type = DirectoryEventType::kRebuild, .reports = reports, .survivors = Set({kOne, kTwo})};
+  const DirectoryEntry entry = Step(In(DirectoryState::kExclusive), rebuild, kHome).entry;
+  EXPECT_EQ(entry.state, DirectoryState::kShared);
+  EXPECT_EQ(entry.owner, kOne);
+}
+
 // ---- every pair ----
 
 std::vector<DirectoryEntry> Entries() {
@@ -368,6 +431,7 @@ TEST(PageDirectoryTable, EveryPairIsInTheTableOrRejectedByRule) {
     reports.push_back({{.node = kTwo, .right = right}, {.node = kThree}});
     reports.push_back({{.node = kOne, .right = right}, {.node = kTwo}});
   }
+  reports.push_back({{.node = kOne, .right = PageRight::kOwner}, {.node = kTwo}});
   reports.push_back({{.node = kTwo, .retained = true, .retained_serial = 1, .retained_for = kThree}, {.node = kThree}});
 
   std::set<Row> rows;

@@ -17,7 +17,8 @@ enum class PageRight : uint8_t { kNone, kShared, kOwner, kExclusive };
 enum class RequestKind : uint8_t { kRead, kWrite, kOverwrite, kAdopt };
 
 // Where the bytes of a granted page come from. kNone: the requester has them, or does not want them.
-enum class PageSource : uint8_t { kNone, kZero, kStored, kPayload };
+// kPeeked: the requester has them from the owner, by its Peek.
+enum class PageSource : uint8_t { kNone, kZero, kStored, kPayload, kPeeked };
 
 // Why a request was not granted. Only kLost is final.
 enum class NackReason : uint8_t { kBusy, kMoved, kNothing, kLost };
@@ -37,6 +38,9 @@ enum class PageMessageType : uint8_t {
   kEvictGranted = 10,  // home -> owner, fault
   kEvictDenied = 11,   // home -> owner, fault
   kOffer = 12,         // owner -> a node with frames to spare, bulk; a hint
+  // 13: Stopped (page_wire.h)
+  kPeek = 14,    // requester -> who it takes for the owner, fault, names a receive slot
+  kPeeked = 15,  // the asked node -> requester, fault, answers the slot
 };
 
 // One message about one page. Plain value; fields that a type does not use are zero.
@@ -46,17 +50,23 @@ struct PageMessage {
   NodeId to;
   NodeId requester;
   uint64_t transaction = 0;  // the requester's number of its request; with `requester` it names the request
-  uint64_t serial = 0;       // the home's number of the transaction; grows for each page, over re-homing too
+  // The home's number of the transaction; grows for each page, over re-homing too. Request with `peeks`: the highest
+  // one that the requester has heard of, of the page's extent, before it asked.
+  uint64_t serial = 0;
   RequestKind kind = RequestKind::kRead;
   bool has_copy = false;                  // Request: the requester holds a readable copy now
   PageRight right = PageRight::kNone;     // Answer
-  PageSource source = PageSource::kNone;  // Answer; Evict: kZero or kStored, what the page's bytes equal
+  PageSource source = PageSource::kNone;  // Answer; Evict: kZero or kStored, what the page's bytes equal; Peeked:
+                                          // kPayload, or kNone: refused
   uint64_t storage = 0;                   // with kStored: the stable-storage address
   NodeSet acks;                           // Forward, Answer: the nodes whose Acks the requester awaits
   NackReason reason = NackReason::kBusy;  // Nack
   // Nack(kMoved): whom to ask instead. Nack(kLost): the lost node that had the only copy, or one that lives: not known.
   NodeId home;
-  bool urgent = false;  // Offer: the sender has no swap, or it is full
+  bool urgent = false;    // Offer: the sender has no swap, or it is full
+  bool peeks = false;     // Request: a Peek of the same transaction has gone to `asked`
+  NodeId asked;           // with `peeks`
+  bool declined = false;  // Done: the Peek was refused, so what was granted with its bytes was not taken
   friend bool operator==(const PageMessage&, const PageMessage&) = default;
 };
 

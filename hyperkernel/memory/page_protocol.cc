@@ -58,6 +58,12 @@ class Stepper {
       case Event::kForwardRead:
         ForwardRead();
         break;
+      case Event::kPeek:
+        Peek();
+        break;
+      case Event::kPeeked:
+        Peeked();
+        break;
       case Event::kForwardWrite:
       case Event::kForwardAdopt:
         ForwardAway();
@@ -128,11 +134,23 @@ class Stepper {
     page().answered = false;
     page().answer = PageMessage{};
     page().acked = NodeSet();
+    page().peek = PeekStage::kNone;
     PageMessage request = To(home_, PageMessageType::kRequest);
     request.requester = self_;
     request.transaction = message_.transaction;
     request.kind = kind;
     request.has_copy = has_copy;
+    if (kind == RequestKind::kRead && message_.peeks) {
+      // The Peek first: what it asks for takes longer.
+      PageMessage peek = To(message_.asked, PageMessageType::kPeek);
+      peek.requester = self_;
+      peek.transaction = message_.transaction;
+      Send(peek);
+      page().peek = PeekStage::kAsked;
+      request.peeks = true;
+      request.asked = message_.asked;
+      request.serial = message_.serial;
+    }
     Send(request);
   }
   void EndRequest() {
@@ -141,6 +159,7 @@ class Stepper {
     page().answered = false;
     page().answer = PageMessage{};
     page().acked = NodeSet();
+    page().peek = PeekStage::kNone;
   }
 
   void Want(RequestKind kind) {
@@ -260,13 +279,15 @@ class Stepper {
     const bool copy = state() == State::kUpgrade || state() == State::kOwnerUpgrade;
     switch (result_.page.kind) {
       case RequestKind::kRead:
-        return message_.right == PageRight::kShared && message_.source != PageSource::kNone && message_.acks.empty();
+        return message_.right == PageRight::kShared && message_.source != PageSource::kNone && message_.acks.empty() &&
+               (message_.source != PageSource::kPeeked || result_.page.peek != PeekStage::kNone);
       case RequestKind::kAdopt:
         return message_.right >= PageRight::kOwner && message_.source == PageSource::kPayload && message_.acks.empty();
       case RequestKind::kOverwrite:
-        return message_.right == PageRight::kExclusive;
+        return message_.right == PageRight::kExclusive && message_.source != PageSource::kPeeked;
       case RequestKind::kWrite:
-        return message_.right == PageRight::kExclusive && (copy == (message_.source == PageSource::kNone));
+        return message_.right == PageRight::kExclusive && message_.source != PageSource::kPeeked &&
+               (copy == (message_.source == PageSource::kNone));
     }
     return false;
   }
@@ -285,6 +306,12 @@ class Stepper {
     if (!missing.empty() && !HK_MUTANT(page_runs_before_last_ack)) {
       if (event_.type == Event::kAnswer) Do(PageActionType::kKeepData);
       return;
+    }
+    if (answer.source == PageSource::kPeeked) {
+      if (page().peek == PeekStage::kAsked) return;
+      if (page().peek == PeekStage::kRefused) return Decline();
+    } else {
+      DropPeeked();
     }
     // Whoever gives us the page has seen that our earlier gift arrived, so its Release can only be late.
     if (page().retained) {
@@ -306,11 +333,58 @@ class Stepper {
                                                  : State::kShared);
   }
 
+  void DropPeeked() {
+    if (page().peek == PeekStage::kHere) Do(PageActionType::kDropData);
+  }
+  // Granted with bytes that were refused: given back, and asked for anew.
+  void Decline() {
+    PageMessage done = To(home_, PageMessageType::kDone);
+    done.requester = self_;
+    done.transaction = page().transaction;
+    done.serial = page().answer.serial;
+    done.declined = true;
+    Send(done);
+    EndRequest();
+    Become(State::kAbsent);
+    PageAction again;
+    again.type = PageActionType::kRetry;
+    again.reason = NackReason::kNothing;
+    result_.Add(again);
+  }
+
+  // Of a request that is over: nothing, whatever it says.
+  void Peeked() {
+    if (page().peek != PeekStage::kAsked || message_.transaction != page().transaction) return;
+    const bool here = message_.source == PageSource::kPayload;
+    page().peek = here ? PeekStage::kHere : PeekStage::kRefused;
+    if (page().answered) return InstallIfComplete();
+    if (here) Do(PageActionType::kKeepData);
+  }
+  // A reader's, who has asked the home too. An owner that could give the page to a reader at once gives its bytes, and
+  // its right to write away: so that nothing is written before the home has granted somebody else a write. Not one
+  // whose own request is under way: the home may have granted that before.
+  void Peek() {
+    const bool may = state() == State::kOwner ||
+                     (state() == State::kOwnerUpgrade && HK_MUTANT(page_peeked_while_upgrading)) ||
+                     (state() == State::kExclusive && !page().held && page().pins == 0 && !page().deferred.active);
+    PageMessage peeked = To(message_.from, PageMessageType::kPeeked);
+    peeked.requester = message_.from;
+    peeked.transaction = message_.transaction;
+    if (!may) return Send(peeked);
+    if (state() == State::kExclusive && !HK_MUTANT(page_peeked_and_written)) {
+      Do(PageActionType::kProtect);
+      Become(State::kOwner);
+    }
+    peeked.source = PageSource::kPayload;
+    Send(peeked, PageActionType::kSendPage);
+  }
+
   void Nack() {
     if (!Pending() || message_.transaction != page().transaction || page().answered) {
       return Reject(PageVerdict::kStale);
     }
     const bool adopting = page().kind == RequestKind::kAdopt;
+    DropPeeked();
     BackToRest();
     PageAction action;
     action.type =
@@ -440,6 +514,7 @@ class Stepper {
   void EpochChange() {
     page().deferred = DeferredRevoke{};
     if (state() == State::kEvictOwner || state() == State::kEvictExclusive) return;
+    DropPeeked();
     BackToRest();
   }
   void Reconciled() {

@@ -7,7 +7,9 @@
 //  1. If one node is Exclusive, no other may read or write.
 //  2. Every copy that may be read equals L. So a store is never acknowledged to its vCPU while a stale copy can be
 //  read.
-//  3. A node is Exclusive, or Owner, only if H's entry says so or H is busy with that node's request.
+//  3. A node is Exclusive only if H's entry says so, Owner only if that says so or Exclusive (a Peek has taken its
+//  right to
+//     write), or if H is busy with that node's request.
 //  4. Whoever may read, or holds bytes for H (Evict*), is in H's entry as owner or in its copyset. The copyset may name
 //     nodes that have none: a Shared copy is dropped without telling.
 //  5. A node has at most one request or eviction of a page under way. Nothing is evicted meanwhile.
@@ -16,6 +18,7 @@
 //     node itself asks for more. What must wait for either is deferred; there is at most one such thing.
 //  8. A request runs (its page is installed) only after the answer and every Ack that the answer names.
 //  9. Nothing of an earlier request is taken: answers and acks carry its transaction, releases the home's serial.
+// 10. Bytes of a Peek become readable only by an Answer that says so (kPeeked), and who gave them cannot write since.
 //
 // Thread safety: values; one page's steps are serial (its transaction lock), with the actions of each done in order
 // before the next begins.
@@ -47,7 +50,8 @@ enum class PageEventType : uint8_t { HK_PAGE_EVENTS(HK_ENUMERATOR) };
 inline constexpr size_t kPageEvents = 0 HK_PAGE_EVENTS(HK_PLUS_ONE);
 
 // One event. Plain value. `message` is valid for messages; Evict takes source and storage from it; Read, Write,
-// Overwrite and Adopt take its `transaction`, a number this node never used before; Reconciled its `right`.
+// Overwrite and Adopt take its `transaction`, a number this node never used before; Read also `peeks`, `asked` (neither
+// this node nor the home) and `serial`, as a Request has them; Reconciled its `right`.
 struct PageEvent {
   PageEventType type = PageEventType::kRead;
   PageMessage message;
@@ -60,6 +64,9 @@ struct DeferredRevoke {
   PageMessage message;
 };
 
+// What has become of the Peek of the request under way. kHere: its bytes are kept.
+enum class PeekStage : uint8_t { kNone, kAsked, kHere, kRefused };
+
 // A page on a node. Plain value. The daemon keeps only `state` for pages at rest, and one of these for the others.
 struct Page {
   PageState state = PageState::kAbsent;
@@ -71,6 +78,7 @@ struct Page {
   RequestKind kind = RequestKind::kRead;
   bool answered = false;
   PageMessage answer;  // if answered
+  PeekStage peek = PeekStage::kNone;
   NodeSet acked;
   // The bytes of an ownership that left, kept for Release.
   bool retained = false;
@@ -82,9 +90,10 @@ struct Page {
 enum class PageActionType : uint8_t {
   kSend,           // the message
   kSendPage,       // the message, with the page's bytes as payload
-  kKeepData,       // keep the answer's slot: its acks are missing
+  kKeepData,       // keep the slot of the answer, whose acks are missing, or of the Peeked
+  kDropData,       // it is of no use any more
   kInstall,        // make the page readable, with `right` kExclusive writable, bytes from `source`; kNone: those here,
-                   // or zeroes if there are none (an Overwrite)
+                   // or zeroes if there are none (an Overwrite); kPeeked: those kept, or of this Peeked
   kProtect,        // take write access away
   kUnmap,          // make inaccessible, keep the bytes
   kMap,            // make accessible again with `right`

@@ -158,6 +158,94 @@ TEST(PageProtocol, AnOwnerServesUntilItsEvictionIsGranted) {
   EXPECT_TRUE(result.page.retained);
 }
 
+// A read of a page of which kOther is taken for the owner.
+PageResult ReadPeeking() {
+  PageMessage wish;
+  wish.transaction = kTransaction;
+  wish.peeks = true;
+  wish.asked = kOther;
+  wish.serial = 2;
+  return Do(In(PageState::kAbsent), PageEventType::kRead, wish);
+}
+PageMessage Peeked(PageSource source) {
+  PageMessage peeked = Message(PageMessageType::kPeeked, kSelf, kTransaction, 0);
+  peeked.from = kOther;
+  peeked.source = source;
+  return peeked;
+}
+
+TEST(PageProtocol, PeekedBytesAreReadWhenTheHomeSaysSo) {
+  const PageResult asked = ReadPeeking();
+  ASSERT_THAT(TypesOf(asked), ElementsAre(T::kSend, T::kSend));
+  EXPECT_EQ(asked.actions[0].message.type, PageMessageType::kPeek);
+  EXPECT_EQ(asked.actions[0].message.to, kOther);
+  const PageMessage& request = asked.actions[1].message;
+  EXPECT_EQ(request.type, PageMessageType::kRequest);
+  EXPECT_EQ(request.to, kHome);
+  EXPECT_TRUE(request.peeks);
+  EXPECT_EQ(request.asked, kOther);
+  EXPECT_EQ(request.serial, 2u);
+  const PageMessage granted = Answer(PageRight::kShared, PageSource::kPeeked);
+  // In either order.
+  const PageResult kept = Do(asked.page, PageEventType::kPeeked, Peeked(PageSource::kPayload));
+  EXPECT_THAT(TypesOf(kept), ElementsAre(T::kKeepData));
+  EXPECT_EQ(kept.page.state, PageState::kFetchRead);
+  const PageResult waits = Do(asked.page, PageEventType::kAnswer, granted);
+  EXPECT_EQ(waits.action_count, 0u);
+  EXPECT_EQ(waits.page.state, PageState::kFetchRead);
+  for (const PageResult& result : {Do(kept.page, PageEventType::kAnswer, granted),
+                                   Do(waits.page, PageEventType::kPeeked, Peeked(PageSource::kPayload))}) {
+    EXPECT_THAT(TypesOf(result), ElementsAre(T::kInstall, T::kSend, T::kStartHold, T::kWake));
+    EXPECT_EQ(result.actions[0].source, PageSource::kPeeked);
+    EXPECT_FALSE(result.actions[1].message.declined);
+    EXPECT_EQ(result.page.state, PageState::kShared);
+    // A Peeked of a request that is over.
+    EXPECT_EQ(Do(result.page, PageEventType::kPeeked, Peeked(PageSource::kPayload)).action_count, 0u);
+  }
+  // The home has asked the owner all the same.
+  EXPECT_THAT(TypesOf(Do(kept.page, PageEventType::kAnswer, Answer(PageRight::kShared, PageSource::kPayload))),
+              ElementsAre(T::kDropData, T::kInstall, T::kSend, T::kStartHold, T::kWake));
+}
+
+TEST(PageProtocol, AGrantWithoutThePeekedBytesIsGivenBack) {
+  const PageResult asked = ReadPeeking();
+  const PageMessage granted = Answer(PageRight::kShared, PageSource::kPeeked);
+  const Page waits = Do(asked.page, PageEventType::kAnswer, granted).page;
+  const Page refused = Do(asked.page, PageEventType::kPeeked, Peeked(PageSource::kNone)).page;
+  for (const PageResult& result :
+       {Do(waits, PageEventType::kPeeked, Peeked(PageSource::kNone)), Do(refused, PageEventType::kAnswer, granted)}) {
+    ASSERT_THAT(TypesOf(result), ElementsAre(T::kSend, T::kRetry));
+    EXPECT_EQ(result.actions[0].message.type, PageMessageType::kDone);
+    EXPECT_TRUE(result.actions[0].message.declined);
+    EXPECT_EQ(result.actions[0].message.serial, granted.serial);
+    EXPECT_EQ(result.page.state, PageState::kAbsent);
+  }
+  // Of who has not peeked it is no answer.
+  EXPECT_EQ(Do(In(PageState::kFetchRead), PageEventType::kAnswer, granted).verdict, PageVerdict::kImpossible);
+}
+
+TEST(PageProtocol, AnOwnerGivesAPeekWhatItCannotWriteSince) {
+  PageMessage peek = Message(PageMessageType::kPeek, kOther, 9, 0);
+  peek.from = kOther;
+  PageResult result = Do(In(PageState::kExclusive), PageEventType::kPeek, peek);
+  EXPECT_THAT(TypesOf(result), ElementsAre(T::kProtect, T::kSendPage));
+  EXPECT_EQ(result.actions[1].message.to, kOther);
+  EXPECT_EQ(result.actions[1].message.transaction, 9u);
+  EXPECT_EQ(result.page.state, PageState::kOwner);
+  EXPECT_THAT(TypesOf(Do(In(PageState::kOwner), PageEventType::kPeek, peek)), ElementsAre(T::kSendPage));
+  Page held = In(PageState::kExclusive);
+  held.held = true;
+  Page pinned = In(PageState::kExclusive);
+  pinned.pins = 1;
+  for (const Page& page : {held, pinned, In(PageState::kOwnerUpgrade, RequestKind::kWrite), In(PageState::kShared),
+                           In(PageState::kEvictOwner), In(PageState::kAbsent)}) {
+    result = Do(page, PageEventType::kPeek, peek);
+    ASSERT_THAT(TypesOf(result), ElementsAre(T::kSend)) << Name(page.state);
+    EXPECT_EQ(result.actions[0].message.source, PageSource::kNone);
+    EXPECT_EQ(result.page.state, page.state);
+  }
+}
+
 TEST(PageProtocol, RetainedBytesGoWithTheirOwnReleaseOnly) {
   Page page = In(PageState::kAbsent);
   page.retained = true;
@@ -225,6 +313,16 @@ std::vector<Page> Pages() {
         page.retained = retained;
         page.retained_serial = retained ? 2 : 0;
         pages.push_back(page);
+        for (const PeekStage peek : {PeekStage::kAsked, PeekStage::kHere, PeekStage::kRefused}) {
+          if (state != PageState::kFetchRead) break;
+          Page peeked = page;
+          peeked.peek = peek;
+          pages.push_back(peeked);
+          if (peek != PeekStage::kAsked) continue;
+          peeked.answered = true;
+          peeked.answer = Answer(PageRight::kShared, PageSource::kPeeked);
+          pages.push_back(peeked);
+        }
         if (kind == RequestKind::kWrite || kind == RequestKind::kOverwrite) {
           Page answered = page;
           answered.answered = true;
@@ -261,7 +359,8 @@ std::vector<Page> Pages() {
 std::vector<PageMessage> Messages() {
   std::vector<PageMessage> messages;
   for (PageRight right : {PageRight::kNone, PageRight::kShared, PageRight::kOwner, PageRight::kExclusive}) {
-    for (PageSource source : {PageSource::kNone, PageSource::kZero, PageSource::kStored, PageSource::kPayload}) {
+    for (PageSource source :
+         {PageSource::kNone, PageSource::kZero, PageSource::kStored, PageSource::kPayload, PageSource::kPeeked}) {
       for (bool acks : {false, true}) {
         PageMessage message = Answer(right, source, acks ? NodeSet::Of(kOther) : NodeSet());
         message.from = kOther;
@@ -314,12 +413,12 @@ void CheckActions(const Page& page, const PageResult& result) {
         break;
       case T::kSend:
         EXPECT_FALSE(type == PageMessageType::kAck && mapped);
-        EXPECT_FALSE(type == PageMessageType::kDone && !mapped);
+        EXPECT_FALSE(type == PageMessageType::kDone && mapped == action.message.declined);
         break;
       case T::kSendPage:
         ++answers;
         EXPECT_FALSE(writable);
-        EXPECT_FALSE(action.message.right != PageRight::kShared && mapped);
+        EXPECT_FALSE(type != PageMessageType::kPeeked && action.message.right != PageRight::kShared && mapped);
         break;
       default:
         break;

@@ -10,7 +10,7 @@ namespace {
 
 using Type = PageMessageType;
 
-constexpr uint8_t kTypes = static_cast<uint8_t>(Type::kOffer) + 1;
+constexpr uint8_t kTypes = static_cast<uint8_t>(Type::kPeeked) + 1;
 
 class Writer {
  public:
@@ -78,6 +78,8 @@ bool HasTransaction(Type type) {
     case Type::kInvalidate:
     case Type::kAck:
     case Type::kDone:
+    case Type::kPeek:
+    case Type::kPeeked:
       return true;
     default:
       return false;
@@ -96,6 +98,11 @@ bool HasItsShape(const PageMessage& page, NodeId self, const Message& message) {
     case Type::kAnswer:
     case Type::kNack:
       return of_request && message.answer && message.slot != SlotId();
+    case Type::kPeek:
+      return message.message_class == MessageClass::kFault && !message.answer && message.slot != SlotId() &&
+             message.slot_node == page.from;
+    case Type::kPeeked:
+      return message.message_class == MessageClass::kFault && message.answer && message.slot != SlotId();
     default:
       return message.message_class == ClassOf(page.type) && !message.answer && message.slot == SlotId();
   }
@@ -108,9 +115,9 @@ absl::Status Malformed(NodeId from, const std::string& what) {
 }  // namespace
 
 const char* Name(PageMessageType type) {
-  static constexpr const char* kNames[kTypes] = {"Request",      "Forward",     "Answer",  "Nack",     "Invalidate",
-                                                 "Ack",          "Done",        "Release", "Released", "Evict",
-                                                 "EvictGranted", "EvictDenied", "Offer"};
+  static constexpr const char* kNames[kTypes] = {
+      "Request",  "Forward", "Answer",       "Nack",        "Invalidate", "Ack",     "Done", "Release",
+      "Released", "Evict",   "EvictGranted", "EvictDenied", "Offer",      "Stopped", "Peek", "Peeked"};
   return kNames[static_cast<size_t>(type)];
 }
 
@@ -133,6 +140,9 @@ PageBody EncodePageBody(const PageMessage& m) {
     case Type::kRequest:
       to.U8(static_cast<uint8_t>(m.kind));
       to.U8(m.has_copy ? 1 : 0);
+      to.U8(m.peeks ? 1 : 0);
+      to.U16(m.asked.value());
+      to.U64(m.serial);
       break;
     case Type::kForward:
       to.U16(m.requester.value());
@@ -157,11 +167,17 @@ PageBody EncodePageBody(const PageMessage& m) {
       to.U16(m.requester.value());
       to.U64(m.serial);
       break;
-    case Type::kAck:
     case Type::kDone:
+      to.U64(m.serial);
+      to.U8(m.declined ? 1 : 0);
+      break;
+    case Type::kAck:
     case Type::kRelease:
     case Type::kReleased:
       to.U64(m.serial);
+      break;
+    case Type::kPeeked:
+      to.U8(m.source == PageSource::kPayload ? 1 : 0);
       break;
     case Type::kEvict:
       to.U8(static_cast<uint8_t>(m.source));
@@ -172,6 +188,7 @@ PageBody EncodePageBody(const PageMessage& m) {
       break;
     case Type::kEvictGranted:
     case Type::kEvictDenied:
+    case Type::kPeek:
       break;
   }
   return body;
@@ -180,11 +197,11 @@ PageBody EncodePageBody(const PageMessage& m) {
 void SetPageHeader(const PageMessage& message, Message* header) {
   header->type = static_cast<uint16_t>(kFirstUserType + static_cast<uint16_t>(message.type));
   header->transaction = HasTransaction(message.type) ? message.transaction : 0;
-  header->answer = message.type == Type::kAnswer || message.type == Type::kNack;
+  header->answer = message.type == Type::kAnswer || message.type == Type::kNack || message.type == Type::kPeeked;
 }
 
 absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Message& message) {
-  if (message.type < kFirstUserType || message.type - kFirstUserType >= kTypes) {
+  if (message.type < kFirstUserType || message.type - kFirstUserType >= kTypes || message.type == kSpaceStoppedType) {
     return Malformed(from, "a message of unknown type " + std::to_string(message.type));
   }
   PageMessage m;
@@ -197,6 +214,12 @@ absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Me
       m.requester = from;
       m.kind = body.Of(RequestKind::kAdopt);
       m.has_copy = body.Flag();
+      m.peeks = body.Flag();
+      m.asked = body.Node();
+      m.serial = body.U64();
+      if (!m.peeks ? m.asked != NodeId() || m.serial != 0 : m.kind != RequestKind::kRead || m.has_copy) {
+        return Malformed(from, "a malformed Request");
+      }
       break;
     case Type::kForward:
       m.requester = body.Node();
@@ -208,7 +231,7 @@ absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Me
       m.requester = self;
       m.kind = body.Of(RequestKind::kAdopt);
       m.right = body.Of(PageRight::kExclusive);
-      m.source = body.Of(PageSource::kPayload);
+      m.source = body.Of(PageSource::kPeeked);
       m.serial = body.U64();
       m.storage = body.U64();
       m.acks = NodeSet(body.U64());
@@ -230,6 +253,14 @@ absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Me
     case Type::kDone:
       m.requester = from;
       m.serial = body.U64();
+      m.declined = body.Flag();
+      break;
+    case Type::kPeek:
+      m.requester = from;
+      break;
+    case Type::kPeeked:
+      m.requester = self;
+      m.source = body.Flag() ? PageSource::kPayload : PageSource::kNone;
       break;
     case Type::kRelease:
     case Type::kReleased:

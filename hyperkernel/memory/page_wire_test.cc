@@ -76,6 +76,25 @@ std::vector<PageMessage> Examples() {
   make(Type::kEvictGranted, NodeId());
   make(Type::kEvictDenied, NodeId());
   make(Type::kOffer, NodeId()).urgent = true;
+  {
+    PageMessage& m = make(Type::kRequest, kFrom);
+    m.transaction = 8;
+    m.peeks = true;
+    m.asked = kThird;
+    m.serial = 0x0102030405060708;
+  }
+  make(Type::kPeek, kFrom).transaction = 9;
+  for (const PageSource source : {PageSource::kPayload, PageSource::kNone}) {
+    PageMessage& m = make(Type::kPeeked, kSelf);
+    m.transaction = 9;
+    m.source = source;
+  }
+  {
+    PageMessage& m = make(Type::kDone, kFrom);
+    m.transaction = 4;
+    m.serial = 5;
+    m.declined = true;
+  }
   return all;
 }
 
@@ -84,7 +103,8 @@ Message Header(const PageMessage& m) {
   Message message;
   SetPageHeader(m, &message);
   message.message_class = ClassOf(m.type);
-  if (m.type == Type::kRequest || m.type == Type::kForward || m.type == Type::kAnswer || m.type == Type::kNack) {
+  if (m.type == Type::kRequest || m.type == Type::kForward || m.type == Type::kAnswer || m.type == Type::kNack ||
+      m.type == Type::kPeek || m.type == Type::kPeeked) {
     message.slot = kSlot;
     message.slot_node = m.requester;
   }
@@ -142,11 +162,21 @@ TEST(PageWire, FieldsOutOfRangeAreRefused) {
   EXPECT_TRUE(refused(all[1], 2, 4));
   EXPECT_TRUE(refused(all[2], 0, 4));
   EXPECT_TRUE(refused(all[2], 1, 4));
-  EXPECT_TRUE(refused(all[2], 2, 4));
+  EXPECT_TRUE(refused(all[2], 2, 5));
   EXPECT_TRUE(refused(all[3], 1, 4));
   EXPECT_TRUE(refused(all[3], 2, 64));
   EXPECT_TRUE(refused(all[4], 0, 64));
   EXPECT_TRUE(refused(all[9], 0, 4));
+  EXPECT_TRUE(refused(all[0], 2, 2));  // peeks
+  EXPECT_TRUE(refused(all[0], 2, 1));  // and adopts
+  EXPECT_TRUE(refused(all[0], 3, 1));  // asked, and does not peek
+  EXPECT_TRUE(refused(all[0], 5, 1));
+  EXPECT_EQ(all[13].type, Type::kRequest);
+  EXPECT_TRUE(refused(all[13], 0, 1));  // peeks, and writes
+  EXPECT_TRUE(refused(all[13], 1, 1));
+  EXPECT_TRUE(refused(all[13], 3, 64));
+  EXPECT_TRUE(refused(all[15], 0, 2));
+  EXPECT_TRUE(refused(all[17], 8, 2));
 }
 
 TEST(PageWire, AMessageHasItsClassAndSlot) {
@@ -191,7 +221,7 @@ TEST(PageWire, RandomBytesAreAStatusOrAMessageThatEncodesToThem) {
     std::vector<std::byte> bytes(random() % 30);
     for (std::byte& byte : bytes) byte = static_cast<std::byte>(random() % (random() % 4 == 0 ? 256 : 4));
     Message message;
-    message.type = static_cast<uint16_t>(kFirstUserType + random() % 15);
+    message.type = static_cast<uint16_t>(kFirstUserType + random() % 17);
     message.message_class = static_cast<MessageClass>(random() % 3);
     message.answer = random() % 2 == 0;
     message.slot = random() % 2 == 0 ? kSlot : SlotId();

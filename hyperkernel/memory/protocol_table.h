@@ -18,7 +18,7 @@
 
 #define HK_PAGE_EVENTS(X) \
   X(Read) X(Write) X(Overwrite) X(Adopt) X(Drop) X(Evict) X(Pin) X(Unpin) X(HoldOver) \
-  X(Answer) X(Nack) X(Ack) X(ForwardRead) X(ForwardWrite) X(ForwardAdopt) X(Invalidate) \
+  X(Answer) X(Nack) X(Ack) X(ForwardRead) X(ForwardWrite) X(ForwardAdopt) X(Invalidate) X(Peek) X(Peeked) \
   X(Release) X(EvictGranted) X(EvictDenied) X(EpochChange) X(Reconciled)
 
 #define HK_DIRECTORY_STATES(X) \
@@ -30,62 +30,67 @@
 
 #define HK_PAGE_ROWS(X) \
   X(Absent, Read, FetchRead, B) X(Absent, Write, FetchWrite, B) X(Absent, Overwrite, FetchWrite, B) \
-  X(Absent, Adopt, FetchWrite, B) X(Absent, Invalidate, Absent, B) X(Absent, Release, Absent, B) \
-  X(Absent, EpochChange, Absent, B) X(Absent, Reconciled, Absent, B) X(Absent, Reconciled, Exclusive, B) \
-  X(Shared, Read, Shared, C) X(Shared, Write, FetchWrite, B) X(Shared, Write, Upgrade, B) \
-  X(Shared, Overwrite, FetchWrite, B) X(Shared, Overwrite, Upgrade, B) X(Shared, Drop, Absent, B) \
-  X(Shared, HoldOver, Absent, B) X(Shared, HoldOver, Shared, B) X(Shared, Invalidate, Absent, B) \
-  X(Shared, Invalidate, Shared, B) X(Shared, Release, Shared, B) X(Shared, EpochChange, Shared, B) \
-  X(Shared, Reconciled, Shared, B) X(Shared, Reconciled, Owner, B) \
+  X(Absent, Adopt, FetchWrite, B) X(Absent, Invalidate, Absent, B) X(Absent, Peek, Absent, B) \
+  X(Absent, Peeked, Absent, B) X(Absent, Release, Absent, B) X(Absent, EpochChange, Absent, B) \
+  X(Absent, Reconciled, Absent, B) X(Absent, Reconciled, Exclusive, B) X(Shared, Read, Shared, C) \
+  X(Shared, Write, FetchWrite, B) X(Shared, Write, Upgrade, B) X(Shared, Overwrite, FetchWrite, B) \
+  X(Shared, Overwrite, Upgrade, B) X(Shared, Drop, Absent, B) X(Shared, HoldOver, Absent, B) \
+  X(Shared, HoldOver, Shared, B) X(Shared, Invalidate, Absent, B) X(Shared, Invalidate, Shared, B) \
+  X(Shared, Peek, Shared, B) X(Shared, Peeked, Shared, B) X(Shared, Release, Shared, B) \
+  X(Shared, EpochChange, Shared, B) X(Shared, Reconciled, Shared, B) X(Shared, Reconciled, Owner, B) \
   X(Owner, Read, Owner, C) X(Owner, Write, FetchWrite, C) X(Owner, Write, OwnerUpgrade, B) \
   X(Owner, Overwrite, FetchWrite, C) X(Owner, Overwrite, OwnerUpgrade, B) X(Owner, Evict, EvictOwner, B) \
   X(Owner, HoldOver, Absent, B) X(Owner, HoldOver, Owner, B) X(Owner, ForwardRead, Owner, B) \
   X(Owner, ForwardWrite, Absent, B) X(Owner, ForwardWrite, Owner, B) X(Owner, ForwardAdopt, Absent, B) \
   X(Owner, ForwardAdopt, Owner, B) X(Owner, Invalidate, Absent, B) X(Owner, Invalidate, Owner, B) \
-  X(Owner, Release, Owner, B) X(Owner, EpochChange, Owner, B) X(Owner, Reconciled, Owner, B) \
-  X(Exclusive, Read, Exclusive, C) X(Exclusive, Write, Exclusive, C) X(Exclusive, Overwrite, Exclusive, C) \
-  X(Exclusive, Evict, EvictExclusive, B) X(Exclusive, Pin, Exclusive, B) X(Exclusive, Unpin, Absent, B) \
-  X(Exclusive, Unpin, Owner, B) X(Exclusive, Unpin, Exclusive, B) X(Exclusive, HoldOver, Absent, B) \
-  X(Exclusive, HoldOver, Owner, B) X(Exclusive, HoldOver, Exclusive, B) X(Exclusive, ForwardRead, Owner, B) \
-  X(Exclusive, ForwardRead, Exclusive, B) X(Exclusive, ForwardWrite, Absent, B) \
+  X(Owner, Peek, Owner, B) X(Owner, Peeked, Owner, B) X(Owner, Release, Owner, B) X(Owner, EpochChange, Owner, B) \
+  X(Owner, Reconciled, Owner, B) X(Exclusive, Read, Exclusive, C) X(Exclusive, Write, Exclusive, C) \
+  X(Exclusive, Overwrite, Exclusive, C) X(Exclusive, Evict, EvictExclusive, B) X(Exclusive, Pin, Exclusive, B) \
+  X(Exclusive, Unpin, Absent, B) X(Exclusive, Unpin, Owner, B) X(Exclusive, Unpin, Exclusive, B) \
+  X(Exclusive, HoldOver, Absent, B) X(Exclusive, HoldOver, Owner, B) X(Exclusive, HoldOver, Exclusive, B) \
+  X(Exclusive, ForwardRead, Owner, B) X(Exclusive, ForwardRead, Exclusive, B) X(Exclusive, ForwardWrite, Absent, B) \
   X(Exclusive, ForwardWrite, Exclusive, B) X(Exclusive, ForwardAdopt, Absent, B) \
   X(Exclusive, ForwardAdopt, Exclusive, B) X(Exclusive, Invalidate, Absent, B) \
-  X(Exclusive, Invalidate, Exclusive, B) X(Exclusive, Release, Exclusive, B) X(Exclusive, EpochChange, Exclusive, B) \
-  X(Exclusive, Reconciled, Exclusive, B) \
-  X(FetchRead, Read, FetchRead, C) X(FetchRead, Write, FetchRead, C) X(FetchRead, Overwrite, FetchRead, C) \
+  X(Exclusive, Invalidate, Exclusive, B) X(Exclusive, Peek, Owner, B) X(Exclusive, Peek, Exclusive, B) \
+  X(Exclusive, Peeked, Exclusive, B) X(Exclusive, Release, Exclusive, B) X(Exclusive, EpochChange, Exclusive, B) \
+  X(Exclusive, Reconciled, Exclusive, B) X(FetchRead, Read, FetchRead, C) X(FetchRead, Write, FetchRead, C) \
+  X(FetchRead, Overwrite, FetchRead, C) X(FetchRead, Answer, Absent, B) X(FetchRead, Answer, FetchRead, B) \
   X(FetchRead, Answer, Shared, B) X(FetchRead, Nack, Absent, B) X(FetchRead, Invalidate, FetchRead, B) \
-  X(FetchRead, Release, FetchRead, B) X(FetchRead, EpochChange, Absent, B) \
+  X(FetchRead, Peek, FetchRead, B) X(FetchRead, Peeked, FetchRead, B) X(FetchRead, Peeked, Absent, B) \
+  X(FetchRead, Peeked, Shared, B) X(FetchRead, Release, FetchRead, B) X(FetchRead, EpochChange, Absent, B) \
   X(FetchWrite, Read, FetchWrite, C) X(FetchWrite, Write, FetchWrite, C) X(FetchWrite, Overwrite, FetchWrite, C) \
   X(FetchWrite, Answer, Owner, B) X(FetchWrite, Answer, Exclusive, B) X(FetchWrite, Answer, FetchWrite, B) \
   X(FetchWrite, Nack, Absent, B) X(FetchWrite, Ack, Exclusive, B) X(FetchWrite, Ack, FetchWrite, B) \
-  X(FetchWrite, Invalidate, FetchWrite, B) X(FetchWrite, Release, FetchWrite, B) \
-  X(FetchWrite, EpochChange, Absent, B) \
-  X(Upgrade, Read, Upgrade, C) X(Upgrade, Write, Upgrade, C) X(Upgrade, Overwrite, Upgrade, C) \
-  X(Upgrade, Answer, Exclusive, B) X(Upgrade, Answer, Upgrade, B) X(Upgrade, Nack, Shared, B) \
-  X(Upgrade, Ack, Exclusive, B) X(Upgrade, Ack, Upgrade, B) X(Upgrade, Invalidate, FetchWrite, B) \
-  X(Upgrade, Release, Upgrade, B) X(Upgrade, EpochChange, Shared, B) \
+  X(FetchWrite, Invalidate, FetchWrite, B) X(FetchWrite, Peek, FetchWrite, B) X(FetchWrite, Peeked, FetchWrite, B) \
+  X(FetchWrite, Release, FetchWrite, B) X(FetchWrite, EpochChange, Absent, B) X(Upgrade, Read, Upgrade, C) \
+  X(Upgrade, Write, Upgrade, C) X(Upgrade, Overwrite, Upgrade, C) X(Upgrade, Answer, Exclusive, B) \
+  X(Upgrade, Answer, Upgrade, B) X(Upgrade, Nack, Shared, B) X(Upgrade, Ack, Exclusive, B) \
+  X(Upgrade, Ack, Upgrade, B) X(Upgrade, Invalidate, FetchWrite, B) X(Upgrade, Peek, Upgrade, B) \
+  X(Upgrade, Peeked, Upgrade, B) X(Upgrade, Release, Upgrade, B) X(Upgrade, EpochChange, Shared, B) \
   X(OwnerUpgrade, Read, OwnerUpgrade, C) X(OwnerUpgrade, Write, OwnerUpgrade, C) \
   X(OwnerUpgrade, Overwrite, OwnerUpgrade, C) X(OwnerUpgrade, Answer, Exclusive, B) \
   X(OwnerUpgrade, Answer, OwnerUpgrade, B) X(OwnerUpgrade, Nack, Owner, B) X(OwnerUpgrade, Ack, Exclusive, B) \
   X(OwnerUpgrade, Ack, OwnerUpgrade, B) X(OwnerUpgrade, ForwardRead, OwnerUpgrade, B) \
   X(OwnerUpgrade, ForwardWrite, FetchWrite, B) X(OwnerUpgrade, ForwardAdopt, FetchWrite, B) \
-  X(OwnerUpgrade, Invalidate, FetchWrite, B) X(OwnerUpgrade, Release, OwnerUpgrade, C) \
-  X(OwnerUpgrade, EpochChange, Owner, B) \
-  X(EvictOwner, Read, EvictOwner, C) X(EvictOwner, Write, EvictOwner, C) X(EvictOwner, Overwrite, EvictOwner, C) \
-  X(EvictOwner, ForwardRead, EvictOwner, B) X(EvictOwner, ForwardWrite, EvictGone, B) \
-  X(EvictOwner, ForwardAdopt, EvictGone, B) X(EvictOwner, Invalidate, EvictGone, B) \
+  X(OwnerUpgrade, Invalidate, FetchWrite, B) X(OwnerUpgrade, Peek, OwnerUpgrade, B) \
+  X(OwnerUpgrade, Peeked, OwnerUpgrade, C) X(OwnerUpgrade, Release, OwnerUpgrade, C) \
+  X(OwnerUpgrade, EpochChange, Owner, B) X(EvictOwner, Read, EvictOwner, C) X(EvictOwner, Write, EvictOwner, C) \
+  X(EvictOwner, Overwrite, EvictOwner, C) X(EvictOwner, ForwardRead, EvictOwner, B) \
+  X(EvictOwner, ForwardWrite, EvictGone, B) X(EvictOwner, ForwardAdopt, EvictGone, B) \
+  X(EvictOwner, Invalidate, EvictGone, B) X(EvictOwner, Peek, EvictOwner, C) X(EvictOwner, Peeked, EvictOwner, C) \
   X(EvictOwner, Release, EvictOwner, C) X(EvictOwner, EvictGranted, Absent, B) X(EvictOwner, EvictDenied, Owner, B) \
   X(EvictOwner, EpochChange, EvictOwner, B) X(EvictOwner, Reconciled, Absent, B) X(EvictOwner, Reconciled, Owner, B) \
   X(EvictExclusive, Read, EvictExclusive, C) X(EvictExclusive, Write, EvictExclusive, C) \
   X(EvictExclusive, Overwrite, EvictExclusive, C) X(EvictExclusive, ForwardRead, EvictOwner, B) \
   X(EvictExclusive, ForwardWrite, EvictGone, B) X(EvictExclusive, ForwardAdopt, EvictGone, B) \
-  X(EvictExclusive, Invalidate, EvictGone, C) X(EvictExclusive, Release, EvictExclusive, C) \
+  X(EvictExclusive, Invalidate, EvictGone, C) X(EvictExclusive, Peek, EvictExclusive, B) \
+  X(EvictExclusive, Peeked, EvictExclusive, C) X(EvictExclusive, Release, EvictExclusive, C) \
   X(EvictExclusive, EvictGranted, Absent, B) X(EvictExclusive, EvictDenied, Exclusive, B) \
   X(EvictExclusive, EpochChange, EvictExclusive, B) X(EvictExclusive, Reconciled, Absent, B) \
   X(EvictExclusive, Reconciled, Owner, C) X(EvictExclusive, Reconciled, Exclusive, B) \
   X(EvictGone, Read, EvictGone, C) X(EvictGone, Write, EvictGone, C) X(EvictGone, Overwrite, EvictGone, C) \
-  X(EvictGone, Invalidate, EvictGone, C) X(EvictGone, Release, EvictGone, B) X(EvictGone, EvictDenied, Absent, B) \
-  X(EvictGone, EpochChange, Absent, B)
+  X(EvictGone, Invalidate, EvictGone, C) X(EvictGone, Peek, EvictGone, C) X(EvictGone, Peeked, EvictGone, C) \
+  X(EvictGone, Release, EvictGone, B) X(EvictGone, EvictDenied, Absent, B) X(EvictGone, EpochChange, Absent, B)
 
 #define HK_DIRECTORY_ROWS(X) \
   X(Dormant, Read, Dormant, B) X(Dormant, Read, Busy, B) X(Dormant, Write, Dormant, B) \
@@ -112,7 +117,7 @@
   X(Exclusive, Adopt, Exclusive, C) X(Exclusive, Adopt, Busy, B) X(Exclusive, Evict, Dormant, C) \
   X(Exclusive, Evict, Stored, B) X(Exclusive, Evict, Exclusive, B) X(Exclusive, Released, Exclusive, B) \
   X(Exclusive, Freeze, Exclusive, B) X(Exclusive, Thaw, Exclusive, C) X(Exclusive, Thaw, Busy, C) \
-  X(Exclusive, MoveOut, Elsewhere, B) X(Exclusive, Rebuild, Exclusive, B) X(Exclusive, Rebuild, Lost, B) \
+  X(Exclusive, MoveOut, Elsewhere, B) X(Exclusive, Rebuild, Shared, B) X(Exclusive, Rebuild, Exclusive, B) X(Exclusive, Rebuild, Lost, B) \
   X(Lost, Read, Lost, B) X(Lost, Write, Lost, B) X(Lost, Overwrite, Lost, B) X(Lost, Adopt, Lost, B) \
   X(Lost, Evict, Lost, C) X(Lost, Released, Lost, C) X(Lost, Freeze, Lost, C) X(Lost, Thaw, Lost, C) \
   X(Lost, MoveOut, Elsewhere, C) X(Lost, Rebuild, Lost, C) \

@@ -115,8 +115,8 @@ Engine::Engine(const SpaceConfig& config, Transport* transport, PageFrames* fram
   }
   for (size_t i = 0; i < kShards; ++i) {
     MutexLock lock(&shards_[i].mutex);
-    // Serials: (epoch, counter), so that those of a later epoch are above all of an earlier one.
-    shards_[i].next_serial = (config_.epoch.value() & 0xffffff) << 40 | 1;
+    shards_[i].next_serial = FirstSerial(config_.epoch);
+    shards_[i].owner_serials.Reset(shards_[i].next_serial - 1);
     shards_[i].epoch = config_.epoch;
     shards_[i].live = config_.live.empty() ? nodes_ : config_.live;
     shards_[i].committed = config_.committed.empty() ? std::vector<NodeSet>{shards_[i].live} : config_.committed;
@@ -320,7 +320,8 @@ void Engine::OnRequestExpired(NodeId asked, MessageClass /*message_class*/, uint
     if (stopped() || why == RequestFailure::kOldEpoch || !running()) return;
     const ActivePage* mine = nullptr;
     for (const auto& [gfn, active] : shard.active) {
-      if (active->request_slot == slot && active->page.transaction == transaction) mine = active.get();
+      const bool its = active->request_slot == slot || active->peek_slot == slot;
+      if (its && active->page.transaction == transaction) mine = active.get();
     }
     if (mine == nullptr) return;
     if (why == RequestFailure::kDeadline) {
@@ -509,6 +510,9 @@ SpaceStatistics Engine::Statistics() const {
     sum.filled_around += one.filled_around;
     sum.batches += one.batches;
     sum.empties += one.empties;
+    sum.peeks += one.peeks;
+    sum.peeks_used += one.peeks_used;
+    sum.peeks_refused += one.peeks_refused;
     for (size_t i = 0; i < SpaceStatistics::kLatencyBuckets; ++i) {
       sum.read_latency[i] += one.read_latency[i];
       sum.write_latency[i] += one.write_latency[i];

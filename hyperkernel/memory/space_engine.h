@@ -159,6 +159,9 @@ struct SpaceStatistics {
   uint64_t pages_lost = 0;                                          // with the home here, now
   // Asked for ahead of a stream of read faults; as far as it is known: used, or gone before that.
   uint64_t prefetched = 0, prefetch_useful = 0, prefetch_wasted = 0;
+  uint64_t peeks = 0;                 // reads that asked an owner beside the home
+  uint64_t peeks_used = 0;            // of these: granted by the home alone
+  uint64_t peeks_refused = 0;         // of these: in vain
   uint64_t filled_around = 0;         // pages that got a frame for a first write to one beside them
   uint64_t batches = 0, empties = 0;  // requests for several of them; pages of these that came without their bytes
   std::array<uint64_t, kLatencyBuckets> read_latency{}, write_latency{};  // from the wish to the installation

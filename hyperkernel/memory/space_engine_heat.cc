@@ -9,7 +9,7 @@ namespace {
 
 bool IsRevocation(PageEventType type) {
   return type == PageEventType::kForwardRead || type == PageEventType::kForwardWrite ||
-         type == PageEventType::kForwardAdopt || type == PageEventType::kInvalidate;
+         type == PageEventType::kForwardAdopt || type == PageEventType::kInvalidate || type == PageEventType::kPeek;
 }
 
 }  // namespace

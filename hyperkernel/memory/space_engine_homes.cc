@@ -50,6 +50,9 @@ std::string Engine::WhyImpossible(const Shard& shard, const Incoming& incoming) 
   const NodeId home = HomeIn(shard, incoming.gfn);
   if (IsForHome(m.type) && home != config_.self) return fmt::format("the page's home is node {}", home.value());
   if (IsFromHome(m.type) && m.from != home) return fmt::format("the page's home is node {}", home.value());
+  if (m.type == Type::kAnswer && m.source == PageSource::kPeeked && m.from != home) {
+    return fmt::format("the page's home is node {}", home.value());
+  }
   if ((m.type == Type::kForward || m.type == Type::kInvalidate) &&
       (!IsNode(m.requester) || !shard.live.Contains(m.requester) || m.requester == config_.self)) {
     return fmt::format("for node {}", m.requester.value());
@@ -58,7 +61,8 @@ std::string Engine::WhyImpossible(const Shard& shard, const Incoming& incoming) 
       ((m.acks.bits() & ~shard.live.bits()) != 0 || m.acks.Contains(m.requester))) {
     return "it names nodes that cannot acknowledge";
   }
-  if (m.type == Type::kAnswer && m.source == PageSource::kPayload && incoming.payload.size() != kPageSize) {
+  const bool brings = m.type == Type::kAnswer || m.type == Type::kPeeked;
+  if (brings && m.source == PageSource::kPayload && incoming.payload.size() != kPageSize) {
     return fmt::format("a page of {} bytes", incoming.payload.size());
   }
   return "";
@@ -72,6 +76,8 @@ bool Engine::IsDormantHere(Shard* shard, Gfn page) {
 void Engine::Handle(Shard* shard, Incoming incoming) {
   if (incoming.batch != nullptr) return HandleBatch(shard, std::move(incoming));
   if (incoming.message.type == Type::kOffer) return HandleOffer(shard, incoming.gfn, incoming.message);
+  if (incoming.message.type == Type::kPeek) return HandlePeek(shard, std::move(incoming));
+  if (incoming.message.type == Type::kPeeked) return HandlePeeked(shard, std::move(incoming));
   if (IsForHome(incoming.message.type)) return HandleHome(shard, std::move(incoming));
   HandlePage(shard, std::move(incoming));
 }
@@ -154,6 +160,7 @@ bool Engine::StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent ev
   for (bool mirrors = true; mirrors;) {
     mirrors = false;
     event.serial = shard->next_serial;
+    event.owned = shard->owner_serials.Last(page);
     const DirectoryResult result = Step(busy->entry, event, config_.self);
     switch (result.verdict) {
       case DirectoryVerdict::kDone:
@@ -169,6 +176,7 @@ bool Engine::StepHome(Shard* shard, Gfn page, BusyEntry* busy, DirectoryEvent ev
         return false;
     }
     shard->next_serial += result.serials_used;
+    if (result.owns && !HK_MUTANT(engine_owners_unnoticed)) shard->owner_serials.Note(page, result.entry.serial);
     busy->entry = result.entry;
     for (size_t i = 0; i < result.action_count; ++i) {
       const DirectoryAction& action = result.actions[i];
@@ -234,15 +242,17 @@ void Engine::Post(Shard* shard, Gfn page, const PageMessage& message, Duty duty,
   header.generation = config_.generation;
   header.epoch = shard->epoch;
   header.gfn = page;
-  const bool asks = message.type == Type::kRequest || message.type == Type::kForward;
+  const bool asks = message.type == Type::kRequest || message.type == Type::kForward || message.type == Type::kPeek;
   if (asks || header.answer) {
     HK_CHECK(duty.slot != SlotId());
     header.message_class = duty.message_class;
     header.slot = duty.slot;
     header.slot_node = duty.node;
     if (asks && duty.node == config_.self) {
-      options.writers = shard->live;
-      options.writers.Remove(config_.self);
+      if (message.type == Type::kRequest) {
+        options.writers = shard->live;
+        options.writers.Remove(config_.self);
+      }
       options.deadline = config_.request_limit;
       if (duty.message_class == MessageClass::kBulk) options.when = SendWhen::kWithNext;
       request = std::move(duty.own);

@@ -48,6 +48,11 @@ inline constexpr uint64_t kMostPrefetching = kMostPrefetchSlots * kMostBatchPage
 // So many batches leave together: one write takes them, and their home need not wait for the rest.
 inline constexpr size_t kBatchesTogether = 4;
 
+// Serials: (epoch, counter), so that those of a later epoch are above all of an earlier one.
+constexpr uint64_t FirstSerial(Epoch epoch) {
+  return (epoch.value() & 0xffffff) << 40 | 1;
+}
+
 // States that have a frame, or will (it is taken before the request leaves), unless the page is in the swap.
 constexpr bool TakesFrame(PageState state) {
   return state != PageState::kAbsent && state != PageState::kEvictGone;
@@ -145,6 +150,7 @@ class Engine final : public SpaceEngine {
     Incoming* incoming = nullptr;  // the message, if it is one
     LentSlot send;                 // for the page's bytes
     Duty request;                  // of the request that leaves
+    Duty peek;                     // and of its Peek
     bool has_frame = false;        // it is counted already
     BatchStep* batch = nullptr;    // the step is part of one
     Duty answered;                 // of the request that is answered: the message's, or what was deferred
@@ -164,6 +170,13 @@ class Engine final : public SpaceEngine {
   void Drop(Shard* shard, KeptBytes* kept) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void ArmHold(ActivePage* active, Monotonic now);
   bool FramesDid(Gfn page, const absl::Status& status);
+
+  // space_engine_peeks.cc.
+  void LearnOwner(Shard* shard, Gfn page, const PageEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void AddPeek(Shard* shard, ActivePage* active, PageMessage* wish, Duty* duty)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HandlePeek(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  void HandlePeeked(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
   // space_engine_heat.cc.
   // A page's right has changed by a step. `deferred_for`: who had waited for that, or null.

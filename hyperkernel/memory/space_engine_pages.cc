@@ -188,7 +188,9 @@ void Engine::Wish(Shard* shard, ActivePage* active) {
                   .message = {}};
   // The shard is in the number: an expired request is found by it.
   event.message.transaction = ++shard->next_transaction * kShards + ShardIndexOf(active->gfn.value() / kExtentPages);
+  if (!write && leaves) AddPeek(shard, active, &event.message, &means.peek);
   active->request_slot = means.request.slot;
+  active->peek_slot = means.peek.slot;
   ArmWatch();
   StepPage(shard, active, event, std::move(means));
 }
@@ -315,6 +317,7 @@ void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, 
                                   event.message.from.value(), Name(before)));
   }
   active->page = result.page;
+  LearnOwner(shard, active->gfn, event);
   if (!means.has_frame) {
     const bool stays = HasBytes(before) && HasBytes(result.page.state);
     const bool counted = active->swap.counted();
@@ -336,7 +339,7 @@ void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, 
     means.answered = std::move(active->deferred);
   } else if (means.incoming != nullptr && result.page.deferred.active && !was_deferred) {
     active->deferred = std::move(means.incoming->duty);
-  } else if (IsForward(event.type)) {
+  } else if (IsForward(event.type) || event.type == PageEventType::kPeek) {
     means.answered = std::move(means.incoming->duty);
   }
   bool installs = false;
@@ -358,7 +361,7 @@ void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, 
     active->retained = std::move(active->unmapped);
   }
   if (active->page.transaction == 0) {
-    active->request_slot = SlotId();
+    active->request_slot = active->peek_slot = SlotId();
     if (active->prefetched) NotePrefetched(active);
   }
 }
@@ -378,11 +381,16 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
         means->batch->sent = true;
         return true;
       }
-      const bool asks = action.message.type == PageMessageType::kRequest;
+      const PageMessageType type = action.message.type;
+      const bool asks = type == PageMessageType::kRequest;
       if (asks) active->hurried = false;
+      Duty duty;
+      if (asks) duty = std::move(means->request);
+      if (type == PageMessageType::kPeek) duty = std::move(means->peek);
+      if (type == PageMessageType::kPeeked) duty = std::move(means->answered);
       // Nobody waits for it but who asks for the same page, and he is heard of.
-      const bool can_wait = action.message.type == PageMessageType::kDone && !active->hurried;
-      Post(shard, active->gfn, action.message, asks ? std::move(means->request) : Duty(), {}, {},
+      const bool can_wait = type == PageMessageType::kDone && !active->hurried;
+      Post(shard, active->gfn, action.message, std::move(duty), {}, {},
            can_wait ? SendWhen::kWithNext : SendWhen::kNow);
       return true;
     }
@@ -395,6 +403,10 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
         return true;
       }
       active->answer_slot = std::move(means->incoming->duty.own);
+      return true;
+    case PageActionType::kDropData:
+      active->answer_payload = {};
+      active->answer_slot.Release();
       return true;
     case PageActionType::kInstall:
       return Install(shard, active, before, action, means);
@@ -449,6 +461,9 @@ bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const P
         bytes = std::exchange(active->waiters.front().replacement, {});
       }
       break;
+    case PageSource::kPeeked:
+      ++shard->statistics.peeks_used;
+      [[fallthrough]];
     case PageSource::kPayload:
       if (means->batch != nullptr) break;  // they were put in their frame with others
       bytes = active->answer_slot || active->answer_payload.data() != nullptr ? active->answer_payload
@@ -485,7 +500,7 @@ bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const P
   if (wished) {
     ++(access == PageAccess::kWrite ? statistics.write_latency
                                     : statistics.read_latency)[BucketOf(now - active->since)];
-    if (action.source == PageSource::kPayload) PingSoon();
+    if (action.source == PageSource::kPayload || action.source == PageSource::kPeeked) PingSoon();
     active->since = now;  // for whoever wants more still
   }
   return true;

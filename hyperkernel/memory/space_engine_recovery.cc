@@ -171,7 +171,9 @@ void Engine::BeginShard(Shard* shard, const SpaceEpoch& change, NodeSet lost) {
   shard->change = std::make_unique<ShardChange>();
   shard->change->left = change.left;
   shard->change->lost_nodes = lost;
-  shard->next_serial = (change.epoch.value() & 0xffffff) << 40 | 1;
+  shard->next_serial = FirstSerial(change.epoch);
+  shard->owner_serials.Reset(shard->next_serial - 1);
+  shard->hints.Clear();
   for (auto& [gfn, busy] : shard->busy) busy->duties.clear();
   prefetch_slots_.fetch_sub(shard->batches.size());
   shard->batches.clear();

@@ -20,6 +20,7 @@
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/extent_table.h"
 #include "hyperkernel/memory/hot_pages.h"
+#include "hyperkernel/memory/owner_hints.h"
 #include "hyperkernel/memory/page_batch.h"
 #include "hyperkernel/memory/page_directory.h"
 #include "hyperkernel/memory/page_protocol.h"
@@ -137,10 +138,12 @@ struct ActivePage {
   bool batched = false;                          // and it is one of several
   bool later = false;                            // of a batch: its answer said so, and another one comes
   bool hurried = false;                          // others wait for the request under way to be done
+  bool peek_refused = false;                     // the wish asks the home alone
   uint32_t unpins = 0;                           // that wait for a send slot
   uint8_t starved = 0;                           // bits: in which of the shard's lists
   Duty deferred;                                 // of page.deferred
   SlotId request_slot;                           // of the request under way, wherever it is
+  SlotId peek_slot;                              // of its Peek
   LentSlot answer_slot;                          // kKeepData
   std::span<const std::byte> answer_payload;     // in it
   KeptBytes unmapped, retained;
@@ -267,6 +270,8 @@ struct alignas(64) Shard {
   uint64_t next_serial ABSL_GUARDED_BY(mutex) = 0;
   uint64_t random ABSL_GUARDED_BY(mutex) = 0;
   HotPages hot ABSL_GUARDED_BY(mutex);
+  OwnerHints hints ABSL_GUARDED_BY(mutex);            // of this epoch
+  OwnerSerials owner_serials ABSL_GUARDED_BY(mutex);  // of entries
   SpaceStatistics statistics ABSL_GUARDED_BY(mutex);
   Epoch epoch ABSL_GUARDED_BY(mutex);
   NodeSet live ABSL_GUARDED_BY(mutex);                                       // the nodes of `epoch`

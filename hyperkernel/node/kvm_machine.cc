@@ -33,6 +33,8 @@ namespace {
 // time-out.
 constexpr std::chrono::seconds kPauseDeadline(5);
 constexpr std::chrono::seconds kStopDeadline(10);
+// Before it ends; whatever does not stop by then is stopped with its memory.
+constexpr std::chrono::milliseconds kEndPause(500);
 // A disk answers or fails within this, unless it is a network's; hkctl waits for its answer longer.
 constexpr std::chrono::seconds kIoDeadline(5);
 
@@ -110,7 +112,11 @@ class KvmMachine final : public Machine, public ExitHandler {
 
 KvmMachine::~KvmMachine() {
   voice_->ForgetEnd();
-  if (spread_ != nullptr) spread_->End();      // first: their vCPUs end best while there is memory
+  if (spread_ != nullptr) {
+    // All vCPUs end best while there is memory; those here first, since other nodes may be long in answering.
+    static_cast<void>(vcpus_->Pause(clock_.Now() + kEndPause));
+    spread_->End();
+  }
   if (memory_ != nullptr) memory_->Abandon();  // a vCPU that waits for a page does not stop before it has it
   if (const absl::Status status = vcpus_->Stop(clock_.Now() + kStopDeadline); !status.ok()) {
     log::Error("guest", "a vCPU does not stop", {{"guest", spec_.name()}, {"error", MessageOf(status)}});
@@ -285,6 +291,9 @@ absl::Status KvmMachine::Unpause() {
 
 // Guest memory and devices stay: of the VM they know nothing but who takes doorbells.
 absl::Status KvmMachine::Renew(Monotonic deadline) {
+  if (spread_ != nullptr) {
+    return absl::UnimplementedError("its vCPUs are on several nodes: this release renews machines of one node only");
+  }
   return vcpus_->Renew(
       [this](Vm* vm) -> absl::Status {
         HK_RETURN_IF_ERROR(interrupts_->Renew());

@@ -17,6 +17,8 @@ namespace {
 // domain that is remote (its REMOTE_DISTANCE). Pages come nearer when they are used, so it is not the distance of an
 // access.
 constexpr uint8_t kOtherNodeDistance = 20;
+// Where domains meet.
+constexpr uint64_t kDomainUnit = uint64_t{128} << 20, kSmallDomainUnit = uint64_t{2} << 20;
 
 InitialCpuState ToInitialCpuState(const BootState& boot) {
   return {.mode = boot.mode == BootMode::kLong64 ? InitialCpuState::Mode::kLong64 : InitialCpuState::Mode::kProtected32,
@@ -45,12 +47,13 @@ class MemoryWriter final : public GuestWriter {
 // A proximity domain for each node: its vCPUs, and its share of the memory, by what it may hold; pages that its vCPUs
 // touch first are there from then on. All of a machine of one node is one domain.
 void AddDomains(const v1::VmSpec& spec, AcpiInput* input) {
-  std::vector<uint64_t> pages;
   const auto count = static_cast<uint64_t>(spec.placement_size());
-  const uint64_t all = input->ram_bytes / kPageSize;
-  for (uint64_t i = 0; i < count; i++) pages.push_back(all * (i + 1) / count - all * i / count);
+  // Linux keeps its free memory in blocks of 2 MiB and looks at 128 MiB at a time: a block has one domain.
+  const uint64_t unit = input->ram_bytes / count >= kDomainUnit ? kDomainUnit : kSmallDomainUnit;
+  const uint64_t all = input->ram_bytes / unit;
   std::vector<uint64_t> bytes;
-  for (const uint64_t share : pages) bytes.push_back(share * kPageSize);
+  for (uint64_t i = 0; i < count; i++) bytes.push_back((all * (i + 1) / count - all * i / count) * unit);
+  bytes.back() += input->ram_bytes - all * unit;
   const std::vector<std::vector<RamPiece>> memory = RamLayoutOfNodes(bytes);
   const std::vector<std::string> nodes = VcpuNodes(spec);
   for (size_t i = 0; i < count; i++) {

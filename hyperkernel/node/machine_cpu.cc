@@ -12,6 +12,8 @@
 namespace hk {
 namespace {
 
+// A vCPU's list has up to three entries more of each of two topology leaves (CpuModel::Cpuid).
+constexpr int kMostModelEntries = static_cast<int>(kMostCpuidEntries) - 6;
 constexpr uint64_t kTscTolerancePpm = 250;
 constexpr uint64_t kMillion = 1'000'000;
 
@@ -41,9 +43,9 @@ void SetCpuid(const std::vector<kvm_cpuid_entry2>& entries, CpuidEntries* to) {
 }
 
 absl::StatusOr<std::vector<kvm_cpuid_entry2>> CpuidOf(const CpuidEntries& entries) {
-  if (entries.empty() || entries.size() > static_cast<int>(kMostCpuidEntries)) {
+  if (entries.empty() || entries.size() > kMostModelEntries) {
     return absl::InvalidArgumentError(
-        fmt::format("cpuid: {} entries, expected 1 to {}", entries.size(), kMostCpuidEntries));
+        fmt::format("cpuid: {} entries, expected 1 to {}", entries.size(), kMostModelEntries));
   }
   std::vector<kvm_cpuid_entry2> out;
   for (const v1::CpuidEntry& entry : entries) {
@@ -55,6 +57,9 @@ absl::StatusOr<std::vector<kvm_cpuid_entry2>> CpuidOf(const CpuidEntries& entrie
     to.ebx = entry.ebx();
     to.ecx = entry.ecx();
     to.edx = entry.edx();
+    if (!out.empty() && std::pair(to.function, to.index) <= std::pair(out.back().function, out.back().index)) {
+      return absl::InvalidArgumentError(fmt::format("cpuid: leaf {:#x}.{} is out of order", to.function, to.index));
+    }
     out.push_back(to);
   }
   return out;

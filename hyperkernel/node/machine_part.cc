@@ -53,7 +53,7 @@ absl::Status CheckRequest(const MachinePart::Options& options) {
   return absl::OkStatus();
 }
 
-class KvmPart final : public MachinePart {
+class KvmPart final : public MachinePart, public ExitHandler {
  public:
   explicit KvmPart(Options options)
       : options_(std::move(options)), vcpus_(static_cast<uint32_t>(options_.request.vcpu_nodes_size())) {}
@@ -66,6 +66,17 @@ class KvmPart final : public MachinePart {
   uint64_t tsc_error_ns() const override { return tsc_error_ns_; }
 
  private:
+  // ExitHandler
+  void PortRead(uint16_t port, std::span<std::byte> data) override { exits_->PortRead(port, data); }
+  void PortWrite(uint16_t port, std::span<const std::byte> data) override { exits_->PortWrite(port, data); }
+  void MmioRead(Gpa address, std::span<std::byte> data) override { exits_->MmioRead(address, data); }
+  void MmioWrite(Gpa address, std::span<const std::byte> data) override { exits_->MmioWrite(address, data); }
+  void OnGuestFailure(VcpuId vcpu, const std::string& reason) override {
+    // A vCPU that meets memory which has stopped has failed for that reason, and not for what KVM makes of it.
+    const absl::Status memory = memory_->state();
+    exits_->OnGuestFailure(vcpu, memory.ok() ? reason : fmt::format("memory: {}", MessageOf(memory)));
+  }
+
   absl::Status BuildMemory(Vm* vm);
   absl::Status BuildInterrupts(bool x2apic);
   // The machine's TSC less this host's.
@@ -142,9 +153,10 @@ absl::Status KvmPart::BuildInterrupts(bool x2apic) {
 
 absl::StatusOr<uint64_t> KvmPart::OffsetOfTsc(uint32_t tsc_khz) {
   const uint64_t offset = options_.request.tsc_offset();
-  if (options_.boot_id == options_.request.boot_id() || tsc_khz == 0) return offset;  // one host: one TSC
+  const bool one_host = !options_.boot_id.empty() && options_.boot_id == options_.request.boot_id();
+  if (one_host) return offset;  // one TSC
   HK_ASSIGN_OR_RETURN(const TscOffset measured, link_->MeasureTsc(options_.clock->Now() + kTscDeadline));
-  tsc_error_ns_ = measured.error * 1'000'000 / tsc_khz;
+  if (tsc_khz != 0) tsc_error_ns_ = measured.error * 1'000'000 / tsc_khz;
   return offset + static_cast<uint64_t>(measured.offset);
 }
 
@@ -162,7 +174,7 @@ absl::Status KvmPart::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, 
     configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, count), .tsc_offset = tsc_offset});
   }
   return vcpus_.Create(std::move(vm), configs, [this](VcpuId id) {
-    return VcpuEnvironment{.devices = exits_.get(), .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get()};
+    return VcpuEnvironment{.devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get()};
   });
 }
 

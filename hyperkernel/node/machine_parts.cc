@@ -5,6 +5,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/machine_peers.h"
 
@@ -15,6 +16,8 @@ namespace {
 constexpr std::chrono::seconds kTurnLimit(10);
 // How long the thread sleeps when nobody wakes it: a wait has a deadline.
 constexpr std::chrono::seconds kIdle(60);
+// Why a part is no more that its I/O node has told to end.
+constexpr char kToldToEnd[] = "its I/O node has ended it";
 
 }  // namespace
 
@@ -31,6 +34,9 @@ absl::StatusOr<v1::AttachMachineResponse> MachineParts::Attach(const v1::AttachM
   {
     MutexLock lock(&mutex_);
     if (stopping_) return absl::UnavailableError("the daemon ends");
+    if (EndOf(request.id()) != nullptr) {
+      return absl::AbortedError(fmt::format("this run of machine '{}' is over already", request.name()));
+    }
     if (entries_.size() >= kMaxMachineParts) {
       return absl::ResourceExhaustedError(fmt::format("parts of {} machines are here already", kMaxMachineParts));
     }
@@ -51,7 +57,7 @@ absl::StatusOr<v1::AttachMachineResponse> MachineParts::Attach(const v1::AttachM
   }
   Entry& entry = entries_.at(request.id());
   entry.part = *std::move(part);
-  entry.busy = false;
+  entry.busy = entry.being_made = false;
   log::Info("guest", "vCPUs of a machine of another node are here",
             {{"guest", request.name()}, {"peer", request.from()}});
   return response;
@@ -62,8 +68,8 @@ absl::StatusOr<MachineParts::Entry*> MachineParts::Take(const v1::OrderMachineRe
   while (true) {
     const auto found = entries_.find(request.id());
     if (found == entries_.end()) {
-      for (const auto& [id, reason] : ends_) {
-        if (id == request.id()) return absl::FailedPreconditionError(fmt::format("its vCPUs have ended: {}", reason));
+      if (const std::string* reason = EndOf(request.id()); reason != nullptr) {
+        return absl::FailedPreconditionError(fmt::format("its vCPUs have ended: {}", *reason));
       }
       return absl::NotFoundError("it has no vCPUs of this machine");
     }
@@ -71,6 +77,12 @@ absl::StatusOr<MachineParts::Entry*> MachineParts::Take(const v1::OrderMachineRe
     if (entry->from != request.from()) {
       return absl::PermissionDeniedError(
           fmt::format("machine '{}' is node '{}'s, not '{}'s", entry->name, entry->from, request.from()));
+    }
+    if (!entry->ended.empty() && request.order() != v1::MACHINE_ORDER_END) {
+      return absl::FailedPreconditionError(fmt::format("its vCPUs have ended: {}", entry->ended));
+    }
+    if (entry->being_made && request.order() == v1::MACHINE_ORDER_END && entry->ended.empty()) {
+      entry->ended = kToldToEnd;  // it goes as soon as it is there
     }
     if (!entry->busy && entry->ended.empty()) {
       entry->busy = true;
@@ -88,9 +100,19 @@ absl::StatusOr<v1::OrderMachineResponse> MachineParts::Order(const v1::OrderMach
     MutexLock lock(&mutex_);
     const absl::StatusOr<Entry*> taken = Take(request);
     const bool gone = absl::IsNotFound(taken.status()) || absl::IsFailedPrecondition(taken.status());
-    if (gone && request.order() == v1::MACHINE_ORDER_END) return v1::OrderMachineResponse();  // as was wanted
+    if (gone && request.order() == v1::MACHINE_ORDER_END) {  // as was wanted
+      if (EndOf(request.id()) == nullptr) NoteEnd(request.id(), kToldToEnd);
+      return v1::OrderMachineResponse();
+    }
     if (!taken.ok()) return taken.status();
+    const bool numbered = request.order() == v1::MACHINE_ORDER_RUN || request.order() == v1::MACHINE_ORDER_HOLD;
+    if (numbered && request.number() <= (*taken)->last_order && !HK_MUTANT(machine_late_order_counts)) {
+      (*taken)->busy = false;
+      changed_.SignalAll();
+      return absl::AbortedError(fmt::format("order {} came after order {}", request.number(), (*taken)->last_order));
+    }
     entry = *taken;
+    if (numbered) entry->last_order = request.number();
   }
   // Nobody else uses the entry while it is busy.
   absl::Status status;
@@ -100,9 +122,11 @@ absl::StatusOr<v1::OrderMachineResponse> MachineParts::Order(const v1::OrderMach
       break;
     case v1::MACHINE_ORDER_RUN:
       status = entry->part->Run();
+      if (status.ok()) entry->running = true;
       break;
     case v1::MACHINE_ORDER_HOLD:
       status = entry->part->Hold();
+      if (status.ok()) entry->running = false;
       break;
     case v1::MACHINE_ORDER_END:
       break;
@@ -110,15 +134,31 @@ absl::StatusOr<v1::OrderMachineResponse> MachineParts::Order(const v1::OrderMach
       status = absl::InvalidArgumentError("order: not one this daemon knows");
   }
   for (const auto& [kind, count] : entry->part->exits_by_kind()) (*response.mutable_exits_by_kind())[kind] = count;
+  response.set_running(entry->running);
   std::unique_ptr<MachinePart> part;
   if (request.order() == v1::MACHINE_ORDER_END) part = std::move(entry->part);
   part.reset();
   MutexLock lock(&mutex_);
   entry->busy = false;
-  if (request.order() == v1::MACHINE_ORDER_END) entries_.erase(request.id());
+  if (request.order() == v1::MACHINE_ORDER_END) {
+    NoteEnd(request.id(), kToldToEnd);
+    entries_.erase(request.id());
+  }
   changed_.SignalAll();
   if (!status.ok()) return status;
   return response;
+}
+
+const std::string* MachineParts::EndOf(uint64_t id) const {
+  for (const auto& [ended, reason] : ends_) {
+    if (ended == id) return &reason;
+  }
+  return nullptr;
+}
+
+void MachineParts::NoteEnd(uint64_t id, const std::string& reason) {
+  if (ends_.size() >= kMaxMachineParts) ends_.pop_front();
+  ends_.emplace_back(id, reason);
 }
 
 void MachineParts::Ended(uint64_t id, const std::string& reason) {
@@ -149,12 +189,10 @@ void MachineParts::Run() {
     Entry& entry = next->second;
     entry.busy = true;
     const uint64_t id = next->first;
-    if (!entry.ended.empty()) {
-      log::Warning("guest", "vCPUs of a machine of another node have ended",
-                   {{"guest", entry.name}, {"peer", entry.from}, {"reason", entry.ended}});
-      if (ends_.size() >= kMaxMachineParts) ends_.pop_front();
-      ends_.emplace_back(id, entry.ended);
-    }
+    if (entry.ended.empty()) entry.ended = "its daemon ends";
+    log::Warning("guest", "vCPUs of a machine of another node have ended",
+                 {{"guest", entry.name}, {"peer", entry.from}, {"reason", entry.ended}});
+    NoteEnd(id, entry.ended);
     std::unique_ptr<MachinePart> part = std::move(entry.part);
     mutex_.Unlock();
     part.reset();

@@ -48,13 +48,19 @@ class MachineParts {
  private:
   struct Entry {
     std::string from, name;
-    bool busy = true;   // being made, or something is being done with it
+    bool busy = true;  // being made, or something is being done with it
+    bool being_made = true;
+    bool running = false;
+    uint64_t last_order = 0;
     std::string ended;  // why it cannot go on
     std::unique_ptr<MachinePart> part;
   };
 
   // Waits until nobody else does anything with it, and takes it. Errors: as Order.
   absl::StatusOr<Entry*> Take(const v1::OrderMachineRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Why a part is no more; null: nothing is known of it.
+  const std::string* EndOf(uint64_t id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void NoteEnd(uint64_t id, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Ended(uint64_t id, const std::string& reason) ABSL_LOCKS_EXCLUDED(mutex_);
   void Run();
 
@@ -63,7 +69,7 @@ class MachineParts {
   Mutex mutex_;
   CondVar changed_;
   std::map<uint64_t, Entry> entries_ ABSL_GUARDED_BY(mutex_);
-  // Of parts that have ended by themselves: why, for whoever asks. The last kMaxMachineParts.
+  // Of parts that are no more: why, for whoever asks, and for an Attach that comes late. The last kMaxMachineParts.
   std::deque<std::pair<uint64_t, std::string>> ends_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;

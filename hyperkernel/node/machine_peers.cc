@@ -17,7 +17,7 @@ constexpr std::chrono::milliseconds kMachineAttachLimit(8000);
 // vCPUs are held within 5 s, or all go on (kPauseDeadline); they end within 10.
 constexpr std::chrono::milliseconds kOrderLimit(6000);
 constexpr std::chrono::milliseconds kEndLimit(12'000);
-constexpr std::chrono::milliseconds kStatusLimit(1000);
+constexpr std::chrono::milliseconds kStatusLimit(2000);
 
 std::chrono::milliseconds LimitOf(v1::MachineOrder order) {
   if (order == v1::MACHINE_ORDER_STATUS) return kStatusLimit;
@@ -58,11 +58,12 @@ absl::StatusOr<v1::AttachMachineResponse> ClusterMachinePeers::Attach(const std:
 }
 
 absl::StatusOr<v1::OrderMachineResponse> ClusterMachinePeers::Order(const std::string& node, uint64_t id,
-                                                                    v1::MachineOrder order) {
+                                                                    v1::MachineOrder order, uint64_t number) {
   v1::OrderMachineRequest request;
   request.set_from(cluster_->name());
   request.set_id(id);
   request.set_order(order);
+  request.set_number(number);
   return Ask(cluster_, node, LimitOf(order), &v1::PeerControl::Stub::OrderMachine, request);
 }
 

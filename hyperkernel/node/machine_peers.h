@@ -25,8 +25,8 @@ class MachinePeers {
   virtual absl::StatusOr<v1::DescribeMachineHostResponse> Describe(const std::string& node, const v1::CpuSpec& cpu) = 0;
   virtual absl::StatusOr<v1::AttachMachineResponse> Attach(const std::string& node,
                                                            const v1::AttachMachineRequest& request) = 0;
-  virtual absl::StatusOr<v1::OrderMachineResponse> Order(const std::string& node, uint64_t id,
-                                                         v1::MachineOrder order) = 0;
+  virtual absl::StatusOr<v1::OrderMachineResponse> Order(const std::string& node, uint64_t id, v1::MachineOrder order,
+                                                         uint64_t number) = 0;
 };
 
 // The real one: PeerControl calls.
@@ -38,7 +38,8 @@ class ClusterMachinePeers final : public MachinePeers {
   absl::StatusOr<v1::DescribeMachineHostResponse> Describe(const std::string& node, const v1::CpuSpec& cpu) override;
   absl::StatusOr<v1::AttachMachineResponse> Attach(const std::string& node,
                                                    const v1::AttachMachineRequest& request) override;
-  absl::StatusOr<v1::OrderMachineResponse> Order(const std::string& node, uint64_t id, v1::MachineOrder order) override;
+  absl::StatusOr<v1::OrderMachineResponse> Order(const std::string& node, uint64_t id, v1::MachineOrder order,
+                                                 uint64_t number) override;
 
  private:
   const Cluster* const cluster_;

@@ -118,10 +118,11 @@ absl::Status MachineSpread::AtAll(const std::function<absl::Status(Other*)>& cal
   return first;
 }
 
-absl::Status MachineSpread::Tell(Other* other, v1::MachineOrder order) {
+absl::Status MachineSpread::Tell(Other* other, v1::MachineOrder order, uint64_t number) {
   if (!other->attached) return absl::OkStatus();
-  HK_ASSIGN_OR_RETURN(const v1::OrderMachineResponse response, options_.peers->Order(other->name, id_, order));
+  HK_ASSIGN_OR_RETURN(const v1::OrderMachineResponse response, options_.peers->Order(other->name, id_, order, number));
   MutexLock lock(&mutex_);
+  running_[other->number] = response.running();
   exits_[other->number] = {response.exits_by_kind().begin(), response.exits_by_kind().end()};
   return absl::OkStatus();
 }
@@ -153,14 +154,44 @@ absl::Status MachineSpread::Attach(const Run& run) {
   return absl::OkStatus();
 }
 
+absl::Status MachineSpread::Order(v1::MachineOrder order) {
+  uint64_t number = 0;
+  {
+    MutexLock lock(&mutex_);
+    wanted_ = order;
+    number = ++orders_;
+  }
+  return AtAll([&](Other* other) { return Tell(other, order, number); });
+}
+
 absl::Status MachineSpread::Resume() {
-  return AtAll([this](Other* other) { return Tell(other, v1::MACHINE_ORDER_RUN); });
+  const absl::Status status = Order(v1::MACHINE_ORDER_RUN);
+  // Those who do not hear of it are told again (LookAt).
+  if (!status.ok()) static_cast<void>(Order(v1::MACHINE_ORDER_HOLD));
+  return status;
 }
 
 absl::Status MachineSpread::Hold() {
-  const absl::Status status = AtAll([this](Other* other) { return Tell(other, v1::MACHINE_ORDER_HOLD); });
-  if (!status.ok()) static_cast<void>(Resume());
+  const absl::Status status = Order(v1::MACHINE_ORDER_HOLD);
+  if (!status.ok()) static_cast<void>(Order(v1::MACHINE_ORDER_RUN));
   return status;
+}
+
+absl::Status MachineSpread::LookAt(Other* other) {
+  const absl::Status told = Tell(other, v1::MACHINE_ORDER_STATUS);
+  if (absl::IsFailedPrecondition(told) || absl::IsNotFound(told)) return told;
+  if (!told.ok()) return absl::OkStatus();
+  v1::MachineOrder wanted = v1::MACHINE_ORDER_UNSPECIFIED;
+  uint64_t number = 0;
+  {
+    MutexLock lock(&mutex_);
+    // Before the first order nothing runs, and nothing is to.
+    if (orders_ == 0 || running_[other->number] == (wanted_ == v1::MACHINE_ORDER_RUN)) return absl::OkStatus();
+    wanted = wanted_;
+    number = ++orders_;
+  }
+  static_cast<void>(Tell(other, wanted, number));  // if it fails, again next time
+  return absl::OkStatus();
 }
 
 // Asks all how they are, and ends the machine if one of them says that its vCPUs have ended. One that does not answer
@@ -170,12 +201,11 @@ void MachineSpread::Watch() {
   while (watching_) {
     if (changed_.WaitUntil(&mutex_, options_.clock->Now() + kWatchPause) || !watching_) continue;
     mutex_.Unlock();
-    const absl::Status status = AtAll([this](Other* other) {
-      const absl::Status told = Tell(other, v1::MACHINE_ORDER_STATUS);
-      return absl::IsFailedPrecondition(told) || absl::IsNotFound(told) ? told : absl::OkStatus();
-    });
+    const absl::Status status = AtAll([this](Other* other) { return LookAt(other); });
+    // Without the lock: whoever hears of it may ask for the counters.
+    if (!status.ok()) failed_(MessageOf(status));
     mutex_.Lock();
-    if (!status.ok() && watching_) failed_(MessageOf(status));
+    if (!status.ok()) watching_ = false;  // told once
   }
 }
 

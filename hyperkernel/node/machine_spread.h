@@ -70,6 +70,7 @@ class MachineSpread {
   // REQUIRES of all that follow: Open. Makes the others' vCPUs, held. Errors: the first that is told of, and all are
   // gone again.
   absl::Status Attach(const Run& run);
+  // Errors: of the first node that could not; all are held then.
   absl::Status Resume();
   // Errors: kDeadlineExceeded and others, of the first node that could not; all go on then.
   absl::Status Hold();
@@ -94,7 +95,10 @@ class MachineSpread {
   MachineSpread(const v1::VmSpec& spec, const Options& options) : spec_(spec), options_(options) {}
   // At all others that are attached, at the same time; the first error.
   absl::Status AtAll(const std::function<absl::Status(Other*)>& call);
-  absl::Status Tell(Other* other, v1::MachineOrder order);
+  absl::Status Tell(Other* other, v1::MachineOrder order, uint64_t number = 0);
+  absl::Status Order(v1::MachineOrder order);
+  // One that does not run, or runs, against the last order is told again: an order may be lost on its way.
+  absl::Status LookAt(Other* other);
   void Watch();
   void EndWatch();
   std::string NameOf(NodeId node) const;
@@ -111,6 +115,10 @@ class MachineSpread {
   mutable Mutex mutex_;
   CondVar changed_;
   bool watching_ ABSL_GUARDED_BY(mutex_) = false;
+  // The last order to all, and its number.
+  v1::MachineOrder wanted_ ABSL_GUARDED_BY(mutex_) = v1::MACHINE_ORDER_HOLD;
+  uint64_t orders_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::map<NodeId, bool> running_ ABSL_GUARDED_BY(mutex_);
   std::map<NodeId, std::map<std::string, uint64_t>> exits_ ABSL_GUARDED_BY(mutex_);  // by node
   std::thread watcher_;
 };

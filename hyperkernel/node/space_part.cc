@@ -82,6 +82,9 @@ absl::StatusOr<std::shared_ptr<GuestSpace>> SpacePart::Hold(const std::shared_pt
     MutexLock lock(&part->mutex_);
     if (part->closing_) return absl::FailedPreconditionError("the space is being deleted");
     if (part->held_) return absl::FailedPreconditionError("the space is a machine's already");
+    if (part->memory_->engine().LeavingState().leaving) {
+      return absl::FailedPreconditionError("the node is being drained of the space; wait for that, or cancel it");
+    }
     part->held_ = true;
     part->users_++;
   }

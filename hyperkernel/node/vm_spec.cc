@@ -234,6 +234,11 @@ absl::StatusOr<v1::VmSpec> CompleteVmSpec(const v1::VmSpec& spec, const std::str
   HK_RETURN_IF_ERROR(CompletePlacement(&out, node));
   if (spec.topology() != v1::TOPOLOGY_UNIFORM && spec.topology() != v1::TOPOLOGY_NUMA)
     return Bad("topology", "not TOPOLOGY_UNIFORM or TOPOLOGY_NUMA");
+  const uint64_t share = spec.memory_mib() / static_cast<uint64_t>(out.placement_size());
+  if (spec.topology() == v1::TOPOLOGY_NUMA && share < kMinDomainMib) {
+    return Bad("topology", fmt::format("{} MiB for each node; a guest's kernel leaves out domains of less than {}",
+                                       share, kMinDomainMib));
+  }
   if (spec.policy().empty()) out.set_policy("fetch");
   if (out.policy() != "fetch")
     return Bad("policy", fmt::format("'{}' is not fetch, the only one so far", spec.policy()));

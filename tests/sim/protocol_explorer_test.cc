@@ -67,6 +67,27 @@ TEST(ProtocolExplorer, CrashOverwrite) {
 TEST(ProtocolExplorer, Prefetch) {
   Holds({.name = "prefetch", .ops_per_node = 3, .ops = 4 + kMore, .drop = true, .evict = true, .bulk = true});
 }
+TEST(ProtocolExplorer, Peeks) {
+  Holds({.name = "peeks", .ops_per_node = kEach, .ops = 4 + kMore, .drop = true, .store = true, .peeks = true});
+}
+TEST(ProtocolExplorer, PeeksAgain) {
+  Holds({.name = "peeks2", .ops_per_node = 3, .ops = 5 + kMore, .peeks = true});
+}
+TEST(ProtocolExplorer, PeeksAndEvictions) {
+  Holds({.name = "peeks3",
+         .ops_per_node = kEach,
+         .ops = 4 + kMore,
+         .overwrite = true,
+         .adopt = true,
+         .evict = true,
+         .peeks = true});
+}
+TEST(ProtocolExplorer, PeeksAndHolds) {
+  Holds({.name = "peeks4", .ops_per_node = kEach, .ops = 4 + kMore, .pin = true, .holds = true, .peeks = true});
+}
+TEST(ProtocolExplorer, PeeksAndCrash) {
+  Holds({.name = "peeks5", .ops_per_node = kEach, .ops = 4 + kMore, .evict = true, .crashes = 1, .peeks = true});
+}
 TEST(ProtocolExplorer, CrashTwice) {
   Holds({.name = "twice", .ops_per_node = kEach, .ops = 3 + kMore, .adopt = true, .evict = true, .crashes = 2});
 }
@@ -111,7 +132,8 @@ TEST(ProtocolExplorer, Everything) {
          .store = true,
          .holds = true,
          .rehome = true,
-         .crashes = 1});
+         .crashes = 1,
+         .peeks = true});
 }
 
 // Every row that the worlds above took is in the table, and every row of the table that says so was taken: the table

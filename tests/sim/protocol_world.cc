@@ -17,6 +17,11 @@ PageRight HardwareOf(PageRight right) {
   return right == PageRight::kOwner ? PageRight::kShared : right;
 }
 
+// What a node does because of what another said.
+bool IsMessage(PageEventType type) {
+  return type >= PageEventType::kAnswer && type <= PageEventType::kEvictDenied;
+}
+
 NodeId Node(int index) {
   return NodeId(static_cast<uint16_t>(index));
 }
@@ -26,14 +31,15 @@ int ChannelOf(const Flight& flight) {
 }
 
 std::string TextOf(const PageMessage& m) {
-  static constexpr const char* kNames[] = {"Request",      "Forward",     "Answer",  "Nack",     "Invalidate",
-                                           "Ack",          "Done",        "Release", "Released", "Evict",
-                                           "EvictGranted", "EvictDenied", "Offer"};
+  static constexpr const char* kNames[] = {"Request", "Forward", "Answer",   "Nack",  "Invalidate",   "Ack",
+                                           "Done",    "Release", "Released", "Evict", "EvictGranted", "EvictDenied",
+                                           "Offer",   "Stopped", "Peek",     "Peeked"};
   return std::string(kNames[static_cast<int>(m.type)]) + " " + std::to_string(m.from.value()) + "->" +
          std::to_string(m.to.value()) + " for " + std::to_string(m.requester.value()) + " kind " +
          std::to_string(static_cast<int>(m.kind)) + " serial " + std::to_string(m.serial) + " acks " +
          std::to_string(m.acks.bits()) + " right " + std::to_string(static_cast<int>(m.right)) + " source " +
-         std::to_string(static_cast<int>(m.source)) + (m.has_copy ? " has a copy" : "");
+         std::to_string(static_cast<int>(m.source)) + (m.has_copy ? " has a copy" : "") +
+         (m.peeks ? " peeks " + std::to_string(m.asked.value()) : "") + (m.declined ? " declined" : "");
 }
 
 }  // namespace
@@ -69,6 +75,12 @@ std::vector<Choice> World::Choices() const {
     const bool readable = state == PageState::kShared || state == PageState::kOwner;
     const bool calm = !node.page.held && !node.page.deferred.active;
     add(true, PageEventType::kRead, state == PageState::kAbsent);
+    for (int asked = 0; config_->peeks && asked < config_->nodes; ++asked) {
+      const bool third = asked != n && Node(asked) != node.home && nodes_[static_cast<size_t>(asked)].alive;
+      if (state == PageState::kAbsent && third && node.heard > 0) {
+        choices.push_back({.kind = Choice::kOp, .node = n, .op = PageEventType::kRead, .asked = asked});
+      }
+    }
     add(config_->write, PageEventType::kWrite, state == PageState::kAbsent || readable);
     add(config_->overwrite, PageEventType::kOverwrite, state == PageState::kAbsent || readable);
     add(config_->adopt, PageEventType::kAdopt, state == PageState::kAbsent);
@@ -173,6 +185,11 @@ std::optional<std::string> World::Do(const Choice& choice, SeenRows* seen) {
   PageEvent event{.type = choice.op, .message = {}};
   event.message.transaction = ++node.transaction;
   event.message.source = PageSource::kStored;
+  if (choice.asked >= 0) {
+    event.message.peeks = true;
+    event.message.asked = Node(choice.asked);
+    event.message.serial = node.heard;
+  }
   if (choice.op == PageEventType::kRead) node.wish = RequestKind::kRead;
   if (choice.op == PageEventType::kWrite) node.wish = RequestKind::kWrite;
   if (choice.op == PageEventType::kOverwrite) node.wish = RequestKind::kOverwrite;
@@ -192,7 +209,13 @@ std::optional<std::string> World::StepNode(int index, const PageEvent& event, in
     seen->insert(
         {'p', static_cast<int>(node.page.state), static_cast<int>(event.type), static_cast<int>(result.page.state)});
   }
-  if (event.type == PageEventType::kAnswer && result.verdict == PageVerdict::kDone) node.kept = version;
+  const bool peeked = event.type == PageEventType::kPeeked && node.page.peek == PeekStage::kAsked &&
+                      event.message.transaction == node.page.transaction;
+  const bool uses_peeked = event.message.source == PageSource::kPeeked;
+  if (peeked || (event.type == PageEventType::kAnswer && !uses_peeked && result.verdict == PageVerdict::kDone)) {
+    node.kept = version;
+  }
+  if (IsMessage(event.type)) node.heard = std::max(node.heard, event.message.serial);
   node.page = result.page;
   bool again = false;
   for (size_t i = 0; i < result.action_count; ++i) {
@@ -205,9 +228,10 @@ std::optional<std::string> World::StepNode(int index, const PageEvent& event, in
         Post(0, action.message, node.frame);
         break;
       case PageActionType::kKeepData:
+      case PageActionType::kDropData:
         break;
       case PageActionType::kInstall:
-        if (action.source == PageSource::kPayload) node.frame = node.kept;
+        if (action.source == PageSource::kPayload || action.source == PageSource::kPeeked) node.frame = node.kept;
         if (action.source == PageSource::kZero) node.frame = 0;
         if (action.source == PageSource::kStored) node.frame = stored_;
         node.hardware = HardwareOf(action.right);
@@ -267,6 +291,7 @@ std::optional<std::string> World::StepNode(int index, const PageEvent& event, in
 std::optional<std::string> World::StepHome(int home, const DirectoryEvent& event, SeenRows* seen) {
   DirectoryEvent numbered = event;
   numbered.serial = serial_ + 1;
+  numbered.owned = owned_;
   const DirectoryResult result = Step(homes_[home], numbered, Node(home));
   if (result.verdict != DirectoryVerdict::kDone) {
     return "home rejects " + std::string(Name(event.type)) + " in " + Name(homes_[home].state);
@@ -276,6 +301,7 @@ std::optional<std::string> World::StepHome(int home, const DirectoryEvent& event
                   static_cast<int>(result.entry.state)});
   }
   serial_ += result.serials_used;
+  if (result.owns) owned_ = serial_;
   homes_[home] = result.entry;
   for (size_t i = 0; i < result.action_count; ++i) {
     const DirectoryAction& action = result.actions[i];
@@ -344,6 +370,10 @@ std::optional<std::string> World::Deliver(size_t index, SeenRows* seen) {
       return node(PageEventType::kEvictGranted);
     case PageMessageType::kEvictDenied:
       return node(PageEventType::kEvictDenied);
+    case PageMessageType::kPeek:
+      return node(PageEventType::kPeek);
+    case PageMessageType::kPeeked:
+      return node(PageEventType::kPeeked);
     case PageMessageType::kOffer:
       break;
   }
@@ -368,6 +398,7 @@ void World::MoveHome(int to) {
 
 std::optional<std::string> World::Crash(int victim, SeenRows* seen) {
   ++crashed_;
+  owned_ = ++serial_;  // serials of an epoch are above those of earlier ones, and nobody has heard of these
   nodes_[static_cast<size_t>(victim)] = WorldNode{};
   nodes_[static_cast<size_t>(victim)].alive = false;
   if (home_ == victim) MoveHome(NextHome());
@@ -451,6 +482,9 @@ std::optional<std::string> World::Check(bool rest) const {
       return wrong(n, "reads a page of which the home does not know");
     }
     if (calm && !own && RightOf(node.page.state) >= PageRight::kOwner) return wrong(n, "is owner, home knows another");
+    if (calm && node.hardware == PageRight::kExclusive && entry.state != DirectoryState::kExclusive) {
+      return wrong(n, "writes, the home knows of no writer");
+    }
     if (rest && (node.page.deferred.active || node.page.retained ||
                  (node.page.state != PageState::kAbsent && node.page.state != PageState::kShared &&
                   node.page.state != PageState::kOwner && node.page.state != PageState::kExclusive))) {
@@ -480,7 +514,8 @@ void Put(std::string* out, const PageMessage& m) {
        {uint64_t{static_cast<uint8_t>(m.type)}, uint64_t{m.from.value()}, uint64_t{m.to.value()},
         uint64_t{m.requester.value()}, m.transaction, m.serial, uint64_t{static_cast<uint8_t>(m.kind)},
         uint64_t{m.has_copy}, uint64_t{static_cast<uint8_t>(m.right)}, uint64_t{static_cast<uint8_t>(m.source)},
-        m.acks.bits(), uint64_t{static_cast<uint8_t>(m.reason)}}) {
+        m.acks.bits(), uint64_t{static_cast<uint8_t>(m.reason)}, uint64_t{m.peeks}, uint64_t{m.asked.value()},
+        uint64_t{m.declined}}) {
     Put(out, field);
   }
 }
@@ -493,6 +528,7 @@ void World::Serialize(std::string* out) const {
     Put(out, static_cast<uint64_t>(value));
   }
   Put(out, serial_);
+  Put(out, owned_);
   for (const WorldNode& node : nodes_) {
     const Page& page = node.page;
     for (uint64_t field : {uint64_t{static_cast<uint8_t>(page.state)},
@@ -509,7 +545,9 @@ void World::Serialize(std::string* out) const {
                            uint64_t{static_cast<uint8_t>(node.hardware)},
                            uint64_t(HasBytes(page.state) ? node.frame : 0),
                            uint64_t(page.retained ? node.retained : 0),
-                           uint64_t(page.answered ? node.kept : 0),
+                           uint64_t(page.answered || page.peek == PeekStage::kHere ? node.kept : 0),
+                           uint64_t{static_cast<uint8_t>(page.peek)},
+                           config_->peeks ? node.heard : 0,
                            uint64_t(node.ops),
                            node.transaction,
                            uint64_t{node.home.value()},
@@ -552,7 +590,8 @@ std::string World::Describe(const Choice& choice) const {
   const std::string node = "node " + std::to_string(choice.node) + " ";
   switch (choice.kind) {
     case Choice::kOp:
-      return node + (choice.store ? "stores" : Name(choice.op));
+      return node + (choice.store ? "stores" : Name(choice.op)) +
+             (choice.asked >= 0 ? ", peeks " + std::to_string(choice.asked) : "");
     case Choice::kDeliver:
       return flights_[choice.flight].channel_class == kMirrorClass
                  ? "Mirrored"

@@ -33,6 +33,7 @@ struct WorldConfig {
   int absent = 0;       // the last of the nodes take no part at first
   bool bulk = false;    // reads are prefetches: they and their answers go by the bulk class
   bool stored = false;  // the page begins Stored
+  bool peeks = false;   // each read may ask any node beside the home
 };
 
 // Every transition that was taken: (machine: 'p' or 'd', state, event, state).
@@ -49,9 +50,10 @@ struct Flight {
 struct WorldNode {
   Page page;
   PageRight hardware = PageRight::kNone;
-  int frame = 0;     // version, if the node has bytes
-  int retained = 0;  // version
-  int kept = 0;      // version of an answer's payload
+  int frame = 0;       // version, if the node has bytes
+  int retained = 0;    // version
+  int kept = 0;        // version of an answer's payload, or of what was peeked
+  uint64_t heard = 0;  // the highest serial
   int ops = 0;
   uint64_t transaction = 0;
   NodeId home;
@@ -67,6 +69,7 @@ struct Choice {
   bool store = false;
   bool moves = false;  // the home, to the node that joins
   size_t flight = 0;
+  int asked = -1;  // whom a read peeks
 };
 
 // The cluster.
@@ -111,6 +114,7 @@ class World {
   bool lost_ = false;
   int home_ = 0;
   uint64_t serial_ = 0;
+  uint64_t owned_ = 0;  // the last serial that made an owner or a writer
 };
 
 // What an exploration found. Plain value.

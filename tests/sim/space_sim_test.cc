@@ -53,10 +53,11 @@ SpaceWorld::Totals RunSeeds(const SpaceWorld::Options& options, uint64_t seeds) 
       "read back, "
       "{} swap failures, {} upgrades; queues full {} "
       "times, slots gone "
-      "{} times, {} connections broken, {} stalls; {} batches, {} pages without bytes\n",
+      "{} times, {} connections broken, {} stalls; {} batches, {} pages without bytes; {} peeks, {} used, {} refused\n",
       totals.seeds, totals.loads, totals.stores, totals.served, totals.revoked, totals.dropped, totals.adopted,
       totals.zeroed, totals.swap_writes, totals.swap_reads, totals.swap_failures, totals.upgrades, totals.refused_full,
-      totals.waited_for_slots, totals.broken, totals.stalls, totals.batches, totals.empties);
+      totals.waited_for_slots, totals.broken, totals.stalls, totals.batches, totals.empties, totals.peeks,
+      totals.peeks_used, totals.peeks_refused);
   return totals;
 }
 
@@ -80,6 +81,8 @@ TEST(SpaceSim, EveryLoadSeesTheLastStore) {
   EXPECT_GT(totals.zeroed, seeds / 10);
   EXPECT_GT(totals.batches, seeds);
   EXPECT_GT(totals.empties, seeds / 20);
+  EXPECT_GT(totals.peeks_used, seeds / 10);
+  EXPECT_GT(totals.peeks_refused, seeds / 10);
   EXPECT_GT(totals.swap_writes, seeds);
   EXPECT_GT(totals.swap_reads, seeds);
   EXPECT_GT(totals.swap_failures, seeds / 20);

@@ -38,7 +38,7 @@ class SpaceWorld {
              broken = 0, stalls = 0, waited_for_slots = 0, dropped = 0, adopted = 0, swap_writes = 0, swap_reads = 0,
              swap_failures = 0, went_on = 0, lost_pages = 0, later_loads = 0, epochs = 0, stopped_by_lost = 0, pins = 0,
              left = 0, joined = 0, joiners_troubled = 0, joiners_refused = 0, joiners_lost = 0, zeroed = 0, batches = 0,
-             empties = 0;
+             empties = 0, peeks = 0, peeks_used = 0, peeks_refused = 0;
   };
   SpaceWorld(uint64_t seed, const Options& options);
   ~SpaceWorld();

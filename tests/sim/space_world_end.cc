@@ -60,6 +60,9 @@ void SpaceWorld::CheckEnd() {
     totals_.zeroed += statistics.zeroed;
     totals_.batches += statistics.batches;
     totals_.empties += statistics.empties;
+    totals_.peeks += statistics.peeks;
+    totals_.peeks_used += statistics.peeks_used;
+    totals_.peeks_refused += statistics.peeks_refused;
     totals_.swap_writes += statistics.swap_writes;
     totals_.swap_reads += statistics.swap_reads;
     totals_.swap_failures += statistics.swap_failures;
@@ -79,6 +82,9 @@ void SpaceWorld::AddTo(Totals* totals) const {
   totals->zeroed += totals_.zeroed;
   totals->batches += totals_.batches;
   totals->empties += totals_.empties;
+  totals->peeks += totals_.peeks;
+  totals->peeks_used += totals_.peeks_used;
+  totals->peeks_refused += totals_.peeks_refused;
   totals->swap_writes += totals_.swap_writes;
   totals->swap_reads += totals_.swap_reads;
   totals->swap_failures += totals_.swap_failures;

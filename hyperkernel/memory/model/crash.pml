@@ -24,7 +24,7 @@ inline crash() {
   :: else -> break
   od;
   do
-  :: len(waiting[0]) > 0 -> waiting[0]?rq, kd, fl
+  :: len(waiting[0]) > 0 -> waiting[0]?rq, kd, fl AND_PEEK
   :: else -> break
   od;
   /* What the home knows: dold the entry's state for the table, y what held at rest, z its owner. */
@@ -53,6 +53,9 @@ inline crash() {
   /* Every survivor gives up what is under way. */
   for (i : 0 .. N - 1) {
     view[i] = at[0];
+#ifdef PEEK
+    pk[i] = 0; pver[i] = 0;
+#endif
     kind[i] = 0; got[i] = 0; gright[i] = 0; gsrc[i] = 0; gser[i] = 0; gver[i] = 0; need[i] = 0; acked[i] = 0;
     if
     :: !alive[i] -> st[i] = P_Absent; frame[i] = 0; rser[i] = 0; rfor[i] = 0; rver[i] = 0
@@ -93,8 +96,9 @@ inline crash() {
   downer[0] = 0; dcopy[0] = 0;
   if
   :: kd != NOBODY -> ds[0] = D_Exclusive; downer[0] = kd
-  :: kd == NOBODY && (y == D_Dormant || y == D_Stored) -> ds[0] = y; dcopy[0] = ak
-  :: kd == NOBODY && !(y == D_Dormant || y == D_Stored) && ak != 0 ->
+  /* an Owner of a page that nobody owned: its first writer, which has lost that right to a Peek */
+  :: kd == NOBODY && (y == D_Dormant || y == D_Stored) && rq == NOBODY -> ds[0] = y; dcopy[0] = ak
+  :: kd == NOBODY && !((y == D_Dormant || y == D_Stored) && rq == NOBODY) && ak != 0 ->
     ds[0] = D_Shared;
     dcopy[0] = ak;
     downer[0] = (rq != NOBODY -> rq : (HAS(ak, 0) -> 0 : (HAS(ak, 1) -> 1 : 2)))
@@ -119,6 +123,10 @@ inline crash() {
     fi
   fi;
   DROW(dold, DE_Rebuild, ds[0]);
+#ifdef PEEK
+  serial[0]++;
+  owned = serial[0];   /* serials of an epoch are above those of earlier ones, and nobody has heard of these */
+#endif
   rel[0] = 0; relnode[0] = 0; relser[0] = 0; frozen[0] = 0;
   forget_current();
   /* Every survivor is told what it has. */

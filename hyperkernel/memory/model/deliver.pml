@@ -4,6 +4,12 @@
 inline deliver() {
   old = st[X(me)];
   dold = ds[pg];
+#ifdef PEEK
+  if
+  :: (ty == FORWARD || ty == ANSWER || ty == RELEASE) && se > heard[me] -> heard[me] = se
+  :: else
+  fi;
+#endif
   if
   /* to the home */
   :: ty == REQUEST ->
@@ -19,7 +25,7 @@ inline deliver() {
 #ifdef BUG_OVERTAKING_REFUSED
         assert(ds[pg] != D_Busy || creq[pg] != rq);
 #endif
-        waiting[pg]!rq, kd, fl
+        waiting[pg]!rq, kd, fl AND_PEEK
       :: else -> begin()
       fi;
       DROW(dold, ev, ds[pg])
@@ -27,6 +33,12 @@ inline deliver() {
   :: ty == DONE ->
     assert(at[pg] == me && ds[pg] == D_Busy && se == cser[pg]);
     ds[pg] = D_Settling;
+#ifdef PEEK
+    if
+    :: fl -> assert(casked != 0); after[pg] = before[pg]; acopy[pg] = dcopy[pg]
+    :: else
+    fi;
+#endif
     settle();
     DROW(dold, DE_Done, ds[pg])
   :: ty == RELEASED ->
@@ -86,6 +98,9 @@ inline deliver() {
     assert(PENDING(st[X(me)]));
     x = kind[X(me)];
     kind[X(me)] = 0;
+#ifdef PEEK
+    pk[me] = 0; pver[me] = 0;
+#endif
     assert(fl != LOST || crashed);
     if
     :: st[X(me)] == P_Upgrade -> st[X(me)] = P_Shared
@@ -107,6 +122,10 @@ inline deliver() {
       fi
     :: else
     fi
+#ifdef PEEK
+  :: ty == PEEK_ -> peek(); PROW(old, E_Peek, st[X(me)])
+  :: ty == PEEKED -> peeked(); PROW(old, E_Peeked, st[X(me)])
+#endif
   :: ty == RELEASE ->
     z = (rser[X(me)] == se);
     if
@@ -139,6 +158,12 @@ inline deliver() {
 /* An invalidate-class message has come to me. */
 inline deliver_invalidate() {
   old = st[X(me)];
+#ifdef PEEK
+  if
+  :: se > heard[me] -> heard[me] = se
+  :: else
+  fi;
+#endif
   if
   :: ty == INVALIDATE ->
     ev = E_Invalidate;

@@ -15,6 +15,12 @@ inline answer(right, source, set) {
 inline forward(set) {
   fault[LANE(ckind[pg]) + me * N + downer[pg]]!FORWARD, pg, creq[pg], ckind[pg], 0, set, cser[pg], 0
 }
+/* What the reader has peeked, or will, is what the page is. */
+#ifdef BUG_OLD_PEEKS
+#define NEWEST (casked == downer[pg] + 1)
+#else
+#define NEWEST (casked == downer[pg] + 1 && owned <= csince)
+#endif
 inline grant() {
 #ifdef LIVE
   serial[pg] = (serial[pg] % 3) + 1;   /* no more than two are known at a time */
@@ -23,6 +29,12 @@ inline grant() {
 #endif
   cser[pg] = serial[pg];
   ds[pg] = D_Busy;
+#ifdef PEEK
+  if
+  :: ckind[pg] != READ -> owned = serial[pg]
+  :: else
+  fi;
+#endif
   x = dcopy[pg];
   if
   :: OWNED(before[pg]) -> x = x | BIT(downer[pg])
@@ -39,7 +51,12 @@ inline grant() {
     acopy[pg] = x | BIT(creq[pg]);
     aowner[pg] = downer[pg];
     if
+#ifdef PEEK
+    :: OWNED(before[pg]) && NEWEST -> after[pg] = D_Shared; answer(R_SHARED, S_PEEKED, 0)
+    :: OWNED(before[pg]) && !NEWEST -> after[pg] = D_Shared; forward(0)
+#else
     :: OWNED(before[pg]) -> after[pg] = D_Shared; forward(0)
+#endif
     :: else ->
       after[pg] = before[pg];
 #ifdef BUG_READER_FORGOTTEN
@@ -90,8 +107,13 @@ inline begin() {
   :: ds[pg] != D_Lost && kd == TAKE && (!OWNED(ds[pg]) || downer[pg] == rq) ->
     fault[LANE(kd) + me * N + rq]!NACK, pg, rq, 0, NOTHING, 0, 0, 0
   :: else ->
-    assert(!(OWNED(ds[pg]) && downer[pg] == rq && (ds[pg] == D_Exclusive || !fl || kd == READ)));
+    assert(!(OWNED(ds[pg]) && downer[pg] == rq && (!fl || kd == READ)));
     creq[pg] = rq; ckind[pg] = kd; chas[pg] = fl; before[pg] = ds[pg];
+#ifdef PEEK
+    casked = ak; csince = se;
+#else
+    assert(ds[pg] != D_Exclusive || downer[pg] != rq);
+#endif
     if
 #ifndef BUG_UNMIRRORED
     :: (kd == WRITE || kd == OVER) && !ever[pg] -> ds[pg] = D_Mirroring; mirror!pg
@@ -102,7 +124,7 @@ inline begin() {
 }
 inline begin_waiting() {
   do
-  :: len(waiting[pg]) > 0 && !UNDERWAY(ds[pg]) && !frozen[pg] -> waiting[pg]?rq, kd, fl; begin()
+  :: len(waiting[pg]) > 0 && !UNDERWAY(ds[pg]) && !frozen[pg] -> waiting[pg]?rq, kd, fl AND_PEEK; begin()
   :: else -> break
   od
 }
@@ -132,6 +154,9 @@ inline settle() {
 inline forget_current() {
   creq[pg] = 0; ckind[pg] = 0; chas[pg] = 0; cser[pg] = 0; before[pg] = 0; after[pg] = 0; aowner[pg] = 0;
   acopy[pg] = 0; leaves[pg] = 0; leaver[pg] = 0;
+#ifdef PEEK
+  casked = 0; csince = 0;
+#endif
   if
   :: !OWNED(ds[pg]) -> downer[pg] = 0
   :: else

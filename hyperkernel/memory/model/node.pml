@@ -21,6 +21,58 @@ inline request(k, copy) {
   fault[LANE(k) + me * N + view[X(me)]]!REQUEST, pg, me, k, copy, 0, 0, 0
 }
 
+#ifdef PEEK
+inline request_peeking(o) {
+  tx[me]++;
+  pk[me] = ASKED;
+  fault[me * N + o]!PEEK_, pg, me, 0, 0, 0, tx[me], 0;
+  kind[X(me)] = READ;
+  fault[LANE(READ) + me * N + view[X(me)]]!REQUEST, pg, me, READ, 0, o + 1, heard[me], 0
+}
+/* What was granted with bytes that were refused is given back. */
+inline decline() {
+  st[X(me)] = P_Absent;
+  fault[me * N + view[X(me)]]!DONE, pg, me, 0, 1, 0, gser[X(me)], 0;
+  kind[X(me)] = 0; got[X(me)] = 0; gright[X(me)] = 0; gsrc[X(me)] = 0; gser[X(me)] = 0; gver[X(me)] = 0;
+  need[X(me)] = 0; acked[X(me)] = 0; pk[me] = 0; pver[me] = 0
+}
+#ifdef BUG_PEEK_WHILE_UPGRADING
+#define UPGRADING (st[X(me)] == P_OwnerUpgrade)
+#else
+#define UPGRADING false
+#endif
+#if defined(HOLD) || defined(PIN)
+#define UNUSED (!held[X(me)] && !pinned[X(me)] && dtype[X(me)] == 0)
+#else
+#define UNUSED true
+#endif
+/* A reader, `from`, asks for the bytes, transaction `se`. */
+inline peek() {
+  if
+  :: st[X(me)] == P_Owner || UPGRADING || (st[X(me)] == P_Exclusive && UNUSED) ->
+#ifndef BUG_PEEKED_AND_WRITTEN
+    if
+    :: st[X(me)] == P_Exclusive -> st[X(me)] = P_Owner
+    :: else
+    fi;
+#endif
+    fault[me * N + from]!PEEKED, pg, from, 0, 1, 0, se, frame[X(me)]
+  :: else -> fault[me * N + from]!PEEKED, pg, from, 0, 0, 0, se, 0
+  fi
+}
+inline peeked() {
+  if
+  :: pk[me] == ASKED && se == tx[me] ->
+    if
+    :: fl -> pk[me] = HERE; pver[me] = ve
+    :: else -> pk[me] = REFUSED
+    fi;
+    install()
+  :: else
+  fi
+}
+#endif
+
 #ifdef BUG_GRANT_BEFORE_LAST_ACK
 #define ALL_ACKED true
 #else
@@ -29,14 +81,26 @@ inline request(k, copy) {
 /* Everything of the request is here: install, Done, and the instruction that waited runs. */
 inline install() {
   if
+#ifdef PEEK
+  :: got[X(me)] && gsrc[X(me)] == S_PEEKED && pk[me] == ASKED
+  :: got[X(me)] && gsrc[X(me)] == S_PEEKED && pk[me] == REFUSED -> decline()
+  :: got[X(me)] && ALL_ACKED && !(gsrc[X(me)] == S_PEEKED && pk[me] != HERE) ->
+#else
   :: got[X(me)] && ALL_ACKED ->
+#endif
 #ifndef LIVE
     if
     :: gsrc[X(me)] == S_PAYLOAD -> frame[X(me)] = gver[X(me)]
     :: gsrc[X(me)] == S_ZERO -> frame[X(me)] = 0
     :: gsrc[X(me)] == S_STORED -> frame[X(me)] = stored[pg]
+#ifdef PEEK
+    :: gsrc[X(me)] == S_PEEKED -> frame[X(me)] = pver[me]
+#endif
     :: else
     fi;
+#endif
+#ifdef PEEK
+    pk[me] = 0; pver[me] = 0;
 #endif
     rser[X(me)] = 0; rfor[X(me)] = 0; rver[X(me)] = 0;
     x = kind[X(me)];

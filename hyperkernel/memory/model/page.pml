@@ -5,7 +5,8 @@
  *
  * node.pml, home.pml and deliver.pml have the steps, crash.pml what follows a loss.
  *
- * -D features: PAGES, OPS (of each node), TOTAL (of all); OVERWRITE ADOPT DROP EVICT HOLD PIN REHOME CRASH STORED BULK;
+ * -D features: PAGES, OPS (of each node), TOTAL (of all); OVERWRITE ADOPT DROP EVICT HOLD PIN REHOME CRASH STORED BULK
+ * PEEK (of page 0);
  * LIVE=2, LIVE=3: that many nodes ask without end, no versions, for the property `ends`. -DBUG_x: a planted bug.
  *
  * Versions stand for bytes: 0 is zero, each store makes the next. Assertions: a store happens only if nobody else may
@@ -42,6 +43,8 @@
 #define EVICTGRANTED 11
 #define EVICTDENIED 12
 #define MIRRORED 13
+#define PEEK_ 14
+#define PEEKED 15
 /* Kinds of request, rights, sources, reasons. */
 #define READ 0
 #define WRITE 1
@@ -55,6 +58,11 @@
 #define S_ZERO 1
 #define S_STORED 2
 #define S_PAYLOAD 3
+#define S_PEEKED 4
+/* What has become of a Peek. */
+#define ASKED 1
+#define HERE 2
+#define REFUSED 3
 #define MOVED 1
 #define NOTHING 2
 #define LOST 3
@@ -63,7 +71,8 @@
 #define HAS(set, n) (((set) >> (n)) & 1)
 #define X(n) (pg * N + (n))
 
-/* type, page, requester, kind or right, source or has_copy or reason, acks, serial, version */
+/* type, page, requester, kind or right, source or has_copy or reason or declined, acks, serial, version. A request that
+ * peeks: whom + 1 in place of acks, what it has heard in place of serial. Peek and Peeked: a transaction there. */
 #ifdef BULK
 #define LANES 2   /* reads are prefetches: they and what answers them go by the bulk class */
 #define LANE(k) ((k) == READ -> N * N : 0)
@@ -97,6 +106,13 @@ byte dreq[N * PAGES];
 byte dser[N * PAGES];
 byte dacks[N * PAGES];
 #endif
+#ifdef PEEK
+byte pk[N];                 /* the Peek of the request under way */
+byte pver[N];
+byte tx[N];                 /* of the last one */
+byte heard[N];              /* the highest serial */
+byte owned;                 /* of the last grant that made an owner or a writer */
+#endif
 byte ops[N];
 byte total;
 byte at[PAGES];             /* the home */
@@ -115,6 +131,10 @@ byte creq[PAGES];
 byte ckind[PAGES];
 bit chas[PAGES];
 byte cser[PAGES];
+#ifdef PEEK
+byte casked;
+byte csince;
+#endif
 byte before[PAGES];
 byte after[PAGES];
 byte aowner[PAGES];
@@ -125,7 +145,13 @@ bit rel[PAGES];
 byte relnode[PAGES];
 byte relser[PAGES];
 byte serial[PAGES];
+#ifdef PEEK
+chan waiting[PAGES] = [N] of {byte, byte, bit, byte, byte};
+#define AND_PEEK , ak, se
+#else
 chan waiting[PAGES] = [N] of {byte, byte, bit};
+#define AND_PEEK
+#endif
 
 byte latest[PAGES];
 byte stored[PAGES];
@@ -194,6 +220,12 @@ hidden byte in_table;
        old = st[X(me)]; want_more(); PROW(old, E_Write, st[X(me)]) }                                                   \
   :: d_step { MAY && st[(p) * N + id] == P_Exclusive -> SPENT; me = id; pg = p; store() }
 
+#ifdef PEEK
+#define PEEKING(o)                                                                                                     \
+  :: d_step { MAY && st[id] == P_Absent && o != id && o != view[id] && alive[o] && heard[id] > 0 -> SPENT; me = id;    \
+       pg = 0; request_peeking(o); st[X(me)] = P_FetchRead; PROW(P_Absent, E_Read, P_FetchRead) }
+#endif
+
 inline want_more() {
 #if defined(HOLD) || defined(PIN)
   held[X(me)] = 0;
@@ -212,6 +244,11 @@ end:
   WISH(0)
 #if PAGES > 1
   WISH(1)
+#endif
+#ifdef PEEK
+  PEEKING(0)
+  PEEKING(1)
+  PEEKING(2)
 #endif
 #ifdef OVERWRITE
   :: d_step { MAY && st[id] == P_Absent -> SPENT; me = id; pg = 0; request(OVER, 0); st[X(me)] = P_FetchWrite;
@@ -317,7 +354,7 @@ end:
   :: d_step { !frozen[0] && !moved[0] -> frozen[0] = 1; DROW(ds[0], DE_Freeze, ds[0]) }
   :: d_step { frozen[0] && !UNDERWAY(ds[0]) && !rel[0] -> me = 0; pg = 0;
        do
-       :: len(waiting[0]) > 0 -> waiting[0]?rq, kd, fl; fault[LANE(kd) + me * N + rq]!NACK, pg, rq, 0, MOVED, 0, 0, 0
+       :: len(waiting[0]) > 0 -> waiting[0]?rq, kd, fl AND_PEEK; fault[LANE(kd) + me * N + rq]!NACK, pg, rq, 0, MOVED, 0, 0, 0
        :: else -> break
        od;
        frozen[0] = 0; moved[0] = 1; at[0] = 1;
