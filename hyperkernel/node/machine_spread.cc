@@ -61,7 +61,7 @@ MachineSpread::~MachineSpread() {
 }
 
 void MachineSpread::Close() {
-  link_->Close();
+  if (link_ != nullptr) link_->Close();  // not there: no vCPU is elsewhere
   server_.reset();
 }
 
@@ -174,8 +174,10 @@ void MachineSpread::Watch() {
       const absl::Status told = Tell(other, v1::MACHINE_ORDER_STATUS);
       return absl::IsFailedPrecondition(told) || absl::IsNotFound(told) ? told : absl::OkStatus();
     });
+    // With no lock held: who is told may wait for one who asks for exits_by_kind.
+    if (!status.ok()) failed_(MessageOf(status));
     mutex_.Lock();
-    if (!status.ok() && watching_) failed_(MessageOf(status));
+    if (!status.ok()) return;
   }
 }
 
