@@ -111,6 +111,24 @@ class VmAcross(placedtest.TestCase):
             self.wait_data(b, node.name)
         self.start_again(a)
 
+    def test_a_machine_that_is_reset_after_a_crash_waits_for_its_node(self):
+        a, b = self.start('a', 'b', unreachable_ms=2000)
+        self.count(self.boot(a, b, vcpus=2, extra='on_crash: ON_CRASH_RESET'))
+        b.kill()
+        hktest.wait_for(lambda: 'waits to start' in self.show(a).get('reason', ''), 'the machine has crashed', 90)
+        self.assertIn("node 'b'", self.show(a)['reason'])
+        b.start()
+        self.wait_state(a, 'RUNNING')
+        self.count(self.console(a))
+
+    def test_paused_and_unpaused_many_times(self):
+        a, b, c = self.start('a', 'b', 'c')
+        guest = self.boot(a, b, c)
+        for _ in range(20):
+            self.assert_exit(a.hkctl('vm', 'pause', 'g'), 0)
+            self.assert_exit(a.hkctl('vm', 'unpause', 'g'), 0)
+        self.count(guest)
+
     def test_a_node_with_vcpus_stands_still(self):
         a, b, c = self.start('a', 'b', 'c', unreachable_ms=2000)
         self.count(self.boot(a, b, c))
