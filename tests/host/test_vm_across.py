@@ -162,6 +162,21 @@ class VmAcross(placedtest.TestCase):
         self.wait_nothing_left([a, b, c])
         self.start_again(a)
 
+    def test_the_io_node_stands_still(self):
+        a, b, c = nodes = self.start('a', 'b', 'c', unreachable_ms=2000)
+        self.count(self.boot(a, b, c))
+        a.signal(signal.SIGSTOP)
+        self.addCleanup(a.signal, signal.SIGCONT)
+        for node in (b, c):
+            hktest.wait_for(lambda: 'vCPUs of a machine of another node have ended' in node.log_text(), f'{node.name} ends its vCPUs', 60)
+        a.signal(signal.SIGCONT)
+        self.wait_state(a, 'CRASHED')
+        self.wait_nothing_left(nodes)
+        for node in (b, c):
+            self.wait_data(node, 'a')
+            self.wait_data(a, node.name)
+        self.start_again(a)
+
     def test_what_cannot_start_leaves_nothing(self):
         a, b, c = self.start('a', 'b', 'c', unreachable_ms=2000)
         self.assert_exit(c.hkctl('space', 'create', 'other', '--memory', '100M', '--nodes', 'c'), 0)
