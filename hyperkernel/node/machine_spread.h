@@ -63,7 +63,8 @@ class MachineSpread {
                                                              uint32_t tsc_khz);
   // What an InterruptController of this node is made with; the link is in it.
   InterruptNodes interrupt_nodes();
-  // The link serves. `failed` is told once, why the machine cannot go on.
+  // The link serves. `failed` is told why the machine cannot go on, with no lock held: by the link and by who watches
+  // the others, once by each at most. It must not destroy this.
   absl::Status Open(InterruptController* interrupts, ExitHandler* devices,
                     std::function<void(const std::string& reason)> failed);
 
