@@ -48,6 +48,32 @@ std::string NetText(const v1::NetSpec& net) {
   return out;
 }
 
+// "vCPUs 1-2, 512 MiB of memory at most", of one node; `first` is its first vCPU's number.
+std::string PlaceText(const v1::PlacementSpec& place, uint32_t first, bool io_node) {
+  std::string out = Printable(place.node()) + ": ";
+  if (place.vcpus() == 0) out += "no vCPUs";
+  if (place.vcpus() == 1) out += fmt::format("vCPU {}", first);
+  if (place.vcpus() > 1) out += fmt::format("vCPUs {}-{}", first, uint64_t{first} + place.vcpus() - 1);
+  if (io_node) out += ", devices";
+  if (place.memory_mib() != 0) out += fmt::format(", {} of memory at most", HumanBytes(place.memory_mib() << 20));
+  return out;
+}
+
+// One line for each node. vCPUs are numbered from the I/O node's, which boots, on.
+std::string PlacementText(const v1::VmSpec& spec) {
+  uint32_t next = 0;
+  for (const v1::PlacementSpec& place : spec.placement()) {
+    if (place.node() == spec.io_node()) next = place.vcpus();
+  }
+  std::string out;
+  for (const v1::PlacementSpec& place : spec.placement()) {
+    const bool io_node = place.node() == spec.io_node();
+    out += Line("Placed", PlaceText(place, io_node ? 0 : next, io_node));
+    if (!io_node) next += place.vcpus();
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string StateName(v1::VmState state) {
@@ -90,6 +116,7 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   if (vm.has_started()) out += Line("Uptime", Ago(vm.started(), now));
   out += Line("Node", Printable(vm.node()));
   out += Line("vCPUs", fmt::format("{}, profile {}", spec.vcpus(), Printable(spec.cpu().profile())));
+  if (spec.placement_size() > 1) out += PlacementText(spec);
   std::string hidden;
   for (const std::string& feature : spec.cpu().disable()) hidden += (hidden.empty() ? "" : ", ") + Printable(feature);
   out += Line("Hidden features", hidden);

@@ -63,6 +63,30 @@ TEST(VmOutput, DevicesAreShownAsTheyWereAskedFor) {
   EXPECT_THAT(text, HasSubstr("Broken:            disk0: "));
 }
 
+TEST(VmOutput, APlacedMachineTellsWhoHasWhichVcpus) {
+  v1::Vm vm = Running();
+  v1::VmSpec& spec = *vm.mutable_spec();
+  spec.set_vcpus(4);
+  spec.set_io_node("b");
+  v1::PlacementSpec* place = spec.add_placement();
+  place->set_node("b");
+  place->set_vcpus(4);
+  EXPECT_THAT(VmText(vm, kNow), Not(HasSubstr("Placed:"))) << "all on one node";
+  place->set_vcpus(1);
+  place->set_memory_mib(512);
+  spec.add_placement()->set_node("c");
+  for (const auto& [name, vcpus] : {std::pair("a", 2u), std::pair("d", 1u)}) {
+    place = spec.mutable_placement()->Add();
+    place->set_node(name);
+    place->set_vcpus(vcpus);
+  }
+  spec.mutable_placement()->SwapElements(0, 2);  // the I/O node need not be the first
+  EXPECT_THAT(VmText(vm, kNow), HasSubstr("Placed:            a: vCPUs 1-2\n"
+                                          "Placed:            c: no vCPUs\n"
+                                          "Placed:            b: vCPU 0, devices, 512 MiB of memory at most\n"
+                                          "Placed:            d: vCPU 3\n"));
+}
+
 TEST(VmOutput, AStoppedMachineHasNoUptimeAndACrashItsReason) {
   v1::Vm vm = Running();
   vm.set_state(v1::VM_STATE_CRASHED);

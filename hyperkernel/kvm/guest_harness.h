@@ -72,6 +72,10 @@ class FakeApic : public VcpuInterrupts {
   std::vector<FakeApic*> all;
   std::function<void()> wake = [] {};
 
+  // Any thread: whether other nodes know what it did, and how often the vCPU has asked.
+  std::atomic<bool> settled = true;
+  std::atomic<uint64_t> settled_asked = 0;
+
   // Any thread: an event for this vCPU.
   void Post(VcpuWork work) {
     {
@@ -167,6 +171,10 @@ class FakeApic : public VcpuInterrupts {
   uint8_t Cr8() override {
     std::lock_guard lock(mutex_);
     return tpr_ >> 4;
+  }
+  bool Settled() override {
+    settled_asked++;
+    return settled;
   }
   bool OfferEoi() override { return false; }
   void EndEoiOffer(bool) override {}

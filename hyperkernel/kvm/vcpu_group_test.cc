@@ -74,6 +74,65 @@ void RenewMany(ControllerGuest* guest) {
       << "step " << guest->devices.step() << " " << guest->devices.reason();
 }
 
+// A guest of two vCPUs, each in a group and a VM of its own, as on two nodes; one controller, so it is about the
+// groups.
+class SplitGuest final : public VcpuWaker {
+ public:
+  explicit SplitGuest(const std::string& program) : ram(program) {
+    devices.interrupts = &controller;
+    for (const uint32_t which : {0u, 1u}) {
+      auto vm = Vm::Create(2);
+      HK_CHECK(vm.ok() && (*vm)->AddMemory({.start = Gpa(0), .bytes = kGuestBytes, .host = ram.data()}).ok());
+      const auto model = CpuModel::Create((*vm)->facts().cpuid, ReadHostCpu(), {});
+      HK_CHECK(model.ok());
+      HK_CHECK(Group(which)
+                   .Create(*std::move(vm), {{.id = VcpuId(which), .cpuid = model->Cpuid(which, 2)}},
+                           [this](VcpuId id) {
+                             return VcpuEnvironment{.devices = &devices, .interrupts = &controller.vcpu(id)};
+                           })
+                   .ok());
+    }
+  }
+  ~SplitGuest() override {
+    for (VcpuGroup* const group : {&first, &second}) EXPECT_TRUE(group->Stop(Guard()).ok());
+    for (VcpuGroup* const group : {&first, &second}) group->Clear();
+  }
+  void Wake(VcpuId vcpu) override {
+    first.Wake(vcpu);
+    second.Wake(vcpu);
+  }
+  VcpuGroup& Group(uint32_t which) { return which == 0 ? first : second; }
+
+  Board devices;
+  GuestRam ram;
+  VcpuGroup first{2}, second{2};
+  InterruptController controller{{.vcpus = 2, .x2apic = true}, &RealClock(), this};
+};
+
+TEST_F(VcpuGroupTest, APartOfTheVcpus) {
+  SplitGuest guest("ipi_steady");
+  // One that is not here: nobody is woken, nothing is counted.
+  guest.first.Wake(VcpuId(1));
+  EXPECT_EQ(guest.first.counters(VcpuId(1)).exits, VcpuCounters().exits);
+  ASSERT_TRUE(guest.second.Resume().ok());
+  ASSERT_TRUE(guest.first.Start(GuestRam::Entry(), Guard()).ok());
+  for (int i = 0; i < 10; i++) {
+    SCOPED_TRACE(i);
+    ASSERT_TRUE(guest.devices.WaitForTicks(guest.devices.ticks() + 3, kProgramLimit))
+        << "step " << guest.devices.step() << " " << guest.devices.reason();
+    // Each is held alone, and renewed while the other runs.
+    VcpuGroup& group = guest.Group(static_cast<uint32_t>(i % 2));
+    ASSERT_TRUE(group.Pause(Guard()).ok());
+    ASSERT_TRUE(group.Resume().ok());
+    ASSERT_TRUE(group.Renew([](Vm*) { return absl::OkStatus(); }, Guard()).ok());
+  }
+  EXPECT_TRUE(guest.devices.WaitForTicks(guest.devices.ticks() + 3, kProgramLimit))
+      << "step " << guest.devices.step() << " " << guest.devices.reason();
+  EXPECT_EQ(guest.devices.WaitForEnd(milliseconds(0)), FakeDevices::End::kNone) << guest.devices.reason();
+  EXPECT_NE(guest.first.exits(), 0u);
+  EXPECT_NE(guest.second.exits(), 0u);
+}
+
 TEST_F(VcpuGroupTest, RenewedBetweenTimersAndHalts) {
   ControllerGuest guest("timer_steady");
   RenewMany(&guest);

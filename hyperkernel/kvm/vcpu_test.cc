@@ -80,6 +80,27 @@ TEST_F(VcpuTest, NmiWakesAHaltedVcpu) {
   EXPECT_EQ(guest.vcpu[0]->counters().nmis, 2u);
 }
 
+// It is woken without being settled, and stays where it is; then it runs, and is settled at each entry.
+TEST_F(VcpuTest, DoesNotEnterTheGuestBeforeItIsSettled) {
+  TestGuest guest("port_io");
+  FakeApic& apic = *guest.apics[0];
+  apic.settled = false;
+  guest.Start();
+  for (int i = 0; i < 3; i++) {
+    const uint64_t asked = apic.settled_asked;
+    apic.wake();
+    ASSERT_TRUE(Eventually([&] { return apic.settled_asked > asked; }));
+  }
+  ASSERT_TRUE(guest.vcpu[0]->Pause(Guard()).ok()) << "it can be held";
+  EXPECT_EQ(guest.vcpu[0]->counters().exits, VcpuCounters().exits);
+  EXPECT_EQ(guest.devices.step(), 0u);
+  ASSERT_TRUE(guest.vcpu[0]->Resume().ok());
+  apic.settled = true;
+  apic.wake();
+  EXPECT_EQ(guest.devices.WaitForEnd(kProgramLimit), FakeDevices::End::kPassed)
+      << "step " << guest.devices.step() << " " << guest.devices.reason();
+}
+
 // Both vCPUs are moved again and again while interrupts fly between them; none is lost or comes twice.
 TEST_F(VcpuTest, MovesWhileInterruptsFly) {
   TestGuest guest("ipi", 2);

@@ -291,9 +291,6 @@ absl::Status KvmMachine::Unpause() {
 
 // Guest memory and devices stay: of the VM they know nothing but who takes doorbells.
 absl::Status KvmMachine::Renew(Monotonic deadline) {
-  if (spread_ != nullptr) {
-    return absl::UnimplementedError("its vCPUs are on several nodes: this release renews machines of one node only");
-  }
   return vcpus_->Renew(
       [this](Vm* vm) -> absl::Status {
         HK_RETURN_IF_ERROR(interrupts_->Renew());

@@ -61,7 +61,7 @@ MachineSpread::~MachineSpread() {
 }
 
 void MachineSpread::Close() {
-  link_->Close();
+  if (link_ != nullptr) link_->Close();  // not there: no vCPU is elsewhere
   server_.reset();
 }
 
@@ -160,8 +160,12 @@ absl::Status MachineSpread::Order(v1::MachineOrder order) {
     MutexLock lock(&mutex_);
     wanted_ = order;
     number = ++orders_;
+    ordering_ = true;
   }
-  return AtAll([&](Other* other) { return Tell(other, order, number); });
+  const absl::Status status = AtAll([&](Other* other) { return Tell(other, order, number); });
+  MutexLock lock(&mutex_);
+  ordering_ = false;
+  return status;
 }
 
 absl::Status MachineSpread::Resume() {
@@ -185,8 +189,9 @@ absl::Status MachineSpread::LookAt(Other* other) {
   uint64_t number = 0;
   {
     MutexLock lock(&mutex_);
-    // Before the first order nothing runs, and nothing is to.
-    if (orders_ == 0 || running_[other->number] == (wanted_ == v1::MACHINE_ORDER_RUN)) return absl::OkStatus();
+    // Before the first order nothing runs, and nothing is to; of one that is under way the answers come still.
+    if (orders_ == 0 || ordering_ || running_[other->number] == (wanted_ == v1::MACHINE_ORDER_RUN))
+      return absl::OkStatus();
     wanted = wanted_;
     number = ++orders_;
   }
@@ -202,10 +207,10 @@ void MachineSpread::Watch() {
     if (changed_.WaitUntil(&mutex_, options_.clock->Now() + kWatchPause) || !watching_) continue;
     mutex_.Unlock();
     const absl::Status status = AtAll([this](Other* other) { return LookAt(other); });
-    // Without the lock: whoever hears of it may ask for the counters.
+    // With no lock held: who is told may wait for one who asks for exits_by_kind.
     if (!status.ok()) failed_(MessageOf(status));
     mutex_.Lock();
-    if (!status.ok()) watching_ = false;  // told once
+    if (!status.ok()) return;
   }
 }
 

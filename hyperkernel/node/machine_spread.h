@@ -63,7 +63,8 @@ class MachineSpread {
                                                              uint32_t tsc_khz);
   // What an InterruptController of this node is made with; the link is in it.
   InterruptNodes interrupt_nodes();
-  // The link serves. `failed` is told once, why the machine cannot go on.
+  // The link serves. `failed` is told why the machine cannot go on, with no lock held: by the link and by who watches
+  // the others, once by each at most. It must not destroy this.
   absl::Status Open(InterruptController* interrupts, ExitHandler* devices,
                     std::function<void(const std::string& reason)> failed);
 
@@ -118,6 +119,7 @@ class MachineSpread {
   // The last order to all, and its number.
   v1::MachineOrder wanted_ ABSL_GUARDED_BY(mutex_) = v1::MACHINE_ORDER_HOLD;
   uint64_t orders_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool ordering_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<NodeId, bool> running_ ABSL_GUARDED_BY(mutex_);
   std::map<NodeId, std::map<std::string, uint64_t>> exits_ ABSL_GUARDED_BY(mutex_);  // by node
   std::thread watcher_;

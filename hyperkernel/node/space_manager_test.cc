@@ -413,6 +413,33 @@ TEST_F(SpaceManagerTest, ANodeThatIsToldToLeaveWhileItAttachesDoesNotStay) {
   ExpectNothing();
 }
 
+TEST_F(SpaceManagerTest, ANodeWhereAMachineUsesTheSpaceDoesNotLeaveIt) {
+  ASSERT_TRUE(a_.manager_->Create(Request()).ok());
+  const uint64_t id = a_.manager_->List().at(0).id();
+  const auto ignore = [](const absl::Status&) {};
+  EXPECT_TRUE(absl::IsPermissionDenied(b_.manager_->HoldOf("c", id, ignore).status())) << "a coordinates it";
+  EXPECT_TRUE(absl::IsNotFound(b_.manager_->HoldOf("a", id + 1, ignore).status()));
+  absl::StatusOr<std::shared_ptr<GuestSpace>> held = b_.manager_->HoldOf("a", id, ignore);
+  ASSERT_TRUE(held.ok()) << held.status();
+  v1::DrainSpaceRequest drain;
+  drain.set_name("pool");
+  drain.set_node("b");
+  EXPECT_THAT(MessageOf(a_.manager_->Drain(drain)), HasSubstr("vCPUs of vm 'pool' run on node 'b'"));
+  // Also if the coordinator did not look, or they came after that.
+  v1::LeaveSpaceRequest leave;
+  leave.set_from("a");
+  leave.set_id(id);
+  leave.set_number(1);
+  leave.set_leave(true);
+  EXPECT_THAT(MessageOf(b_.manager_->Leave(leave).status()), HasSubstr("vCPUs of the machine run on this node"));
+  leave.set_leave(false);
+  EXPECT_TRUE(b_.manager_->Leave(leave).ok()) << "it stays in any case";
+  *held = nullptr;
+  leave.set_leave(true);
+  leave.set_number(2);
+  EXPECT_TRUE(b_.manager_->Leave(leave).ok());
+}
+
 TEST_F(SpaceManagerTest, PeersAreNotTrusted) {
   v1::AttachSpaceRequest good;
   good.set_from("a");

@@ -80,8 +80,11 @@ TEST(VmSpec, EachBadFieldGetsItsOneLine) {
       {good + "vcpus: 2 placement { node: 'n' vcpus: 1 } placement { node: 'n' vcpus: 1 }", "placement[1].node:"},
       {good + "placement { node: 'n' vcpus: 2 }", "placement: 2 vcpus"},
       {good + "placement { node: 'm' }", "io_node: 'm' is not the node that is asked"},
-      {good + "vcpus: 2 placement { node: 'n' vcpus: 1 } placement { node: 'm' vcpus: 1 }",
-       "placement[1].vcpus: node 'm'"},
+      {good + "vcpus: 2 placement { node: 'n' } placement { node: 'm' vcpus: 2 }",
+       "placement[0].vcpus: 0; node 'n' has the devices"},
+      {good + "vcpus: 2 placement { node: 'm' vcpus: 2 } placement { node: 'n' } io_node: 'n'",
+       "placement[1].vcpus: 0; node 'n' has the devices"},
+      {good + "vcpus: 2 placement { node: 'n' vcpus: 1 } placement { node: 'm' vcpus: 2 }", "placement: 3 vcpus"},
       {good + "vcpus: 2 placement { node: 'n' vcpus: 1 } placement { node: 'm' }", "placement: 1 vcpus"},
       {good + "placement { node: 'n' } placement { node: 'm' } io_node: 'm'", "io_node: 'm' is not the node that is"},
       {good + "placement { node: 'n' } placement { node: 'm' } io_node: 'o'", "io_node: 'o' is not a node of"},
@@ -117,6 +120,19 @@ TEST(VmSpec, OthersGiveMemory) {
   spec = CompleteVmSpec(Parse(machine + "placement { node: 'm' } placement { node: 'n' } io_node: 'n'"), "n");
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->placement(1).vcpus(), 3u);
+  const auto again = CompleteVmSpec(*spec, "n");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->SerializeAsString(), spec->SerializeAsString()) << "what is complete stays as it is";
+}
+
+TEST(VmSpec, OthersRunVcpus) {
+  const auto spec = CompleteVmSpec(
+      Parse("name: 'a' memory_mib: 64 vcpus: 4 kernel: '/k' placement { node: 'm' vcpus: 2 } placement { node: 'o' } "
+            "placement { node: 'n' vcpus: 1 } placement { node: 'p' vcpus: 1 } io_node: 'n'"),
+      "n");
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->placement(1).vcpus(), 0u) << "gives memory";
+  EXPECT_THAT(VcpuNodes(*spec), testing::ElementsAre("n", "m", "m", "p")) << "the I/O node has vCPU 0";
   const auto again = CompleteVmSpec(*spec, "n");
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->SerializeAsString(), spec->SerializeAsString()) << "what is complete stays as it is";

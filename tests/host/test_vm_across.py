@@ -2,6 +2,7 @@
 """Machines whose vCPUs are on several daemons of this host, with a guest program on any /dev/kvm: vCPUs are started and woken across nodes,
 count together in one memory, and use the I/O node's devices; orders act on all nodes; a node that is lost, stopped or restarted ends the
 machine with its name, and nothing is left behind."""
+import signal
 import unittest
 
 import hktest
@@ -18,16 +19,180 @@ class VmAcross(placedtest.TestCase):
         self.assert_exit(self.create(nodes[0], extra=f'vcpus: {vcpus} {extra}', **placement), 0)
         return self.start_guest(nodes[0])
 
+    def count(self, guest):
+        self.order(guest, b'M', 'counted together')
+
+    def hellos(self, node):
+        return node.hkctl('vm', 'log', 'g').out.count('hello from the guest')
+
+    def start_again(self, node):
+        """Without any clean-up before."""
+        self.count(self.start_guest(node))
+
+    def wait_crashed(self, node, *texts):
+        vm = self.wait_state(node, 'CRASHED')
+        for text in texts:
+            self.assertIn(text, vm['reason'])
+
     def test_vcpus_of_three_nodes_count_together(self):
         a, b, c = self.start('a', 'b', 'c')
         guest = self.boot(a, b, c)
-        self.order(guest, b'M', 'counted together')
+        self.count(guest)
         said = guest.text
         self.assertIn('1', said)
         self.assertIn('2', said)
         for order in ('pause', 'unpause'):
             self.assert_exit(a.hkctl('vm', order, 'g'), 0)
-        self.order(guest, b'M', 'counted together')
+        self.count(guest)
+
+    def test_renewed_while_the_others_run(self):
+        a, b, c = self.start('a', 'b', 'c')
+        guest = self.boot(a, b, c)
+        self.count(guest)
+        for _ in range(3):
+            self.assert_exit(a.hkctl('vm', 'renew', 'g'), 0)
+            self.count(guest)
+
+    def test_two_vcpus_on_one_of_the_others(self):
+        a, b, c = self.start('a', 'b', 'c')
+        guest = self.boot(a, b, c, vcpus=4, a='vcpus: 1', b='vcpus: 2', c='vcpus: 1')
+        self.count(guest)
+        self.assertEqual([place.get('vcpus', 0) for place in self.show(a)['spec']['placement']], [1, 2, 1])
+
+    def test_a_node_that_gives_memory_alone(self):
+        a, b, c = self.start('a', 'b', 'c')
+        guest = self.boot(a, b, c, vcpus=2, a='vcpus: 1', b='vcpus: 1', c='')
+        self.count(guest)
+        self.assert_exit(a.hkctl('space', 'drain', 'g', '--node', 'c'), 0)
+        self.count(guest)
+
+    def test_exits_are_those_of_all_nodes(self):
+        a, b = self.start('a', 'b')
+        guest = self.boot(a, b, vcpus=2)
+        self.count(guest)
+        # vCPU 0 never halts.
+        hktest.wait_for(lambda: int(self.show(a)['exits_by_kind'].get('hlt', 0)) >= 2, lambda: f"b's exits are counted: {self.show(a)}")
+        vm = self.show(a)
+        self.assertGreater(int(vm['exits']), int(vm['exits_by_kind']['hlt']))
+
+    def test_its_ends_leave_nothing_and_it_starts_again(self):
+        a, b, c = nodes = self.start('a', 'b', 'c')
+        guest = self.boot(a, b, c)
+        self.count(guest)
+        # While it runs, its nodes are needed.
+        self.assert_fails(a.hkctl('space', 'drain', 'g', '--node', 'b'), 1, "vCPUs of vm 'g' run on node 'b'")
+        for node in nodes:
+            self.assert_fails(node.hkctl('space', 'delete', 'g'), 1, "is the memory of vm 'g'")
+        self.assert_fails(a.hkctl('vm', 'delete', 'g'), 1, 'running')
+        self.count(guest)
+        self.assert_exit(a.hkctl('vm', 'reset', 'g'), 0)
+        hktest.wait_for(lambda: self.hellos(a) == 2, 'the guest runs again')
+        self.count(guest)
+        guest.type(b'R')
+        hktest.wait_for(lambda: self.hellos(a) == 3, 'the guest has reset itself')
+        self.count(guest)
+        guest.type(b'P')
+        self.wait_state(a, 'STOPPED')
+        self.wait_nothing_left(nodes)
+        self.start_again(a)
+        self.assert_exit(a.hkctl('vm', 'stop', 'g', '--force'), 0)
+        self.wait_nothing_left(nodes)
+        self.assert_exit(a.hkctl('vm', 'delete', 'g'), 0)
+
+    def test_a_node_with_vcpus_is_killed(self):
+        a, b, c = self.start('a', 'b', 'c', unreachable_ms=2000)
+        self.count(self.boot(a, b, c))
+        b.kill()
+        self.wait_crashed(a, "node 'b'")
+        self.wait_nothing_left([a, c])
+        b.start()
+        for node in (a, c):
+            self.wait_data(node, 'b')
+            self.wait_data(b, node.name)
+        self.start_again(a)
+
+    def test_a_machine_that_is_reset_after_a_crash_waits_for_its_node(self):
+        a, b = self.start('a', 'b', unreachable_ms=2000)
+        self.count(self.boot(a, b, vcpus=2, extra='on_crash: ON_CRASH_RESET'))
+        b.kill()
+        hktest.wait_for(lambda: 'waits to start' in self.show(a).get('reason', ''), 'the machine has crashed', 90)
+        self.assertIn("node 'b'", self.show(a)['reason'])
+        b.start()
+        self.wait_state(a, 'RUNNING')
+        self.count(self.console(a))
+
+    def test_paused_and_unpaused_many_times(self):
+        a, b, c = self.start('a', 'b', 'c')
+        guest = self.boot(a, b, c)
+        for _ in range(20):
+            self.assert_exit(a.hkctl('vm', 'pause', 'g'), 0)
+            self.assert_exit(a.hkctl('vm', 'unpause', 'g'), 0)
+        self.count(guest)
+
+    def test_a_node_with_vcpus_stands_still(self):
+        a, b, c = self.start('a', 'b', 'c', unreachable_ms=2000)
+        self.count(self.boot(a, b, c))
+        b.signal(signal.SIGSTOP)
+        self.addCleanup(b.signal, signal.SIGCONT)
+        self.wait_crashed(a, "node 'b'")
+        self.wait_nothing_left([a, c])
+        b.signal(signal.SIGCONT)
+        # Its vCPUs do not run on alone.
+        self.wait_nothing_left([b])
+        for node in (a, c):
+            self.wait_data(node, 'b')
+            self.wait_data(b, node.name)
+        self.start_again(a)
+
+    def test_a_node_with_vcpus_is_stopped(self):
+        a, b, c = self.start('a', 'b', 'c', unreachable_ms=2000)
+        self.count(self.boot(a, b, c))
+        self.assertEqual(b.stop(), 0)
+        self.wait_crashed(a, "node 'b'")
+        self.wait_nothing_left([a, c])
+
+    def test_the_io_node_is_killed(self):
+        a, b, c = self.start('a', 'b', 'c', unreachable_ms=2000)
+        self.count(self.boot(a, b, c))
+        a.kill()
+        a.start()
+        for node in (b, c):
+            self.wait_data(node, 'a')
+            self.wait_data(a, node.name)
+        self.wait_nothing_left([a, b, c])
+        self.start_again(a)
+
+    def test_the_io_node_stands_still(self):
+        a, b, c = nodes = self.start('a', 'b', 'c', unreachable_ms=2000)
+        self.count(self.boot(a, b, c))
+        a.signal(signal.SIGSTOP)
+        self.addCleanup(a.signal, signal.SIGCONT)
+        for node in (b, c):
+            hktest.wait_for(lambda: 'vCPUs of a machine of another node have ended' in node.log_text(), f'{node.name} ends its vCPUs', 60)
+        a.signal(signal.SIGCONT)
+        self.wait_state(a, 'CRASHED')
+        self.wait_nothing_left(nodes)
+        for node in (b, c):
+            self.wait_data(node, 'a')
+            self.wait_data(a, node.name)
+        self.start_again(a)
+
+    def test_what_cannot_start_leaves_nothing(self):
+        a, b, c = self.start('a', 'b', 'c', unreachable_ms=2000)
+        self.assert_exit(c.hkctl('space', 'create', 'other', '--memory', '100M', '--nodes', 'c'), 0)
+        self.assert_exit(self.create(a, extra='vcpus: 3', a='vcpus: 1', b='vcpus: 1', c='vcpus: 1'), 0)
+        self.assert_fails(a.hkctl('vm', 'start', 'g'), 1, "placement: node 'c'")
+        self.wait_nothing_left([a, b])
+        self.assert_exit(c.hkctl('space', 'delete', 'other'), 0)
+        c.kill()
+        hktest.wait_for(lambda: a.state_of('c') != 'up', 'a has noticed', 60)
+        self.assert_fails(a.hkctl('vm', 'start', 'g'), 1, "node 'c'")
+        self.wait_nothing_left([a, b])
+        c.start()
+        for node in (a, b):
+            self.wait_data(node, 'c')
+            self.wait_data(c, node.name)
+        self.start_again(a)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,299 @@
+#include "hyperkernel/node/machine_parts.h"
+
+#include <atomic>
+#include <functional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "hyperkernel/base/check.h"
+#include "hyperkernel/base/hang_guard.h"
+#include "hyperkernel/base/status.h"
+#include "hyperkernel/node/machine_peers.h"
+
+namespace hk {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+// What the parts of a test did, and what they wait for.
+struct World {
+  Mutex mutex;
+  CondVar changed;
+  std::vector<std::string> did;
+  int alive = 0;
+  bool make_waits = false, run_waits = false;
+  bool ends_in_make = false;
+  absl::Status make_status, hold_status;
+  std::function<void(const std::string&)> ended;  // of the last
+
+  void Did(const std::string& what) {
+    MutexLock lock(&mutex);
+    did.push_back(what);
+    changed.SignalAll();
+  }
+  void Wait(const bool* waits) {
+    MutexLock lock(&mutex);
+    const auto guard = std::chrono::steady_clock::now() + HangGuard();
+    while (*waits) HK_CHECK(changed.WaitUntil(&mutex, guard));
+  }
+  void Set(bool* waits, bool value) {
+    MutexLock lock(&mutex);
+    *waits = value;
+    changed.SignalAll();
+  }
+  // Until so much was done.
+  void Await(size_t count) {
+    MutexLock lock(&mutex);
+    const auto guard = std::chrono::steady_clock::now() + HangGuard();
+    while (did.size() < count) HK_CHECK(changed.WaitUntil(&mutex, guard));
+  }
+  int Alive() {
+    MutexLock lock(&mutex);
+    return alive;
+  }
+  std::vector<std::string> Done() {
+    MutexLock lock(&mutex);
+    return did;
+  }
+};
+
+class FakePart final : public MachinePart {
+ public:
+  explicit FakePart(World* world) : world_(world) {
+    MutexLock lock(&world_->mutex);
+    world_->alive++;
+  }
+  ~FakePart() override {
+    {
+      MutexLock lock(&world_->mutex);
+      world_->alive--;
+    }
+    world_->Did("end");
+  }
+  absl::Status Run() override {
+    world_->Did("run");
+    world_->Wait(&world_->run_waits);
+    return absl::OkStatus();
+  }
+  absl::Status Hold() override {
+    world_->Did("hold");
+    return world_->hold_status;
+  }
+  std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
+  uint64_t tsc_error_ns() const override { return 42; }
+
+ private:
+  World* const world_;
+};
+
+class MachinePartsTest : public testing::Test {
+ protected:
+  static v1::AttachMachineRequest Request(uint64_t id, const std::string& from = "a") {
+    v1::AttachMachineRequest request;
+    request.set_from(from);
+    request.set_machine_protocol(kMachineProtocolVersion);
+    request.set_name("g");
+    request.set_id(id);
+    return request;
+  }
+  absl::Status Order(v1::MachineOrder order, uint64_t id = 1, const std::string& from = "a") {
+    v1::OrderMachineRequest request;
+    request.set_from(from);
+    request.set_id(id);
+    request.set_order(order);
+    request.set_number(++orders_);
+    return parts_.Order(request).status();
+  }
+  // Ends the last one made, and asks for it.
+  absl::Status AwaitEnded(uint64_t id = 1) {
+    world_.ended("memory: lost");
+    return Order(v1::MACHINE_ORDER_STATUS, id);
+  }
+
+  World world_;
+  uint64_t orders_ = 0;
+  MachineParts parts_{
+      [this](const v1::AttachMachineRequest&,
+             std::function<void(const std::string&)> ended) -> absl::StatusOr<std::unique_ptr<MachinePart>> {
+        {
+          MutexLock lock(&world_.mutex);
+          world_.ended = ended;
+        }
+        world_.Did("make");
+        world_.Wait(&world_.make_waits);
+        if (world_.ends_in_make) ended("the link: broken");
+        if (!world_.make_status.ok()) return world_.make_status;
+        return std::unique_ptr<MachinePart>(std::make_unique<FakePart>(&world_));
+      },
+      RealClock()};
+};
+
+TEST_F(MachinePartsTest, DoesWhatItsIoNodeSays) {
+  const auto attached = parts_.Attach(Request(1));
+  ASSERT_TRUE(attached.ok()) << attached.status();
+  EXPECT_EQ(attached->tsc_error_ns(), 42u);
+  v1::OrderMachineRequest status;
+  status.set_from("a");
+  status.set_id(1);
+  status.set_order(v1::MACHINE_ORDER_STATUS);
+  const auto answer = parts_.Order(status);
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(answer->exits_by_kind().at("port"), 7u);
+  EXPECT_TRUE(Order(v1::MACHINE_ORDER_RUN).ok());
+  EXPECT_TRUE(Order(v1::MACHINE_ORDER_HOLD).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(Order(v1::MACHINE_ORDER_UNSPECIFIED)));
+  EXPECT_TRUE(Order(v1::MACHINE_ORDER_END).ok());
+  EXPECT_EQ(world_.Alive(), 0);
+  EXPECT_THAT(world_.Done(), ElementsAre("make", "run", "hold", "end"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(Order(v1::MACHINE_ORDER_RUN)));
+}
+
+TEST_F(MachinePartsTest, AnOrderThatComesLateIsRefused) {
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  v1::OrderMachineRequest hold;
+  hold.set_from("a");
+  hold.set_id(1);
+  hold.set_order(v1::MACHINE_ORDER_HOLD);
+  hold.set_number(++orders_);
+  ASSERT_TRUE(Order(v1::MACHINE_ORDER_RUN).ok());
+  EXPECT_TRUE(absl::IsAborted(parts_.Order(hold).status()));
+  EXPECT_THAT(world_.Done(), ElementsAre("make", "run"));
+  hold.set_order(v1::MACHINE_ORDER_STATUS);
+  const auto status = parts_.Order(hold);
+  ASSERT_TRUE(status.ok()) << status.status();
+  EXPECT_TRUE(status->running());
+}
+
+TEST_F(MachinePartsTest, WhatAnOrderSaysIsToldAndThePartStays) {
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  world_.hold_status = absl::DeadlineExceededError("a vCPU does not stop");
+  EXPECT_EQ(MessageOf(Order(v1::MACHINE_ORDER_HOLD)), "a vCPU does not stop");
+  EXPECT_TRUE(Order(v1::MACHINE_ORDER_RUN).ok());
+}
+
+TEST_F(MachinePartsTest, AnotherNodeHasNoSay) {
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  for (const auto order : {v1::MACHINE_ORDER_STATUS, v1::MACHINE_ORDER_RUN, v1::MACHINE_ORDER_END}) {
+    EXPECT_TRUE(absl::IsPermissionDenied(Order(order, 1, "c")));
+  }
+  EXPECT_EQ(world_.Alive(), 1);
+}
+
+TEST_F(MachinePartsTest, WhatIsNotThereCannotRunButHasEnded) {
+  EXPECT_TRUE(absl::IsNotFound(Order(v1::MACHINE_ORDER_RUN)));
+  EXPECT_TRUE(absl::IsNotFound(Order(v1::MACHINE_ORDER_STATUS)));
+  EXPECT_TRUE(Order(v1::MACHINE_ORDER_END).ok());
+  // The Attach that the order was about comes after it.
+  EXPECT_TRUE(absl::IsAborted(parts_.Attach(Request(1)).status()));
+  EXPECT_THAT(world_.Done(), ElementsAre());
+}
+
+TEST_F(MachinePartsTest, OnePartOfAMachine) {
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  EXPECT_TRUE(absl::IsAlreadyExists(parts_.Attach(Request(1)).status()));
+  EXPECT_TRUE(absl::IsAlreadyExists(parts_.Attach(Request(1, "c")).status()));
+  EXPECT_TRUE(parts_.Attach(Request(2)).ok());
+  EXPECT_EQ(world_.Alive(), 2);
+}
+
+TEST_F(MachinePartsTest, AnotherVersionIsRefused) {
+  v1::AttachMachineRequest request = Request(1);
+  request.set_machine_protocol(kMachineProtocolVersion + 1);
+  const absl::Status status = parts_.Attach(request).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status));
+  EXPECT_THAT(MessageOf(status), HasSubstr("node 'a' speaks version 2"));
+  EXPECT_THAT(world_.Done(), ElementsAre());
+}
+
+TEST_F(MachinePartsTest, WhatCannotBeMadeIsNotThere) {
+  world_.make_status = absl::ResourceExhaustedError("no memory");
+  world_.ends_in_make = true;
+  EXPECT_EQ(MessageOf(parts_.Attach(Request(1)).status()), "no memory");
+  EXPECT_TRUE(absl::IsNotFound(Order(v1::MACHINE_ORDER_RUN)));
+  world_.make_status = absl::OkStatus();
+  world_.ends_in_make = false;
+  EXPECT_TRUE(parts_.Attach(Request(1)).ok());
+}
+
+TEST_F(MachinePartsTest, WhoAsksAfterItHasEndedHearsWhy) {
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  const absl::Status status = AwaitEnded();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_THAT(MessageOf(status), HasSubstr("memory: lost"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(Order(v1::MACHINE_ORDER_RUN)));
+  EXPECT_TRUE(Order(v1::MACHINE_ORDER_END).ok());
+  EXPECT_EQ(world_.Alive(), 0);
+}
+
+TEST_F(MachinePartsTest, OneThatEndsWhileItIsMadeNeverRuns) {
+  world_.ends_in_make = true;
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  const absl::Status status = Order(v1::MACHINE_ORDER_RUN);
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_THAT(MessageOf(status), HasSubstr("the link: broken"));
+  EXPECT_TRUE(Order(v1::MACHINE_ORDER_END).ok());
+  EXPECT_THAT(world_.Done(), ElementsAre("make", "end"));
+}
+
+TEST_F(MachinePartsTest, OneThatEndsDuringAnOrderEndsAfterIt) {
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  world_.Set(&world_.run_waits, true);
+  std::thread runs([&] { EXPECT_TRUE(Order(v1::MACHINE_ORDER_RUN).ok()); });
+  world_.Await(2);
+  world_.ended("memory: lost");
+  EXPECT_EQ(world_.Alive(), 1);
+  world_.Set(&world_.run_waits, false);
+  runs.join();
+  EXPECT_TRUE(absl::IsFailedPrecondition(Order(v1::MACHINE_ORDER_STATUS)));
+  EXPECT_TRUE(Order(v1::MACHINE_ORDER_END).ok());
+  EXPECT_EQ(world_.Alive(), 0);
+}
+
+TEST_F(MachinePartsTest, AnEndWaitsForThePartThatIsMade) {
+  world_.Set(&world_.make_waits, true);
+  std::thread makes([&] { EXPECT_TRUE(parts_.Attach(Request(1)).ok()); });
+  world_.Await(1);
+  std::thread ends([&] { EXPECT_TRUE(Order(v1::MACHINE_ORDER_END).ok()); });
+  world_.Set(&world_.make_waits, false);
+  makes.join();
+  ends.join();
+  EXPECT_EQ(world_.Alive(), 0);
+}
+
+TEST_F(MachinePartsTest, StopAllEndsWhatIsMadeAndWhatIsBusy) {
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  ASSERT_TRUE(parts_.Attach(Request(2)).ok());
+  world_.Set(&world_.run_waits, true);
+  world_.Set(&world_.make_waits, true);
+  std::thread runs([&] { EXPECT_TRUE(Order(v1::MACHINE_ORDER_RUN).ok()); });
+  std::thread makes([&] { EXPECT_TRUE(parts_.Attach(Request(3)).ok()); });
+  world_.Await(4);
+  std::atomic<bool> stopped = false;
+  std::thread stops([&] {
+    parts_.StopAll();
+    stopped = true;
+  });
+  world_.Await(5);  // the idle one is gone
+  EXPECT_FALSE(stopped);
+  world_.Set(&world_.run_waits, false);
+  world_.Set(&world_.make_waits, false);
+  for (std::thread* const thread : {&runs, &makes, &stops}) thread->join();
+  EXPECT_EQ(world_.Alive(), 0);
+  EXPECT_TRUE(absl::IsUnavailable(parts_.Attach(Request(4)).status()));
+  EXPECT_TRUE(absl::IsNotFound(Order(v1::MACHINE_ORDER_STATUS, 2)));
+}
+
+TEST_F(MachinePartsTest, TheirNumberIsLimited) {
+  for (uint64_t id = 1; id <= kMaxMachineParts; id++) ASSERT_TRUE(parts_.Attach(Request(id)).ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(parts_.Attach(Request(kMaxMachineParts + 1)).status()));
+  EXPECT_TRUE(Order(v1::MACHINE_ORDER_END, 7).ok());
+  EXPECT_TRUE(parts_.Attach(Request(kMaxMachineParts + 1)).ok());
+}
+
+}  // namespace
+}  // namespace hk
