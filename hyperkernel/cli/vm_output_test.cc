@@ -80,6 +80,9 @@ TEST(VmOutput, APlacedMachineTellsWhoHasWhichVcpus) {
     place->set_node(name);
     place->set_vcpus(vcpus);
   }
+  EXPECT_THAT(VmText(vm, kNow), Not(HasSubstr("TSC:")));
+  vm.set_tsc_unstable(true);
+  EXPECT_THAT(VmText(vm, kNow), HasSubstr("TSC:               the guest is told not to trust it"));
   spec.mutable_placement()->SwapElements(0, 2);  // the I/O node need not be the first
   EXPECT_THAT(VmText(vm, kNow), HasSubstr("Placed:            a: vCPUs 1-2\n"
                                           "Placed:            c: no vCPUs\n"

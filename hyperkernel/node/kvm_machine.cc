@@ -71,6 +71,7 @@ class KvmMachine final : public Machine, public ExitHandler {
     return last.start.value() + last.bytes;
   }
   uint64_t exits() const override;
+  bool tsc_unstable() const override { return spread_ != nullptr && !spread_->one_host(); }
   std::map<std::string, uint64_t> exits_by_kind() const override;
   std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }
 
@@ -208,7 +209,7 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
       std::chrono::duration_cast<std::chrono::nanoseconds>(clock_.Wall().time_since_epoch()).count());
   if (tsc_khz != 0) {
     pv_clock_ = std::make_unique<PvClock>(
-        PvClockOrigin{.wall_ns = wall, .tsc_khz = tsc_khz}, spec_.vcpus(),
+        PvClockOrigin{.wall_ns = wall, .tsc_khz = tsc_khz, .stable = !tsc_unstable()}, spec_.vcpus(),
         [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
   }
   std::vector<VcpuConfig> configs;

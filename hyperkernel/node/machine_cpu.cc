@@ -15,6 +15,9 @@ namespace {
 // A vCPU's list has up to three entries more of each of two topology leaves (CpuModel::Cpuid).
 constexpr int kMostModelEntries = static_cast<int>(kMostCpuidEntries) - 6;
 constexpr uint64_t kTscTolerancePpm = 250;
+// CPUID 0x80000007 EDX[8], and KVM's promise that its clock's STABLE flag holds (KVM_FEATURE_CLOCKSOURCE_STABLE_BIT).
+constexpr uint32_t kPowerLeaf = 0x80000007, kInvariantTsc = 1 << 8, kKvmFeatureLeaf = 0x40000001,
+                   kClockStable = 1 << 24;
 constexpr uint64_t kMillion = 1'000'000;
 
 bool Same(const kvm_cpuid_entry2& a, const kvm_cpuid_entry2& b) {
@@ -91,6 +94,13 @@ absl::StatusOr<std::vector<kvm_cpuid_entry2>> AgreeOnCpu(const std::vector<kvm_c
                     node, ours[i].function, ours[i].index));
   }
   return both;
+}
+
+void HideInvariantTsc(std::vector<kvm_cpuid_entry2>* model) {
+  for (kvm_cpuid_entry2& entry : *model) {
+    if (entry.function == kPowerLeaf) entry.edx &= ~kInvariantTsc;
+    if (entry.function == kKvmFeatureLeaf) entry.eax &= ~kClockStable;
+  }
 }
 
 absl::Status CheckTscRate(uint32_t ours_khz, uint32_t theirs_khz, const std::string& node) {

@@ -32,6 +32,10 @@ absl::StatusOr<std::vector<kvm_cpuid_entry2>> AgreeOnCpu(const std::vector<kvm_c
                                                          const std::vector<kvm_cpuid_entry2>& theirs,
                                                          const std::string& profile, const std::string& node);
 
+// Takes away the promise that the TSC is one clock for all vCPUs, which hosts whose TSCs drift apart cannot keep: Linux
+// then reads its clock with care, and tells its programs not to use the TSC.
+void HideInvariantTsc(std::vector<kvm_cpuid_entry2>* model);
+
 // Rates of two hosts' TSCs are one: KVM takes rates as equal up to 250 ppm apart (tsc_tolerance_ppm), and two
 // measurements of one rate differ by less. Errors: kFailedPrecondition.
 absl::Status CheckTscRate(uint32_t ours_khz, uint32_t theirs_khz, const std::string& node);

@@ -30,6 +30,18 @@ std::vector<kvm_cpuid_entry2> Host(uint32_t leaf7, uint32_t vendor = 0x756e6547)
           Leaf(7, 0, 0, leaf7, 0, 0)};
 }
 
+TEST(MachineCpu, OfSeveralHostsTheTscIsNotPromised) {
+  kvm_cpuid_entry2 features = {}, power = {};
+  features.function = 0x40000001;
+  features.eax = 1 << 3 | 1 << 24;
+  power.function = 0x80000007;
+  power.edx = 0x1ff;
+  std::vector<kvm_cpuid_entry2> model = {features, power};
+  HideInvariantTsc(&model);
+  EXPECT_EQ(model[0].eax, 1u << 3);
+  EXPECT_EQ(model[1].edx, 0xffu);
+}
+
 TEST(AgreeOnCpu, AHostThatHasMoreRunsTheModel) {
   const auto model = AgreeOnCpu(Host(0x0f), Host(0x1f), "host", "b");
   ASSERT_TRUE(model.ok()) << model.status();
@@ -107,10 +119,20 @@ TEST(CpuidEntries, TravelAsTheyAre) {
 TEST(CpuidEntries, NoneOrTooManyAreRefused) {
   CpuidEntries wire;
   EXPECT_TRUE(absl::IsInvalidArgument(CpuidOf(wire).status()));
-  for (size_t i = 0; i < kMostCpuidEntries; i++) wire.Add();
+  // A vCPU's own list has six entries more.
+  for (uint32_t i = 0; i < kMostCpuidEntries - 6; i++) wire.Add()->set_function(i);
   EXPECT_TRUE(CpuidOf(wire).ok());
-  wire.Add();
+  wire.Add()->set_function(kMostCpuidEntries);
   EXPECT_TRUE(absl::IsInvalidArgument(CpuidOf(wire).status()));
+}
+
+TEST(CpuidEntries, AreInOrderEachOnce) {
+  for (const auto& [first, second] : {std::pair(7u, 7u), std::pair(7u, 1u)}) {
+    CpuidEntries wire;
+    wire.Add()->set_function(first);
+    wire.Add()->set_function(second);
+    EXPECT_TRUE(absl::IsInvalidArgument(CpuidOf(wire).status()));
+  }
 }
 
 }  // namespace

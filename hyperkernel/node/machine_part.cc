@@ -165,8 +165,8 @@ absl::Status KvmPart::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, 
   const auto count = static_cast<uint32_t>(request.vcpu_nodes_size());
   if (request.tsc_khz() != 0) {
     pv_clock_ = std::make_unique<PvClock>(
-        PvClockOrigin{.wall_ns = request.wall_ns(), .tsc_khz = request.tsc_khz()}, count,
-        [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
+        PvClockOrigin{.wall_ns = request.wall_ns(), .tsc_khz = request.tsc_khz(), .stable = request.tsc_stable()},
+        count, [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
   }
   std::vector<VcpuConfig> configs;
   for (uint32_t i = 0; i < count; i++) {

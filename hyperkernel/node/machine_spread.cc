@@ -84,8 +84,11 @@ absl::StatusOr<std::vector<kvm_cpuid_entry2>> MachineSpread::AgreeOnHosts(const 
     const absl::StatusOr<std::vector<kvm_cpuid_entry2>> theirs = CpuidOf(host.cpuid());
     if (!theirs.ok()) return WithContext(theirs.status(), fmt::format("node '{}'", other.name));
     HK_ASSIGN_OR_RETURN(model, AgreeOnCpu(model, *theirs, spec_.cpu().profile(), other.name));
-    if (host.boot_id() != options_.boot_id) HK_RETURN_IF_ERROR(CheckTscRate(tsc_khz, host.tsc_khz(), other.name));
+    if (host.boot_id() == options_.boot_id && !host.boot_id().empty()) continue;
+    one_host_ = false;
+    HK_RETURN_IF_ERROR(CheckTscRate(tsc_khz, host.tsc_khz(), other.name));
   }
+  if (!one_host_) HideInvariantTsc(&model);
   return model;
 }
 
@@ -140,9 +143,14 @@ absl::Status MachineSpread::Attach(const Run& run) {
   request.set_tsc_offset(run.tsc_offset);
   request.set_boot_id(options_.boot_id);
   request.set_wall_ns(run.wall_ns);
+  request.set_tsc_stable(one_host_);
   const absl::Status status = AtAll([&](Other* other) {
     other->attached = true;  // also one that does not answer in time may have them
-    return options_.peers->Attach(other->name, request).status();
+    HK_ASSIGN_OR_RETURN(const v1::AttachMachineResponse response, options_.peers->Attach(other->name, request));
+    log::Info(
+        "guest", "vCPUs of it are on another node",
+        {{"guest", spec_.name()}, {"peer", other->name}, {"tsc_error_ns", fmt::to_string(response.tsc_error_ns())}});
+    return absl::OkStatus();
   });
   if (!status.ok()) {
     if (!HK_MUTANT(machine_start_leaves_parts)) End();

@@ -84,6 +84,8 @@ class MachineSpread {
   // Of all other nodes together, as of about a second ago. Never blocks for long.
   std::map<std::string, uint64_t> exits_by_kind() const;
   std::string NodeOf(VcpuId vcpu) const;
+  // Known after AgreeOnHosts: all nodes are on one host.
+  bool one_host() const { return one_host_; }
 
  private:
   // Another node that has vCPUs.
@@ -109,6 +111,7 @@ class MachineSpread {
   NodeId self_number_;
   uint64_t id_ = 0;
   std::vector<NodeId> nodes_;  // by vCPU
+  bool one_host_ = true;
   std::vector<Other> others_;
   std::unique_ptr<MachineLink> link_;
   std::unique_ptr<ExitServer> server_;
