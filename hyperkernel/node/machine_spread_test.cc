@@ -48,7 +48,9 @@ class FakePeers final : public MachinePeers {
     MutexLock lock(&mutex_);
     EXPECT_EQ(id, requests_[node].id());
     v1::OrderMachineResponse response;
-    if (number != 0) EXPECT_GT(number, std::exchange(numbers_[node], number));
+    if (number != 0) {
+      EXPECT_GT(number, std::exchange(numbers_[node], number));
+    }
     if (order == v1::MACHINE_ORDER_RUN) running_.insert(node);
     if (order == v1::MACHINE_ORDER_HOLD && !hold_.contains(node)) running_.erase(node);
     response.set_running(running_.contains(node));
