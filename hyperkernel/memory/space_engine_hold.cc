@@ -60,8 +60,9 @@ bool Engine::HoldIsOver(PageHold* hold) const {
       thread.id = 0;
       continue;
     }
+    const Monotonic::duration left = enough - (*ran - thread.ran);
     hold->least =
-        std::min<Monotonic>(hold->most, now + std::max<Monotonic::duration>(config_.hold / kLooksPerHold, enough));
+        std::min<Monotonic>(hold->most, now + std::max<Monotonic::duration>(config_.hold / kLooksPerHold, left));
     return false;
   }
   return true;

@@ -285,7 +285,7 @@ TEST_F(MachinePartsTest, StopAllEndsWhatIsMadeAndWhatIsBusy) {
   for (std::thread* const thread : {&runs, &makes, &stops}) thread->join();
   EXPECT_EQ(world_.Alive(), 0);
   EXPECT_TRUE(absl::IsUnavailable(parts_.Attach(Request(4)).status()));
-  EXPECT_TRUE(absl::IsNotFound(Order(v1::MACHINE_ORDER_STATUS, 2)));
+  EXPECT_THAT(MessageOf(Order(v1::MACHINE_ORDER_STATUS, 2)), HasSubstr("its daemon ends"));
 }
 
 TEST_F(MachinePartsTest, TheirNumberIsLimited) {
