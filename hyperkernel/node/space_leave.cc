@@ -41,8 +41,9 @@ absl::Status SpaceManager::Drain(const v1::DrainSpaceRequest& request) {
   v1::SpaceStatusRequest status;
   status.set_from(self_);
   status.set_id(space.id);
-  HK_ASSIGN_OR_RETURN(const v1::SpaceStatusResponse answer, peers_->Status(member->name, status));
-  if (answer.part().machine()) {
+  // One that does not answer is found to be lost, or says so itself when it is told to leave.
+  const absl::StatusOr<v1::SpaceStatusResponse> answer = peers_->Status(member->name, status);
+  if (answer.ok() && answer->part().machine()) {
     return absl::FailedPreconditionError(
         fmt::format("vCPUs of vm '{}' run on node '{}', and would stand still (hkctl vm show {})", space.name,
                     member->name, space.name));
