@@ -72,6 +72,12 @@ std::string MachineSpread::NameOf(NodeId node) const {
   return options_.self;
 }
 
+std::vector<SpaceMemberId> MachineSpread::Members() const {
+  std::vector<SpaceMemberId> members = {{options_.self, self_number_}};
+  for (const Other& other : others_) members.push_back({other.name, other.number});
+  return members;
+}
+
 std::string MachineSpread::NodeOf(VcpuId vcpu) const {
   return NameOf(nodes_.at(vcpu.value()));
 }
@@ -216,7 +222,7 @@ void MachineSpread::Watch() {
     mutex_.Unlock();
     const absl::Status status = AtAll([this](Other* other) { return LookAt(other); });
     // With no lock held: who is told may wait for one who asks for exits_by_kind.
-    if (!status.ok()) failed_(MessageOf(status));
+    if (!status.ok()) failed_(WithNodeNames(MessageOf(status), Members()));
     mutex_.Lock();
     if (!status.ok()) return;
   }

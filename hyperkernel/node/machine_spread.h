@@ -26,6 +26,7 @@
 #include "hyperkernel/node/exit_server.h"
 #include "hyperkernel/node/machine_link.h"
 #include "hyperkernel/node/machine_peers.h"
+#include "hyperkernel/node/space_rules.h"
 #include "proto/vm.pb.h"
 #include "rdma/transport.h"
 
@@ -105,6 +106,7 @@ class MachineSpread {
   void Watch();
   void EndWatch();
   std::string NameOf(NodeId node) const;
+  std::vector<SpaceMemberId> Members() const;
 
   const v1::VmSpec spec_;
   const Options options_;

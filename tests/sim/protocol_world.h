@@ -72,6 +72,15 @@ struct Choice {
   int asked = -1;  // whom a read peeks
 };
 
+// The channel class of what a home tells its second, beside the transport's three.
+inline constexpr uint8_t kMirrorClass = 3;
+
+// A transaction of the entry goes on.
+inline bool IsUnderWay(const DirectoryEntry& entry) {
+  return entry.state == DirectoryState::kMirroring || entry.state == DirectoryState::kBusy ||
+         entry.state == DirectoryState::kSettling;
+}
+
 // The cluster.
 class World {
  public:
