@@ -1,6 +1,5 @@
 #include "hyperkernel/node/placed_memory.h"
 
-#include <atomic>
 #include <utility>
 
 #include "fmt/format.h"
@@ -39,24 +38,22 @@ void DeleteSpaceOf(const std::string& name, SpaceManager* spaces) {
 }  // namespace
 
 MachineMemory PlacedMemory(const v1::VmSpec& spec, SpaceManager* spaces, const Clock& clock) {
-  const auto made = std::make_shared<std::atomic<bool>>(false);
-  const auto known = std::make_shared<MachineSpace>();
-  const auto make = [spec, spaces, &clock, made, known](
+  const auto made = std::make_shared<MachineSpace>();
+  const auto make = [spec, spaces, &clock, made](
                         const std::vector<RamRange>& ranges,
                         GuestMemory::FaultFailure failed) -> absl::StatusOr<std::unique_ptr<GuestMemory>> {
     const uint64_t bytes = ranges.back().start.value() + ranges.back().bytes;
     const v1::CreateSpaceRequest request = SpaceOf(spec, bytes);
     const absl::StatusOr<v1::Space> space = spaces->Create(request);
     if (!space.ok()) return WithContext(space.status(), "placement");
-    *made = true;
-    *known = {.id = space->id(), .node_frames_bytes = request.node_frames_bytes()};
+    *made = {.id = space->id(), .node_frames_bytes = request.node_frames_bytes()};
     HK_ASSIGN_OR_RETURN(std::shared_ptr<GuestSpace> memory, spaces->Hold(spec.name(), std::move(failed)));
     return MakeSpaceMemory(std::move(memory), request.node_frames_bytes() / kPageSize, ranges, clock);
   };
   const auto ended = [name = spec.name(), spaces, made] {
-    if (*made) DeleteSpaceOf(name, spaces);
+    if (made->id != 0) DeleteSpaceOf(name, spaces);
   };
-  return {.make = make, .ended = ended, .space = known};
+  return {.make = make, .ended = ended, .space = made};
 }
 
 }  // namespace hk
