@@ -43,7 +43,7 @@ size_t Engine::SwapOut(Shard* shard, size_t most) {
   Gfn page;
   while (sent < most && left-- > 0 && MaySwap() && !stopped() && FindPage(shard, owned, &page)) {
     ActivePage* const active = Activate(shard, page);
-    SettleHold(active);
+    if (active->page.held && clock_.Now() >= active->held_until) active->page.held = false;
     if (!active->page.held && EvictIfZero(shard, active)) {
       ++sent;
     } else if (!active->page.held && !stopped()) {
@@ -96,7 +96,7 @@ bool Engine::PutIntoFrame(Shard* shard, ActivePage* active) {
   EndSwap(shard, active);
   // As after a grant: an instruction that needs several pages comes to its end.
   active->page.held = config_.hold.count() > 0;
-  BeginHold(active);
+  active->held_until = HeldUntil();
   ExtentOf(shard, active->gfn)->pages.Mark(active->gfn.value() % kExtentPages);
   Grant(shard, active);
   return true;
