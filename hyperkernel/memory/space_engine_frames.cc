@@ -40,12 +40,14 @@ void Engine::FindFrames() {
   while (running() && frames_due_.load(std::memory_order_acquire) && frames_mutex_.TryLock()) {
     frames_due_.store(false);
     size_t starved = 0;
+    uint64_t copies = 0;
     for (size_t i = 0; i < kShards && !stopped(); ++i) {
       Shard& shard = shards_[i];
       MutexLock lock(&shard.mutex);
       bool more = true;
       Starved(&shard, kFramePool, &more);
       starved += shard.starved[kFramePool].size();
+      copies += shard.statistics.pages_shared;
     }
     const bool starving = starved > 0;
     // Ahead of need, once for whoever found frames low: it does not go on by itself.
@@ -54,17 +56,13 @@ void Engine::FindFrames() {
     const bool wanted = room_wanted_.exchange(false) && !HasRoomForOthers();
     const bool pressed = pressed_.exchange(false) && !HasRoomForOthers();
     const size_t first = first_shard_.fetch_add(1, std::memory_order_relaxed);
-    size_t found = 0;
-    const size_t copies = low ? ahead : starving || wanted ? 1 : 0;
-    for (size_t i = 0; i < kShards && found < copies && !stopped(); ++i) {
-      Shard& shard = shards_[(first + i) % kShards];
-      MutexLock lock(&shard.mutex);
-      if (!running()) break;
-      while (found < copies && DropOne(&shard)) ++found;
-      Drain(&shard);
-    }
+    // What is read now would go for what is read next, beside pages that nobody uses.
+    const bool few = copies < config_.max_pages / kCopiesShare && config_.nodes.size() > 1 && !leaving() &&
+                     !HK_MUTANT(engine_copies_never_stay);
+    const bool stay = few && !offers_idle_.load();
+    const size_t found = DropCopies(first, low ? stay ? 0 : ahead : starving || wanted ? 1 : 0);
     if (found > 0 && starving) frames_due_.store(true);
-    if (found == 0 && (starving || low) && !stopped() && !offering_.exchange(true)) OfferPages(first);
+    if ((found == 0 || few) && (starving || low) && !stopped() && !offering_.exchange(true)) OfferPages(first);
     if (leaving() && !stopped() && !offering_.exchange(true)) OfferPages(first);
     // To the swap goes what nobody else takes.
     if (found == 0 && !leaving() &&
@@ -77,11 +75,25 @@ void Engine::FindFrames() {
   }
 }
 
+size_t Engine::DropCopies(size_t first, size_t most) {
+  size_t found = 0;
+  // The first round of all shards may only take the marks away.
+  for (size_t i = 0; i < 2 * kShards && found < most && !stopped(); ++i) {
+    Shard& shard = shards_[(first + i) % kShards];
+    MutexLock lock(&shard.mutex);
+    if (!running()) break;
+    while (found < most && DropOne(&shard)) ++found;
+    Drain(&shard);
+  }
+  return found;
+}
+
 void Engine::OfferPages(size_t first) {
   const uint64_t given = given_away_.load();
   const size_t most = leaving() ? kLeaveOffers : kOffers;
   size_t left = config_.nodes.size() > 1 ? most : 0;
-  for (size_t i = 0; i < kShards && left > 0; ++i) {
+  for (size_t i = 0; i < 2 * kShards && left > 0; ++i) {
+    if (i == kShards && left < most) break;  // the second round is for when all were marked
     Shard& shard = shards_[(first + i) % kShards];
     MutexLock lock(&shard.mutex);
     if (!running()) break;
@@ -100,7 +112,9 @@ void Engine::OfferPages(size_t first) {
 void Engine::SwapPages(size_t first, size_t most) {
   size_t left = std::min({most, kSwapWrites, static_cast<size_t>(config_.max_pages / kLeastFrames)});
   left -= std::min(left, swap_writes_.load());
-  for (size_t i = 0; i < kShards && left > 0 && MaySwap(); ++i) {
+  const size_t all = left;
+  for (size_t i = 0; i < 2 * kShards && left > 0 && MaySwap(); ++i) {
+    if (i == kShards && left < all) break;
     Shard& shard = shards_[(first + i) % kShards];
     MutexLock lock(&shard.mutex);
     if (!running()) break;
@@ -109,13 +123,16 @@ void Engine::SwapPages(size_t first, size_t most) {
   }
 }
 
-bool Engine::FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page, bool all) {
-  // Two rounds: the first may only take the marks away.
-  for (size_t i = 0; i <= 2 * shard->touched.size() && !shard->touched.empty(); ++i) {
+bool Engine::FindPage(Shard* shard, bool copies, Gfn* page, bool all) {
+  const auto fits = [copies](PageState state) {
+    return copies ? state == PageState::kShared : state == PageState::kOwner || state == PageState::kExclusive;
+  };
+  for (size_t i = 0; i <= shard->touched.size() && !shard->touched.empty(); ++i) {
     if (shard->hand_extent >= shard->touched.size()) shard->hand_extent = 0;
     const uint64_t number = shard->touched[shard->hand_extent];
     ExtentPages& pages = shard->extents.find(number)->second->pages;
-    if (pages.count(PageRight::kNone) < kExtentPages) {
+    const uint64_t owned = pages.count(PageRight::kOwner) + pages.count(PageRight::kExclusive);
+    if ((copies ? pages.count(PageRight::kShared) : owned) > 0) {
       while (shard->hand_page < kExtentPages) {
         const size_t index = shard->hand_page++;
         const uint64_t gfn = number * kExtentPages + index;
@@ -137,9 +154,7 @@ bool Engine::DropOne(Shard* shard) {
   // Each page once at most; those that are held stay.
   uint64_t shared = shard->statistics.pages_shared;
   Gfn page;
-  while (shared-- > 0 && !stopped() &&
-         FindPage(
-             shard, [](PageState state) { return state == PageState::kShared; }, &page)) {
+  while (shared-- > 0 && !stopped() && FindPage(shard, true, &page)) {
     ActivePage* const active = Activate(shard, page);
     if (active->page.held && clock_.Now() >= active->held_until) active->page.held = false;
     StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
@@ -174,11 +189,10 @@ bool Engine::EvictIfZero(Shard* shard, ActivePage* active) {
 }
 
 size_t Engine::Offer(Shard* shard, size_t most) {
-  const auto owned = [](PageState state) { return state == PageState::kOwner || state == PageState::kExclusive; };
   size_t offered = 0;
   uint64_t left = shard->statistics.pages_owned + shard->statistics.pages_exclusive;
   Gfn page;
-  while (offered < most && left-- > 0 && !stopped() && FindPage(shard, owned, &page, leaving())) {
+  while (offered < most && left-- > 0 && !stopped() && FindPage(shard, false, &page, leaving())) {
     const bool idle = !shard->active.contains(page.value());
     ActivePage* const active = Activate(shard, page);
     // Who waits for the end of the hold has a timer.

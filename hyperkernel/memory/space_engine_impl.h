@@ -32,6 +32,9 @@ inline constexpr std::chrono::milliseconds kRoomPause{20}, kRoomInterval{1};
 // Frames that a node keeps free, as shares of max_pages: when fewer than the first are, pages are given up until the
 // second are. Below 256 frames: none, a wish waits.
 inline constexpr uint64_t kLowShare = 64, kHighShare = 32, kLeastForShares = 256;
+// While a node has fewer copies than this share of its frames, it offers pages that it owns rather than drop copies, as
+// long as somebody adopts them: the pages that a program reads together must all find a frame, or it reads for ever.
+inline constexpr uint64_t kCopiesShare = 8;
 // Most pages that are given up ahead of need at a time: it is done by whoever took a frame.
 inline constexpr uint64_t kMostAhead = 16;
 inline constexpr std::chrono::milliseconds kOfferPause{2};
@@ -199,18 +202,20 @@ class Engine final : public SpaceEngine {
   void CountFrame(bool had, bool has);
   void WaitForFrame(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void FindFrames();
-  // Gives up one copy of this shard. False: there is none.
+  // Gives up that many copies, if there are; how many.
+  size_t DropCopies(size_t first, size_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(frames_mutex_);
+  // Gives up one copy of this shard. False: there is none that was not granted since the hand came by.
   bool DropOne(Shard* shard) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // Offers up to `most` pages of this shard; how many.
   size_t Offer(Shard* shard, size_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex, frames_mutex_);
   // Offers pages, and looks again in a while.
   void OfferPages(size_t first) ABSL_EXCLUSIVE_LOCKS_REQUIRED(frames_mutex_);
   void SwapPages(size_t first, size_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(frames_mutex_);
-  // The next page at rest of the shard that `fits` and was not granted since the last round; false if there is none.
+  // The next copy, or owned page, of the shard that is at rest and was not granted since the hand came by; false: there
+  // is none. Takes the marks away, so after two calls for nothing there is none at all.
   // `all`: for who gives everything away, pages in the swap too, which have no frame to give, and those of which
   // something is under way: a program may wait for more of it than this node will ever have.
-  bool FindPage(Shard* shard, bool (*fits)(PageState), Gfn* page, bool all = false)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool FindPage(Shard* shard, bool copies, Gfn* page, bool all = false) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // Evicts the page if all its bytes are zero; `active` is at rest, and not held. False: it is not, or it cannot be.
   bool EvictIfZero(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // True if all bytes of the page were zero just now.

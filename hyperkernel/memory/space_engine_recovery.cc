@@ -258,9 +258,9 @@ void Engine::ReconcilePage(Shard* shard, Gfn page, PageRight right) {
 }
 
 bool Engine::MakeRoom() {
-  for (size_t i = 0; i < kShards && !HasFreeFrame(); ++i) {
-    MutexLock lock(&shards_[i].mutex);
-    DropOne(&shards_[i]);
+  for (size_t i = 0; i < 2 * kShards && !HasFreeFrame(); ++i) {  // the first round may only take the marks away
+    MutexLock lock(&shards_[i % kShards].mutex);
+    DropOne(&shards_[i % kShards]);
   }
   return HasFreeFrame();
 }

@@ -2,6 +2,7 @@
 // Swap: space_capacity_test.cc.
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -48,6 +49,51 @@ TEST_F(SpaceEngineTest, WithoutFramesCopiesGoThenPagesAreOfferedThenTheSpaceStop
   timers_.Advance(config_.request_limit * 2);
   EXPECT_TRUE(absl::IsResourceExhausted(wishes[kLeastFrames + 2].status));
   ExpectStopped("all 8 frames");
+}
+
+// A node that is full of what it wrote once reads the same few pages again and again, as a vCPU does that needs an
+// instruction, its operands and the tables that lead to them.
+TEST_F(SpaceEngineTest, PagesThatAreReadTogetherAllFindFrames) {
+  config_.max_pages = 256;
+  Make({kSelf, kPeer});
+  std::vector<Wish> writes(config_.max_pages);
+  uint64_t transaction = 0;
+  size_t seen = 0;
+  // The peer gives what is asked for, and takes what it is offered.
+  const auto serve = [&] {
+    for (; seen < transport_.sent.size(); ++seen) {
+      const FakeTransport::Sent sent = transport_.sent[seen];
+      if (sent.page.type == Type::kRequest) GrantTo(sent, PageRight::kShared, PageSource::kPayload, 'a');
+      if (sent.page.type != Type::kOffer || engine_->RightOf(sent.message.gfn) != PageRight::kExclusive) continue;
+      ReceiveRequest(kPeer, sent.message.gfn, RequestKind::kAdopt, ++transaction);
+      ReceiveDone(sent.message.gfn, transaction);
+    }
+  };
+  for (uint64_t i = 0; i < writes.size(); ++i) {
+    Want(Gfn(i), PageAccess::kWrite, &writes[i]);
+    frames_.First(Gfn(i)) = 'x';
+    clock_.now += config_.hold;
+    timers_.Advance(milliseconds(3));
+    serve();
+  }
+  constexpr uint64_t kTogether = 16;
+  int missed = 0;
+  for (int round = 0; round < 20; ++round) {
+    missed = 0;
+    for (uint64_t i = 0; i < kTogether; ++i) {
+      const Gfn page(kExtentPages + 13 * i + i * i);
+      if (engine_->RightOf(page) != PageRight::kNone) continue;
+      ++missed;
+      Wish wish;
+      Want(page, PageAccess::kRead, &wish);
+      serve();
+      timers_.Advance(milliseconds(3));
+      serve();
+      ASSERT_EQ(wish.ends, 1) << "round " << round << ", page " << i;
+      clock_.now += config_.hold;
+    }
+  }
+  EXPECT_EQ(missed, 0);
 }
 
 TEST_F(SpaceEngineTest, AnOfferIsTakenIfThereIsRoom) {

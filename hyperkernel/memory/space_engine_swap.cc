@@ -36,12 +36,11 @@ bool Engine::MaySwap() const {
 }
 
 size_t Engine::SwapOut(Shard* shard, size_t most) {
-  const auto owned = [](PageState state) { return state == PageState::kOwner || state == PageState::kExclusive; };
   size_t sent = 0;
   // Each page once at most; those that are held stay.
   uint64_t left = shard->statistics.pages_owned + shard->statistics.pages_exclusive;
   Gfn page;
-  while (sent < most && left-- > 0 && MaySwap() && !stopped() && FindPage(shard, owned, &page)) {
+  while (sent < most && left-- > 0 && MaySwap() && !stopped() && FindPage(shard, false, &page)) {
     ActivePage* const active = Activate(shard, page);
     if (active->page.held && clock_.Now() >= active->held_until) active->page.held = false;
     if (!active->page.held && EvictIfZero(shard, active)) {
