@@ -67,6 +67,13 @@ class FakeTimers final : public Timers {
 // Whole pages in ordinary memory; more than `most` is a failure of the test.
 class FakeFrames final : public PageFrames {
  public:
+  // By thread: the processor's time it has had.
+  std::map<uint32_t, std::chrono::nanoseconds> run_times;
+  std::optional<std::chrono::nanoseconds> RunTime(uint32_t thread) const override {
+    const auto found = run_times.find(thread);
+    return found == run_times.end() ? std::nullopt : std::optional(found->second);
+  }
+
   using Bytes = std::array<std::byte, kPageSize>;
 
   // `log`: where changes are noted; may be null.

@@ -22,8 +22,8 @@
 namespace hk {
 namespace {
 
-constexpr uint64_t kFeatures =
-    UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+constexpr uint64_t kFeatures = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+                               UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_THREAD_ID;
 constexpr uint64_t kNeededIoctls =
     uint64_t{1} << _UFFDIO_COPY | uint64_t{1} << _UFFDIO_WRITEPROTECT | uint64_t{1} << _UFFDIO_WAKE;
 // Events taken with one read.
@@ -95,7 +95,8 @@ void FaultStripe::Run() {
       const auto& fault = messages[i].arg.pagefault;
       // A write-protect event can be of a page that went meanwhile: a write all the same.
       handler_(this, {.offset = (fault.address - reinterpret_cast<uint64_t>(address_)) & ~(kPageSize - 1),
-                      .write = (fault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) != 0});
+                      .write = (fault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) != 0,
+                      .thread = fault.feat.ptid});
     }
   }
 }

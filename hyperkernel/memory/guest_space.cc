@@ -186,7 +186,8 @@ absl::Status AttachedSpace::Join(const Clock& clock) {
                                    [this](const absl::Status& why) { OnStopped(why); }, swap_.get()));
   engine_->WatchLosses(options_.lost);
   pins_ = std::make_shared<PinKeeper>(frames_, engine_.get());
-  HK_RETURN_IF_ERROR(frames_->Serve([this](Gfn page, bool write) { engine_->OnFault(page, write); }));
+  HK_RETURN_IF_ERROR(
+      frames_->Serve([this](Gfn page, bool write, uint32_t thread) { engine_->OnFault(page, write, thread); }));
   HK_RETURN_IF_ERROR(router_->Add(options_.config.guest, options_.config.generation, engine_.get()));
   joined_ = true;
   return absl::OkStatus();

@@ -7,8 +7,10 @@
 // reason.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "absl/status/status.h"
@@ -75,6 +77,9 @@ class PageFrames {
   // Copies from and to a page that is here, at `offset`, within the page. Write: REQUIRES access kWrite.
   virtual absl::Status Read(Gfn page, size_t offset, std::span<std::byte> to) = 0;
   virtual absl::Status Write(Gfn page, size_t offset, std::span<const std::byte> from) = 0;
+
+  // The processor's time that a program's thread (as faults name it) has had; nullopt: it is not known, or gone.
+  virtual std::optional<std::chrono::nanoseconds> RunTime(uint32_t /*thread*/) const { return std::nullopt; }
 
   // Programs that wait for the page look again.
   virtual void Wake(Gfn page) = 0;

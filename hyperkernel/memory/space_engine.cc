@@ -133,7 +133,7 @@ absl::Status Engine::reason() const {
   return reason_;
 }
 
-void Engine::OnFault(Gfn page, bool write) {
+void Engine::OnFault(Gfn page, bool write, uint32_t thread) {
   if (!InSpace(page)) {
     frames_->Fail(page);
     return frames_->Wake(page);
@@ -150,6 +150,12 @@ void Engine::OnFault(Gfn page, bool write) {
     ActivePage* const active = Activate(&shard, page);
     if (!active->wished()) active->since = now;
     (write ? active->fault_write : active->fault_read) = true;
+    for (uint32_t& place : active->waiting_threads) {
+      if (place == 0 || place == thread) {
+        place = thread;
+        break;
+      }
+    }
     const bool first_write = write && config_.fill_around > 1 && IsDormantHere(&shard, page);
     Grant(&shard, active);
     Advance(&shard, active);

@@ -202,7 +202,8 @@ class SpaceEngine : public GuestReceiver {
   ~SpaceEngine() override = default;
 
   // A program touched the page and waits (userfaultfd). Wake of the frames follows when it is worth to look again.
-  virtual void OnFault(Gfn page, bool write) = 0;
+  virtual void OnFault(Gfn page, bool write, uint32_t thread) = 0;
+  void OnFault(Gfn page, bool write) { OnFault(page, write, 0); }
   // Asks for the page; `granted` follows, maybe inside this call. Several may wait for one page. Out of the space:
   // kOutOfRange.
   virtual void Want(Gfn page, PageAccess access, Granted granted) = 0;

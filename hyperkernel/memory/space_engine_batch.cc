@@ -223,10 +223,10 @@ bool Engine::CanGive(Shard* shard, Gfn page) {
     const PageState state = pages.state(index);
     if (pages.swapped(index)) return false;
     return state == PageState::kOwner ||
-           (state == PageState::kExclusive && (!pages.held(index) || clock_.Now() >= shard->holds.Until(page)));
+           (state == PageState::kExclusive && (!pages.held(index) || RestingHoldIsOver(shard, page)));
   }
-  const ActivePage& active = *found->second;
-  const bool blocked = (active.page.held && clock_.Now() < active.held_until) || active.page.pins > 0;
+  ActivePage& active = *found->second;
+  const bool blocked = (active.page.held && !HoldIsOver(&active.hold)) || active.page.pins > 0;
   return HasBytes(active.page.state) && active.parked.empty() && active.swap.at_hand() &&
          !(active.page.state == PageState::kExclusive && (blocked || active.page.deferred.active));
 }
@@ -255,7 +255,7 @@ void Engine::HandleBatchForward(Shard* shard, Incoming incoming) {
       continue;
     }
     ActivePage* const active = Activate(shard, gfn);
-    if (active->page.held && clock_.Now() >= active->held_until) active->page.held = false;
+    SettleHold(active);
     given[i] = active;
     places[i] = send.bytes().subspan(room, kPageSize);
     room += kPageSize;

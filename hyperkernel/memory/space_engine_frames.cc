@@ -156,7 +156,7 @@ bool Engine::DropOne(Shard* shard) {
   Gfn page;
   while (shared-- > 0 && !stopped() && FindPage(shard, true, &page)) {
     ActivePage* const active = Activate(shard, page);
-    if (active->page.held && clock_.Now() >= active->held_until) active->page.held = false;
+    SettleHold(active);
     StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
     Rest(shard, active);
     if (shard->statistics.dropped != before) return true;
@@ -196,9 +196,7 @@ size_t Engine::Offer(Shard* shard, size_t most) {
     const bool idle = !shard->active.contains(page.value());
     ActivePage* const active = Activate(shard, page);
     // Who waits for the end of the hold has a timer.
-    if (active->page.held && !active->page.deferred.active && clock_.Now() >= active->held_until) {
-      active->page.held = false;
-    }
+    if (!active->page.deferred.active) SettleHold(active);
     // A device has it, or it is on its way already as soon as it can be.
     const bool stays =
         (active->page.pins > 0 || active->page.deferred.active) && !HK_MUTANT(engine_leaves_pinned_pages);
@@ -230,9 +228,7 @@ size_t Engine::Offer(Shard* shard, size_t most) {
 // room, that of the page itself first: else owners could be full for ever beside nodes that are full of copies.
 void Engine::HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) {
   ActivePage* const active = Activate(shard, page);
-  if (active->page.held && !active->page.deferred.active && clock_.Now() >= active->held_until) {
-    active->page.held = false;
-  }
+  if (!active->page.deferred.active) SettleHold(active);
   if (running() && active->page.state == PageState::kShared && !HK_MUTANT(engine_copies_block_offers)) {
     StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
   }

@@ -1,5 +1,6 @@
 // How long a granted page is kept: as it was set, or longer where messages take longer. README.md, "The engine", 6.
 #include <algorithm>
+#include <utility>
 
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/memory/page_wire.h"
@@ -13,17 +14,67 @@ namespace {
 constexpr int kRoundTripsPerHold = 6;
 // A hold is not made longer than this: with more, others would wait for what they see as a node that stands still.
 constexpr std::chrono::milliseconds kMostStretchedHold(10);
+// A thread that has had so much of the processor's time since it got a page has executed the instruction that needed
+// it, unless it waits for another page: to get back from a fault into the program, and in KVM into the guest, takes
+// some microseconds. Where everything is slower, it is this part of a round trip.
+constexpr std::chrono::microseconds kLeastRun(10);
+constexpr int kRunsPerRoundTrip = 4;
+// While it has not, it is looked at so often in the time that a hold takes.
+constexpr int kLooksPerHold = 4;
 // Between two pings of all peers, while pages come.
 constexpr std::chrono::milliseconds kPingInterval(100);
 
 }  // namespace
 
-Monotonic Engine::HeldUntil() const {
-  Monotonic::duration hold = config_.hold;
+void Engine::BeginHold(ActivePage* active) {
+  const Monotonic now = clock_.Now();
+  PageHold& hold = active->hold;
+  hold = PageHold();
+  Monotonic::duration most = config_.hold;
   if (!HK_MUTANT(engine_hold_not_stretched)) {
-    hold = std::max(hold, Monotonic::duration(stretched_hold_.load(std::memory_order_relaxed)));
+    most = std::max(most, Monotonic::duration(stretched_hold_.load(std::memory_order_relaxed)));
   }
-  return clock_.Now() + hold;
+  hold.most = now + most;
+  bool seen = false;
+  for (size_t i = 0; i < hold.threads.size(); ++i) {
+    const uint32_t thread = std::exchange(active->waiting_threads[i], 0);
+    if (thread == 0) continue;
+    const std::optional<std::chrono::nanoseconds> ran = frames_->RunTime(thread);
+    if (!ran.has_value()) continue;
+    hold.threads[i] = {thread, *ran};
+    seen = true;
+  }
+  hold.least = seen ? now + config_.hold : hold.most;
+}
+
+bool Engine::HoldIsOver(PageHold* hold) const {
+  const Monotonic now = clock_.Now();
+  if (now < hold->least) return false;
+  if (now >= hold->most) return true;
+  const std::chrono::nanoseconds enough = std::max<std::chrono::nanoseconds>(
+      kLeastRun, std::chrono::nanoseconds(run_enough_.load(std::memory_order_relaxed)));
+  for (PageHold::Thread& thread : hold->threads) {
+    if (thread.id == 0) continue;
+    const std::optional<std::chrono::nanoseconds> ran = frames_->RunTime(thread.id);
+    if (!ran.has_value() || *ran - thread.ran >= enough || HK_MUTANT(engine_hold_ends_unused)) {
+      thread.id = 0;
+      continue;
+    }
+    const Monotonic::duration left = enough - (*ran - thread.ran);
+    hold->least =
+        std::min<Monotonic>(hold->most, now + std::max<Monotonic::duration>(config_.hold / kLooksPerHold, left));
+    return false;
+  }
+  return true;
+}
+
+void Engine::SettleHold(ActivePage* active) {
+  if (active->page.held && HoldIsOver(&active->hold)) active->page.held = false;
+}
+
+bool Engine::RestingHoldIsOver(Shard* shard, Gfn page) const {
+  PageHold hold = shard->holds.Of(page);
+  return HoldIsOver(&hold);
 }
 
 void Engine::PingSoon() {
@@ -74,6 +125,7 @@ void Engine::OnPong(NodeId from, uint64_t number) {
   for (const NodeId node : config_.nodes) {
     if (ping_live_.Contains(node)) most = std::max(most, peers_[node.value()].Get());
   }
+  run_enough_.store(most.count() / kRunsPerRoundTrip, std::memory_order_relaxed);
   stretched_hold_.store(std::min<Monotonic::duration>(kRoundTripsPerHold * most, kMostStretchedHold).count(),
                         std::memory_order_relaxed);
 }

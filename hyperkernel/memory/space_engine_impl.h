@@ -69,7 +69,7 @@ class Engine final : public SpaceEngine {
          Stopped stopped, PageSwap* swap);
 
   // SpaceEngine.
-  void OnFault(Gfn page, bool write) override;
+  void OnFault(Gfn page, bool write, uint32_t thread) override;
   void Want(Gfn page, PageAccess access, Granted granted) override {
     Enqueue(page, {.access = access, .replacement = {}, .granted = std::move(granted)});
   }
@@ -225,7 +225,12 @@ class Engine final : public SpaceEngine {
   bool Adopt(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
   // space_engine_hold.cc.
-  Monotonic HeldUntil() const;
+  void BeginHold(ActivePage* active);
+  // Also says when to look again, if it is not.
+  bool HoldIsOver(PageHold* hold) const;
+  // Ends the hold of a page that is not active for it, if it is over.
+  void SettleHold(ActivePage* active);
+  bool RestingHoldIsOver(Shard* shard, Gfn page) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // Soon, how long the peers take to answer is measured anew.
   void PingSoon();
   void Ping();
@@ -437,7 +442,7 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> takes_part_{true};    // in an epoch that held; until then its end is nobody else's
   std::atomic<bool> pump_pauses_{false};  // a timer is on its way
   std::atomic<bool> pinging_{false};      // a timer is on its way
-  std::atomic<Monotonic::rep> stretched_hold_{0};
+  std::atomic<Monotonic::rep> stretched_hold_{0}, run_enough_{0};
   Mutex pings_mutex_;  // the last
   uint64_t last_ping_ ABSL_GUARDED_BY(pings_mutex_) = 0;
   Monotonic ping_sent_ ABSL_GUARDED_BY(pings_mutex_);

@@ -95,7 +95,7 @@ ActivePage* Engine::Activate(Shard* shard, Gfn page) {
   active->gfn = page;
   active->page.state = pages.state(index);
   active->page.held = pages.held(index);
-  if (active->page.held) active->held_until = shard->holds.Until(page);
+  if (active->page.held) active->hold = shard->holds.Of(page);
   if (pages.swapped(index)) active->swap.stage = SwapStage::kOut;
   pages.Set(index, pages.state(index), false, true);
   return active;
@@ -118,8 +118,8 @@ void Engine::Rest(Shard* shard, ActivePage* active) {
       const size_t index = over.value() % kExtentPages;
       if (!pages.active(index)) pages.Set(index, pages.state(index), false, false);
     });
-    held = now < active->held_until;
-    if (held) shard->holds.Add(gfn, active->held_until);
+    held = !HoldIsOver(&active->hold);
+    if (held) shard->holds.Add(gfn, active->hold);
   }
   ExtentOf(shard, gfn)->pages.Set(gfn.value() % kExtentPages, page.state, held, false);
   const auto found = shard->active.find(gfn.value());
@@ -203,11 +203,10 @@ void Engine::Advance(Shard* shard, ActivePage* active) {
     active->parked.erase(active->parked.begin());
   }
   if (active->page.held && active->page.deferred.active && !stopped()) {
-    const Monotonic now = clock_.Now();
-    if (now >= active->held_until) {
+    if (HoldIsOver(&active->hold)) {
       HoldOver(shard, active);
     } else {
-      ArmHold(active, now);
+      ArmHold(active, clock_.Now());
     }
   }
   if (!stopped()) Wish(shard, active);
@@ -225,7 +224,7 @@ void Engine::HoldOver(Shard* shard, ActivePage* active) {
 void Engine::ArmHold(ActivePage* active, Monotonic now) {
   if (active->hold_timer) return;
   active->hold_timer = true;
-  timers_->After(active->held_until - now, [this, page = active->gfn] { OnTimer(page, false); });
+  timers_->After(active->hold.least - now, [this, page = active->gfn] { OnTimer(page, false); });
 }
 
 void Engine::End(Gfn page, Waiter* waiter) {
@@ -274,7 +273,7 @@ void Engine::HandlePage(Shard* shard, Incoming incoming) {
 
 bool Engine::TryPage(Shard* shard, ActivePage* active, Incoming* incoming) {
   Page& page = active->page;
-  if (page.held && !page.deferred.active && clock_.Now() >= active->held_until) page.held = false;
+  if (!page.deferred.active) SettleHold(active);
   // It is served from where it is read to, without a frame. A Release is not about these bytes, and needs none.
   if (!active->swap.at_hand() && incoming->message.type != PageMessageType::kRelease && !incoming->duty.without_bytes) {
     ReadBack(shard, active);
@@ -431,7 +430,7 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
       Drop(shard, &active->retained);
       return true;
     case PageActionType::kStartHold:
-      active->held_until = HeldUntil();
+      BeginHold(active);
       ExtentOf(shard, active->gfn)->pages.Mark(active->gfn.value() % kExtentPages);
       if (config_.hold.count() == 0 || HK_MUTANT(engine_hold_not_kept)) active->page.held = false;
       return true;

@@ -69,9 +69,7 @@ void Engine::HandlePeek(Shard* shard, Incoming incoming) {
     return Post(shard, page, refused, std::move(incoming.duty));
   }
   ActivePage* const active = Activate(shard, page);
-  if (active->page.held && !active->page.deferred.active && clock_.Now() >= active->held_until) {
-    active->page.held = false;
-  }
+  if (!active->page.deferred.active) SettleHold(active);
   means.incoming = &incoming;
   const PageEvent event{.type = PageEventType::kPeek, .message = incoming.message};
   StepPage(shard, active, event, std::move(means));

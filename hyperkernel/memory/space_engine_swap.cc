@@ -42,7 +42,7 @@ size_t Engine::SwapOut(Shard* shard, size_t most) {
   Gfn page;
   while (sent < most && left-- > 0 && MaySwap() && !stopped() && FindPage(shard, false, &page)) {
     ActivePage* const active = Activate(shard, page);
-    if (active->page.held && clock_.Now() >= active->held_until) active->page.held = false;
+    SettleHold(active);
     if (!active->page.held && EvictIfZero(shard, active)) {
       ++sent;
     } else if (!active->page.held && !stopped()) {
@@ -95,7 +95,7 @@ bool Engine::PutIntoFrame(Shard* shard, ActivePage* active) {
   EndSwap(shard, active);
   // As after a grant: an instruction that needs several pages comes to its end.
   active->page.held = config_.hold.count() > 0;
-  active->held_until = HeldUntil();
+  BeginHold(active);
   ExtentOf(shard, active->gfn)->pages.Mark(active->gfn.value() % kExtentPages);
   Grant(shard, active);
   return true;

@@ -150,6 +150,48 @@ TEST_F(SpaceEngineTest, APageIsWrittenAfterTheLastAcknowledgementFromTheSlotThat
   EXPECT_EQ(frames_.First(kThere), 'y');
 }
 
+// A thread that has got a page, and waits for another one or for a processor, has not used it.
+TEST_F(SpaceEngineTest, AHoldLastsUntilTheThreadHasRun) {
+  Make({kSelf, kPeer, kThird});
+  uint64_t next = kThere.value();
+  constexpr uint32_t kThread = 77;
+  // For how long a page is kept that a thread waited for; `runs`: it uses so much of each 10 us.
+  const auto hold_of_next = [&](std::chrono::nanoseconds runs, bool known) {
+    const Gfn page(next += 20);  // no stream
+    frames_.run_times.clear();
+    if (known) frames_.run_times[kThread] = std::chrono::seconds(3);
+    engine_->OnFault(page, true, kThread);
+    Grant(page, PageRight::kExclusive, PageSource::kPayload, 'x');
+    ReceiveForward(page, RequestKind::kWrite, kThird, next, 78);
+    const Monotonic since = clock_.now;
+    for (log_.clear(); log_.empty() && clock_.now - since < std::chrono::seconds(1);) {
+      if (known) frames_.run_times[kThread] += runs;
+      timers_.Advance(microseconds(10));
+    }
+    return std::chrono::duration_cast<microseconds>(clock_.now - since);
+  };
+  // A slow peer: a hold may be long.
+  transport_.pings.clear();
+  for (int i = 0; i < 3; ++i) hold_of_next(std::chrono::nanoseconds(0), false);
+  for (int i = 0; transport_.pings.empty() && i < 200'000; ++i) timers_.Advance(microseconds(1));
+  ASSERT_FALSE(transport_.pings.empty());
+  clock_.now += microseconds(1000);
+  Message pong = SpacePingMessage(true, transport_.pings[0]);
+  pong.guest = config_.guest;
+  pong.generation = config_.generation;
+  pong.epoch = config_.epoch;
+  engine_->OnMessage(kPeer, pong, {}, false);
+  const microseconds most(6000);
+  EXPECT_EQ(hold_of_next(std::chrono::nanoseconds(0), false), most) << "nothing is known of the thread";
+  EXPECT_EQ(hold_of_next(std::chrono::nanoseconds(0), true), most) << "it never ran";
+  EXPECT_LE(hold_of_next(microseconds(10), true), config_.hold + microseconds(200)) << "it ran all the time";
+  // A quarter of a round trip is enough, and takes so long.
+  const microseconds half = hold_of_next(microseconds(1), true);
+  EXPECT_GE(half, microseconds(2400));
+  EXPECT_LE(half, microseconds(3200));
+  engine_->Stop(absl::CancelledError("enough"));
+}
+
 // With a hold that is shorter than the way of a second page two nodes that each need the same two pages at once would
 // go on taking them from each other.
 TEST_F(SpaceEngineTest, AHoldIsLongerThanTheWaysOfASecondPage) {

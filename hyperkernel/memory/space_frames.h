@@ -29,7 +29,7 @@ namespace hk {
 class SpaceFrames : public PageFrames {
  public:
   // A program touched the page and waits (for Wake). On a thread of the page's stripe.
-  using OnFault = std::function<void(Gfn page, bool write)>;
+  using OnFault = std::function<void(Gfn page, bool write, uint32_t thread)>;
 
   // Makes the file FRAME_STORE/NAME.GENERATION for GFNs 0 to pages - 1, all holes, and its views. At most `most`
   // of the pages are here at a time: that room is reserved (the engine's bound; not looked at). `frames` outlives this

@@ -138,7 +138,7 @@ class SpaceFramesTest : public testing::Test {
     auto made = SpaceFrames::Create(*store_, "s", 1, pages, pages);
     ASSERT_TRUE(made.ok()) << made.status();
     frames_ = *std::move(made);
-    ASSERT_TRUE(frames_->Serve([this](Gfn page, bool write) { faults_.Add({page, write}); }).ok());
+    ASSERT_TRUE(frames_->Serve([this](Gfn page, bool write, uint32_t) { faults_.Add({page, write}); }).ok());
   }
   // A program's access to the view.
   Word At(uint64_t page, size_t word = 0) {

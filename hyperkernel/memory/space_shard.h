@@ -111,12 +111,25 @@ inline bool IsResting(PageState state) {
          state == PageState::kExclusive;
 }
 
+// How long a granted page stays: until the threads that waited for it have run with it, not before `least`, and not
+// after `most`. Plain value.
+struct PageHold {
+  // A thread, and what time it had had when it got the page; 0: none.
+  struct Thread {
+    uint32_t id = 0;
+    std::chrono::nanoseconds ran{};
+  };
+  Monotonic least, most;
+  std::array<Thread, 2> threads{};  // more than two wait for one page seldom, and take turns
+};
+
 // A page of which something is under way. Reused.
 struct ActivePage {
   Gfn gfn;
   Page page;
-  Monotonic held_until;
-  Monotonic since;  // of the oldest wish; meaningless without one
+  PageHold hold;
+  std::array<uint32_t, 2> waiting_threads{};  // for which the next hold is; 0: none
+  Monotonic since;                            // of the oldest wish; meaningless without one
   std::vector<Waiter> waiters;
   bool fault_read = false, fault_write = false;  // programs wait
   bool pausing = false;                          // until the retry's timer
@@ -164,21 +177,21 @@ struct HeldAnswer {
 // Pages at rest that are still held, in the order of their grants. A page may be there twice: its last entry counts.
 class HoldList {
  public:
-  void Add(Gfn page, Monotonic until) { holds_.push_back({page, until}); }
-  // Until when, or the beginning of time.
-  Monotonic Until(Gfn page) const {
+  void Add(Gfn page, const PageHold& hold) { holds_.push_back({page, hold}); }
+  // One that was over at the beginning of time, if there is none.
+  PageHold Of(Gfn page) const {
     for (auto hold = holds_.rbegin(); hold != holds_.rend(); ++hold) {
-      if (hold->page == page) return hold->until;
+      if (hold->page == page) return hold->hold;
     }
-    return Monotonic();
+    return PageHold();
   }
   // Takes out what is over, and tells of each page that is not held any more.
   template <typename Over>
   void Expire(Monotonic now, Over over) {
-    while (!holds_.empty() && holds_.front().until <= now) {
+    while (!holds_.empty() && holds_.front().hold.most <= now) {
       const Gfn page = holds_.front().page;
       holds_.pop_front();
-      if (Until(page) == Monotonic()) over(page);
+      if (Of(page).most == Monotonic()) over(page);
     }
   }
 
@@ -186,7 +199,7 @@ class HoldList {
   // One grant.
   struct Hold {
     Gfn page;
-    Monotonic until;
+    PageHold hold;
   };
   std::deque<Hold> holds_;
 };

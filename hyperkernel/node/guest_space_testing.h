@@ -20,7 +20,7 @@ namespace hk {
 class FakeEngine final : public SpaceEngine {
  public:
   explicit FakeEngine(std::function<void(const absl::Status&)> stopped) : stopped_(std::move(stopped)) {}
-  void OnFault(Gfn, bool) override {}
+  void OnFault(Gfn, bool, uint32_t) override {}
   void Want(Gfn, PageAccess, Granted) override {}
   void Pin(Gfn, uint64_t, Granted) override {}
   void Unpin(Gfn, uint64_t) override {}
