@@ -15,7 +15,9 @@
 //  5. Pause, Kick, Stop and all commands end by their deadline, whatever KVM does.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -36,6 +38,8 @@
 #include "hyperkernel/kvm/kvm_api.h"
 #include "hyperkernel/kvm/pv_clock.h"
 #include "hyperkernel/kvm/pv_eoi.h"
+#include "hyperkernel/kvm/thread_stall.h"
+#include "hyperkernel/kvm/tick_pace.h"
 #include "hyperkernel/kvm/vcpu_exits.h"
 #include "hyperkernel/kvm/vcpu_state.h"
 #include "hyperkernel/kvm/vcpu_timer.h"
@@ -57,6 +61,7 @@ struct VcpuEnvironment {
   VcpuInterrupts* interrupts = nullptr;
   PvClock* clock = nullptr;            // may be null: no kvmclock
   PvEoi::WordAt guest_word = nullptr;  // may be null: no paravirtual EOI, and a guest that uses its MSR faults
+  bool paced = false;                  // its pages may come from other nodes: tick_pace.h
 };
 
 // One vCPU. Thread-safe. Who may call Wake() must be gone before the object: of a guest's vCPUs, stop all, then destroy
@@ -141,6 +146,8 @@ class Vcpu {
   void ThreadMain() ABSL_LOCKS_EXCLUDED(mutex_);
   bool Idle() ABSL_LOCKS_EXCLUDED(mutex_);
   bool RunGuest();
+  // When the local APIC's timer is to be looked at.
+  Monotonic TimerDue() const { return std::max(interrupts_.TimerDeadline(), pace_.until()); }
   void RunTimer();
   bool PrepareEntry();
   bool DeliverInterrupt();
@@ -170,6 +177,9 @@ class Vcpu {
   bool ready_ = false;            // KVM takes an interrupt now
   std::string why_failed_;
   std::unique_ptr<VcpuTimer> timer_;
+  std::unique_ptr<ThreadStall> stall_;  // null: its timer is not paced
+  std::chrono::nanoseconds slept_{};    // halted, or before SIPI
+  TickPace pace_;
   VcpuExits exits_;
 
   // Where the thread is and whether it must look up. Sequentially consistent, see invariant 3.

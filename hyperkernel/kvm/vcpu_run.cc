@@ -60,6 +60,7 @@ bool TakesInterrupt(const VcpuState& state) {
 
 void Vcpu::ThreadMain() {
   ::prctl(PR_SET_TIMERSLACK, kTimerSlackNs, 0, 0, 0);
+  if (environment_.paced) stall_ = ThreadStall::OfThisThread();
   while (Idle()) {
     const bool going = RunGuest();
     {
@@ -71,6 +72,7 @@ void Vcpu::ThreadMain() {
     if (!going) environment_.devices->OnGuestFailure(id_, why_failed_);
   }
   timer_.reset();
+  stall_.reset();
 }
 
 // Executes commands until the guest is to run: true. False: the thread is to end.
@@ -129,10 +131,13 @@ bool Vcpu::RunGuest() {
 }
 
 void Vcpu::RunTimer() {
-  const Monotonic deadline = interrupts_.TimerDeadline();
-  if (deadline == Monotonic::max()) return;
+  const Monotonic due = TimerDue();
+  if (due == Monotonic::max()) return;
   const Monotonic now = RealClock().Now();
-  if (deadline <= now) interrupts_.RunTimer(now);
+  if (due > now) return;
+  interrupts_.RunTimer(now);
+  if (stall_ == nullptr) return;
+  if (const auto stalled = stall_->Get(); stalled.has_value()) pace_.Interrupted(now, *stalled - slept_);
 }
 
 // Whether KVM, when it completes this exit, may find that the instruction faults: an MSR that we refused; a read whose
@@ -215,7 +220,7 @@ bool Vcpu::Enter() {
   kvm_run* run = fd_.run();
   const uint8_t cr8 = interrupts_.Cr8();
   run->cr8 = cr8;
-  timer_->ArmFor(interrupts_.TimerDeadline());
+  timer_->ArmFor(TimerDue());
   in_kvm_ = true;
   if (attention_) {
     in_kvm_ = false;
@@ -285,12 +290,14 @@ bool Vcpu::Drain() {
 
 // Halted, waiting for SIPI, or for other nodes (Settled): until someone wakes us, or the timer is due.
 void Vcpu::Sleep() {
-  const Monotonic end = std::min(interrupts_.TimerDeadline(), std::chrono::steady_clock::now() + kLongTime);
+  const Monotonic begin = RealClock().Now();
+  const Monotonic end = std::min(TimerDue(), begin + kLongTime);
   MutexLock lock(&mutex_);
   asleep_ = true;
   while (!attention_ && news_.WaitUntil(&mutex_, end)) {
   }
   asleep_ = false;
+  if (stall_ != nullptr) slept_ += RealClock().Now() - begin;
 }
 
 bool Vcpu::FailWith(const absl::Status& status) {

@@ -222,8 +222,11 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
     guest_word = [this](Gpa at) { return memory_->Pin(at, sizeof(uint32_t), PageAccess::kWrite, nullptr); };
   }
   HK_RETURN_IF_ERROR(vcpus_->Create(std::move(vm), configs, [this, guest_word](VcpuId id) {
-    return VcpuEnvironment{
-        .devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get(), .guest_word = guest_word};
+    return VcpuEnvironment{.devices = this,
+                           .interrupts = &interrupts_->vcpu(id),
+                           .clock = pv_clock_.get(),
+                           .guest_word = guest_word,
+                           .paced = memory_source_.space != nullptr};
   }));
   if (spread_ == nullptr) return absl::OkStatus();
   return spread_->Attach({.space_id = memory_source_.space->id,

@@ -174,7 +174,8 @@ absl::Status KvmPart::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, 
     configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, count), .tsc_offset = tsc_offset});
   }
   return vcpus_.Create(std::move(vm), configs, [this](VcpuId id) {
-    return VcpuEnvironment{.devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get()};
+    return VcpuEnvironment{
+        .devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get(), .paced = true};
   });
 }
 

@@ -1,0 +1,43 @@
+#include "hyperkernel/kvm/thread_stall.h"
+
+#include <fcntl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <cstdint>
+#include <cstring>
+
+#include "hyperkernel/base/clock.h"
+
+namespace hk {
+namespace {
+
+// Three numbers of 64 bits: time on a processor, time ready for one, slices.
+constexpr size_t kMostText = 64;
+
+}  // namespace
+
+std::unique_ptr<ThreadStall> ThreadStall::OfThisThread() {
+  OwnedFd file(::open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC));
+  if (!file.valid()) return nullptr;
+  std::unique_ptr<ThreadStall> stall(new ThreadStall(std::move(file)));
+  return stall->Get().has_value() ? std::move(stall) : nullptr;
+}
+
+std::optional<std::chrono::nanoseconds> ThreadStall::Get() const {
+  char text[kMostText];
+  const ssize_t n = ::pread(file_.get(), text, sizeof text, 0);
+  if (n <= 0) return std::nullopt;
+  const char* const end = text + n;
+  // The first number is behind by what the thread has run since it got its processor; the thread's clock is not.
+  const char* second = static_cast<const char*>(std::memchr(text, ' ', static_cast<size_t>(n)));
+  uint64_t ready = 0;
+  if (second == nullptr || std::from_chars(second + 1, end, ready).ec != std::errc()) return std::nullopt;
+  timespec ran{};
+  if (::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ran) != 0) return std::nullopt;
+  return RealClock().Now().time_since_epoch() - std::chrono::seconds(ran.tv_sec) -
+         std::chrono::nanoseconds(ran.tv_nsec + static_cast<int64_t>(ready));
+}
+
+}  // namespace hk
