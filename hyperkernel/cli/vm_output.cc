@@ -12,7 +12,7 @@
 namespace hk::cli {
 namespace {
 
-std::string Line(const char* key, const std::string& value) {
+std::string Line(const std::string& key, const std::string& value) {
   return value.empty() ? "" : fmt::format("{:<18} {}\n", fmt::format("{}:", key), value);
 }
 
@@ -74,6 +74,17 @@ std::string PlacementText(const v1::VmSpec& spec) {
   return out;
 }
 
+// "a: 40% halted; waits 12% for pages to read, 8% to write, 5% to upgrade, 3% for exits", of its time since it began.
+std::string TimesText(const v1::VcpuTimes& times) {
+  const auto share = [&times](uint64_t ns) {
+    const double of_all = times.lived_ns() == 0 ? 0 : static_cast<double>(ns) / static_cast<double>(times.lived_ns());
+    return fmt::format("{:.0f}%", 100 * of_all);
+  };
+  return fmt::format("{}: {} halted; waits {} for pages to read, {} to write, {} to upgrade, {} for exits",
+                     Printable(times.node()), share(times.halted_ns()), share(times.reads().ns()),
+                     share(times.writes().ns()), share(times.upgrades().ns()), share(times.exits_ns()));
+}
+
 }  // namespace
 
 std::string StateName(v1::VmState state) {
@@ -131,6 +142,8 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   for (const std::string& device : vm.broken_devices())
     out += Line("Broken", Printable(device) + ": its driver broke the protocol and has not reset it");
   if (vm.has_started()) out += Line("Exits", ExitsText(vm));
+  for (const v1::VcpuTimes& times : vm.vcpu_times())
+    out += Line(fmt::format("vCPU {}", times.vcpu()), TimesText(times));
   std::string channels;
   for (const v1::VmChannel& channel : vm.channels()) {
     channels +=

@@ -63,6 +63,27 @@ TEST(VmOutput, DevicesAreShownAsTheyWereAskedFor) {
   EXPECT_THAT(text, HasSubstr("Broken:            disk0: "));
 }
 
+TEST(VmOutput, VcpusOfAPlacedMachineTellWhatTheirTimeGoesTo) {
+  v1::Vm vm;
+  v1::VcpuTimes* times = vm.add_vcpu_times();
+  times->set_vcpu(0);
+  times->set_node("a");
+  times->set_lived_ns(1000);
+  times->set_halted_ns(400);
+  times->mutable_reads()->set_ns(121);
+  times->mutable_writes()->set_ns(80);
+  times->mutable_upgrades()->set_ns(50);
+  times->set_exits_ns(30);
+  times = vm.add_vcpu_times();
+  times->set_vcpu(12);
+  times->set_node("b");
+  EXPECT_THAT(
+      VmText(vm, kNow),
+      HasSubstr(
+          "vCPU 0:            a: 40% halted; waits 12% for pages to read, 8% to write, 5% to upgrade, 3% for exits\n"
+          "vCPU 12:           b: 0% halted; waits 0% for pages to read, 0% to write, 0% to upgrade, 0% for exits\n"));
+}
+
 TEST(VmOutput, APlacedMachineTellsWhoHasWhichVcpus) {
   v1::Vm vm = Running();
   v1::VmSpec& spec = *vm.mutable_spec();

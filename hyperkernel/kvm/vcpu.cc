@@ -171,6 +171,17 @@ absl::Status Vcpu::Kick(Monotonic deadline) {
   return absl::DeadlineExceededError(fmt::format("vCPU {} does not leave the guest", id_.value()));
 }
 
+VcpuCounters Vcpu::counters() const {
+  VcpuCounters counters = exits_.Snapshot();
+  counters.halted_ns = halted_ns_.load(std::memory_order_relaxed);
+  if (const int64_t since = asleep_since_ns_.load(std::memory_order_relaxed); since != 0) {
+    counters.halted_ns +=
+        static_cast<uint64_t>(std::max<int64_t>(RealClock().Now().time_since_epoch().count() - since, 0));
+  }
+  counters.exits_ns = exits_ns_.load(std::memory_order_relaxed);
+  return counters;
+}
+
 Vcpu::State Vcpu::state() const {
   MutexLock lock(&mutex_);
   return state_;

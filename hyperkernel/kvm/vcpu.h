@@ -55,6 +55,14 @@ struct VcpuConfig {
   uint64_t tsc_offset = 0;              // guest TSC - host TSC; equal for all vCPUs of the guest on this host
 };
 
+// Told of the threads that run vCPUs, by these threads, first and last. Called for each vCPU by one thread at a time.
+class VcpuThreads {
+ public:
+  virtual ~VcpuThreads() = default;
+  virtual void OnThread(VcpuId vcpu, uint32_t thread) = 0;
+  virtual void OnThreadEnd(VcpuId vcpu, uint32_t thread) = 0;
+};
+
 // What a vCPU talks to. All outlive it.
 struct VcpuEnvironment {
   ExitHandler* devices = nullptr;
@@ -62,6 +70,7 @@ struct VcpuEnvironment {
   PvClock* clock = nullptr;            // may be null: no kvmclock
   PvEoi::WordAt guest_word = nullptr;  // may be null: no paravirtual EOI, and a guest that uses its MSR faults
   bool paced = false;                  // its pages may come from other nodes: tick_pace.h
+  VcpuThreads* threads = nullptr;      // may be null
 };
 
 // One vCPU. Thread-safe. Who may call Wake() must be gone before the object: of a guest's vCPUs, stop all, then destroy
@@ -119,7 +128,7 @@ class Vcpu {
   State state() const;
   // Why it failed; "" if it did not.
   std::string failure() const;
-  VcpuCounters counters() const { return exits_.Snapshot(); }
+  VcpuCounters counters() const;
 
  private:
   // What other threads want of the vCPU.
@@ -178,7 +187,6 @@ class Vcpu {
   std::string why_failed_;
   std::unique_ptr<VcpuTimer> timer_;
   std::unique_ptr<ThreadStall> stall_;  // null: its timer is not paced
-  std::chrono::nanoseconds slept_{};    // halted, or before SIPI
   TickPace pace_;
   VcpuExits exits_;
 
@@ -188,6 +196,9 @@ class Vcpu {
   std::atomic<bool> asleep_ = false;
   std::atomic<Wanted> wanted_ = Wanted::kPaused;  // changed under mutex_
   std::atomic<uint64_t> entries_ = 0;             // returns from KVM_RUN
+  std::atomic<uint64_t> halted_ns_ = 0;           // or before SIPI; written by the thread alone
+  std::atomic<int64_t> asleep_since_ns_ = 0;      // 0: it is not asleep; not yet in halted_ns_
+  std::atomic<uint64_t> exits_ns_ = 0;            // of a paced one: in exits that devices handle; the same
 
   Mutex kick_mutex_ ABSL_ACQUIRED_AFTER(mutex_);
   VcpuFd fd_;  // changed by the vCPU's thread under kick_mutex_; kicks read it under it

@@ -15,6 +15,8 @@ VcpuCounters Sum(VcpuCounters a, const VcpuCounters& b) {
   a.interrupts += b.interrupts;
   a.nmis += b.nmis;
   a.unknown_msrs += b.unknown_msrs;
+  a.halted_ns += b.halted_ns;
+  a.exits_ns += b.exits_ns;
   return a;
 }
 
@@ -182,7 +184,7 @@ VcpuCounters VcpuGroup::counters(VcpuId vcpu) const {
   HK_CHECK(vcpu.value() < slots_.size());
   const Slot& slot = *slots_[vcpu.value()];
   MutexLock lock(&slot.mutex);
-  return slot.vcpu == nullptr ? VcpuCounters() : slot.vcpu->counters();
+  return slot.vcpu == nullptr ? slot.earlier : Sum(slot.earlier, slot.vcpu->counters());
 }
 
 VcpuCounters VcpuGroup::counters() const {

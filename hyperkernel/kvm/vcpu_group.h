@@ -61,7 +61,7 @@ class VcpuGroup final : public VcpuWaker {
   // VcpuWaker. One that is not there yet, or any more, is left alone: it looks for work when it begins to run.
   void Wake(VcpuId vcpu) override;
 
-  // Of one vCPU since it was made or renewed last; all zero if it is not there.
+  // Of one vCPU, over all renewals; all zero if it never was there.
   VcpuCounters counters(VcpuId vcpu) const;
   // Of all, and of those that were here before.
   VcpuCounters counters() const;

@@ -1,6 +1,7 @@
 // The inside of a vCPU: what its thread does.
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -34,6 +35,12 @@ void SetImmediateExit(const VcpuFd& fd, uint8_t value) {
   std::atomic_ref<uint8_t>(fd.run()->immediate_exit).store(value);
 }
 
+// One writer: no locked instruction needed.
+void AddTime(std::atomic<uint64_t>* sum, Monotonic::duration time) {
+  const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
+  sum->store(sum->load(std::memory_order_relaxed) + static_cast<uint64_t>(ns), std::memory_order_relaxed);
+}
+
 template <typename T>
 absl::Status Call(const VcpuFd& fd, unsigned long request, T* argument, const char* name) {
   if (ioctl(fd.get(), request, argument) < 0) return ErrnoStatus(errno, name);
@@ -61,6 +68,8 @@ bool TakesInterrupt(const VcpuState& state) {
 void Vcpu::ThreadMain() {
   ::prctl(PR_SET_TIMERSLACK, kTimerSlackNs, 0, 0, 0);
   if (environment_.paced) stall_ = ThreadStall::OfThisThread();
+  const auto thread = static_cast<uint32_t>(::gettid());
+  if (environment_.threads != nullptr) environment_.threads->OnThread(id_, thread);
   while (Idle()) {
     const bool going = RunGuest();
     {
@@ -73,6 +82,7 @@ void Vcpu::ThreadMain() {
   }
   timer_.reset();
   stall_.reset();
+  if (environment_.threads != nullptr) environment_.threads->OnThreadEnd(id_, thread);
 }
 
 // Executes commands until the guest is to run: true. False: the thread is to end.
@@ -137,7 +147,8 @@ void Vcpu::RunTimer() {
   if (due > now) return;
   interrupts_.RunTimer(now);
   if (stall_ == nullptr) return;
-  if (const auto stalled = stall_->Get(); stalled.has_value()) pace_.Interrupted(now, *stalled - slept_);
+  const std::chrono::nanoseconds halted(halted_ns_.load(std::memory_order_relaxed));
+  if (const auto stalled = stall_->Get(); stalled.has_value()) pace_.Interrupted(now, *stalled - halted);
 }
 
 // Whether KVM, when it completes this exit, may find that the instruction faults: an MSR that we refused; a read whose
@@ -246,7 +257,11 @@ bool Vcpu::HandleExit(int result, int error) {
   if (result >= 0) {
     unfinished_exit_ = run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO ||
                        run->exit_reason == KVM_EXIT_X86_RDMSR || run->exit_reason == KVM_EXIT_X86_WRMSR;
+    const bool devices = run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO;
+    const bool timed = devices && environment_.paced;
+    const Monotonic begin = timed ? RealClock().Now() : Monotonic();
     next = exits_.Handle(fd_);
+    if (timed) AddTime(&exits_ns_, RealClock().Now() - begin);
     if (MayEndInException(*run)) ready_ = false;
   } else if (error == EINTR || error == EAGAIN) {
     exits_.Count(VcpuExit::kSignal);
@@ -292,12 +307,14 @@ bool Vcpu::Drain() {
 void Vcpu::Sleep() {
   const Monotonic begin = RealClock().Now();
   const Monotonic end = std::min(TimerDue(), begin + kLongTime);
+  asleep_since_ns_.store(begin.time_since_epoch().count(), std::memory_order_relaxed);
   MutexLock lock(&mutex_);
   asleep_ = true;
   while (!attention_ && news_.WaitUntil(&mutex_, end)) {
   }
   asleep_ = false;
-  if (stall_ != nullptr) slept_ += RealClock().Now() - begin;
+  asleep_since_ns_.store(0, std::memory_order_relaxed);
+  AddTime(&halted_ns_, RealClock().Now() - begin);
 }
 
 bool Vcpu::FailWith(const absl::Status& status) {

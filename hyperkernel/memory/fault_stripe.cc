@@ -96,6 +96,7 @@ void FaultStripe::Run() {
       // A write-protect event can be of a page that went meanwhile: a write all the same.
       handler_(this, {.offset = (fault.address - reinterpret_cast<uint64_t>(address_)) & ~(kPageSize - 1),
                       .write = (fault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) != 0,
+                      .here = (fault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0,
                       .thread = fault.feat.ptid});
     }
   }

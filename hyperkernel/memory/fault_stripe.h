@@ -29,6 +29,7 @@ struct ViewRange {
 struct ViewFault {
   uint64_t offset = 0;  // of the page, in the stripe
   bool write = false;
+  bool here = false;    // the page, write-protected
   uint32_t thread = 0;  // that waits, as gettid() has it there; 0: not known
 };
 

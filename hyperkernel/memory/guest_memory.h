@@ -28,6 +28,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/fault_meter.h"
 #include "hyperkernel/memory/frame_store.h"
 #include "hyperkernel/memory/page_frames.h"
 #include "hyperkernel/memory/pinned_pages.h"
@@ -90,6 +91,8 @@ class GuestMemory {
   virtual void Abandon() {}
   // OK, or why the guest cannot go on.
   virtual absl::Status state() const { return absl::OkStatus(); }
+  // What vCPUs wait for; null: no page is ever on another node.
+  virtual FaultMeter* faults() { return nullptr; }
 };
 
 }  // namespace hk

@@ -160,6 +160,7 @@ class AttachedSpace final : public GuestSpace {
   std::vector<ExtentUse> Uses(uint64_t first, size_t most) const override { return engine_->Uses(first, most); }
   uint64_t frame_bytes() const override { return frames_->frame_bytes(); }
   SpaceEngine& engine() override { return *engine_; }
+  FaultMeter* faults() override { return frames_->faults(); }
 
  private:
   void OnStopped(const absl::Status& why);

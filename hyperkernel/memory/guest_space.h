@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/fault_meter.h"
 #include "hyperkernel/memory/frame_store.h"
 #include "hyperkernel/memory/pinned_pages.h"
 #include "hyperkernel/memory/space_engine.h"
@@ -80,6 +81,8 @@ class GuestSpace {
   // Bytes of frames taken on this node.
   virtual uint64_t frame_bytes() const = 0;
   virtual SpaceEngine& engine() = 0;
+  // What programs on the view wait for; null: it is not known.
+  virtual FaultMeter* faults() { return nullptr; }
 };
 
 }  // namespace hk

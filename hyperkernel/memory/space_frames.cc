@@ -12,6 +12,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mapping.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
@@ -61,6 +62,7 @@ class FileSpaceFrames final : public SpaceFrames {
   std::byte* daemon_view() const override { return service_view_.data(); }
   uint64_t bytes() const override { return file_->bytes(); }
   uint64_t frame_bytes() const override { return frames_.load(std::memory_order_relaxed) * kPageSize; }
+  FaultMeter* faults() override { return &meter_; }
 
   absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) override {
     return Install(page, bytes, access, false);
@@ -91,6 +93,8 @@ class FileSpaceFrames final : public SpaceFrames {
   Place PlaceOf(Gfn page) const {
     return {.stripe = stripes_[page.value() / kStripePages].get(), .offset = page.value() % kStripePages * kPageSize};
   }
+  // To be called before those who wait for these pages are woken.
+  void NoteWoken(Gfn first, uint64_t count) { meter_.Woken(first, count, RealClock().Now()); }
   // Of the space, and here with at least `least`.
   absl::Status Check(Gfn page, PageAccess least) const;
   absl::Status Check(Gfn first, size_t count, PageAccess least) const;
@@ -106,6 +110,7 @@ class FileSpaceFrames final : public SpaceFrames {
   std::atomic<uint64_t> frames_{0};
   std::vector<std::unique_ptr<FaultStripe>> stripes_;
   std::atomic<bool> serving_{false};
+  FaultMeter meter_;
 };
 
 std::optional<std::chrono::nanoseconds> FileSpaceFrames::RunTime(uint32_t thread) const {
@@ -122,8 +127,14 @@ absl::Status FileSpaceFrames::Serve(OnFault on_fault) {
     absl::StatusOr<std::unique_ptr<FaultStripe>> stripe =
         FaultStripe::Start(guest_view_.data() + at, std::min(kStripeBytes, bytes() - at),
                            [first = at / kPageSize, on_fault, this](FaultStripe*, ViewFault fault) {
-                             if (serving_.load(std::memory_order_acquire))
-                               on_fault(Gfn(first + fault.offset / kPageSize), fault.write, fault.thread);
+                             if (!serving_.load(std::memory_order_acquire)) return;
+                             const Gfn page(first + fault.offset / kPageSize);
+                             meter_.Began(fault.thread, page,
+                                          fault.here    ? FaultCause::kUpgrade
+                                          : fault.write ? FaultCause::kWrite
+                                                        : FaultCause::kRead,
+                                          RealClock().Now());
+                             on_fault(page, fault.write, fault.thread);
                            });
     if (!stripe.ok()) {
       stripes_.clear();
@@ -161,6 +172,7 @@ absl::Status FileSpaceFrames::Install(Gfn page, std::span<const std::byte> bytes
   HK_RETURN_IF_ERROR(Check(page, PageAccess::kNone));
   const Place at = PlaceOf(page);
   const bool write_protected = access == PageAccess::kRead && !HK_MUTANT(frames_readers_unprotected);
+  if (wake) NoteWoken(page, 1);
   HK_RETURN_IF_ERROR(
       WithPage(at.stripe->Install(at.offset, bytes.empty() ? kZeroPage : bytes, write_protected, wake), page));
   access_.Set(page, access);
@@ -181,6 +193,7 @@ absl::Status FileSpaceFrames::InstallPages(Gfn first, std::span<const std::byte>
   HK_RETURN_IF_ERROR(Check(first, count, PageAccess::kNone));
   const Place at = PlaceOf(first);
   const bool write_protected = !HK_MUTANT(frames_readers_unprotected);
+  if (wake) NoteWoken(first, count);
   HK_RETURN_IF_ERROR(WithPage(at.stripe->Install(at.offset, bytes, write_protected, wake), first));
   for (size_t i = 0; i < count; ++i) access_.Set(Gfn(first.value() + i), PageAccess::kRead);
   frames_.fetch_add(count, std::memory_order_relaxed);
@@ -208,6 +221,7 @@ absl::Status FileSpaceFrames::SetAccess(Gfn page, PageAccess access, bool wake) 
   const Place at = PlaceOf(page);
   if (changes) {
     const bool protects = access == PageAccess::kRead;
+    if (!protects) NoteWoken(page, 1);  // it wakes
     HK_RETURN_IF_ERROR(
         WithPage(at.stripe->WriteProtect({.start = at.offset, .bytes = kPageSize}, protects, wake), page));
     access_.Set(page, access);
@@ -255,6 +269,7 @@ absl::Status FileSpaceFrames::Write(Gfn page, size_t offset, std::span<const std
 void FileSpaceFrames::Wake(Gfn page) {
   if (!Check(page, PageAccess::kNone).ok()) return;
   const Place at = PlaceOf(page);
+  NoteWoken(page, 1);
   at.stripe->Wake({.start = at.offset, .bytes = kPageSize});
 }
 

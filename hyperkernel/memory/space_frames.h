@@ -20,6 +20,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/fault_meter.h"
 #include "hyperkernel/memory/frame_store.h"
 #include "hyperkernel/memory/page_frames.h"
 
@@ -52,6 +53,8 @@ class SpaceFrames : public PageFrames {
   virtual uint64_t bytes() const = 0;
   // Bytes of frames taken now.
   virtual uint64_t frame_bytes() const = 0;
+  // What threads on the view wait for.
+  virtual FaultMeter* faults() = 0;
 };
 
 }  // namespace hk

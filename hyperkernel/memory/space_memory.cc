@@ -46,6 +46,7 @@ class SpaceMemory final : public GuestMemory {
   }
   uint64_t most_pinned_bytes() const override { return most_pinned_bytes_; }
   absl::Status state() const override { return space_->state(); }
+  FaultMeter* faults() override { return space_->faults(); }
   void Abandon() override { space_->engine().Stop(absl::CancelledError("the guest is stopped")); }
 
  private:

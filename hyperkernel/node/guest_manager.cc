@@ -132,6 +132,7 @@ v1::Vm GuestManager::View(const Guest& guest) const {
     vm.set_frame_bytes(guest.machine->frame_bytes());
     for (const auto& [kind, count] : guest.machine->exits_by_kind()) (*vm.mutable_exits_by_kind())[kind] = count;
     vm.set_exits(guest.machine->exits());
+    for (v1::VcpuTimes& times : guest.machine->vcpu_times()) *vm.add_vcpu_times() = std::move(times);
     vm.set_tsc_unstable(guest.machine->tsc_unstable());
     vm.set_exits_per_second(guest.exit_rate.per_second());
     for (std::string& device : guest.machine->broken_devices()) *vm.add_broken_devices() = std::move(device);

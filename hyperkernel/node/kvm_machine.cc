@@ -25,6 +25,7 @@
 #include "hyperkernel/node/machine_devices.h"
 #include "hyperkernel/node/machine_virtio.h"
 #include "hyperkernel/node/machine_voice.h"
+#include "hyperkernel/node/vcpu_waits.h"
 
 namespace hk {
 namespace {
@@ -49,6 +50,7 @@ class KvmMachine final : public Machine, public ExitHandler {
         kernels_(kernels),
         clock_(clock),
         voice_(std::make_shared<MachineVoice>(events)),
+        waits_(spec.vcpus()),
         vcpus_(std::make_unique<VcpuGroup>(spec.vcpus())) {}
   ~KvmMachine() override;
 
@@ -73,6 +75,7 @@ class KvmMachine final : public Machine, public ExitHandler {
   uint64_t exits() const override;
   bool tsc_unstable() const override { return spread_ != nullptr && !spread_->one_host(); }
   std::map<std::string, uint64_t> exits_by_kind() const override;
+  std::vector<v1::VcpuTimes> vcpu_times() const override;
   std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }
 
  private:
@@ -105,6 +108,7 @@ class KvmMachine final : public Machine, public ExitHandler {
   bool pm_timer_ = false;  // only for guests that have no clock of ours: see boot/README.md
   std::unique_ptr<GuestMemory> memory_;
   std::unique_ptr<PvClock> pv_clock_;
+  VcpuWaits waits_;                   // before the vCPUs, whose threads tell it of themselves
   std::unique_ptr<VcpuGroup> vcpus_;  // the VM too; emptied first, and there as long as what follows may wake someone
   std::unique_ptr<InterruptController> interrupts_;
   std::unique_ptr<MachineDevices> devices_;
@@ -217,6 +221,7 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
     if (spread_ != nullptr && !spread_->Here(VcpuId(i))) continue;
     configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset});
   }
+  waits_.SetMeter(memory_->faults());
   PvEoi::WordAt guest_word;
   if (memory_->most_pinned_bytes() == 0) {
     guest_word = [this](Gpa at) { return memory_->Pin(at, sizeof(uint32_t), PageAccess::kWrite, nullptr); };
@@ -226,7 +231,8 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
                            .interrupts = &interrupts_->vcpu(id),
                            .clock = pv_clock_.get(),
                            .guest_word = guest_word,
-                           .paced = memory_source_.space != nullptr};
+                           .paced = memory_source_.space != nullptr,
+                           .threads = &waits_};
   }));
   if (spread_ == nullptr) return absl::OkStatus();
   return spread_->Attach({.space_id = memory_source_.space->id,
@@ -309,6 +315,15 @@ std::map<std::string, uint64_t> KvmMachine::exits_by_kind() const {
   if (spread_ == nullptr) return kinds;
   for (const auto& [kind, count] : spread_->exits_by_kind()) kinds[kind] += count;
   return kinds;
+}
+
+std::vector<v1::VcpuTimes> KvmMachine::vcpu_times() const {
+  if (memory_source_.space == nullptr) return {};
+  std::vector<v1::VcpuTimes> all = waits_.Times(*vcpus_);
+  for (v1::VcpuTimes& times : all) times.set_node(spec_.io_node());
+  if (spread_ == nullptr) return all;
+  for (v1::VcpuTimes& times : spread_->vcpu_times()) all.push_back(std::move(times));
+  return all;
 }
 
 uint64_t KvmMachine::exits() const {

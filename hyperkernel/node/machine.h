@@ -64,6 +64,8 @@ class Machine {
   virtual uint64_t exits() const = 0;
   // The same by kind, and "injected": the interrupts given to vCPUs. Kinds that did not occur are left out.
   virtual std::map<std::string, uint64_t> exits_by_kind() const = 0;
+  // What the time of each vCPU went to, if its memory is over several nodes; else nothing.
+  virtual std::vector<v1::VcpuTimes> vcpu_times() const { return {}; }
   // Its vCPUs are on several hosts, and it is told not to trust its TSC.
   virtual bool tsc_unstable() const { return false; }
   // Devices whose driver broke the protocol and has not reset them since.

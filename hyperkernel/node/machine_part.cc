@@ -19,6 +19,7 @@
 #include "hyperkernel/node/machine_counters.h"
 #include "hyperkernel/node/machine_cpu.h"
 #include "hyperkernel/node/machine_link.h"
+#include "hyperkernel/node/vcpu_waits.h"
 #include "hyperkernel/node/vm_spec.h"
 
 namespace hk {
@@ -56,13 +57,16 @@ absl::Status CheckRequest(const MachinePart::Options& options) {
 class KvmPart final : public MachinePart, public ExitHandler {
  public:
   explicit KvmPart(Options options)
-      : options_(std::move(options)), vcpus_(static_cast<uint32_t>(options_.request.vcpu_nodes_size())) {}
+      : options_(std::move(options)),
+        waits_(static_cast<uint32_t>(options_.request.vcpu_nodes_size())),
+        vcpus_(static_cast<uint32_t>(options_.request.vcpu_nodes_size())) {}
   ~KvmPart() override;
 
   absl::Status Build();
   absl::Status Run() override { return vcpus_.Resume(); }
   absl::Status Hold() override { return vcpus_.Pause(options_.clock->Now() + kPartPauseDeadline); }
   std::map<std::string, uint64_t> exits_by_kind() const override { return ExitsByKind(vcpus_.counters()); }
+  std::vector<v1::VcpuTimes> vcpu_times() const override { return waits_.Times(vcpus_); }
   uint64_t tsc_error_ns() const override { return tsc_error_ns_; }
 
  private:
@@ -87,6 +91,7 @@ class KvmPart final : public MachinePart, public ExitHandler {
   uint64_t tsc_error_ns_ = 0;
   std::unique_ptr<GuestMemory> memory_;
   std::unique_ptr<PvClock> pv_clock_;
+  VcpuWaits waits_;
   VcpuGroup vcpus_;                    // the VM too; emptied first, and there as long as what follows may wake someone
   std::unique_ptr<MachineLink> link_;  // before who uses it
   std::unique_ptr<ForwardedExits> exits_;
@@ -168,14 +173,18 @@ absl::Status KvmPart::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, 
         PvClockOrigin{.wall_ns = request.wall_ns(), .tsc_khz = request.tsc_khz(), .stable = request.tsc_stable()},
         count, [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
   }
+  waits_.SetMeter(memory_->faults());
   std::vector<VcpuConfig> configs;
   for (uint32_t i = 0; i < count; i++) {
     if (request.vcpu_nodes(static_cast<int>(i)) != options_.self.value()) continue;
     configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, count), .tsc_offset = tsc_offset});
   }
   return vcpus_.Create(std::move(vm), configs, [this](VcpuId id) {
-    return VcpuEnvironment{
-        .devices = this, .interrupts = &interrupts_->vcpu(id), .clock = pv_clock_.get(), .paced = true};
+    return VcpuEnvironment{.devices = this,
+                           .interrupts = &interrupts_->vcpu(id),
+                           .clock = pv_clock_.get(),
+                           .paced = true,
+                           .threads = &waits_};
   });
 }
 

@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -53,6 +54,8 @@ class MachinePart {
   virtual absl::Status Hold() = 0;
   // As Machine::exits_by_kind.
   virtual std::map<std::string, uint64_t> exits_by_kind() const = 0;
+  // What the time of each of its vCPUs went to; without their node.
+  virtual std::vector<v1::VcpuTimes> vcpu_times() const = 0;
   // By how much its TSC may differ from the I/O node's at most.
   virtual uint64_t tsc_error_ns() const = 0;
 };

@@ -134,6 +134,7 @@ absl::StatusOr<v1::OrderMachineResponse> MachineParts::Order(const v1::OrderMach
       status = absl::InvalidArgumentError("order: not one this daemon knows");
   }
   for (const auto& [kind, count] : entry->part->exits_by_kind()) (*response.mutable_exits_by_kind())[kind] = count;
+  for (v1::VcpuTimes& times : entry->part->vcpu_times()) *response.add_vcpu_times() = std::move(times);
   response.set_running(entry->running);
   std::unique_ptr<MachinePart> part;
   if (request.order() == v1::MACHINE_ORDER_END) part = std::move(entry->part);

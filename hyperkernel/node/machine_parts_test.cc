@@ -85,6 +85,12 @@ class FakePart final : public MachinePart {
     return world_->hold_status;
   }
   std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
+  std::vector<v1::VcpuTimes> vcpu_times() const override {
+    v1::VcpuTimes times;
+    times.set_vcpu(1);
+    times.set_halted_ns(8);
+    return {times};
+  }
   uint64_t tsc_error_ns() const override { return 42; }
 
  private:
@@ -144,6 +150,8 @@ TEST_F(MachinePartsTest, DoesWhatItsIoNodeSays) {
   const auto answer = parts_.Order(status);
   ASSERT_TRUE(answer.ok()) << answer.status();
   EXPECT_EQ(answer->exits_by_kind().at("port"), 7u);
+  ASSERT_EQ(answer->vcpu_times_size(), 1);
+  EXPECT_EQ(answer->vcpu_times(0).halted_ns(), 8u);
   EXPECT_TRUE(Order(v1::MACHINE_ORDER_RUN).ok());
   EXPECT_TRUE(Order(v1::MACHINE_ORDER_HOLD).ok());
   EXPECT_TRUE(absl::IsInvalidArgument(Order(v1::MACHINE_ORDER_UNSPECIFIED)));

@@ -133,6 +133,12 @@ absl::Status MachineSpread::Tell(Other* other, v1::MachineOrder order, uint64_t 
   MutexLock lock(&mutex_);
   running_[other->number] = response.running();
   exits_[other->number] = {response.exits_by_kind().begin(), response.exits_by_kind().end()};
+  for (const v1::VcpuTimes& times : response.vcpu_times()) {
+    if (times.vcpu() >= nodes_.size() || nodes_[times.vcpu()] != other->number) continue;  // no vCPU of that node
+    v1::VcpuTimes& told = times_[times.vcpu()];
+    told = times;
+    told.set_node(other->name);
+  }
   return absl::OkStatus();
 }
 
@@ -247,6 +253,13 @@ void MachineSpread::End() {
   if (status.ok()) return;
   log::Warning("guest", "vCPUs on another node may run until its memory ends",
                {{"guest", spec_.name()}, {"reason", MessageOf(status)}});
+}
+
+std::vector<v1::VcpuTimes> MachineSpread::vcpu_times() const {
+  MutexLock lock(&mutex_);
+  std::vector<v1::VcpuTimes> all;
+  for (const auto& [vcpu, times] : times_) all.push_back(times);
+  return all;
 }
 
 std::map<std::string, uint64_t> MachineSpread::exits_by_kind() const {

@@ -84,6 +84,7 @@ class MachineSpread {
   bool Here(VcpuId vcpu) const { return nodes_.at(vcpu.value()) == self_number_; }
   // Of all other nodes together, as of about a second ago. Never blocks for long.
   std::map<std::string, uint64_t> exits_by_kind() const;
+  std::vector<v1::VcpuTimes> vcpu_times() const;
   std::string NodeOf(VcpuId vcpu) const;
   // Known after AgreeOnHosts: all nodes are on one host.
   bool one_host() const { return one_host_; }
@@ -127,6 +128,7 @@ class MachineSpread {
   bool ordering_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<NodeId, bool> running_ ABSL_GUARDED_BY(mutex_);
   std::map<NodeId, std::map<std::string, uint64_t>> exits_ ABSL_GUARDED_BY(mutex_);  // by node
+  std::map<uint32_t, v1::VcpuTimes> times_ ABSL_GUARDED_BY(mutex_);                  // by vCPU
   std::thread watcher_;
 };
 

@@ -56,6 +56,12 @@ class FakePeers final : public MachinePeers {
     response.set_running(running_.contains(node));
     (*response.mutable_exits_by_kind())["port"] = node == "b" ? 5 : 7;
     (*response.mutable_exits_by_kind())[node] = 1;
+    for (const uint32_t vcpu : {node == "b" ? 1U : 2U, 0U, 77U}) {
+      v1::VcpuTimes* times = response.add_vcpu_times();
+      times->set_vcpu(vcpu);
+      times->set_node("zoe");
+      times->set_halted_ns(100 + vcpu);
+    }
     if (order == v1::MACHINE_ORDER_STATUS) {
       asked_++;
       changed_.SignalAll();
@@ -307,6 +313,18 @@ TEST_F(MachineSpreadTest, ExitsAreThoseOfAllOthers) {
   EXPECT_TRUE(spread_->exits_by_kind().empty());
   ASSERT_TRUE(spread_->Resume().ok());
   EXPECT_EQ(spread_->exits_by_kind(), (std::map<std::string, uint64_t>{{"port", 12}, {"b", 1}, {"c", 1}}));
+}
+
+TEST_F(MachineSpreadTest, TimesAreBelievedOfANodesOwnVcpus) {
+  Open(Spec(1, 1, 1));
+  ASSERT_TRUE(Attach().ok());
+  ASSERT_TRUE(spread_->Resume().ok());
+  const std::vector<v1::VcpuTimes> times = spread_->vcpu_times();
+  ASSERT_EQ(times.size(), 2u);
+  EXPECT_EQ(times[0].node(), "b");
+  EXPECT_EQ(times[0].halted_ns(), 101u);
+  EXPECT_EQ(times[1].node(), "c");
+  EXPECT_EQ(times[1].halted_ns(), 102u);
 }
 
 TEST_F(MachineSpreadTest, ALostNodeEndsTheMachineByItsName) {

@@ -66,6 +66,29 @@ class VmAcross(placedtest.TestCase):
         self.assert_exit(a.hkctl('space', 'drain', 'g', '--node', 'c'), 0)
         self.count(guest)
 
+    def test_what_the_vcpus_time_goes_to(self):
+        a, b = self.start('a', 'b')
+        guest = self.boot(a, b, vcpus=2)
+        self.count(guest)
+
+        def times():
+            return {entry.get('vcpu', 0): entry for entry in self.show(a).get('vcpu_times', [])}
+
+        def waits(entry):
+            return sum(int(entry.get(cause, {}).get('ns', 0)) for cause in ('reads', 'writes', 'upgrades'))
+
+        hktest.wait_for(lambda: set(times()) == {0, 1} and int(times()[1].get('exits_ns', 0)) > 0, lambda: f"b's vCPU is told of: {times()}")
+        for vcpu, node in ((0, 'a'), (1, 'b')):
+            entry = times()[vcpu]
+            self.assertEqual(entry['node'], node)
+            self.assertGreater(waits(entry), 0)
+            self.assertGreater(int(entry['lived_ns']), waits(entry) + int(entry.get('exits_ns', 0)))
+        before = waits(times()[0])
+        self.assert_exit(a.hkctl('vm', 'renew', 'g'), 0)
+        self.count(guest)
+        self.assertGreater(waits(times()[0]), before)
+        self.assertRegex(a.hkctl('vm', 'show', 'g').out, r'vCPU 1: +b: \d+% halted; waits \d+% for pages to read')
+
     def test_exits_are_those_of_all_nodes(self):
         a, b = self.start('a', 'b')
         guest = self.boot(a, b, vcpus=2)

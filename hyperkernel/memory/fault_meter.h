@@ -1,0 +1,124 @@
+// How long threads wait for pages, thread by thread: what a virtual CPU's time goes to. A fault names its thread
+// (UFFD_FEATURE_THREAD_ID); the wait is from the moment that a fault was read to the one that wakes its page.
+//
+// Thread-safe, without locks: Began and Woken are on the way of every fault. Threads that nobody watches cost a look
+// through those that are.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/types.h"
+
+namespace hk {
+
+// What a thread lacked.
+enum class FaultCause : uint8_t {
+  kRead,     // the page, to read
+  kWrite,    // the page, to write
+  kUpgrade,  // the right to write to a page that is here
+};
+inline constexpr size_t kFaultCauses = 3;
+
+// What a thread has waited for, by cause. Plain value.
+struct FaultTimes {
+  std::array<uint64_t, kFaultCauses> faults{}, ns{};
+};
+
+// The threads of one process that are watched.
+class FaultMeter {
+ public:
+  // A node's virtual CPUs of one machine, while each of them is exchanged for a new one.
+  static constexpr size_t kMostThreads = 512;
+
+  // From now on its waits are counted, from zero. False: too many are watched.
+  bool Watch(uint32_t thread) {
+    for (size_t i = 0; i < kMostThreads; ++i) {
+      uint32_t none = 0;
+      if (!threads_[i].compare_exchange_strong(none, kBeingMade)) continue;
+      pages_[i].store(kNoPage);
+      for (size_t cause = 0; cause < kFaultCauses; ++cause) {
+        times_[i].faults[cause].store(0);
+        times_[i].ns[cause].store(0);
+      }
+      threads_[i].store(thread, std::memory_order_release);
+      size_t used = used_.load();
+      while (used < i + 1 && !used_.compare_exchange_weak(used, i + 1)) {
+      }
+      return true;
+    }
+    return false;
+  }
+  // Called by the thread, or after its end.
+  void Forget(uint32_t thread) {
+    if (const std::optional<size_t> i = Find(thread); i.has_value()) threads_[*i].store(0);
+  }
+  // All zero if it is not watched.
+  FaultTimes Of(uint32_t thread) const {
+    FaultTimes times;
+    const std::optional<size_t> i = Find(thread);
+    if (!i.has_value()) return times;
+    for (size_t cause = 0; cause < kFaultCauses; ++cause) {
+      times.faults[cause] = times_[*i].faults[cause].load(std::memory_order_relaxed);
+      times.ns[cause] = times_[*i].ns[cause].load(std::memory_order_relaxed);
+    }
+    return times;
+  }
+
+  // Before anybody is asked for the page. A thread waits for one page at a time.
+  void Began(uint32_t thread, Gfn page, FaultCause cause, Monotonic now) {
+    const std::optional<size_t> i = Find(thread);
+    if (!i.has_value()) return;
+    Times& times = times_[*i];
+    times.cause.store(cause, std::memory_order_relaxed);
+    times.since_ns.store(now.time_since_epoch().count(), std::memory_order_relaxed);
+    times.faults[static_cast<size_t>(cause)].fetch_add(1, std::memory_order_relaxed);
+    pages_[*i].store(page.value(), std::memory_order_release);
+  }
+  // All that wait for one of these pages go on.
+  void Woken(Gfn first, uint64_t count, Monotonic now) {
+    const size_t used = used_.load(std::memory_order_acquire);
+    for (size_t i = 0; i < used; ++i) {
+      uint64_t page = pages_[i].load(std::memory_order_acquire);
+      if (page - first.value() >= count) continue;
+      const int64_t since = times_[i].since_ns.load(std::memory_order_relaxed);
+      const FaultCause cause = times_[i].cause.load(std::memory_order_relaxed);
+      if (!pages_[i].compare_exchange_strong(page, kNoPage)) continue;  // another has woken it
+      const int64_t waited = now.time_since_epoch().count() - since;
+      if (waited > 0) {
+        times_[i].ns[static_cast<size_t>(cause)].fetch_add(static_cast<uint64_t>(waited), std::memory_order_relaxed);
+      }
+    }
+  }
+
+ private:
+  static constexpr uint64_t kNoPage = std::numeric_limits<uint64_t>::max();
+  static constexpr uint32_t kBeingMade = std::numeric_limits<uint32_t>::max();  // no thread's number (kernel: 2^22)
+
+  // What is known of one thread.
+  struct alignas(64) Times {
+    std::atomic<FaultCause> cause{FaultCause::kRead};
+    std::atomic<int64_t> since_ns{0};
+    std::array<std::atomic<uint64_t>, kFaultCauses> faults{}, ns{};
+  };
+
+  std::optional<size_t> Find(uint32_t thread) const {
+    const size_t used = used_.load(std::memory_order_acquire);
+    for (size_t i = 0; i < used && thread != 0; ++i) {
+      if (threads_[i].load(std::memory_order_acquire) == thread) return i;
+    }
+    return std::nullopt;
+  }
+
+  std::atomic<size_t> used_{0};                                // of the places, from the first on
+  std::array<std::atomic<uint32_t>, kMostThreads> threads_{};  // 0: free
+  std::array<std::atomic<uint64_t>, kMostThreads> pages_{};    // that it waits for
+  std::array<Times, kMostThreads> times_{};
+};
+
+}  // namespace hk
