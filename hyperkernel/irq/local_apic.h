@@ -77,6 +77,9 @@ class LocalApic final {
   std::optional<Monotonic> NextTimerDeadline() const;
   // The timer may have expired. True: the vCPU must look.
   bool OnTime(Monotonic now);
+  // From now on the timer's interrupt comes by OnTime, and when the guest sets the timer anew, but not when it touches
+  // another register after the deadline. Not a part of the saved state.
+  void PaceTimer() { paced_ = true; }
 
   // As VcpuInterrupts. Take says whether routing changed (INIT resets the addressing).
   VcpuWork Peek() const;
@@ -117,12 +120,15 @@ class LocalApic final {
   void WriteSelfIpi(uint8_t vector);
   void WriteEoi(ApicEffects& effects);
 
+  // Before an access to the register.
+  void SettleTimer(ApicRegister reg, Monotonic now);
   void ResetRegisters();  // SDM 3A 11.4.7.1 and 11.4.7.3
   bool Request(uint8_t vector, bool level);
   void NoteLevelSource(const InterruptMessage& message);
   void LogError(uint32_t bit);
 
   uint32_t apic_id_;
+  bool paced_ = false;
   uint64_t base_;
   uint32_t tpr_ = 0;
   uint32_t ldr_ = 0;

@@ -1,6 +1,7 @@
 // The register half of LocalApic: what reads and writes do.
 #include <bit>
 
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/irq/local_apic.h"
 
 namespace hk {
@@ -39,6 +40,13 @@ std::optional<InterruptMessage> MessageOfCommand(uint64_t icr, bool x2apic) {
 
 }  // namespace
 
+void LocalApic::SettleTimer(ApicRegister reg, Monotonic now) {
+  // These change the countdown; what it has come to before is not lost.
+  const bool of_timer =
+      reg == ApicRegister::kLvtTimer || reg == ApicRegister::kTimerInitial || reg == ApicRegister::kTimerDivide;
+  if (!paced_ || of_timer || HK_MUTANT(apic_paced_timer_expires)) OnTime(now);
+}
+
 std::optional<uint64_t> LocalApic::ReadMsr(uint32_t msr, Monotonic now) {
   if (msr == kMsrApicBase) {
     return base_;
@@ -50,7 +58,7 @@ std::optional<uint64_t> LocalApic::ReadMsr(uint32_t msr, Monotonic now) {
   if (!X2ApicReadable(reg)) {
     return std::nullopt;
   }
-  OnTime(now);
+  SettleTimer(reg, now);
   return ReadRegister(reg, now);
 }
 
@@ -71,7 +79,7 @@ ApicEffects LocalApic::WriteMsr(uint32_t msr, uint64_t value, Monotonic now) {
     effects.fault = true;
     return effects;
   }
-  OnTime(now);
+  SettleTimer(reg, now);
   if (reg == ApicRegister::kCommand) {
     WriteCommand(value, effects);
   } else if (reg == ApicRegister::kSelfIpi) {
@@ -86,8 +94,8 @@ uint32_t LocalApic::ReadMmio(uint32_t offset, Monotonic now) {
   if (mode() != Mode::kXApic) {
     return 0xffffffff;
   }
-  OnTime(now);
   const auto reg = static_cast<ApicRegister>(offset >> 4);
+  SettleTimer(reg, now);
   if (!XApicExists(reg)) {
     LogError(kErrorIllegalRegister);
     return 0;
@@ -118,8 +126,8 @@ ApicEffects LocalApic::WriteMmio(uint32_t offset, uint32_t value, Monotonic now)
   if (mode() != Mode::kXApic) {
     return effects;
   }
-  OnTime(now);
   const auto reg = static_cast<ApicRegister>(offset >> 4);
+  SettleTimer(reg, now);
   if (!XApicExists(reg)) {
     LogError(kErrorIllegalRegister);
     return effects;

@@ -290,6 +290,29 @@ TEST_F(LocalApicTest, CommandsThatSendNothing) {
   }
 }
 
+TEST_F(LocalApicTest, APacedTimerInterruptsWhenItIsRun) {
+  apic_.PaceTimer();
+  Write(ApicRegister::kLvtTimer, 0x40 | kLvtPeriodic);
+  Write(ApicRegister::kTimerDivide, 0xb);
+  Write(ApicRegister::kTimerInitial, 1'000'000);
+  const Monotonic late = kNow + std::chrono::milliseconds(5);
+  EXPECT_FALSE(apic_.WriteMsr(Msr(ApicRegister::kEoi), 0, late).fault);
+  EXPECT_TRUE(apic_.ReadMsr(Msr(ApicRegister::kTimerCurrent), late).has_value());
+  EXPECT_EQ(apic_.Acknowledge(), std::nullopt);
+  EXPECT_TRUE(apic_.OnTime(late));
+  EXPECT_EQ(apic_.Acknowledge(), 0x40);
+}
+
+TEST_F(LocalApicTest, APacedTimerThatIsSetAnewLosesNothing) {
+  apic_.PaceTimer();
+  Write(ApicRegister::kLvtTimer, 0x40);
+  Write(ApicRegister::kTimerDivide, 0xb);
+  Write(ApicRegister::kTimerInitial, 1'000'000);
+  const Monotonic late = kNow + std::chrono::milliseconds(5);
+  EXPECT_FALSE(apic_.WriteMsr(Msr(ApicRegister::kTimerInitial), 1'000'000, late).fault);
+  EXPECT_EQ(apic_.Acknowledge(), 0x40);
+}
+
 TEST_F(LocalApicTest, SelfIpi) {
   Write(ApicRegister::kSelfIpi, 0x77);
   EXPECT_EQ(apic_.Acknowledge(), 0x77);

@@ -63,6 +63,9 @@ class VcpuInterrupts {
   // register accesses, and a restore, change the deadline.
   virtual Monotonic TimerDeadline() const = 0;
   virtual void RunTimer(Monotonic now) = 0;
+  // From now on RunTimer may be called late, and the timer interrupts no sooner: register accesses after the deadline
+  // do not make it, but those to the timer's own registers.
+  virtual void PaceTimer() {}
 };
 
 }  // namespace hk

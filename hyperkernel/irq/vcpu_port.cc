@@ -177,6 +177,12 @@ bool VcpuPort::OnTime(Monotonic now) {
   return wake;
 }
 
+void VcpuPort::PaceTimer() {
+  MutexLock lock(&mutex_);
+  paced_ = true;
+  apic_.PaceTimer();
+}
+
 LocalApicState VcpuPort::Save(Monotonic now) {
   MutexLock lock(&mutex_);
   return apic_.Save(now);
@@ -198,6 +204,7 @@ absl::Status VcpuPort::Renew(Monotonic now) {
   if (auto status = renewed.Restore(apic_.Save(now), now); !status.ok()) {
     return status;
   }
+  if (paced_) renewed.PaceTimer();
   apic_ = renewed;
   if (residence_ != Residence::kAway) {
     Publish();

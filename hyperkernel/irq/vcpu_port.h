@@ -49,6 +49,7 @@ class VcpuPort final : public VcpuInterrupts {
   uint8_t Cr8() override ABSL_LOCKS_EXCLUDED(mutex_);
   Monotonic TimerDeadline() const override;
   void RunTimer(Monotonic now) override ABSL_LOCKS_EXCLUDED(mutex_) { static_cast<void>(OnTime(now)); }
+  void PaceTimer() override ABSL_LOCKS_EXCLUDED(mutex_);
 
   // `own`: the vCPU sends it to itself. False, and nothing was done: it must go through the exchange. (As a third flag
   // of Acceptance, that made every IPI a quarter slower.)
@@ -87,6 +88,7 @@ class VcpuPort final : public VcpuInterrupts {
   const VcpuId id_;
   Mutex mutex_;
   LocalApic apic_ ABSL_GUARDED_BY(mutex_);
+  bool paced_ ABSL_GUARDED_BY(mutex_) = false;
   Residence residence_ ABSL_GUARDED_BY(mutex_) = Residence::kHere;
   // Written under mutex_ only.
   std::atomic<uint32_t> priority_{0};

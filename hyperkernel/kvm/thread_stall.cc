@@ -4,9 +4,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
-#include <cstring>
 
 #include "hyperkernel/base/clock.h"
 
@@ -30,10 +30,14 @@ std::optional<std::chrono::nanoseconds> ThreadStall::Get() const {
   const ssize_t n = ::pread(file_.get(), text, sizeof text, 0);
   if (n <= 0) return std::nullopt;
   const char* const end = text + n;
-  // The first number is behind by what the thread has run since it got its processor; the thread's clock is not.
-  const char* second = static_cast<const char*>(std::memchr(text, ' ', static_cast<size_t>(n)));
-  uint64_t ready = 0;
-  if (second == nullptr || std::from_chars(second + 1, end, ready).ec != std::errc()) return std::nullopt;
+  // The first number is behind by what the thread has run since it got its processor; the thread's clock is not. The
+  // third, which only grows, says whether this kernel counts at all.
+  uint64_t ready = 0, slices = 0;
+  const char* at = std::find(static_cast<const char*>(text), end, ' ');
+  if (at == end) return std::nullopt;
+  const auto second = std::from_chars(at + 1, end, ready);
+  if (second.ec != std::errc() || second.ptr == end) return std::nullopt;
+  if (std::from_chars(second.ptr + 1, end, slices).ec != std::errc() || slices == 0) return std::nullopt;
   timespec ran{};
   if (::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ran) != 0) return std::nullopt;
   return RealClock().Now().time_since_epoch() - std::chrono::seconds(ran.tv_sec) -

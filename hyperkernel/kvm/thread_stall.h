@@ -1,5 +1,6 @@
 // How long the calling thread has waited: neither ran nor was ready to run. Of a vCPU's thread that is not halted: for
-// pages, and for other nodes to handle its exits.
+// pages, and for other nodes to handle its exits. On a host that is itself a guest, what its own host takes away (steal
+// time) may count too.
 #pragma once
 
 #include <chrono>
@@ -14,7 +15,7 @@ namespace hk {
 // The calling thread's; made, used and destroyed by it.
 class ThreadStall {
  public:
-  // Null if this kernel does not say (CONFIG_SCHED_INFO, proc(5): /proc/PID/schedstat).
+  // Null if this kernel does not count it (proc(5): /proc/PID/schedstat).
   static std::unique_ptr<ThreadStall> OfThisThread();
 
   // Since some moment; two system calls. Nullopt: it is not known.

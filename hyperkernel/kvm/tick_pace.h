@@ -1,9 +1,10 @@
 // When the local APIC's timer may interrupt a vCPU again whose pages come from other nodes.
 //
 // A guest's tick touches what all its CPUs write: the clock, the run queues. Where to fetch that takes as long as ticks
-// are apart, a vCPU does nothing else, for ever. So the timer waits after each of its interrupts for some times what
-// the vCPU was stalled since the one before, within a bound. What a guest sees of this it sees of a vCPU that another
-// one has kept from its processor, too.
+// are apart, a vCPU does nothing else, for ever. So a timer that is due waits until the vCPU has had more time for
+// itself than it was stalled, since the interrupt before, within a bound. Periods that pass meanwhile are one
+// interrupt: a kernel that counts ticks counts too few, until it has a clock (for Linux: until it has chosen its clock
+// source).
 #pragma once
 
 #include <algorithm>
@@ -16,22 +17,31 @@ namespace hk {
 // One vCPU's. No thread safety.
 class TickPace {
  public:
-  // Before this the timer does not interrupt.
-  Monotonic until() const { return until_; }
-  // It has, now. `stalled`: how long the vCPU has waited for anything but its guest's halts, since some moment.
+  // When a timer that is due may interrupt: `now`, or later; to be asked again then. `stalled`: how long the vCPU has
+  // waited for anything but its guest's halts, since some moment.
+  Monotonic Next(Monotonic now, std::chrono::nanoseconds stalled) const {
+    const Monotonic::duration since = now - last_;
+    const Monotonic::duration waited =
+        std::clamp<Monotonic::duration>(stalled - stalled_, Monotonic::duration(0), since);
+    const Monotonic::duration missing = kShare * waited - (since - waited);
+    if (since >= kMost || missing.count() <= 0) return now;
+    return std::min<Monotonic>(now + std::max<Monotonic::duration>(missing, kLeast), last_ + kMost);
+  }
+  // It has, now.
   void Interrupted(Monotonic now, std::chrono::nanoseconds stalled) {
-    const std::chrono::nanoseconds since = std::max(stalled - stalled_, std::chrono::nanoseconds(0));
+    last_ = now;
     stalled_ = stalled;
-    until_ = now + std::min<std::chrono::nanoseconds>(since * kShare, kMost);
   }
 
  private:
-  // So that ticks take a fifth of a vCPU's time at most.
-  static constexpr int kShare = 4;
-  // 25 interrupts a second are enough for a kernel that counts ticks, and for what runs beside others.
-  static constexpr std::chrono::milliseconds kMost{40};
+  // Stalls, those of ticks among them, take a third of the time between ticks at most.
+  static constexpr int kShare = 2;
+  // But ten interrupts a second come in any case.
+  static constexpr std::chrono::milliseconds kMost{100};
+  // It is not looked at again sooner: that takes system calls.
+  static constexpr std::chrono::milliseconds kLeast{2};
 
-  Monotonic until_;
+  Monotonic last_;
   std::chrono::nanoseconds stalled_{};
 };
 

@@ -156,7 +156,7 @@ class Vcpu {
   bool Idle() ABSL_LOCKS_EXCLUDED(mutex_);
   bool RunGuest();
   // When the local APIC's timer is to be looked at.
-  Monotonic TimerDue() const { return std::max(interrupts_.TimerDeadline(), pace_.until()); }
+  Monotonic TimerDue() const { return std::max(interrupts_.TimerDeadline(), timer_waits_until_); }
   void RunTimer();
   bool PrepareEntry();
   bool DeliverInterrupt();
@@ -187,7 +187,9 @@ class Vcpu {
   std::string why_failed_;
   std::unique_ptr<VcpuTimer> timer_;
   std::unique_ptr<ThreadStall> stall_;  // null: its timer is not paced
+  std::chrono::nanoseconds slept_{};    // of what it is stalled: the guest's halts
   TickPace pace_;
+  Monotonic timer_waits_until_;
   VcpuExits exits_;
 
   // Where the thread is and whether it must look up. Sequentially consistent, see invariant 3.

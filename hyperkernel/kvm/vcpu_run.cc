@@ -68,6 +68,7 @@ bool TakesInterrupt(const VcpuState& state) {
 void Vcpu::ThreadMain() {
   ::prctl(PR_SET_TIMERSLACK, kTimerSlackNs, 0, 0, 0);
   if (environment_.paced) stall_ = ThreadStall::OfThisThread();
+  if (stall_ != nullptr) interrupts_.PaceTimer();
   const auto thread = static_cast<uint32_t>(::gettid());
   if (environment_.threads != nullptr) environment_.threads->OnThread(id_, thread);
   while (Idle()) {
@@ -145,10 +146,13 @@ void Vcpu::RunTimer() {
   if (due == Monotonic::max()) return;
   const Monotonic now = RealClock().Now();
   if (due > now) return;
+  const std::optional<std::chrono::nanoseconds> stalled = stall_ == nullptr ? std::nullopt : stall_->Get();
+  if (stalled.has_value()) {
+    timer_waits_until_ = pace_.Next(now, *stalled - slept_);
+    if (timer_waits_until_ > now) return;
+    pace_.Interrupted(now, *stalled - slept_);
+  }
   interrupts_.RunTimer(now);
-  if (stall_ == nullptr) return;
-  const std::chrono::nanoseconds halted(halted_ns_.load(std::memory_order_relaxed));
-  if (const auto stalled = stall_->Get(); stalled.has_value()) pace_.Interrupted(now, *stalled - halted);
 }
 
 // Whether KVM, when it completes this exit, may find that the instruction faults: an MSR that we refused; a read whose
@@ -305,6 +309,7 @@ bool Vcpu::Drain() {
 
 // Halted, waiting for SIPI, or for other nodes (Settled): until someone wakes us, or the timer is due.
 void Vcpu::Sleep() {
+  const std::optional<std::chrono::nanoseconds> before = stall_ == nullptr ? std::nullopt : stall_->Get();
   const Monotonic begin = RealClock().Now();
   const Monotonic end = std::min(TimerDue(), begin + kLongTime);
   asleep_since_ns_.store(begin.time_since_epoch().count(), std::memory_order_relaxed);
@@ -315,6 +320,8 @@ void Vcpu::Sleep() {
   asleep_ = false;
   asleep_since_ns_.store(0, std::memory_order_relaxed);
   AddTime(&halted_ns_, RealClock().Now() - begin);
+  if (!before.has_value()) return;
+  if (const auto after = stall_->Get(); after.has_value()) slept_ += *after - *before;
 }
 
 bool Vcpu::FailWith(const absl::Status& status) {

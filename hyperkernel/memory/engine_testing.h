@@ -69,6 +69,8 @@ class FakeFrames final : public PageFrames {
  public:
   // By thread: the processor's time it has had.
   std::map<uint32_t, std::chrono::nanoseconds> run_times;
+  std::set<uint32_t> waiting;  // threads, for pages
+  bool Waits(uint32_t thread) const override { return waiting.contains(thread); }
   std::optional<std::chrono::nanoseconds> RunTime(uint32_t thread) const override {
     const auto found = run_times.find(thread);
     return found == run_times.end() ? std::nullopt : std::optional(found->second);

@@ -69,6 +69,11 @@ class FaultMeter {
     }
     return times;
   }
+  // It waits for a page now.
+  bool Waits(uint32_t thread) const {
+    const std::optional<size_t> i = Find(thread);
+    return i.has_value() && pages_[*i].load(std::memory_order_acquire) != kNoPage;
+  }
 
   // Before anybody is asked for the page. A thread waits for one page at a time.
   void Began(uint32_t thread, Gfn page, FaultCause cause, Monotonic now) {

@@ -33,7 +33,10 @@ TEST_F(FaultMeterTest, WaitsAreCountedByCause) {
   meter_->Woken(Gfn(7), 1, kStart + milliseconds(2));
   meter_->Began(kOne, Gfn(7), FaultCause::kUpgrade, kStart + milliseconds(5));
   meter_->Woken(Gfn(4), 4, kStart + milliseconds(6));
+  EXPECT_FALSE(meter_->Waits(kOne));
   meter_->Began(kOne, Gfn(9), FaultCause::kWrite, kStart + milliseconds(8));
+  EXPECT_TRUE(meter_->Waits(kOne));
+  EXPECT_FALSE(meter_->Waits(kOther));
   const FaultTimes times = meter_->Of(kOne);
   EXPECT_THAT(times.faults, ElementsAre(1, 1, 1));
   EXPECT_THAT(times.ns, ElementsAre(Ns(milliseconds(2)), 0, Ns(milliseconds(1))));

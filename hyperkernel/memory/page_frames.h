@@ -81,6 +81,9 @@ class PageFrames {
   // The processor's time that a program's thread (as faults name it) has had; nullopt: it is not known, or gone.
   virtual std::optional<std::chrono::nanoseconds> RunTime(uint32_t /*thread*/) const { return std::nullopt; }
 
+  // True if that thread is known to wait for a page now; of some threads it is not known (FaultMeter).
+  virtual bool Waits(uint32_t /*thread*/) const { return false; }
+
   // Programs that wait for the page look again.
   virtual void Wake(Gfn page) = 0;
   // The page cannot be had: programs that touch it must end (KVM_RUN with EFAULT, a thread with SIGSEGV); never zeroes.

@@ -250,12 +250,14 @@ void Engine::HandleBatchForward(Shard* shard, Incoming incoming) {
     BatchPage& page = out.pages[i];
     if (page.fate != BatchFate::kTaken) continue;
     const Gfn gfn(extent.value() + page.index);
-    if (!send || (!CanGive(shard, gfn) && !HK_MUTANT(batch_gives_what_is_held))) {
+    const bool may = CanGive(shard, gfn);
+    if (!send || (!may && !HK_MUTANT(batch_gives_what_is_held))) {
       page.fate = BatchFate::kLater;
       continue;
     }
     ActivePage* const active = Activate(shard, gfn);
-    SettleHold(active);
+    // Not looked at again: it depends on what has been measured by now, and the bytes are on their way.
+    if (may && active->page.state == PageState::kExclusive) active->page.held = false;
     given[i] = active;
     places[i] = send.bytes().subspan(room, kPageSize);
     room += kPageSize;

@@ -53,20 +53,22 @@ void Engine::FindFrames() {
     // Ahead of need, once for whoever found frames low: it does not go on by itself.
     const size_t ahead = low_.exchange(false) && !starving ? ShortOf(kHighShare) : 0;
     const bool low = ahead > 0;
-    const bool wanted = room_wanted_.exchange(false) && !HasRoomForOthers();
+    const bool few = copies < config_.max_pages / kCopiesShare && !leaving() && !HK_MUTANT(engine_copies_never_stay);
+    // For others, as long as that makes room for them.
+    const bool wanted = room_wanted_.exchange(false) && !HasRoomForOthers() && !few && RoomForOthers(copies) > 0;
     const bool pressed = pressed_.exchange(false) && !HasRoomForOthers();
     const size_t first = first_shard_.fetch_add(1, std::memory_order_relaxed);
+    const bool alone = config_.nodes.size() == 1;
     // What is read now would go for what is read next, beside pages that nobody uses.
-    const bool few = copies < config_.max_pages / kCopiesShare && config_.nodes.size() > 1 && !leaving() &&
-                     !HK_MUTANT(engine_copies_never_stay);
-    const bool stay = few && !offers_idle_.load();
+    const bool stay = few && ((!alone && !offers_idle_.load()) || MaySwap());
     const size_t found = DropCopies(first, low ? stay ? 0 : ahead : starving || wanted ? 1 : 0);
     if (found > 0 && starving) frames_due_.store(true);
-    if ((found == 0 || few) && (starving || low) && !stopped() && !offering_.exchange(true)) OfferPages(first);
+    const bool offers = found == 0 || (few && !alone && SomebodyHasRoom());
+    if (offers && (starving || low) && !stopped() && !offering_.exchange(true)) OfferPages(first);
     if (leaving() && !stopped() && !offering_.exchange(true)) OfferPages(first);
     // To the swap goes what nobody else takes.
-    if (found == 0 && !leaving() &&
-        (pressed || ((starving || low) && (config_.nodes.size() == 1 || offers_idle_.load())))) {
+    if ((found == 0 || few) && !leaving() &&
+        (pressed || ((starving || low) && (alone || offers_idle_.load() || (few && !offers))))) {
       SwapPages(first, starving ? starved : low ? ahead : kOffers);
     }
     // A frame that was given back meanwhile is ours to find.
@@ -90,6 +92,8 @@ size_t Engine::DropCopies(size_t first, size_t most) {
 
 void Engine::OfferPages(size_t first) {
   const uint64_t given = given_away_.load();
+  const int rounds =
+      1 + static_cast<int>(std::chrono::nanoseconds(stretched_hold_.load(std::memory_order_relaxed)) / kOfferPause);
   const size_t most = leaving() ? kLeaveOffers : kOffers;
   size_t left = config_.nodes.size() > 1 ? most : 0;
   for (size_t i = 0; i < 2 * kShards && left > 0; ++i) {
@@ -101,8 +105,10 @@ void Engine::OfferPages(size_t first) {
     Drain(&shard);
   }
   if (left == most) offers_idle_.store(true);
-  timers_->After(kOfferPause, [this, given] {
-    offers_idle_.store(given_away_.load() == given);
+  timers_->After(kOfferPause, [this, given, rounds] {
+    // Where messages take longer, so does it until an offer is taken.
+    fruitless_offers_ = given_away_.load() == given ? fruitless_offers_ + 1 : 0;
+    offers_idle_.store(fruitless_offers_ >= rounds);
     offering_.store(false);
     frames_due_.store(true);
     Finish();
@@ -127,13 +133,16 @@ bool Engine::FindPage(Shard* shard, bool copies, Gfn* page, bool all) {
   const auto fits = [copies](PageState state) {
     return copies ? state == PageState::kShared : state == PageState::kOwner || state == PageState::kExclusive;
   };
-  for (size_t i = 0; i <= shard->touched.size() && !shard->touched.empty(); ++i) {
-    if (shard->hand_extent >= shard->touched.size()) shard->hand_extent = 0;
+  const size_t first_extent = shard->hand_extent, first_page = shard->hand_page, extents = shard->touched.size();
+  for (size_t i = 0; i <= extents && extents > 0; ++i) {
+    if (shard->hand_extent >= extents) shard->hand_extent = 0;
     const uint64_t number = shard->touched[shard->hand_extent];
     ExtentPages& pages = shard->extents.find(number)->second->pages;
+    // Each page once: what has just lost its mark is not found.
+    const size_t end = i == extents && first_extent < extents ? std::min(first_page, kExtentPages) : kExtentPages;
     const uint64_t owned = pages.count(PageRight::kOwner) + pages.count(PageRight::kExclusive);
     if ((copies ? pages.count(PageRight::kShared) : owned) > 0) {
-      while (shard->hand_page < kExtentPages) {
+      while (shard->hand_page < end) {
         const size_t index = shard->hand_page++;
         const uint64_t gfn = number * kExtentPages + index;
         if (!all && (pages.active(index) || pages.swapped(index))) continue;
@@ -229,7 +238,9 @@ size_t Engine::Offer(Shard* shard, size_t most) {
 void Engine::HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) {
   ActivePage* const active = Activate(shard, page);
   if (!active->page.deferred.active) SettleHold(active);
-  if (running() && active->page.state == PageState::kShared && !HK_MUTANT(engine_copies_block_offers)) {
+  // If that makes room for the page.
+  const bool copy_goes = HasRoomForOthers() || RoomForOthers(1) > 0;
+  if (running() && active->page.state == PageState::kShared && copy_goes && !HK_MUTANT(engine_copies_block_offers)) {
     StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
   }
   if (running() && active->page.state == PageState::kAbsent && !active->wished() && !active->pausing &&

@@ -56,10 +56,13 @@ bool Engine::HoldIsOver(PageHold* hold) const {
   for (PageHold::Thread& thread : hold->threads) {
     if (thread.id == 0) continue;
     const std::optional<std::chrono::nanoseconds> ran = frames_->RunTime(thread.id);
-    if (!ran.has_value() || *ran - thread.ran >= enough || HK_MUTANT(engine_hold_ends_unused)) {
+    // On its way to the next page that it needs it runs too.
+    const bool waits = frames_->Waits(thread.id) && !HK_MUTANT(engine_hold_ends_while_waiting);
+    if (!ran.has_value() || (*ran - thread.ran >= enough && !waits) || HK_MUTANT(engine_hold_ends_unused)) {
       thread.id = 0;
       continue;
     }
+    if (waits) thread.ran = *ran;
     const Monotonic::duration left = enough - (*ran - thread.ran);
     hold->least =
         std::min<Monotonic>(hold->most, now + std::max<Monotonic::duration>(config_.hold / kLooksPerHold, left));

@@ -254,10 +254,12 @@ class Engine final : public SpaceEngine {
   void EndWishes(ActivePage* active);
 
   // space_engine_room.cc.
-  // How many pages of others this node would take.
-  uint64_t RoomForOthers() const;
+  // How many pages of others this node would take; `without` so many of its own.
+  uint64_t RoomForOthers(uint64_t without = 0) const;
   void TellRoom(Shard* shard, NodeId to) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void OnRoom(NodeId from, uint64_t pages);
+  // As far as known; who is to be asked again has some.
+  bool SomebodyHasRoom() ABSL_LOCKS_EXCLUDED(rooms_mutex_);
   // Of these nodes the one with most room, as far as known. False: none has any, or can be asked now.
   bool NextToOffer(NodeSet among, NodeId* node);
 
@@ -449,6 +451,7 @@ class Engine final : public SpaceEngine {
   NodeSet ping_live_ ABSL_GUARDED_BY(pings_mutex_);  // whom the last one went to
   NodeSet pinged_ ABSL_GUARDED_BY(pings_mutex_);     // that have not answered it
   std::array<LatencyFloor, kMaxNodes> peers_ ABSL_GUARDED_BY(pings_mutex_);
+  int fruitless_offers_ = 0;             // rounds of them, one after another; of the timer of offers
   std::atomic<uint64_t> given_away_{0};  // pages that others have adopted
   Mutex frames_mutex_;                   // one looks for frames at a time; before the shards' locks
   // What a node has said of its room, and was told of ours. Plain value.

@@ -222,8 +222,10 @@ void Engine::HoldOver(Shard* shard, ActivePage* active) {
 }
 
 void Engine::ArmHold(ActivePage* active, Monotonic now) {
-  if (active->hold_timer) return;
+  // One that goes off for an earlier hold does nothing.
+  if (active->hold_timer && active->hold_timer_at <= active->hold.least) return;
   active->hold_timer = true;
+  active->hold_timer_at = active->hold.least;
   timers_->After(active->hold.least - now, [this, page = active->gfn] { OnTimer(page, false); });
 }
 

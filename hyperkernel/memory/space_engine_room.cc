@@ -7,10 +7,11 @@
 
 namespace hk::space {
 
-uint64_t Engine::RoomForOthers() const {
+uint64_t Engine::RoomForOthers(uint64_t without) const {
   if (leaving()) return 0;
   if (config_.max_pages == 0) return kMaxSpacePages;
-  const uint64_t taken = frames_taken_.load() + config_.max_pages / 8;
+  const uint64_t frames = frames_taken_.load();
+  const uint64_t taken = frames - std::min(frames, without) + config_.max_pages / 8;
   return taken < config_.max_pages ? config_.max_pages - taken : 0;
 }
 
@@ -38,6 +39,15 @@ void Engine::OnRoom(NodeId from, uint64_t pages) {
   Room& room = rooms_[from.value()];
   room.pages = pages;
   if (pages == 0) room.unasked_until = clock_.Now() + kRoomPause;
+}
+
+bool Engine::SomebodyHasRoom() {
+  MutexLock lock(&rooms_mutex_);
+  const Monotonic now = clock_.Now();
+  return std::any_of(config_.nodes.begin(), config_.nodes.end(), [&](NodeId node) {
+    const Room& room = rooms_[node.value()];
+    return node != config_.self && (room.pages > 0 || now >= room.unasked_until);
+  });
 }
 
 bool Engine::NextToOffer(NodeSet among, NodeId* node) {

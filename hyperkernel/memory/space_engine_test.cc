@@ -185,6 +185,9 @@ TEST_F(SpaceEngineTest, AHoldLastsUntilTheThreadHasRun) {
   EXPECT_EQ(hold_of_next(std::chrono::nanoseconds(0), false), most) << "nothing is known of the thread";
   EXPECT_EQ(hold_of_next(std::chrono::nanoseconds(0), true), most) << "it never ran";
   EXPECT_LE(hold_of_next(microseconds(10), true), config_.hold + microseconds(200)) << "it ran all the time";
+  frames_.waiting = {kThread};
+  EXPECT_EQ(hold_of_next(microseconds(10), true), most) << "it ran into its next fault";
+  frames_.waiting.clear();
   // A quarter of a round trip is enough, and takes so long.
   const microseconds half = hold_of_next(microseconds(1), true);
   EXPECT_GE(half, microseconds(2400));

@@ -134,6 +134,7 @@ struct ActivePage {
   bool fault_read = false, fault_write = false;  // programs wait
   bool pausing = false;                          // until the retry's timer
   bool hold_timer = false;                       // one is on its way
+  Monotonic hold_timer_at;                       // the last that was set
   bool prefetched = false;                       // the request under way is nobody's wish, or was not
   bool batched = false;                          // and it is one of several
   bool later = false;                            // of a batch: its answer said so, and another one comes

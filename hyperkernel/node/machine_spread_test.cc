@@ -56,7 +56,7 @@ class FakePeers final : public MachinePeers {
     response.set_running(running_.contains(node));
     (*response.mutable_exits_by_kind())["port"] = node == "b" ? 5 : 7;
     (*response.mutable_exits_by_kind())[node] = 1;
-    for (const uint32_t vcpu : {node == "b" ? 1U : 2U, 0U, 77U}) {
+    for (const uint32_t vcpu : {node == "b" ? 2U : 1U, 0U, 77U}) {
       v1::VcpuTimes* times = response.add_vcpu_times();
       times->set_vcpu(vcpu);
       times->set_node("zoe");
@@ -321,9 +321,9 @@ TEST_F(MachineSpreadTest, TimesAreBelievedOfANodesOwnVcpus) {
   ASSERT_TRUE(spread_->Resume().ok());
   const std::vector<v1::VcpuTimes> times = spread_->vcpu_times();
   ASSERT_EQ(times.size(), 2u);
-  EXPECT_EQ(times[0].node(), "b");
+  EXPECT_EQ(times[0].node(), "c");
   EXPECT_EQ(times[0].halted_ns(), 101u);
-  EXPECT_EQ(times[1].node(), "c");
+  EXPECT_EQ(times[1].node(), "b");
   EXPECT_EQ(times[1].halted_ns(), 102u);
 }
 
