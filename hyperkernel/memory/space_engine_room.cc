@@ -44,10 +44,11 @@ void Engine::OnRoom(NodeId from, uint64_t pages) {
 bool Engine::SomebodyHasRoom() {
   MutexLock lock(&rooms_mutex_);
   const Monotonic now = clock_.Now();
-  return std::any_of(config_.nodes.begin(), config_.nodes.end(), [&](NodeId node) {
+  for (const NodeId node : config_.nodes) {
     const Room& room = rooms_[node.value()];
-    return node != config_.self && (room.pages > 0 || now >= room.unasked_until);
-  });
+    if (node != config_.self && (room.pages > 0 || now >= room.unasked_until)) return true;
+  }
+  return false;
 }
 
 bool Engine::NextToOffer(NodeSet among, NodeId* node) {
