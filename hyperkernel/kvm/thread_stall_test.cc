@@ -22,7 +22,7 @@ nanoseconds Ran() {
 
 TEST(ThreadStallTest, WaitingCountsAndRunningDoesNot) {
   const std::unique_ptr<ThreadStall> stall = ThreadStall::OfThisThread();
-  if (stall == nullptr) GTEST_SKIP() << "this kernel has no /proc/thread-self/schedstat";
+  if (stall == nullptr) GTEST_SKIP() << "this kernel does not count how long threads wait: no vCPU is paced here";
   const nanoseconds before = stall->Get().value();
   std::this_thread::sleep_for(milliseconds(20));
   const nanoseconds slept = stall->Get().value();

@@ -55,7 +55,7 @@ struct VcpuConfig {
   uint64_t tsc_offset = 0;              // guest TSC - host TSC; equal for all vCPUs of the guest on this host
 };
 
-// Told of the threads that run vCPUs, by these threads, first and last. Called for each vCPU by one thread at a time.
+// Told of the threads that run vCPUs, by these threads, first and last. A vCPU that is renewed has two for a while.
 class VcpuThreads {
  public:
   virtual ~VcpuThreads() = default;

@@ -133,13 +133,13 @@ bool Engine::FindPage(Shard* shard, bool copies, Gfn* page, bool all) {
   const auto fits = [copies](PageState state) {
     return copies ? state == PageState::kShared : state == PageState::kOwner || state == PageState::kExclusive;
   };
-  const size_t first_extent = shard->hand_extent, first_page = shard->hand_page, extents = shard->touched.size();
+  const size_t first_page = shard->hand_page, extents = shard->touched.size();
   for (size_t i = 0; i <= extents && extents > 0; ++i) {
     if (shard->hand_extent >= extents) shard->hand_extent = 0;
     const uint64_t number = shard->touched[shard->hand_extent];
     ExtentPages& pages = shard->extents.find(number)->second->pages;
     // Each page once: what has just lost its mark is not found.
-    const size_t end = i == extents && first_extent < extents ? std::min(first_page, kExtentPages) : kExtentPages;
+    const size_t end = i == extents ? first_page : kExtentPages;
     const uint64_t owned = pages.count(PageRight::kOwner) + pages.count(PageRight::kExclusive);
     if ((copies ? pages.count(PageRight::kShared) : owned) > 0) {
       while (shard->hand_page < end) {
@@ -239,8 +239,8 @@ void Engine::HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) {
   ActivePage* const active = Activate(shard, page);
   if (!active->page.deferred.active) SettleHold(active);
   // If that makes room for the page.
-  const bool copy_goes = HasRoomForOthers() || RoomForOthers(1) > 0;
-  if (running() && active->page.state == PageState::kShared && copy_goes && !HK_MUTANT(engine_copies_block_offers)) {
+  if (running() && active->page.state == PageState::kShared && RoomForOthers(1) > 0 &&
+      !HK_MUTANT(engine_copies_block_offers)) {
     StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
   }
   if (running() && active->page.state == PageState::kAbsent && !active->wished() && !active->pausing &&
