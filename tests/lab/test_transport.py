@@ -160,13 +160,15 @@ class TwoHosts(unittest.TestCase):
             subprocess.run(['lab-link', 'heal', 'link'], check=True)
             barrier('survived-over')
             return serving.kill()
-        asking = Load(self, 'transfer', '10.77.0.1:7300', '10.77.0.2:7300', '--count', str(SOME_PAGES), *lease)
+        asking = Load(self, 'transfer', '10.77.0.1:7300', '10.77.0.2:7300', '--count', str(SOME_PAGES),
+                      '--reconnects', '1', *lease)  # however late the other host comes to cut the link
         asking.line('progress')
         barrier('survived-running')
         result = asking.result()
         asking.close()
         barrier('survived-over')
-        self.assertEqual((result['answered'], result['wrong']), (SOME_PAGES, 0))
+        self.assertGreaterEqual(result['answered'], SOME_PAGES)
+        self.assertEqual(result['wrong'], 0)
         self.assertGreaterEqual(result['reconnects'], 1)
         print(f'survived: {result["reconnects"]} connections made again', flush=True)
         return None

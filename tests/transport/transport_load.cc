@@ -2,7 +2,9 @@
 // request with a page; the others ask:
 //   latency    one request at a time; prints the median and 99th percentile of --count round trips
 //   bulk       all bulk slots in flight; prints the rate of --count answers of 64 KiB
-//   transfer   all fault slots in flight, each page checked byte by byte, until the peer fails or --count pages came
+//   transfer   all fault slots in flight, each page checked byte by byte, until the peer fails, or --count pages came
+//   and
+//              --reconnects connections were made again
 // One JSON line on standard output for the result; "up", "progress" (every 200 pages) and "failed REASON" lines as they
 // happen.
 #include <unistd.h>
@@ -57,7 +59,7 @@ class Load final : public TransportHandler {
   Transport* transport = nullptr;
   std::string mode;
   NodeId peer;
-  uint64_t count = 0;
+  uint64_t count = 0, reconnects = 0;
   bool check = false, stay = false;
   TransportSettings settings;
 
@@ -67,7 +69,7 @@ class Load final : public TransportHandler {
     if (message.type == kRequest) return Answer(from, message);
     if (message.type != kAnswer) return;
     // Those that were under way when the last one that counts came.
-    if (count > 0 && answered_ == count) return transport->ReleaseSlot(message.slot);
+    if (all_came_) return transport->ReleaseSlot(message.slot);
     const auto now = Clock::now();
     const auto asked = asked_.find(message.transaction);
     if (late || asked == asked_.end()) {
@@ -80,7 +82,8 @@ class Load final : public TransportHandler {
     last_ = now;
     transport->ReleaseSlot(message.slot);
     if (++answered_ % kProgressPages == 0 && mode == "transfer") Say("progress");
-    if (answered_ == count) return Finish();
+    all_came_ = answered_ >= count && (reconnects == 0 || Reconnects() >= reconnects);
+    if (all_came_) return Finish();
     Ask();
   }
   void OnPeerUp(NodeId /*node*/) override {
@@ -180,6 +183,7 @@ class Load final : public TransportHandler {
   CondVar changed_;
   bool done_ ABSL_GUARDED_BY(mutex_) = false;
   std::atomic<uint64_t> answered_{0}, wrong_{0}, expired_{0};
+  bool all_came_ = false;
   uint64_t next_ = 0;
   std::map<uint64_t, Clock::time_point> asked_;
   std::vector<double> latencies_;
@@ -189,13 +193,14 @@ class Load final : public TransportHandler {
 int Main(int argc, char** argv) {
   CLI::App app{"one node of a pair that exchange pages over verbs"};
   std::string mode, listen, peer;
-  uint64_t count = 1000;
+  uint64_t count = 1000, reconnects = 0;
   uint32_t lease_ms = 2000;
   bool check = false, stay = false;
   app.add_option("mode", mode)->required()->check(CLI::IsMember({"serve", "latency", "bulk", "transfer"}));
   app.add_option("--listen", listen, "IP:PORT")->required();
   app.add_option("--peer", peer, "IP:PORT of the other")->required();
   app.add_option("--count", count, "answers");
+  app.add_option("--reconnects", reconnects, "go on until so many connections were made again");
   app.add_option("--lease-ms", lease_ms);
   app.add_flag("--check", check, "serve: fill each page by its number");
   app.add_flag("--stay", stay, "go on when the peer has failed, until standard input ends");
@@ -213,6 +218,7 @@ int Main(int argc, char** argv) {
   load.check = check;
   load.stay = stay;
   load.count = count;
+  load.reconnects = reconnects;
   load.peer = NodeId(mode == "serve" ? 0 : 1);
   auto transport = MakeVerbsTransport(settings, listen, &load);
   absl::Status status = transport.status();
