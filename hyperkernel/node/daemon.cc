@@ -36,6 +36,7 @@
 #include "hyperkernel/node/services.h"
 #include "hyperkernel/node/space_manager.h"
 #include "hyperkernel/node/space_peers.h"
+#include "hyperkernel/node/space_records.h"
 #include "hyperkernel/node/state_store.h"
 
 namespace hk {
@@ -120,12 +121,13 @@ struct Daemon::Parts {
   // Destroyed from below: what asks before what is asked. Hellos end with the cluster, the metrics read the transport.
   std::unique_ptr<DataPlane> data_plane;
   Metrics metrics;
+  std::unique_ptr<StateStore> state;
+  std::optional<SpaceRecords> space_records;
   std::optional<ClusterSpacePeers> space_peers;
   std::unique_ptr<SpaceManager> spaces;
   std::optional<ClusterMachinePeers> machine_peers;
   std::unique_ptr<MachineParts> machine_parts;
   std::optional<Cluster> cluster;
-  std::unique_ptr<StateStore> state;
   std::unique_ptr<GuestManager> guests;
   std::optional<AdminService> admin;
   std::optional<PeerControlService> peers;
@@ -177,6 +179,16 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   absl::StatusOr<std::unique_ptr<StateStore>> opened = StateStore::Open(settings.data_directory + "/state");
   if (!opened.ok()) return WithContext(opened.status(), "data_directory");
   state = *std::move(opened);
+  space_records.emplace(state.get());
+  const absl::StatusOr<std::vector<v1::SpaceRecord>> ended = space_records->TakeLeftovers();
+  if (!ended.ok()) return WithContext(ended.status(), "data_directory");
+  for (const v1::SpaceRecord& space : *ended) {
+    log::Warning("space", "a space ended with an earlier daemon of this node, its coordinator",
+                 {{"guest", space.name()},
+                  {"id", fmt::format("{:#x}", space.id())},
+                  {"epoch", fmt::to_string(space.epoch())},
+                  {"nodes", fmt::format("{}", fmt::join(space.nodes(), ","))}});
+  }
   *self = StaticNodeInfo(settings, *identity, transport, clock.Wall());
   for (const std::string& warning : frames->warnings()) self->add_warnings(warning);
   if (transport != "tcp") {
@@ -214,7 +226,7 @@ void Daemon::Parts::MakeSpaces(const NodeSettings& settings, const Clock& clock)
     options.swap = &*swap;
     return GuestSpace::Attach(std::move(options), *frames, data_plane->transport(), data_plane->router(), clock);
   };
-  spaces = std::make_unique<SpaceManager>(settings.name, attach, &*space_peers, clock);
+  spaces = std::make_unique<SpaceManager>(settings.name, attach, &*space_peers, clock, &*space_records);
   metrics.DescribeSpaces([manager = spaces.get()] { return manager->Samples(); });
 }
 

@@ -37,14 +37,19 @@ absl::Status CheckTakesPart(const SpaceIdentity& space, const std::string& node)
 
 }  // namespace
 
-SpaceManager::SpaceManager(std::string self, SpaceFactory factory, SpacePeers* peers, const Clock& clock)
+SpaceManager::SpaceManager(std::string self, SpaceFactory factory, SpacePeers* peers, const Clock& clock,
+                           SpaceRecords* records)
     : self_(std::move(self)),
       factory_(std::move(factory)),
       peers_(peers),
       clock_(clock),
+      records_(records),
       recovery_(
           self_, [this](uint64_t id) { return FindForRecovery(id); }, peers, clock,
-          [this](uint64_t id, const std::vector<SpaceMemberId>& members) { SetMembers(id, members); }),
+          [this](uint64_t id, const std::vector<SpaceMemberId>& members) { SetMembers(id, members); },
+          [this](const SpaceIdentity& space, uint64_t epoch) {
+            return records_ == nullptr ? absl::OkStatus() : records_->Put(space, epoch);
+          }),
       drains_(
           self_, [this](uint64_t id) { return FindForRecovery(id); }, &recovery_, peers, clock),
       thread_(&SpaceManager::Run, this) {}
@@ -122,6 +127,8 @@ absl::Status SpaceManager::AttachHere(const SpaceIdentity& identity) {
     status = made.status();
     if (made.ok()) part = *std::move(made);
   }
+  if (status.ok() && identity.coordinator == self_ && records_ != nullptr)
+    status = records_->Put(identity, identity.epoch);
   {
     MutexLock lock(&mutex_);
     Entry& entry = entries_[identity.name];
@@ -268,6 +275,11 @@ absl::StatusOr<SpaceManager::View> SpaceManager::BeginDelete(uint64_t id) {
 absl::Status SpaceManager::EndHere(const View& space, const absl::Status& why) {
   space.part->StopNow(why);
   const bool closed = space.part->Close(clock_.Now() + kCloseLimit);
+  if (closed && space.identity.coordinator == self_ && records_ != nullptr) {
+    // Then it is taken for one that ended with this daemon: only said in vain.
+    if (const absl::Status forgotten = records_->Forget(space.identity.id); !forgotten.ok())
+      log::Warning("space", "its record stays", {{"guest", space.identity.name}, {"reason", MessageOf(forgotten)}});
+  }
   MutexLock lock(&mutex_);
   const auto found = entries_.find(space.identity.name);
   if (closed) {

@@ -29,6 +29,7 @@
 #include "hyperkernel/node/space_drain.h"
 #include "hyperkernel/node/space_part.h"
 #include "hyperkernel/node/space_peers.h"
+#include "hyperkernel/node/space_records.h"
 #include "hyperkernel/node/space_recovery.h"
 #include "hyperkernel/node/space_rules.h"
 #include "hyperkernel/node/space_sample.h"
@@ -40,8 +41,10 @@ namespace hk {
 // All spaces of one node.
 class SpaceManager {
  public:
-  // `self` is this node. `peers` and `clock`, and what the factory uses, outlive the manager.
-  SpaceManager(std::string self, SpaceFactory factory, SpacePeers* peers, const Clock& clock);
+  // `self` is this node. `peers`, `clock` and `records`, and what the factory uses, outlive the manager. `records` may
+  // be null: nothing is kept on disk.
+  SpaceManager(std::string self, SpaceFactory factory, SpacePeers* peers, const Clock& clock,
+               SpaceRecords* records = nullptr);
   // REQUIRES: no call is under way or comes.
   ~SpaceManager();
 
@@ -158,6 +161,7 @@ class SpaceManager {
   const SpaceFactory factory_;
   SpacePeers* const peers_;
   const Clock& clock_;
+  SpaceRecords* const records_;
   mutable Mutex mutex_;
   CondVar changed_;
   std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);       // by name

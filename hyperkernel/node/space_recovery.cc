@@ -76,8 +76,14 @@ class Ending {
 
 }  // namespace
 
-SpaceRecovery::SpaceRecovery(std::string self, Find find, SpacePeers* peers, const Clock& clock, Joined joined)
-    : self_(std::move(self)), find_(std::move(find)), peers_(peers), clock_(clock), joined_(std::move(joined)) {
+SpaceRecovery::SpaceRecovery(std::string self, Find find, SpacePeers* peers, const Clock& clock, Joined joined,
+                             Keep keep)
+    : self_(std::move(self)),
+      find_(std::move(find)),
+      peers_(peers),
+      clock_(clock),
+      joined_(std::move(joined)),
+      keep_(std::move(keep)) {
   for (size_t i = 0; i < kThreads; ++i) threads_.emplace_back(&SpaceRecovery::Work, this);
 }
 
@@ -311,6 +317,18 @@ bool SpaceRecovery::Try(const Space& known) {
     MutexLock lock(&mutex_);
     Record& record = RecordOf(space);
     request.set_epoch(++record.epoch);
+  }
+  if (keep_) {
+    if (const absl::Status kept = keep_(space.identity, request.epoch()); !kept.ok()) {
+      log::Error(
+          "space", "an epoch cannot be kept on disk; it is not used",
+          {{"guest", space.identity.name}, {"epoch", fmt::to_string(request.epoch())}, {"reason", MessageOf(kept)}});
+      return false;
+    }
+  }
+  {
+    MutexLock lock(&mutex_);
+    Record& record = RecordOf(space);
     request.set_committed(record.committed);
     space.identity.members = record.members;
     // What others are lost with may be on nodes that leave: they are asked afterwards.

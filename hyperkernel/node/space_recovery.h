@@ -5,8 +5,7 @@
 //
 // Invariants:
 //  1. A step begins at no node before the one before it has ended at all survivors. If one fails, all begins anew with
-//     a higher epoch; an epoch is used once. (Spaces live in memory: the coordinator's end is theirs, so nothing is on
-//     disk.)
+//     a higher epoch; an epoch is used once, and is on disk before.
 //  2. Who is given up has stopped before anybody goes on: it said so, or its lease has ended (kFenceLimit).
 //  3. Nothing here waits for ever: a step has a deadline, changes that begin anew a limit (2 min), and the memory
 //     itself stops when no epoch comes.
@@ -53,8 +52,11 @@ class SpaceRecovery {
   // A node has joined a space: all that take part in it or did, before the node's join ends. Without a lock.
   using Joined = std::function<void(uint64_t id, const std::vector<SpaceMemberId>& members)>;
 
+  // Keeps an epoch that is to be used on disk. Without a lock; empty: nothing is kept.
+  using Keep = std::function<absl::Status(const SpaceIdentity& space, uint64_t epoch)>;
+
   // `peers` and `clock` outlive it.
-  SpaceRecovery(std::string self, Find find, SpacePeers* peers, const Clock& clock, Joined joined = {});
+  SpaceRecovery(std::string self, Find find, SpacePeers* peers, const Clock& clock, Joined joined = {}, Keep keep = {});
   // REQUIRES: Stop.
   ~SpaceRecovery();
   // Nothing is begun any more; waits for what is under way; joins end.
@@ -142,6 +144,7 @@ class SpaceRecovery {
   SpacePeers* const peers_;
   const Clock& clock_;
   const Joined joined_;
+  const Keep keep_;
   mutable Mutex mutex_;
   CondVar changed_;
   std::map<uint64_t, Record> records_ ABSL_GUARDED_BY(mutex_);  // by space id; a few words each

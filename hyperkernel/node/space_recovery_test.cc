@@ -40,7 +40,8 @@ class NodeSpaceRecoveryTest : public testing::Test {
     ASSERT_TRUE(part.ok());
     space_.part = *std::move(part);
     recovery_ = std::make_unique<SpaceRecovery>(
-        "a", [this](uint64_t id) { return id == kId ? std::optional(space_) : std::nullopt; }, &peers_, RealClock());
+        "a", [this](uint64_t id) { return id == kId ? std::optional(space_) : std::nullopt; }, &peers_, RealClock(),
+        SpaceRecovery::Joined(), keep_);
   }
   static absl::StatusOr<v1::ChangeSpaceEpochResponse> Lost(NodeId node) {
     v1::ChangeSpaceEpochResponse response;
@@ -52,6 +53,7 @@ class NodeSpaceRecoveryTest : public testing::Test {
   FakePeers peers_;
   FakeHost host_;
   SpaceRecovery::Space space_;
+  SpaceRecovery::Keep keep_;
   std::unique_ptr<SpaceRecovery> recovery_;
 };
 
@@ -78,6 +80,25 @@ TEST_F(NodeSpaceRecoveryTest, EachStepAtAllSurvivorsAndTheLostNodeFirst) {
   EXPECT_THAT(more, Contains("d 1 of 3"));
   EXPECT_EQ(peers_.last().committed(), 2u);
   recovery_->Stop();
+}
+
+TEST_F(NodeSpaceRecoveryTest, AnEpochIsOnDiskBeforeItIsUsed) {
+  std::vector<uint64_t> kept;
+  bool used_before = false;
+  keep_ = [&](const SpaceIdentity& space, uint64_t epoch) {
+    used_before = used_before || !peers_.all().empty();
+    kept.push_back(epoch);
+    EXPECT_EQ(space.name, "pool");
+    // The disk is full, once.
+    return epoch == 2 ? absl::ResourceExhaustedError("no space left") : absl::OkStatus();
+  };
+  Make("a");
+  recovery_->OnLost(kId, kC);
+  const std::vector<std::string> calls = peers_.CallsUntil("d 4 of 3");
+  EXPECT_EQ(calls[0], "c 1 of 3") << "an epoch that is not on disk is not used";
+  recovery_->Stop();
+  EXPECT_THAT(kept, ElementsAre(2, 3));
+  EXPECT_FALSE(used_before);
 }
 
 TEST_F(NodeSpaceRecoveryTest, WhoIsSilentIsCutOffAndGivenItsLease) {
