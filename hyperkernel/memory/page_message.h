@@ -63,7 +63,7 @@ struct PageMessage {
   NackReason reason = NackReason::kBusy;  // Nack
   // Nack(kMoved): whom to ask instead. Nack(kLost): the lost node that had the only copy, or one that lives: not known.
   NodeId home;
-  bool urgent = false;    // Offer: the sender has no swap, or it is full
+  bool urgent = false;    // Offer: the sender has no other way to a frame
   bool peeks = false;     // Request: a Peek of the same transaction has gone to `asked`
   NodeId asked;           // with `peeks`
   bool declined = false;  // Done: the Peek was refused, so what was granted with its bytes was not taken

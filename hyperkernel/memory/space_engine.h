@@ -18,6 +18,7 @@
 // not block.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstddef>
@@ -52,6 +53,14 @@ inline constexpr uint64_t kMaxSpacePages = uint64_t{1} << 40;
 // Fewest frames of a node: an instruction may need as many pages at once (code and data over page ends, four levels of
 // page tables), or it never ends.
 inline constexpr uint64_t kLeastFrames = 8;
+
+// Of a node's frames, those that it keeps for copies, whoever else is in need: what a program reads together must find
+// frames beside the pages that the node owns, or each page drops the next for ever. A thirty-second is half of what
+// nodes must have to spare when a space is made (space_rules): where all frames are needed, some node has room for a
+// page still. Of few frames an eighth, as far as one instruction may need so many.
+constexpr uint64_t FramesKept(uint64_t max_pages) {
+  return std::max(max_pages / 32, std::min(max_pages / 8, kLeastFrames));
+}
 
 // Most pages of a space that are pinned on one node at a time; with a bound of frames, half of them. 128 MiB: what a
 // machine's disks may have in flight together (kMaxDisks times kMostPinnedByDisk), and as much again for its rings and

@@ -55,8 +55,12 @@ void Engine::FindFrames() {
     const bool low = ahead > 0;
     const bool few = copies < config_.max_pages / kCopiesShare && !leaving() && !HK_MUTANT(engine_copies_never_stay);
     // For others, as long as that makes room for them.
-    const bool wanted = room_wanted_.exchange(false) && !HasRoomForOthers() && !few && RoomForOthers(copies) > 0;
-    const bool pressed = pressed_.exchange(false) && !HasRoomForOthers();
+    scarce_.store(copies < FramesKept(config_.max_pages));
+    const bool urgent = pressed_.exchange(false);
+    const bool full = RoomForOthers(urgent) == 0;
+    const bool wanted =
+        room_wanted_.exchange(false) && full && copies >= KeptFrames(urgent) && RoomForOthers(urgent, copies) > 0;
+    const bool pressed = urgent && full;
     const size_t first = first_shard_.fetch_add(1, std::memory_order_relaxed);
     const bool alone = config_.nodes.size() == 1;
     // What is read now would go for what is read next, beside pages that nobody uses.
@@ -225,7 +229,7 @@ size_t Engine::Offer(Shard* shard, size_t most) {
     PageMessage offer;
     offer.type = PageMessageType::kOffer;
     offer.from = config_.self;
-    offer.urgent = IsSwapFull() || leaving();
+    offer.urgent = leaving() || (IsSwapFull() && scarce_.load());
     if (!NextToOffer(shard->live, &offer.to)) return offered;
     Post(shard, page, offer, Duty());
     ++offered;
@@ -239,25 +243,21 @@ void Engine::HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) {
   ActivePage* const active = Activate(shard, page);
   if (!active->page.deferred.active) SettleHold(active);
   // If that makes room for the page.
-  if (running() && active->page.state == PageState::kShared && RoomForOthers(1) > 0 &&
+  if (running() && active->page.state == PageState::kShared && RoomForOthers(offer.urgent, 1) > 0 &&
       !HK_MUTANT(engine_copies_block_offers)) {
     StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
   }
   if (running() && active->page.state == PageState::kAbsent && !active->wished() && !active->pausing &&
       active->parked.empty() && !stopped()) {
-    if (Adopt(shard, active)) {
-      TellRoom(shard, offer.from);
-    } else if (offer.urgent && MaySwap()) {
-      pressed_.store(true);  // it is offered again, when some of ours are in the swap
-    } else {
-      TellRoom(shard, offer.from);
-    }
+    // It is offered again, when some of ours are in the swap.
+    if (Adopt(shard, active, offer.urgent) || !offer.urgent || !MaySwap()) TellRoom(shard, offer.from, offer.urgent);
   }
   Rest(shard, active);
 }
 
-bool Engine::Adopt(Shard* shard, ActivePage* active) {
-  if (!HasRoomForOthers() && !HK_MUTANT(engine_adopts_without_room)) {
+bool Engine::Adopt(Shard* shard, ActivePage* active, bool urgent) {
+  if (RoomForOthers(urgent) == 0 && !HK_MUTANT(engine_adopts_without_room)) {
+    if (urgent) pressed_.store(true);
     room_wanted_.store(true);
     frames_due_.store(true, std::memory_order_release);
     return false;

@@ -33,7 +33,7 @@ inline constexpr std::chrono::milliseconds kRoomPause{20}, kRoomInterval{1};
 // second are. Below 256 frames: none, a wish waits.
 inline constexpr uint64_t kLowShare = 64, kHighShare = 32, kLeastForShares = 256;
 // While a node has fewer copies than this share of its frames, it offers pages that it owns rather than drop copies, as
-// long as somebody adopts them: the pages that a program reads together must all find a frame, or it reads for ever.
+// long as somebody adopts them; and takes others' pages only beside it, but those of who has less than FramesKept.
 inline constexpr uint64_t kCopiesShare = 8;
 // Most pages that are given up ahead of need at a time: it is done by whoever took a frame.
 inline constexpr uint64_t kMostAhead = 16;
@@ -222,7 +222,7 @@ class Engine final : public SpaceEngine {
   bool IsZero(Gfn page);
   void HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // False: there is no room.
-  bool Adopt(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  bool Adopt(Shard* shard, ActivePage* active, bool urgent) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
   // space_engine_hold.cc.
   void BeginHold(ActivePage* active);
@@ -254,9 +254,11 @@ class Engine final : public SpaceEngine {
   void EndWishes(ActivePage* active);
 
   // space_engine_room.cc.
-  // How many pages of others this node would take; `without` so many of its own.
-  uint64_t RoomForOthers(uint64_t without = 0) const;
-  void TellRoom(Shard* shard, NodeId to) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // How many pages of others this node would take; `urgent`: of who has no other way; `without` so many of its own.
+  uint64_t RoomForOthers(bool urgent = false, uint64_t without = 0) const;
+  // Frames that are not for others' pages.
+  uint64_t KeptFrames(bool urgent) const;
+  void TellRoom(Shard* shard, NodeId to, bool urgent) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void OnRoom(NodeId from, uint64_t pages);
   // As far as known; who is to be asked again has some.
   bool SomebodyHasRoom() ABSL_LOCKS_EXCLUDED(rooms_mutex_);
@@ -436,6 +438,7 @@ class Engine final : public SpaceEngine {
   std::atomic<uint64_t> frames_taken_{0};  // pages that have a frame or will
   std::atomic<bool> frames_due_{false};    // somebody waits for a frame, and there may be one or one can be made
   std::atomic<bool> low_{false};           // whoever took a frame found few left
+  std::atomic<bool> scarce_{false};        // fewer copies than FramesKept, when frames were looked for last
   std::atomic<bool> room_wanted_{false};   // an offer was refused
   std::atomic<bool> offering_{false};      // until offers are looked at again
   std::atomic<bool> offers_idle_{false};   // of those of last time none was taken

@@ -7,16 +7,21 @@
 
 namespace hk::space {
 
-uint64_t Engine::RoomForOthers(uint64_t without) const {
+uint64_t Engine::KeptFrames(bool urgent) const {
+  return urgent && !HK_MUTANT(engine_keeps_frames_from_the_needy) ? FramesKept(config_.max_pages)
+                                                                  : config_.max_pages / kCopiesShare;
+}
+
+uint64_t Engine::RoomForOthers(bool urgent, uint64_t without) const {
   if (leaving()) return 0;
   if (config_.max_pages == 0) return kMaxSpacePages;
   const uint64_t frames = frames_taken_.load();
-  const uint64_t taken = frames - std::min(frames, without) + config_.max_pages / 8;
+  const uint64_t taken = frames - std::min(frames, without) + KeptFrames(urgent);
   return taken < config_.max_pages ? config_.max_pages - taken : 0;
 }
 
-void Engine::TellRoom(Shard* shard, NodeId to) {
-  const uint64_t room = RoomForOthers();
+void Engine::TellRoom(Shard* shard, NodeId to, bool urgent) {
+  const uint64_t room = RoomForOthers(urgent);
   {
     MutexLock lock(&rooms_mutex_);
     Room& known = rooms_[to.value()];

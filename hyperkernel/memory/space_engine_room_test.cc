@@ -113,6 +113,57 @@ TEST_F(SpaceEngineTest, AnOfferIsTakenIfThereIsRoom) {
   EXPECT_THAT(transport_.rooms, ElementsAre(6, 0));
 }
 
+TEST_F(SpaceEngineTest, WhoHasNoOtherWayFindsMoreRoom) {
+  config_.max_pages = 512;
+  Make({kSelf, kPeer});
+  std::vector<Wish> wishes(512);
+  uint64_t written = 0;
+  const auto write_until = [&](uint64_t frames) {
+    for (; written < frames; ++written) Want(Gfn(written), PageAccess::kWrite, &wishes[written]);
+  };
+  uint64_t offered = kExtentPages;
+  const auto is_taken = [&](bool urgent) {
+    const size_t sent = transport_.sent.size();
+    clock_.now += milliseconds(1);
+    PageMessage offer = Of(Type::kOffer);
+    offer.urgent = urgent;
+    Receive(kPeer, Gfn(offered++), offer);
+    return transport_.sent.size() > sent;
+  };
+  write_until(512 - 512 / 8);
+  EXPECT_FALSE(is_taken(false)) << "an eighth is for this node's copies";
+  EXPECT_TRUE(is_taken(true));
+  EXPECT_FALSE(is_taken(false));
+  write_until(512 - FramesKept(512) - 1);
+  EXPECT_FALSE(is_taken(true));
+  EXPECT_THAT(transport_.rooms, ElementsAre(0, 512 / 8 - FramesKept(512) - 1, 0, 0));
+}
+
+TEST_F(SpaceEngineTest, OffersAreUrgentOnlyWithoutCopies) {
+  config_.max_pages = 512;
+  Make({kSelf, kPeer});
+  std::vector<Wish> wishes(514);
+  const uint64_t copies = 2 * FramesKept(512);
+  for (uint64_t i = 0; i < copies; ++i) {
+    const Gfn page(kExtentPages + i);
+    Want(page, PageAccess::kRead, &wishes[i]);
+    Grant(page, PageRight::kShared, PageSource::kPayload, 'a');
+  }
+  for (uint64_t i = 0; i < 512 - copies; ++i) {
+    Want(Gfn(i), PageAccess::kWrite, &wishes[copies + i]);
+    frames_.First(Gfn(i)) = 'x';
+    clock_.now += config_.hold;
+  }
+  const auto last_offer = [this] {
+    const auto offer = std::find_if(transport_.sent.rbegin(), transport_.sent.rend(),
+                                    [](const FakeTransport::Sent& sent) { return sent.page.type == Type::kOffer; });
+    return offer == transport_.sent.rend() ? std::optional<bool>() : offer->page.urgent;
+  };
+  Want(Gfn(512 - copies), PageAccess::kWrite, &wishes[512]);
+  timers_.Advance(milliseconds(3));
+  EXPECT_EQ(last_offer(), false) << "there are copies to drop";
+}
+
 TEST_F(SpaceEngineTest, ACopyMakesRoomForAnOffer) {
   config_.max_pages = kLeastFrames;
   Make({kSelf, kPeer});

@@ -497,9 +497,9 @@ TEST(SpaceRules, ANodeLeavesIfTheOthersHaveRoom) {
   EXPECT_TRUE(CheckLeaves(space, 1).ok()) << "the same";
   space.node_frame_bytes = 8 << 20;
   EXPECT_TRUE(CheckLeaves(space, 3).ok());
-  const absl::Status refused = CheckLeaves(space, 2);  // an eighth of each is its own
+  const absl::Status refused = CheckLeaves(space, 2);  // a thirty-second of each is kept
   EXPECT_TRUE(absl::IsFailedPrecondition(refused));
-  EXPECT_THAT(refused.ToString(), HasSubstr("(2 nodes) have room for 14680064 of the space's 16777216 bytes"));
+  EXPECT_THAT(refused.ToString(), HasSubstr("(2 nodes) have room for 16252928 of the space's 16777216 bytes"));
   space.node_swap_bytes = 1 << 20;
   EXPECT_TRUE(CheckLeaves(space, 2).ok());
 }

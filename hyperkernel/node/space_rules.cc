@@ -170,8 +170,8 @@ absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view fro
 
 absl::Status CheckLeaves(const SpaceIdentity& space, size_t others) {
   if (space.node_frame_bytes == 0 || space.node_frame_bytes >= space.bytes) return absl::OkStatus();
-  // The last eighth of a node's frames is its own: it takes no others' pages into it.
-  const uint64_t each = space.node_frame_bytes - space.node_frame_bytes / 8 + space.node_swap_bytes;
+  const uint64_t each =
+      space.node_frame_bytes - FramesKept(space.node_frame_bytes / kPageSize) * kPageSize + space.node_swap_bytes;
   if (others * each >= space.bytes || HK_MUTANT(space_drain_unchecked)) return absl::OkStatus();
   return absl::FailedPreconditionError(
       fmt::format("the others ({} node{}) have room for {} of the space's {} bytes, {} each: it cannot be emptied",

@@ -1,6 +1,7 @@
 // Litmus tests of x86-TSO over four nodes: every test, in every placement, plain and locked. Over TCP on this host, or
 // over the verbs device that has the address HK_VERBS_ADDRESS. 10^6 runs each in a soak (HK_LITMUS_RUNS: another
 // number).
+#include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <random>
@@ -62,6 +63,7 @@ TEST_P(SpaceLitmus, HasNoForbiddenOutcome) {
   for (const auto& [outcome, count] : result.outcomes) outcomes += fmt::format("  {}: {}", outcome, count);
   fmt::print("{:10} {:12} {:6} {:8} runs {:7.1f} s  HK_SEED={}{}\n", litmus.name, Name(placement), Name(access),
              result.runs, took.count(), seed, outcomes);
+  std::fflush(stdout);  // a soak takes hours: what is done is seen
   EXPECT_EQ(result.forbidden, 0u) << result.first_forbidden;
   EXPECT_EQ(result.torn, 0u);
   for (size_t node = 0; node < 4; node++)

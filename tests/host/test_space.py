@@ -186,6 +186,12 @@ class Space(spacetest.TestCase):
             self.assertEqual(result.returncode, 0, result.stderr)
             self.assertTrue(result.stdout == content, f'what {node.name} reads is not what was written')
         print(f'{size >> 20} MiB written once and read by three: {time.monotonic() - began:.1f} s', file=sys.stderr)
+        # In no order: pages come from wherever the whole reads have left them.
+        piece = size // 160 // 4096 * 4096
+        for node in nodes:
+            for at in hktest.rng.sample(range(0, size - piece, piece), 20):
+                result = pipe(node, 'read', 'pool', '--at', str(at), '--bytes', str(piece), '--raw')
+                self.assertTrue(result.stdout == content[at:at + piece], f'what {node.name} reads at {at:#x} is not what was written')
         taken = [int(self.spaces(node)['pool']['frame_bytes']) for node in nodes]
         self.assertTrue(all(0 < one <= frames for one in taken) and sum(taken) >= size, taken)
         # Beyond the end: what fits is there.
@@ -359,9 +365,15 @@ class Space(spacetest.TestCase):
     def test_a_coordinator_that_returns_without_it(self):
         a, b = self.start('a', 'b')
         self.create(a, 'a', 'b')
+        self.create(a, 'a', 'b', name='gone')
+        self.assert_exit(a.hkctl('space', 'delete', 'gone'), 0)
         a.kill()
         self.wait_stopped(b)
         a.start()
+        # What was on disk says which, and in what epoch; not what was deleted.
+        ended = [line for line in a.log_text().splitlines() if 'a space ended with an earlier daemon' in line]
+        self.assertEqual(len(ended), 1, ended)
+        self.assertRegex(ended[0], 'guest=pool .*epoch=1 nodes="?a,b')
         hktest.wait_for(lambda: self.spaces(b) == {}, 'b drops what its coordinator does not know')
         self.assertIn('does not know it any more', b.log_text())
 

@@ -36,7 +36,7 @@ void SpaceWorld::DrawLosses() {
   // What is left must have frames for all pages.
   const size_t left = founders() - victims_.size();
   if (config_.max_pages != 0) {
-    const size_t kept = options_.leave ? config_.max_pages / 8 : 0;  // nobody adopts into the last eighth
+    const size_t kept = options_.leave ? FramesKept(config_.max_pages) : 0;
     pages_.resize(std::min<size_t>(pages_.size(), config_.max_pages - kept + config_.max_pages * (left - 1) / 3));
   }
   if (config_.max_pages == 0) {
