@@ -242,10 +242,14 @@ size_t Engine::Offer(Shard* shard, size_t most) {
 void Engine::HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) {
   ActivePage* const active = Activate(shard, page);
   if (!active->page.deferred.active) SettleHold(active);
-  // If that makes room for the page.
-  if (running() && active->page.state == PageState::kShared && RoomForOthers(offer.urgent, 1) > 0 &&
-      !HK_MUTANT(engine_copies_block_offers)) {
-    StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
+  if (running() && active->page.state == PageState::kShared && !HK_MUTANT(engine_copies_block_offers)) {
+    // If that makes room for the page; else another copy goes, for the next offer.
+    if (RoomForOthers(offer.urgent, 1) > 0) {
+      StepPage(shard, active, {.type = PageEventType::kDrop, .message = {}}, Means());
+    } else if (!HK_MUTANT(engine_own_copy_blocks_offers)) {
+      WantRoom(offer.urgent);
+      TellRoom(shard, offer.from, offer.urgent);
+    }
   }
   if (running() && active->page.state == PageState::kAbsent && !active->wished() && !active->pausing &&
       active->parked.empty() && !stopped()) {
@@ -257,9 +261,7 @@ void Engine::HandleOffer(Shard* shard, Gfn page, const PageMessage& offer) {
 
 bool Engine::Adopt(Shard* shard, ActivePage* active, bool urgent) {
   if (RoomForOthers(urgent) == 0 && !HK_MUTANT(engine_adopts_without_room)) {
-    if (urgent) pressed_.store(true);
-    room_wanted_.store(true);
-    frames_due_.store(true, std::memory_order_release);
+    WantRoom(urgent);
     return false;
   }
   const absl::StatusOr<SlotId> slot = transport_->AcquireSlot(MessageClass::kFault, SlotUse::kReceive);

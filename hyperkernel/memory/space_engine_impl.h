@@ -258,6 +258,8 @@ class Engine final : public SpaceEngine {
   uint64_t RoomForOthers(bool urgent = false, uint64_t without = 0) const;
   // Frames that are not for others' pages.
   uint64_t KeptFrames(bool urgent) const;
+  // An offer was refused: room for the next one is looked for.
+  void WantRoom(bool urgent);
   void TellRoom(Shard* shard, NodeId to, bool urgent) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   void OnRoom(NodeId from, uint64_t pages);
   // As far as known; who is to be asked again has some.

@@ -20,6 +20,12 @@ uint64_t Engine::RoomForOthers(bool urgent, uint64_t without) const {
   return taken < config_.max_pages ? config_.max_pages - taken : 0;
 }
 
+void Engine::WantRoom(bool urgent) {
+  if (urgent) pressed_.store(true);
+  room_wanted_.store(true);
+  frames_due_.store(true, std::memory_order_release);
+}
+
 void Engine::TellRoom(Shard* shard, NodeId to, bool urgent) {
   const uint64_t room = RoomForOthers(urgent);
   {

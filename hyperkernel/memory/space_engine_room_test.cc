@@ -185,6 +185,27 @@ TEST_F(SpaceEngineTest, ACopyMakesRoomForAnOffer) {
   EXPECT_EQ(engine_->RightOf(kThere), PageRight::kOwner);
 }
 
+// Full of copies, of the offered page too.
+TEST_F(SpaceEngineTest, ACopyOfThePageItselfDoesNotBlockItsOffer) {
+  config_.max_pages = kLeastFrames;
+  Make({kSelf, kPeer});
+  Wish wishes[kLeastFrames];
+  for (uint64_t i = 0; i < kLeastFrames; ++i) {
+    const Gfn page(kExtentPages + 40 * i);
+    Want(page, PageAccess::kRead, &wishes[i]);
+    Grant(page, PageRight::kShared, PageSource::kPayload, 'a');
+  }
+  clock_.now += config_.hold;
+  const Gfn offered(kExtentPages + 80);
+  Receive(kPeer, offered, Of(Type::kOffer));
+  EXPECT_EQ(engine_->Statistics().dropped, 1u) << "another one makes room";
+  EXPECT_EQ(engine_->RightOf(offered), PageRight::kShared);
+  Receive(kPeer, offered, Of(Type::kOffer));
+  EXPECT_EQ(transport_.sent.back().page.kind, RequestKind::kAdopt);
+  Grant(offered, PageRight::kOwner, PageSource::kPayload, 'a');
+  EXPECT_EQ(engine_->RightOf(offered), PageRight::kOwner);
+}
+
 TEST_F(SpaceEngineTest, OffersGoWhereMostRoomIs) {
   config_.max_pages = kLeastFrames;
   Make({kSelf, kPeer, kThird});

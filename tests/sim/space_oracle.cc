@@ -16,6 +16,12 @@ void SpaceOracle::OnAccess(NodeId node, Gfn page, PageAccess access) {
   std::map<NodeId, PageAccess>& all = access_[page.value()];
   all[node] = access;
   last_[page.value()] = node;
+  std::set<NodeId>& went = went_[page.value()];
+  if (access == PageAccess::kNone) {
+    went.insert(node);
+  } else {
+    went.clear();
+  }
   for (const auto& [other, right] : all) {
     if (other == node || right == PageAccess::kNone || access == PageAccess::kNone || dead_.contains(other.value())) {
       continue;
@@ -48,8 +54,9 @@ void SpaceOracle::OnCrash(NodeId node, const std::set<uint64_t>& wanted) {
   gone_.insert(wanted.begin(), wanted.end());
   for (const auto& [page, last] : last_) {
     if (!HeldBySomebody(Gfn(page)) && dead_.contains(last.value())) gone_.insert(page);
-    // It may have given the page away, and the bytes did not arrive.
+    // It may have given the page away, and the bytes did not arrive; readers may have it until they hear of the writer.
     if (!HeldBySomebody(Gfn(page)) && access_[page].contains(node)) had_.insert(page);
+    if (went_[page].contains(node)) had_.insert(page);
     if (access_[page].contains(node) && access_[page][node] != PageAccess::kNone) {
       had_.insert(page);
       if (!HeldBySomebody(Gfn(page))) gone_.insert(page);

@@ -50,6 +50,7 @@ class SpaceOracle {
   std::map<uint64_t, std::map<NodeId, PageAccess>> access_;  // by page
   std::map<uint64_t, PageWords> expected_;
   std::map<uint64_t, NodeId> last_;                         // whose access changed last
+  std::map<uint64_t, std::set<NodeId>> went_;               // who gave it up since anybody was given it
   std::set<uint64_t> stored_, gone_, had_, wished_, dead_;  // pages; nodes
   std::vector<std::string> violations_;
   uint64_t loads_ = 0, stores_ = 0;
