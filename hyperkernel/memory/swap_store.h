@@ -21,6 +21,7 @@ class SwapStore {
   // The swap of a space. Errors: kResourceExhausted, saying how much of the budget is taken; those of
   // SpaceSwap::Create.
   absl::StatusOr<std::unique_ptr<SpaceSwap>> Make(const std::string& name, uint64_t generation, uint64_t bytes) const;
+  uint64_t budget_bytes() const { return budget_bytes_; }
   // See SpaceSwap::RemoveLeftovers.
   absl::StatusOr<int> RemoveLeftovers() const { return SpaceSwap::RemoveLeftovers(directory_); }
 

@@ -330,11 +330,12 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   }
   const FrameStore& frames = *parts->frames;
   const KernelCache& kernels = parts->kernels.emplace(settings.data_directory + "/kernels");
+  const SwapStore& swap = *parts->swap;
   HK_ASSIGN_OR_RETURN(
       parts->guests,
       GuestManager::Open(
           parts->state.get(), settings.name,
-          [&frames, &kernels](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames, kernels); },
+          [&frames, &swap, &kernels](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames, swap, kernels); },
           [parts = parts.get(), self, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
             return parts->MakeMachine(spec, generation, events, self, clock);
           },
