@@ -320,17 +320,18 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   auto parts = std::make_unique<Parts>();
   v1::NodeInfo self;
   HK_RETURN_IF_ERROR(parts->OpenState(settings, clock, &self));
-  parts->metrics.DescribeNode(self, *parts->frames);
+  parts->metrics.DescribeNode(self, *parts->frames, *parts->swap);
   HK_RETURN_IF_ERROR(parts->StartDataPlane(settings, clock, self));
-  parts->cluster.emplace(settings, self, *parts->frames, &parts->metrics, clock, parts->Hooks(self.boot_id()));
+  parts->cluster.emplace(settings, self, *parts->frames, *parts->swap, &parts->metrics, clock,
+                         parts->Hooks(self.boot_id()));
   parts->MakeSpaces(settings, clock);
   parts->MakeParts(self, clock);
   if (settings.metrics_listen.has_value()) {
     HK_RETURN_IF_ERROR(WithContext(parts->metrics.Serve(*settings.metrics_listen), "listen.metrics"));
   }
   const FrameStore& frames = *parts->frames;
-  const KernelCache& kernels = parts->kernels.emplace(settings.data_directory + "/kernels");
   const SwapStore& swap = *parts->swap;
+  const KernelCache& kernels = parts->kernels.emplace(settings.data_directory + "/kernels");
   HK_ASSIGN_OR_RETURN(
       parts->guests,
       GuestManager::Open(
