@@ -1,11 +1,13 @@
 #include "hyperkernel/base/file.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdlib>
+#include <memory>
 
 #include "fmt/format.h"
 #include "hyperkernel/base/fd.h"
@@ -71,6 +73,20 @@ absl::Status ReplaceFile(const std::string& path, std::string_view content, unsi
     return status;
   }
   return SyncDirectoryOf(path);
+}
+
+absl::StatusOr<uint64_t> BytesOfFiles(const std::string& directory) {
+  constexpr uint64_t kStatBlock = 512;  // of st_blocks, whatever the file system's block is
+  const std::unique_ptr<DIR, int (*)(DIR*)> open(::opendir(directory.c_str()), &::closedir);
+  if (open == nullptr) return ErrnoStatus(errno, directory);
+  uint64_t sum = 0;
+  while (const dirent* entry = ::readdir(open.get())) {
+    struct stat info;
+    if (::fstatat(::dirfd(open.get()), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(info.st_mode)) {
+      sum += static_cast<uint64_t>(info.st_blocks) * kStatBlock;
+    }
+  }
+  return sum;
 }
 
 absl::Status MakeDirectories(const std::string& path, unsigned mode) {

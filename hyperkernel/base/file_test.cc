@@ -52,6 +52,19 @@ TEST_F(File, ReadRefusesWhatIsTooLongOrNoFile) {
   EXPECT_EQ(ReadSmallFile(directory_ + "/none", 9).status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(File, BytesOfFilesAreThoseTakenOfTheDisk) {
+  EXPECT_EQ(BytesOfFiles(directory_).value_or(1), 0u);
+  ASSERT_TRUE(ReplaceFile(directory_ + "/f", std::string(100'000, 'x'), 0600).ok());
+  std::filesystem::create_symlink("f", directory_ + "/link");
+  std::filesystem::create_directory(directory_ + "/below");
+  const uint64_t one = BytesOfFiles(directory_).value_or(0);
+  EXPECT_GE(one, 100'000u);
+  EXPECT_LT(one, 200'000u) << "what a link names is not there twice";
+  std::filesystem::resize_file(directory_ + "/f", 1 << 30);
+  EXPECT_LT(BytesOfFiles(directory_).value_or(~0u), 200'000u) << "holes take nothing";
+  EXPECT_EQ(BytesOfFiles(directory_ + "/none").status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST_F(File, MakeDirectoriesIsIdempotentAndRefusesAFile) {
   EXPECT_TRUE(MakeDirectories(directory_ + "/a/b/c", 0700).ok());
   EXPECT_TRUE(MakeDirectories(directory_ + "/a/b/c", 0700).ok());

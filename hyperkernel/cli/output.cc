@@ -171,6 +171,12 @@ std::string MemberTable(const std::vector<v1::Member>& members, std::chrono::sys
   return table.ToString() + (notes.empty() ? "" : "\n" + notes);
 }
 
+// "3 MiB of 16 MiB, 12 MiB reserved"
+std::string BudgetText(uint64_t used, uint64_t budget, uint64_t reserved) {
+  if (budget == 0) return "none";
+  return fmt::format("{} of {}, {} reserved", HumanBytes(used), HumanBytes(budget), HumanBytes(reserved));
+}
+
 std::string MemberText(const v1::Member& member, std::chrono::system_clock::time_point now) {
   std::string out;
   AppendLine(&out, "Name", Printable(member.name()));
@@ -196,7 +202,8 @@ std::string MemberText(const v1::Member& member, std::chrono::system_clock::time
              fmt::format("{}, {} available", HumanBytes(info.memory_total_bytes()),
                          HumanBytes(info.memory_available_bytes())));
   AppendLine(&out, "Frames",
-             fmt::format("{} of {}", HumanBytes(info.frames_used_bytes()), HumanBytes(info.frame_budget_bytes())));
+             BudgetText(info.frames_used_bytes(), info.frame_budget_bytes(), info.frames_reserved_bytes()));
+  AppendLine(&out, "Swap", BudgetText(info.swap_used_bytes(), info.swap_budget_bytes(), info.swap_reserved_bytes()));
   AppendLine(&out, "Transport", Printable(info.transport()));
   AppendLine(&out, "Admin", Join(info.admin_addresses()));
   AppendLine(&out, "Data", Printable(info.data_address()));

@@ -51,6 +51,21 @@ TEST(Output, ReasonsLoseOnlyTheFraming) {
   EXPECT_EQ(PlainReason("no answer within 5 ms"), "no answer within 5 ms");
 }
 
+TEST(Output, ANodesBudgetsSayWhatIsUsedAndWhatIsReserved) {
+  v1::Member member;
+  member.set_name("b");
+  v1::NodeInfo& info = *member.mutable_info();
+  info.set_frames_used_bytes(3 << 20);
+  info.set_frames_reserved_bytes(12 << 20);
+  info.set_frame_budget_bytes(16 << 20);
+  EXPECT_THAT(MemberText(member, {}), HasSubstr("Frames:            3 MiB of 16 MiB, 12 MiB reserved\n"
+                                                "Swap:              none\n"));
+  info.set_swap_used_bytes(8 << 20);
+  info.set_swap_reserved_bytes(uint64_t{2} << 30);
+  info.set_swap_budget_bytes(uint64_t{4} << 30);
+  EXPECT_THAT(MemberText(member, {}), HasSubstr("Swap:              8 MiB of 4 GiB, 2 GiB reserved\n"));
+}
+
 TEST(Output, ForeignTextCannotSteerTheTerminal) {
   v1::Member member;
   member.set_name("b");

@@ -56,6 +56,7 @@ std::string PlaceText(const v1::PlacementSpec& place, uint32_t first, bool io_no
   if (place.vcpus() > 1) out += fmt::format("vCPUs {}-{}", first, uint64_t{first} + place.vcpus() - 1);
   if (io_node) out += ", devices";
   if (place.memory_mib() != 0) out += fmt::format(", {} of memory at most", HumanBytes(place.memory_mib() << 20));
+  if (place.swap_mib() != 0) out += fmt::format(", {} of swap", HumanBytes(place.swap_mib() << 20));
   return out;
 }
 

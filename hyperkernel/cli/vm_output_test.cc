@@ -95,6 +95,7 @@ TEST(VmOutput, APlacedMachineTellsWhoHasWhichVcpus) {
   EXPECT_THAT(VmText(vm, kNow), Not(HasSubstr("Placed:"))) << "all on one node";
   place->set_vcpus(1);
   place->set_memory_mib(512);
+  place->set_swap_mib(2048);
   spec.add_placement()->set_node("c");
   for (const auto& [name, vcpus] : {std::pair("a", 2u), std::pair("d", 1u)}) {
     place = spec.mutable_placement()->Add();
@@ -105,10 +106,11 @@ TEST(VmOutput, APlacedMachineTellsWhoHasWhichVcpus) {
   vm.set_tsc_unstable(true);
   EXPECT_THAT(VmText(vm, kNow), HasSubstr("TSC:               the guest is told not to trust it"));
   spec.mutable_placement()->SwapElements(0, 2);  // the I/O node need not be the first
-  EXPECT_THAT(VmText(vm, kNow), HasSubstr("Placed:            a: vCPUs 1-2\n"
-                                          "Placed:            c: no vCPUs\n"
-                                          "Placed:            b: vCPU 0, devices, 512 MiB of memory at most\n"
-                                          "Placed:            d: vCPU 3\n"));
+  EXPECT_THAT(VmText(vm, kNow),
+              HasSubstr("Placed:            a: vCPUs 1-2\n"
+                        "Placed:            c: no vCPUs\n"
+                        "Placed:            b: vCPU 0, devices, 512 MiB of memory at most, 2 GiB of swap\n"
+                        "Placed:            d: vCPU 3\n"));
 }
 
 TEST(VmOutput, AStoppedMachineHasNoUptimeAndACrashItsReason) {

@@ -30,6 +30,9 @@ constexpr uint64_t Bit(int feature) {
   return uint64_t{1} << feature;
 }
 
+// Above what any driver asks for in one segment; the field has 32 bits.
+constexpr uint64_t kMostSegmentPages = (uint64_t{1} << 30) / kPageSize;
+
 }  // namespace
 
 VirtioBlk::VirtioBlk(DiskImage image, Options options)
@@ -68,6 +71,7 @@ VirtioBlk::~VirtioBlk() {
 uint64_t VirtioBlk::features() const {
   uint64_t features = Bit(VIRTIO_BLK_F_SEG_MAX) | Bit(VIRTIO_BLK_F_BLK_SIZE) | Bit(VIRTIO_BLK_F_FLUSH);
   if (options_.queues > 1) features |= Bit(VIRTIO_BLK_F_MQ);
+  if (options_.most_request_bytes != 0) features |= Bit(VIRTIO_BLK_F_SIZE_MAX);
   features |= image_.read_only ? Bit(VIRTIO_BLK_F_RO) : Bit(VIRTIO_BLK_F_DISCARD) | Bit(VIRTIO_BLK_F_WRITE_ZEROES);
   return features;
 }
@@ -75,7 +79,11 @@ uint64_t VirtioBlk::features() const {
 void VirtioBlk::ReadConfig(uint64_t offset, std::span<std::byte> data) {
   virtio_blk_config config{};
   config.capacity = image_.bytes / kSectorBytes;
-  config.seg_max = kQueueSize - 2;  // header and status take one each
+  config.seg_max = kMaxSegments;
+  if (options_.most_request_bytes != 0) {
+    const uint64_t pages = options_.most_request_bytes / kMaxSegments / kPageSize;
+    config.size_max = static_cast<uint32_t>(std::clamp<uint64_t>(pages, 1, kMostSegmentPages) * kPageSize);
+  }
   config.blk_size = std::max<uint32_t>(image_.alignment, kSectorBytes);
   config.num_queues = options_.queues;
   config.max_discard_sectors = config.max_write_zeroes_sectors = kMaxZeroSectors;

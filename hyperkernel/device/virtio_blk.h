@@ -30,6 +30,7 @@ namespace hk {
 class VirtioBlk final : public VirtioDevice {
  public:
   static constexpr uint16_t kQueueSize = 256;
+  static constexpr uint32_t kMaxSegments = kQueueSize - 2;  // of a request; header and status take one each
   static constexpr uint16_t kMaxQueues = 16;
   static constexpr size_t kRequests = 128;
   static constexpr size_t kSerialBytes = 20;
@@ -43,6 +44,9 @@ class VirtioBlk final : public VirtioDevice {
     // Most memory that requests in flight may pin before no other is begun; 0: no bound. For memory whose pages other
     // nodes may wait for.
     uint64_t most_pinned_bytes = 0;
+    // Most that the guest is told to ask for at once, through the size of its segments (SIZE_MAX), which is a page at
+    // least: all of a request is pinned together. 0: no bound.
+    uint64_t most_request_bytes = 0;
   };
 
   // Errors: kInvalidArgument for the options, errno of io_uring_setup.

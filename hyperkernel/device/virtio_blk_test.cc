@@ -239,6 +239,24 @@ TEST_P(VirtioBlkTest, WhatIsPinnedHasABound) {
   }
 }
 
+// All of a request is pinned at once: what no request may be larger than, guests are told.
+TEST_P(VirtioBlkTest, RequestsHaveABound) {
+  virtio_blk_config config{};
+  const auto size_max = [&](uint64_t most_request_bytes) -> uint32_t {
+    Open({.most_request_bytes = most_request_bytes});
+    EXPECT_EQ((disk_->features() >> VIRTIO_BLK_F_SIZE_MAX) & 1, most_request_bytes == 0 ? 0u : 1u);
+    disk_->ReadConfig(0, std::as_writable_bytes(std::span(&config, 1)));
+    EXPECT_EQ(config.seg_max, VirtioBlk::kMaxSegments);
+    return config.size_max;
+  };
+  EXPECT_EQ(size_max(0), 0u);
+  EXPECT_EQ(size_max(1), 4096u) << "a driver's page is never split";
+  EXPECT_EQ(size_max(1 << 20), 4096u);
+  EXPECT_EQ(size_max(64 << 20), 64u * 4096);
+  for (const uint64_t most : {1 << 20, 3 << 20, 64 << 20}) EXPECT_LE(uint64_t{size_max(most)} * config.seg_max, most);
+  EXPECT_EQ(size_max(~uint64_t{0}), 1u << 30);
+}
+
 TEST_P(VirtioBlkTest, CompletionsWaitForBlockedMemory) {
   SetHeader(VIRTIO_BLK_T_IN, 0);
   machine_->drivers[0]->Add({{kHeader, 16, false}, {kData, 4096, true}, {kStatus, 1, true}});

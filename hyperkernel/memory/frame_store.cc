@@ -135,18 +135,6 @@ bool IsFrameFile(std::string_view name) {
 }
 
 // Blocks of one directory level; frame files are not nested.
-absl::StatusOr<uint64_t> SumOfFiles(const std::string& directory) {
-  const OpenDirectory open(::opendir(directory.c_str()));
-  if (open == nullptr) return ErrnoStatus(errno, directory);
-  uint64_t sum = 0;
-  while (const dirent* entry = ::readdir(open.get())) {
-    struct stat info;
-    if (::fstatat(::dirfd(open.get()), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(info.st_mode)) {
-      sum += static_cast<uint64_t>(info.st_blocks) * 512;
-    }
-  }
-  return sum;
-}
 
 }  // namespace
 
@@ -237,7 +225,7 @@ absl::StatusOr<int> FrameStore::RemoveLeftovers() const {
 }
 
 absl::StatusOr<uint64_t> FrameStore::UsedBytes() const {
-  if (!own_mount_) return SumOfFiles(directory_);
+  if (!own_mount_) return BytesOfFiles(directory_);
   HK_ASSIGN_OR_RETURN(const FileSystem found, Look(directory_));
   return found.used_bytes;
 }

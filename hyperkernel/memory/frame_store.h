@@ -73,6 +73,8 @@ class FrameStore {
   uint64_t budget_bytes() const { return budget_bytes_; }
   // What an operator should know, one line each.
   const std::vector<std::string>& warnings() const { return warnings_; }
+  // Of it, what is reserved now: of what is promised, frames may take any part.
+  uint64_t reserved_bytes() const { return reserved_->load(); }
   // Takes room for `bytes` of frames. Errors: kResourceExhausted, saying how much there is.
   absl::StatusOr<FrameReservation> Reserve(uint64_t bytes) const;
   // Bytes of frames held now. On a tmpfs of its own: what the file system uses; on a shared one: the sum over the

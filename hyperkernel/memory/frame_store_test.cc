@@ -45,6 +45,25 @@ TEST_F(FrameStoreTest, CountsWhatFilesHold) {
   EXPECT_EQ(*store->UsedBytes() - before, 3 * kMib);
 }
 
+TEST_F(FrameStoreTest, PromisesNoMoreThanItsBudget) {
+  const auto store = FrameStore::Open(directory_, 32 * kMib);
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_EQ(store->reserved_bytes(), 0u);
+  auto one = store->Reserve(20 * kMib);
+  ASSERT_TRUE(one.ok()) << one.status();
+  EXPECT_EQ(store->reserved_bytes(), 20 * kMib);
+  EXPECT_TRUE(absl::IsResourceExhausted(store->Reserve(12 * kMib + 1).status()));
+  EXPECT_EQ(store->reserved_bytes(), 20 * kMib) << "what is refused takes nothing";
+  {
+    const auto two = store->Reserve(12 * kMib);
+    ASSERT_TRUE(two.ok()) << two.status();
+    EXPECT_EQ(store->reserved_bytes(), 32 * kMib);
+  }
+  EXPECT_EQ(store->reserved_bytes(), 20 * kMib);
+  const FrameReservation moved = *std::move(one);
+  EXPECT_EQ(store->reserved_bytes(), 20 * kMib);
+}
+
 TEST_F(FrameStoreTest, RemovesWhatAKilledDaemonLeftAndNothingElse) {
   auto store = FrameStore::Open(directory_, 32 * kMib);
   ASSERT_TRUE(store.ok()) << store.status();

@@ -196,15 +196,28 @@ TEST_F(SpaceSwapTest, FilesOfADaemonThatWasKilledAreRemoved) {
 
 TEST_F(SpaceSwapTest, AllSpacesOfANodeShareABudget) {
   const SwapStore store(directory_ + "/swap", 10 * kPageSize);
+  EXPECT_EQ(store.budget_bytes(), 10 * kPageSize);
+  EXPECT_EQ(store.UsedBytes().value_or(1), 0u);
   auto one = store.Make("one", 1, 6 * kPageSize);
   ASSERT_TRUE(one.ok()) << one.status();
+  EXPECT_EQ(store.reserved_bytes(), 6 * kPageSize);
+  EXPECT_EQ(store.UsedBytes().value_or(1), 0u) << "nothing is taken of the disk before it is needed";
   const absl::Status two = store.Make("two", 1, 5 * kPageSize).status();
   EXPECT_TRUE(absl::IsResourceExhausted(two));
   EXPECT_THAT(std::string(two.message()), HasSubstr("swap_mib"));
   // What could not be made takes nothing.
   EXPECT_TRUE(absl::IsAlreadyExists(store.Make("one", 1, kPageSize).status()));
   EXPECT_TRUE(store.Make("two", 1, 4 * kPageSize).ok());
+  EXPECT_EQ(store.reserved_bytes(), 6 * kPageSize);
+  absl::Status written = absl::UnknownError("");
+  (*one)->Write(Gfn(7), PageOf(7), Note(&written));
+  WaitFor(1);
+  EXPECT_TRUE(written.ok()) << written;
+  EXPECT_GE(store.UsedBytes().value_or(0), kPageSize);
+  EXPECT_LE(store.UsedBytes().value_or(~0u), 6 * kPageSize + 4096) << "a block more for the file system's own";
   one->reset();
+  EXPECT_EQ(store.reserved_bytes(), 0u);
+  EXPECT_EQ(store.UsedBytes().value_or(1), 0u);
   EXPECT_TRUE(store.Make("three", 1, 10 * kPageSize).ok());
 }
 

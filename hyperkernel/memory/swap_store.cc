@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "hyperkernel/base/file.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
@@ -25,6 +26,12 @@ absl::StatusOr<std::unique_ptr<SpaceSwap>> SwapStore::Make(const std::string& na
   } while (!reserved_->compare_exchange_weak(reserved, reserved + bytes));
   std::shared_ptr<void> reservation(nullptr, [all = reserved_, bytes](void*) { all->fetch_sub(bytes); });
   return SpaceSwap::Create(directory_, name, generation, bytes, std::move(reservation));
+}
+
+absl::StatusOr<uint64_t> SwapStore::UsedBytes() const {
+  absl::StatusOr<uint64_t> bytes = BytesOfFiles(directory_);
+  if (absl::IsNotFound(bytes.status())) return 0;  // made with the first swap
+  return bytes;
 }
 
 }  // namespace hk

@@ -21,6 +21,11 @@ class SwapStore {
   // The swap of a space. Errors: kResourceExhausted, saying how much of the budget is taken; those of
   // SpaceSwap::Create.
   absl::StatusOr<std::unique_ptr<SpaceSwap>> Make(const std::string& name, uint64_t generation, uint64_t bytes) const;
+  uint64_t budget_bytes() const { return budget_bytes_; }
+  // Of it, what swaps that are there may take together.
+  uint64_t reserved_bytes() const { return reserved_->load(); }
+  // What they take of the disk now. Errors: errno of the failing call.
+  absl::StatusOr<uint64_t> UsedBytes() const;
   // See SpaceSwap::RemoveLeftovers.
   absl::StatusOr<int> RemoveLeftovers() const { return SpaceSwap::RemoveLeftovers(directory_); }
 

@@ -43,10 +43,11 @@ const char* StateName(v1::MemberState state) {
   }
 }
 
-Cluster::Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameStore& frames, Metrics* metrics,
-                 const Clock& clock, ClusterHooks hooks)
+Cluster::Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameStore& frames, const SwapStore& swap,
+                 Metrics* metrics, const Clock& clock, ClusterHooks hooks)
     : self_(std::move(self)),
       frames_(frames),
+      swap_(swap),
       metrics_(metrics),
       clock_(clock),
       hooks_(std::move(hooks)),
@@ -63,7 +64,7 @@ void Cluster::Start() {
 
 v1::NodeInfo Cluster::Self() const {
   v1::NodeInfo info = self_;
-  RefreshNodeInfo(frames_, &info);
+  RefreshNodeInfo(frames_, swap_, &info);
   if (expires_.has_value() && clock_.Wall() > *expires_ - kExpiryWarning) {
     info.add_warnings(
         fmt::format("certificate ends at {:%Y-%m-%d %H:%M}Z, and with it all connections; renew it and restart",

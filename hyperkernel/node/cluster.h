@@ -36,9 +36,9 @@ const char* StateName(v1::MemberState state);
 // Owns the links to the peers.
 class Cluster final : private HelloObserver {
  public:
-  // `frames`, `metrics`, `clock` and what the hooks use must outlive this object.
-  Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameStore& frames, Metrics* metrics,
-          const Clock& clock, ClusterHooks hooks = {});
+  // `frames`, `swap`, `metrics`, `clock` and what the hooks use must outlive this object.
+  Cluster(const NodeSettings& settings, v1::NodeInfo self, const FrameStore& frames, const SwapStore& swap,
+          Metrics* metrics, const Clock& clock, ClusterHooks hooks = {});
 
   // Starts to say hello. Call once.
   void Start();
@@ -74,6 +74,7 @@ class Cluster final : private HelloObserver {
 
   const v1::NodeInfo self_;
   const FrameStore& frames_;
+  const SwapStore& swap_;
   Metrics* const metrics_;
   const Clock& clock_;
   const ClusterHooks hooks_;

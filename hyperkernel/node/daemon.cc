@@ -320,21 +320,23 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   auto parts = std::make_unique<Parts>();
   v1::NodeInfo self;
   HK_RETURN_IF_ERROR(parts->OpenState(settings, clock, &self));
-  parts->metrics.DescribeNode(self, *parts->frames);
+  parts->metrics.DescribeNode(self, *parts->frames, *parts->swap);
   HK_RETURN_IF_ERROR(parts->StartDataPlane(settings, clock, self));
-  parts->cluster.emplace(settings, self, *parts->frames, &parts->metrics, clock, parts->Hooks(self.boot_id()));
+  parts->cluster.emplace(settings, self, *parts->frames, *parts->swap, &parts->metrics, clock,
+                         parts->Hooks(self.boot_id()));
   parts->MakeSpaces(settings, clock);
   parts->MakeParts(self, clock);
   if (settings.metrics_listen.has_value()) {
     HK_RETURN_IF_ERROR(WithContext(parts->metrics.Serve(*settings.metrics_listen), "listen.metrics"));
   }
   const FrameStore& frames = *parts->frames;
+  const SwapStore& swap = *parts->swap;
   const KernelCache& kernels = parts->kernels.emplace(settings.data_directory + "/kernels");
   HK_ASSIGN_OR_RETURN(
       parts->guests,
       GuestManager::Open(
           parts->state.get(), settings.name,
-          [&frames, &kernels](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames, kernels); },
+          [&frames, &swap, &kernels](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames, swap, kernels); },
           [parts = parts.get(), self, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
             return parts->MakeMachine(spec, generation, events, self, clock);
           },

@@ -335,7 +335,8 @@ uint64_t KvmMachine::exits() const {
 
 }  // namespace
 
-absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, const KernelCache& kernels) {
+absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, const SwapStore& swap,
+                             const KernelCache& kernels) {
   HK_RETURN_IF_ERROR(LinuxBoot::Plan(BootSpecOf(spec, kernels)).status());
   // Of a machine over several nodes: what this one has of it.
   const uint64_t placed_mib = spec.placement_size() > 0 ? spec.placement(0).memory_mib() : 0;
@@ -344,6 +345,11 @@ absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, c
     return absl::ResourceExhaustedError(fmt::format("{}: {} is more than this node's frame_store.budget_mib {}",
                                                     placed_mib == 0 ? "memory_mib" : "placement[0].memory_mib",
                                                     here_mib, frames.budget_bytes() >> 20));
+  }
+  const uint64_t swap_mib = spec.placement_size() > 0 ? spec.placement(0).swap_mib() : 0;
+  if ((swap_mib << 20) > swap.budget_bytes()) {
+    return absl::ResourceExhaustedError(fmt::format("placement[0].swap_mib: {} is more than this node's swap_mib {}",
+                                                    swap_mib, swap.budget_bytes() >> 20));
   }
   HK_ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, Vm::Create(spec.vcpus()));
   HK_RETURN_IF_ERROR(CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec.cpu(), true)).status());

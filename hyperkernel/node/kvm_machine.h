@@ -10,13 +10,16 @@
 #include "hyperkernel/boot/kernel_cache.h"
 #include "hyperkernel/memory/frame_store.h"
 #include "hyperkernel/memory/guest_memory.h"
+#include "hyperkernel/memory/swap_store.h"
 #include "hyperkernel/node/machine.h"
 #include "hyperkernel/node/machine_spread.h"
 
 namespace hk {
 
-// Checks kernel, initrd, command line, CPU model, memory and KVM for a specification; makes nothing. Errors: one line.
-absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, const KernelCache& kernels);
+// Checks kernel, initrd, command line, CPU model, memory, swap and KVM for a specification; makes nothing. Errors: one
+// line.
+absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, const SwapStore& swap,
+                             const KernelCache& kernels);
 
 // A space that is a machine's memory. Plain value.
 struct MachineSpace {

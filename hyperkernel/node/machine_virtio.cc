@@ -40,6 +40,9 @@ uint64_t PinnedByDisk(uint64_t most_pinned, int disks) {
   return std::clamp<uint64_t>(most_pinned / 4 / static_cast<uint64_t>(disks), 1, kMostPinnedByDisk);
 }
 
+// One request may have half of it: with the fewest frames that a placed machine's node has, a page for each segment.
+static_assert((kMinPlacedMib << 20) / 2 / 2 >= VirtioBlk::kMaxSegments * kPageSize);
+
 // What an empty PCI slot reads as: all of ECAM's range in ones, one for the process.
 absl::StatusOr<std::byte*> AllOnes() {
   static const absl::StatusOr<Mapping> ones = []() -> absl::StatusOr<Mapping> {
@@ -95,7 +98,8 @@ absl::Status MachineVirtio::Add(const v1::VmSpec& spec, MachineBackends backends
                                  {.serial = disk.serial(),
                                   .queues = static_cast<uint16_t>(std::max(disk.queues(), 1u)),
                                   .bps_limit = disk.bps_limit(),
-                                  .most_pinned_bytes = PinnedByDisk(most_pinned, spec.disks_size())});
+                                  .most_pinned_bytes = PinnedByDisk(most_pinned, spec.disks_size()),
+                                  .most_request_bytes = most_pinned / 2});
     if (!blk.ok()) return WithContext(blk.status(), fmt::format("disks[{}]", i));
     HK_RETURN_IF_ERROR(set_->Add(static_cast<uint8_t>(kFirstDiskSlot + i), fmt::format("disk{}", i), *std::move(blk)));
   }

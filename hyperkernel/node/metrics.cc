@@ -29,32 +29,38 @@ const prometheus::Histogram::BucketBoundaries& HelloBuckets() {
   return buckets;
 }
 
-prometheus::MetricFamily GaugeFamily(const std::string& name, const std::string& help, double value) {
+prometheus::MetricFamily GaugeFamily(const std::string& name, const std::string& help, uint64_t value) {
   prometheus::ClientMetric metric;
-  metric.gauge.value = value;
+  metric.gauge.value = static_cast<double>(value);
   return {name, help, prometheus::MetricType::Gauge, {metric}};
 }
 
-// Reads the frame store when scraped, not on a timer.
-class FrameCollector final : public prometheus::Collectable {
+// Reads the stores when scraped, not on a timer.
+class StoreCollector final : public prometheus::Collectable {
  public:
-  explicit FrameCollector(const FrameStore& frames) : frames_(frames) {}
+  StoreCollector(const FrameStore& frames, const SwapStore& swap) : frames_(frames), swap_(swap) {}
   std::vector<prometheus::MetricFamily> Collect() const override {
-    return {GaugeFamily("hyperkernel_frame_budget_bytes", "Most memory that frames may take.",
-                        static_cast<double>(frames_.budget_bytes())),
-            GaugeFamily("hyperkernel_frames_used_bytes", "Memory that frames take now.",
-                        static_cast<double>(frames_.UsedBytes().value_or(0)))};
+    return {
+        GaugeFamily("hyperkernel_frame_budget_bytes", "Most memory that frames may take.", frames_.budget_bytes()),
+        GaugeFamily("hyperkernel_frames_reserved_bytes", "Of the budget, what machines and spaces have reserved.",
+                    frames_.reserved_bytes()),
+        GaugeFamily("hyperkernel_frames_used_bytes", "Memory that frames take now.", frames_.UsedBytes().value_or(0)),
+        GaugeFamily("hyperkernel_swap_budget_bytes", "Most of the disk that swap may take.", swap_.budget_bytes()),
+        GaugeFamily("hyperkernel_swap_reserved_bytes", "Of the budget, what spaces have reserved.",
+                    swap_.reserved_bytes()),
+        GaugeFamily("hyperkernel_swap_used_bytes", "What swap takes of the disk now.", swap_.UsedBytes().value_or(0))};
   }
 
  private:
   const FrameStore& frames_;
+  const SwapStore& swap_;
 };
 
 }  // namespace
 
 struct Metrics::Impl {
   std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
-  std::shared_ptr<FrameCollector> frames;
+  std::shared_ptr<StoreCollector> stores;
   std::shared_ptr<TransportCollector> transport;
   std::shared_ptr<SpaceCollector> spaces;
   prometheus::Family<prometheus::Gauge>& build = prometheus::BuildGauge()
@@ -85,7 +91,7 @@ struct Metrics::Impl {
 Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
 Metrics::~Metrics() = default;
 
-void Metrics::DescribeNode(const v1::NodeInfo& info, const FrameStore& frames) {
+void Metrics::DescribeNode(const v1::NodeInfo& info, const FrameStore& frames, const SwapStore& swap) {
   impl_->build
       .Add({{"version", info.version()},
             {"node", info.name()},
@@ -94,7 +100,7 @@ void Metrics::DescribeNode(const v1::NodeInfo& info, const FrameStore& frames) {
             {"transport", info.transport()}})
       .Set(1);
   impl_->start.Add({}).Set(static_cast<double>(info.started().seconds()));
-  impl_->frames = std::make_shared<FrameCollector>(frames);
+  impl_->stores = std::make_shared<StoreCollector>(frames, swap);
 }
 
 void Metrics::DescribeTransport(const Transport& transport,
@@ -135,7 +141,7 @@ absl::Status Metrics::Serve(const Address& address) {
         fmt::format("cannot listen on {}; is another daemon there? (ss -ltnp)", address.ToString()));
   }
   impl_->exposer->RegisterCollectable(impl_->registry);
-  if (impl_->frames != nullptr) impl_->exposer->RegisterCollectable(impl_->frames);
+  if (impl_->stores != nullptr) impl_->exposer->RegisterCollectable(impl_->stores);
   if (impl_->transport != nullptr) impl_->exposer->RegisterCollectable(impl_->transport);
   if (impl_->spaces != nullptr) impl_->exposer->RegisterCollectable(impl_->spaces);
   return absl::OkStatus();
@@ -147,7 +153,7 @@ std::string Metrics::Text() const {
     if (collectable == nullptr) return;
     for (prometheus::MetricFamily& family : collectable->Collect()) families.push_back(std::move(family));
   };
-  add(impl_->frames.get());
+  add(impl_->stores.get());
   add(impl_->transport.get());
   add(impl_->spaces.get());
   return prometheus::TextSerializer().Serialize(families);

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/address.h"
 #include "hyperkernel/memory/frame_store.h"
+#include "hyperkernel/memory/swap_store.h"
 #include "hyperkernel/node/space_sample.h"
 #include "proto/node.pb.h"
 #include "rdma/transport.h"
@@ -23,9 +24,9 @@ class Metrics {
   Metrics();
   ~Metrics();
 
-  // Constant facts as labels, and the frame gauges, which are read from `frames` at each scrape; `frames` must outlive
-  // this.
-  void DescribeNode(const v1::NodeInfo& info, const FrameStore& frames);
+  // Constant facts as labels, and the gauges of frames and swap, which are read from `frames` and `swap` at each
+  // scrape; both must outlive this.
+  void DescribeNode(const v1::NodeInfo& info, const FrameStore& frames, const SwapStore& swap);
   // What the transport counts, read from it at each scrape; it must outlive this. Before Serve. `peers`: see
   // transport_collector.h.
   void DescribeTransport(const Transport& transport,

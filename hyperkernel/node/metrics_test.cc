@@ -2,6 +2,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "hyperkernel/memory/frame_store_testing.h"
 
 namespace hk {
 namespace {
@@ -21,6 +22,27 @@ TEST(MetricsTest, TextHasWhatWasTold) {
   EXPECT_THAT(text, HasSubstr("hyperkernel_hello_failures_total{peer=\"b\"} 2\n"));
   EXPECT_THAT(text, HasSubstr("hyperkernel_hello_seconds_bucket{peer=\"b\",le=\"0.0005\"} 1\n"));
   EXPECT_THAT(text, HasSubstr("hyperkernel_requests_total{code=\"0\",method=\"ListNodes\"} 1\n"));
+}
+
+class MetricsStoresTest : public OwnStoreTest {};
+
+TEST_F(MetricsStoresTest, BudgetsAreReadAtEachScrape) {
+  OpenStore(16 << 20);
+  const SwapStore swap(directory_ + "/swap", 8 << 20);
+  Metrics metrics;
+  metrics.DescribeNode({}, *frames_, swap);
+  const std::string before = metrics.Text();
+  EXPECT_THAT(before, HasSubstr("hyperkernel_frame_budget_bytes 16777216\n"));
+  EXPECT_THAT(before, HasSubstr("hyperkernel_frames_reserved_bytes 0\n"));
+  EXPECT_THAT(before, HasSubstr("hyperkernel_swap_budget_bytes 8388608\n"));
+  EXPECT_THAT(before, HasSubstr("hyperkernel_swap_reserved_bytes 0\n"));
+  EXPECT_THAT(before, HasSubstr("hyperkernel_swap_used_bytes 0\n"));
+  const auto reservation = frames_->Reserve(3 << 20);
+  const auto file = swap.Make("pool", 1, 4 << 20);
+  ASSERT_TRUE(reservation.ok() && file.ok()) << file.status();
+  const std::string after = metrics.Text();
+  EXPECT_THAT(after, HasSubstr("hyperkernel_frames_reserved_bytes 3145728\n"));
+  EXPECT_THAT(after, HasSubstr("hyperkernel_swap_reserved_bytes 4194304\n"));
 }
 
 TEST(MetricsTest, AnAddressInUseIsAnErrorThatNamesIt) {

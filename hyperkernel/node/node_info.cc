@@ -91,6 +91,7 @@ v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity
   info.set_cpus(static_cast<uint32_t>(::get_nprocs()));
   info.set_memory_total_bytes(MemInfoBytes(ReadProc("/proc/meminfo"), "MemTotal"));
   info.set_frame_budget_bytes(settings.frame_budget_bytes);
+  info.set_swap_budget_bytes(settings.swap_budget_bytes);
   info.set_transport(transport);
   for (const Address& address : settings.admin_listen) info.add_admin_addresses(address.ToString());
   info.set_data_address(settings.data_listen.ToString());
@@ -99,9 +100,12 @@ v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity
   return info;
 }
 
-void RefreshNodeInfo(const FrameStore& frames, v1::NodeInfo* info) {
+void RefreshNodeInfo(const FrameStore& frames, const SwapStore& swap, v1::NodeInfo* info) {
   info->set_memory_available_bytes(MemInfoBytes(ReadProc("/proc/meminfo"), "MemAvailable"));
   info->set_frames_used_bytes(frames.UsedBytes().value_or(0));
+  info->set_frames_reserved_bytes(frames.reserved_bytes());
+  info->set_swap_used_bytes(swap.UsedBytes().value_or(0));
+  info->set_swap_reserved_bytes(swap.reserved_bytes());
 }
 
 absl::StatusOr<std::string> ResolveTransport(TransportChoice choice, const Address& data) {

@@ -6,6 +6,7 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/memory/frame_store.h"
+#include "hyperkernel/memory/swap_store.h"
 #include "hyperkernel/node/config.h"
 #include "proto/node.pb.h"
 #include "proto/state.pb.h"
@@ -19,8 +20,8 @@ HostFacts ReadHostFacts();
 v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity& identity,
                             const std::string& transport, WallTime started);
 
-// Fills in what changes: available memory and frames in use.
-void RefreshNodeInfo(const FrameStore& frames, v1::NodeInfo* info);
+// Fills in what changes: available memory, and frames and swap in use and reserved.
+void RefreshNodeInfo(const FrameStore& frames, const SwapStore& swap, v1::NodeInfo* info);
 
 // The data plane that a choice means on this host: "tcp" or "verbs(DEVICE)". A device counts if its port is active and
 // its network interface has the address `data`; with the wildcard none does. Errors: kFailedPrecondition if verbs are

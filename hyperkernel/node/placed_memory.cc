@@ -20,6 +20,7 @@ v1::CreateSpaceRequest SpaceOf(const v1::VmSpec& spec, uint64_t bytes) {
   const uint64_t placed_mib = spec.placement(0).memory_mib();  // the same of all
   const uint64_t frames = (placed_mib == 0 ? spec.memory_mib() : placed_mib) << 20;
   if (frames < bytes) request.set_node_frames_bytes(frames);
+  request.set_node_swap_bytes(spec.placement(0).swap_mib() << 20);  // the same of all
   request.set_node_vcpus(spec.vcpus());
   request.set_homes_at_coordinator(true);  // devices and the kernel that boots are here
   return request;

@@ -14,11 +14,13 @@
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/boot/address_map.h"
+#include "hyperkernel/memory/space_engine.h"
 #include "hyperkernel/node/names.h"
 
 namespace hk {
 namespace {
 
+constexpr uint64_t kMib = 1 << 20;
 constexpr uint8_t kMacMulticast = 1, kMacLocal = 2;  // bits of the first byte (IEEE 802, 8.2)
 
 absl::Status Bad(std::string_view field, std::string_view what) {
@@ -94,9 +96,27 @@ absl::Status CompleteNets(v1::VmSpec* spec) {
   return absl::OkStatus();
 }
 
-// Its memory on several nodes: each can hold its share of it, all of them a sixteenth more than all of it.
+absl::Status CheckPlacedSwap(const v1::VmSpec& spec, int index) {
+  const v1::PlacementSpec& place = spec.placement(index);
+  const std::string field = fmt::format("placement[{}].swap_mib", index);
+  const uint64_t first = spec.placement(0).swap_mib();
+  if (place.swap_mib() != first) {
+    return Bad(field, fmt::format("{}; the first node has {}, and this release wants the same of all", place.swap_mib(),
+                                  first));
+  }
+  if (first == 0) return absl::OkStatus();
+  if (spec.placement_size() == 1) return Bad(field, fmt::format("{}; a machine on one node has no swap", first));
+  if (place.memory_mib() == 0 || place.memory_mib() == spec.memory_mib())
+    return Bad(field, "without a memory_mib here that is less than the machine's nothing is ever swapped");
+  if (first > spec.memory_mib())
+    return Bad(field, fmt::format("{} is more than the machine's {}", first, spec.memory_mib()));
+  return absl::OkStatus();
+}
+
+// Its memory on several nodes: each can hold its share of it, all of them with their swap a sixteenth more than all of
+// it; and each has frames to work in.
 absl::Status CheckPlacedMemory(const v1::VmSpec& spec) {
-  const uint64_t each = spec.placement(0).memory_mib();
+  const uint64_t each = spec.placement(0).memory_mib(), swap = spec.placement(0).swap_mib();
   for (int i = 0; i < spec.placement_size(); i++) {
     const uint64_t here = spec.placement(i).memory_mib();
     const std::string field = fmt::format("placement[{}].memory_mib", i);
@@ -106,6 +126,7 @@ absl::Status CheckPlacedMemory(const v1::VmSpec& spec) {
       return Bad(field, fmt::format("{} is more than the machine's {}", here, spec.memory_mib()));
     if (here != each)
       return Bad(field, fmt::format("{}; the first node has {}, and this release wants the same of all", here, each));
+    HK_RETURN_IF_ERROR(CheckPlacedSwap(spec, i));
   }
   if (each == 0 || spec.placement_size() == 1) return absl::OkStatus();
   // The space reaches to the end of RAM, and its rules count the hole below 4 GiB.
@@ -113,10 +134,18 @@ absl::Status CheckPlacedMemory(const v1::VmSpec& spec) {
   const uint64_t space_mib = (last.start.value() + last.bytes) >> 20;
   const uint64_t needed = space_mib + (space_mib + kPlacementSpareShare - 1) / kPlacementSpareShare;
   const auto nodes = static_cast<uint64_t>(spec.placement_size());
-  if (each * nodes >= needed || HK_MUTANT(vm_placement_unchecked)) return absl::OkStatus();
-  return Bad("placement", fmt::format("{} MiB on each of {} nodes do not hold {} MiB and a sixteenth more, which pages "
-                                      "need to change places: give at least {} each",
-                                      each, nodes, space_mib, (needed + nodes - 1) / nodes));
+  if ((each + swap) * nodes < needed && !HK_MUTANT(vm_placement_unchecked)) {
+    return Bad("placement", fmt::format("{} MiB{} on each of {} nodes do not hold {} MiB and a sixteenth more, which "
+                                        "pages need to change places: give at least {} each{}",
+                                        each, swap == 0 ? "" : fmt::format(" and {} of swap", swap), nodes, space_mib,
+                                        (needed + nodes - 1) / nodes, swap == 0 ? "" : ", swap included"));
+  }
+  const uint64_t running = (spec.vcpus() * kLeastFrames * kPageSize + kMib - 1) / kMib;
+  const uint64_t least = std::max(kMinPlacedMib, running);
+  if (each >= least || HK_MUTANT(vm_frames_unchecked)) return absl::OkStatus();
+  return Bad("placement[0].memory_mib",
+             fmt::format("{} on each node are too few for {} and devices: give at least {}", each,
+                         spec.vcpus() == 1 ? "a vCPU" : fmt::format("{} vCPUs", spec.vcpus()), least));
 }
 
 // The node that is asked has the devices, and the vCPU that boots.

@@ -22,6 +22,7 @@ inline constexpr int kMaxNets = 8;                    // slots of the one PCI bu
 inline constexpr size_t kMaxDiskSerial = 20;          // VIRTIO_BLK_ID_BYTES
 inline constexpr uint32_t kMaxQueues = 16;            // of a disk, and pairs of a card: what the devices have
 inline constexpr uint64_t kPlacementSpareShare = 16;  // of the memory, for pages that change places: as a space's
+inline constexpr uint64_t kMinPlacedMib = 4;          // devices may pin half, a disk's request half of that
 inline constexpr uint64_t kMinDomainMib = 4;          // x86 Linux: NODE_MIN_SIZE
 inline constexpr size_t kMaxInterfaceName = 15;       // IFNAMSIZ, less the terminating zero
 

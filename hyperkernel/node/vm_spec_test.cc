@@ -9,6 +9,8 @@
 #include "gtest/gtest.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/boot/address_map.h"
+#include "hyperkernel/node/space_rules.h"
 
 namespace hk {
 namespace {
@@ -96,6 +98,28 @@ TEST(VmSpec, EachBadFieldGetsItsOneLine) {
        "placement: 33 MiB on each of 2 nodes do not hold 64 MiB and a sixteenth more, which pages need to change "
        "places: "
        "give at least 34"},
+      {good + "placement { node: 'n' swap_mib: 8 }", "placement[0].swap_mib: 8; a machine on one node has no swap"},
+      {good + "placement { node: 'n' swap_mib: 8 } placement { node: 'm' swap_mib: 8 }",
+       "placement[0].swap_mib: without a memory_mib here"},
+      {good + "placement { node: 'n' memory_mib: 64 swap_mib: 8 } placement { node: 'm' memory_mib: 64 swap_mib: 8 }",
+       "placement[0].swap_mib: without a memory_mib here"},
+      {good + "placement { node: 'n' memory_mib: 40 swap_mib: 8 } placement { node: 'm' memory_mib: 40 swap_mib: 9 }",
+       "placement[1].swap_mib: 9; the first node has 8, and this release wants the same of all"},
+      {good + "placement { node: 'n' memory_mib: 40 } placement { node: 'm' memory_mib: 40 swap_mib: 9 }",
+       "placement[1].swap_mib: 9; the first node has 0"},
+      {good + "placement { node: 'n' memory_mib: 40 swap_mib: 65 } placement { node: 'm' memory_mib: 40 swap_mib: 65 }",
+       "placement[0].swap_mib: 65 is more than the machine's 64"},
+      {good + "placement { node: 'n' memory_mib: 8 swap_mib: 18446744073709551608 } "
+              "placement { node: 'm' memory_mib: 8 swap_mib: 18446744073709551608 }",
+       "placement[0].swap_mib: 18446744073709551608 is more"},
+      {good + "placement { node: 'n' memory_mib: 8 swap_mib: 25 } placement { node: 'm' memory_mib: 8 swap_mib: 25 }",
+       "placement: 8 MiB and 25 of swap on each of 2 nodes do not hold 64 MiB and a sixteenth more, which pages need "
+       "to change places: give at least 34 each, swap included"},
+      {good + "placement { node: 'n' memory_mib: 3 swap_mib: 64 } placement { node: 'm' memory_mib: 3 swap_mib: 64 }",
+       "placement[0].memory_mib: 3 on each node are too few for a vCPU and devices: give at least 4"},
+      {good + "vcpus: 129 placement { node: 'n' memory_mib: 4 swap_mib: 64 } "
+              "placement { node: 'm' memory_mib: 4 swap_mib: 64 }",
+       "placement[0].memory_mib: 4 on each node are too few for 129 vCPUs and devices: give at least 5"},
       {good + many_nodes, "placement: 65 nodes"},
       {good + "io_node: 'm'", "io_node:"},
       {good + "topology: 5", "topology:"},
@@ -123,6 +147,46 @@ TEST(VmSpec, OthersGiveMemory) {
   const auto again = CompleteVmSpec(*spec, "n");
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->SerializeAsString(), spec->SerializeAsString()) << "what is complete stays as it is";
+}
+
+TEST(VmSpec, WhatNoNodeHasAFrameForIsSwapped) {
+  const auto completed = [](uint64_t memory_mib, uint32_t vcpus, uint64_t frames_mib, uint64_t swap_mib) {
+    v1::VmSpec spec = Parse("name: 'a' kernel: '/k'");
+    spec.set_memory_mib(memory_mib);
+    spec.set_vcpus(vcpus);
+    for (const char* node : {"n", "m"}) {
+      v1::PlacementSpec* const place = spec.add_placement();
+      place->set_node(node);
+      place->set_memory_mib(frames_mib);
+      place->set_swap_mib(swap_mib);
+    }
+    return CompleteVmSpec(spec, "n");
+  };
+  const auto spec = completed(64, 1, 8, 26);
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  const auto again = CompleteVmSpec(*spec, "n");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->SerializeAsString(), spec->SerializeAsString()) << "what is complete stays as it is";
+  // What is accepted here is accepted by the space, which counts in bytes.
+  for (const uint64_t memory_mib : {33, 64, 100, 3585, 5000}) {
+    for (const uint32_t vcpus : {1, 128, 129, 255}) {
+      uint64_t frames_mib = 4;
+      while (!completed(memory_mib, vcpus, frames_mib, memory_mib).ok()) ++frames_mib;
+      uint64_t swap_mib = 1;
+      while (!completed(memory_mib, vcpus, frames_mib, swap_mib).ok()) ++swap_mib;
+      const RamPiece last = RamLayout(memory_mib << 20).back();
+      v1::CreateSpaceRequest request;
+      request.set_name("a");
+      request.set_memory_bytes(last.start.value() + last.bytes);
+      for (const char* node : {"n", "m"}) request.add_nodes(node);
+      request.set_node_frames_bytes(frames_mib << 20);
+      request.set_node_swap_bytes(swap_mib << 20);
+      request.set_node_vcpus(vcpus);
+      const absl::Status status = CheckCreateSpace(request, "n");
+      EXPECT_TRUE(status.ok()) << memory_mib << " MiB, " << vcpus << " vCPUs, " << frames_mib << " MiB of frames, "
+                               << swap_mib << " of swap: " << status;
+    }
+  }
 }
 
 TEST(VmSpec, OthersRunVcpus) {

@@ -142,6 +142,60 @@ TEST(SpacePins, PinnedPagesStayWhateverIsMissing) {
   }
 }
 
+// A disk's request of as many pieces as it may have, each on two pages, where a node has the fewest frames that a
+// placed machine's may have (4 MiB), and all of them together half of the space.
+TEST(SpacePins, TheLargestRequestFitsTheFewestFrames) {
+  constexpr uint64_t kMost = 1024, kPages = 4 * kMost, kPieces = 254, kRounds = 6, kAt = 512;
+  SpaceCluster cluster({.nodes = 2, .pages = kPages, .max_pages = kMost, .swap_pages = kPages});
+  const uint64_t seed = Seed();
+  std::vector<std::atomic<uint64_t>> touches(kPages);
+  std::atomic<bool> ended{false};
+  std::vector<std::thread> programs;
+  for (size_t node = 0; node < 2; node++) {
+    for (uint64_t page = node; page < kPages; page += 2) Word(cluster.view(node) + page * kPageSize, 1).store(page + 1);
+    programs.emplace_back([&, node] {
+      std::mt19937_64 random(seed + node);
+      while (!ended) {
+        const uint64_t page = random() % kPages;
+        Word(cluster.view(node) + page * kPageSize, 0).fetch_add(1);
+        touches[page]++;
+      }
+    });
+  }
+  std::mt19937_64 random(seed + 2);
+  std::vector<uint64_t> written(kPages);
+  for (uint64_t round = 1; round <= kRounds; round++) {
+    std::vector<PinnedPages> request;
+    std::vector<uint64_t> pages;
+    for (uint64_t piece = 0; piece < kPieces; piece++) {
+      pages.push_back(random() % (kPages - 1));
+      auto pinned = cluster.space(0).Pin(Gpa(pages.back() * kPageSize + kAt), kPageSize, PageAccess::kWrite,
+                                         SpaceCluster::Soon());
+      EXPECT_TRUE(pinned.ok()) << pinned.status();
+      if (!pinned.ok()) break;
+      request.push_back(*std::move(pinned));
+    }
+    if (request.size() < kPieces) break;
+    EXPECT_EQ(cluster.space(0).Statistics().pages_pinned, 2 * kPieces);
+    for (size_t piece = 0; piece < kPieces; piece++) {
+      Word(request[piece].writable().data(), 0) = written[pages[piece]] = round << 16 | piece;
+    }
+  }
+  ended = true;
+  for (std::thread& program : programs) program.join();
+  for (size_t node = 0; node < 2; node++) {
+    ASSERT_TRUE(cluster.space(node).state().ok()) << cluster.space(node).state();
+    for (uint64_t page = 0; page < kPages; page++) {
+      const std::byte* const at = cluster.view(node) + page * kPageSize;
+      ASSERT_EQ(Word(at, 0), touches[page]) << "page " << page;
+      ASSERT_EQ(Word(at, 1), page + 1);
+      ASSERT_EQ(Word(at, kAt / sizeof(uint64_t)), written[page]) << "page " << page;
+    }
+    EXPECT_GT(cluster.space(node).Statistics().swap_writes, 0u);
+    EXPECT_LE(cluster.space(node).frame_bytes(), kMost * kPageSize);
+  }
+}
+
 TEST(SpacePins, WhoDoesNotGetItsPinInTimeHasNone) {
   SpaceCluster cluster({.nodes = 2, .pages = kExtentPages});
   PinnedPages held = Pin(&cluster, 0, 4, 2);

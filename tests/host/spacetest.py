@@ -57,6 +57,7 @@ class Traffic:
 class TestCase(hktest.TestCase):
     """A test of spaces; skipped where this user may have none."""
     budget_mib = BUDGET_MIB
+    swap_mib = 0
 
     @classmethod
     def setUpClass(cls):
@@ -67,7 +68,7 @@ class TestCase(hktest.TestCase):
     def start(self, *names, **fields):
         nodes = self.bed.cluster(*names, **fields)
         for node in nodes:
-            node.budget_mib = self.budget_mib
+            node.budget_mib, node.swap_mib = self.budget_mib, self.swap_mib
             node.start()
         for node in nodes:
             for other in nodes:

@@ -54,6 +54,7 @@ class Cluster(hktest.TestCase):
         self.assertRegex(text, r'State: +up\n')
         self.assertRegex(text, rf'Reached at: +{b.endpoint}\n')
         self.assertRegex(text, rf'Process: +{b.process.pid}\n')
+        self.assertRegex(text, r'Frames: +\S.* of 16 MiB, 0 reserved\nSwap: +none\n')
 
     def test_a_stopped_node_is_unreachable(self):
         a, b, c = self.start('a', 'b', 'c')

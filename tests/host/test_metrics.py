@@ -4,12 +4,14 @@ import socket
 
 import hktest
 
+SWAP_MIB = 5
+
 
 class Metrics(hktest.TestCase):
     def setUp(self):
         super().setUp()
         self.a, self.b = self.bed.cluster('a', 'b')
-        self.a.metrics_port = hktest.free_port()
+        self.a.metrics_port, self.a.swap_mib = hktest.free_port(), SWAP_MIB
         self.a.start()
         self.b.start()
         self.a.wait_state('b', 'up')
@@ -30,7 +32,8 @@ class Metrics(hktest.TestCase):
         kinds = dict(line.split()[2:4] for line in text.splitlines() if line.startswith('# TYPE '))
         expected = {'hyperkernel_build_info': 'gauge', 'hyperkernel_start_time_seconds': 'gauge', 'hyperkernel_peer_up': 'gauge',
                     'hyperkernel_hello_seconds': 'histogram', 'hyperkernel_requests_total': 'counter',
-                    'hyperkernel_frame_budget_bytes': 'gauge', 'hyperkernel_frames_used_bytes': 'gauge'}
+                    'hyperkernel_frame_budget_bytes': 'gauge', 'hyperkernel_frames_reserved_bytes': 'gauge', 'hyperkernel_frames_used_bytes': 'gauge',
+                    'hyperkernel_swap_budget_bytes': 'gauge', 'hyperkernel_swap_reserved_bytes': 'gauge', 'hyperkernel_swap_used_bytes': 'gauge'}
         self.assertEqual({k: kinds.get(k) for k in expected}, expected)
         helps = {line.split()[2] for line in text.splitlines() if line.startswith('# HELP ') and len(line.split()) > 3}
         self.assertLessEqual(set(expected), helps)
@@ -38,6 +41,9 @@ class Metrics(hktest.TestCase):
         info = self.a.members()['a']['info']
         self.assertEqual(metrics[f'hyperkernel_build_info{{cluster="test",node="a",node_id="{info["node_id"]}",transport="tcp",version="{info["version"]}"}}'], 1)
         self.assertEqual(metrics['hyperkernel_frame_budget_bytes'], hktest.BUDGET_MIB << 20)
+        self.assertEqual(metrics['hyperkernel_swap_budget_bytes'], SWAP_MIB << 20)
+        for name in ('frames_reserved', 'swap_reserved', 'swap_used'):
+            self.assertEqual(metrics[f'hyperkernel_{name}_bytes'], 0, name)
         self.assertEqual(metrics['hyperkernel_peer_up{peer="b"}'], 1)
         self.assertGreater(metrics['hyperkernel_hello_seconds_count{peer="b"}'], 0)
         self.assertGreater(metrics['hyperkernel_start_time_seconds'], 1.6e9)

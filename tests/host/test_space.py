@@ -200,12 +200,24 @@ class Space(spacetest.TestCase):
         self.assertIn(b'not within the space', result.stderr)
         self.assertIn(b'65536 bytes were written before', result.stderr)
 
+    def assert_stores(self, nodes, frames, swap, used):
+        """Each node says what is reserved, in three ways, and that its swap takes `used` at least of the disk."""
+        spare, block = 5 * MIB, 64 << 10  # of a space, for pages that may come back; the file system's own of a file
+        for node in nodes:
+            info, metrics = node.members()[node.name]['info'], node.metrics()
+            for name, least, most in (('frames_reserved', frames, frames + spare if frames else 0), ('swap_budget', 20 * MIB, 20 * MIB),
+                                      ('swap_reserved', swap, swap), ('swap_used', used, swap and swap + block)):
+                for value in (int(info.get(f'{name}_bytes', 0)), metrics[f'hyperkernel_{name}_bytes']):
+                    self.assertTrue(least <= value <= most, (node.name, name, value))
+            self.assertRegex(node.hkctl('node', 'show').out,
+                             rf'\nFrames: +\S+.* of 64 MiB, .* reserved\nSwap: +\S+.* of 20 MiB, {swap >> 20}( MiB)? reserved\n')
+
     def test_a_space_larger_than_all_frames(self):
         """What no node has a frame for is in their swap files; every byte is found, and the files go with the space."""
         a, b = nodes = self.bed.cluster('a', 'b')
         size, frames, swap = 24 * MIB, 4 * MIB, 16 * MIB  # one node alone could not hold what it is given
         for node in nodes:
-            node.budget_mib, node.swap_mib = 64, 20
+            node.budget_mib, node.swap_mib, node.metrics_port = 64, 20, hktest.free_port()
             node.start()
         self.wait_data(a, 'b')
         create = ('space', 'create', 'pool', '--memory', str(size), '--nodes', 'a,b')
@@ -216,6 +228,7 @@ class Space(spacetest.TestCase):
         self.assert_exit(a.hkctl(*create, '--frames', str(frames), '--swap', str(swap)), 0)
         files = [os.path.join(node.data_directory, 'swap', 'pool.space.1') for node in nodes]
         self.assertTrue(all(os.path.exists(file) for file in files))
+        self.assert_stores(nodes, frames, swap, 0)
         content = b''.join(hktest.rng.randbytes(MIB) for _ in range(size // MIB))
         result = pipe(a, 'write', 'pool', '--at', '0', stdin=content)
         self.assertEqual((result.returncode, result.stdout), (0, b'%d bytes written at 0x0\n' % size), result.stderr)
@@ -231,6 +244,7 @@ class Space(spacetest.TestCase):
         swapped = [int(part['swapped_bytes']) for part in shown['parts']]
         self.assertGreaterEqual(sum(swapped), size - 2 * frames)
         self.assertIn('SWAPPED', a.hkctl('space', 'show', 'pool').out)
+        self.assert_stores(nodes, frames, swap, min(swapped))
         self.assertTrue(all(int(self.spaces(node)['pool']['frame_bytes']) <= frames for node in nodes))
         b.kill()
         self.assertTrue(os.path.exists(files[1]))
@@ -238,6 +252,7 @@ class Space(spacetest.TestCase):
         self.assertFalse(os.path.exists(files[1]))
         self.assert_exit(a.hkctl('space', 'delete', 'pool'), 0)
         self.assertFalse(os.path.exists(files[0]))
+        self.assert_stores(nodes, 0, 0, 0)
 
     def wait_lost(self, node, lost, name='pool'):
         """Waits until the space goes on without a node, and returns what show says."""

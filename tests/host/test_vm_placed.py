@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Machines whose memory is a space over three daemons of this host, with a guest program on any /dev/kvm: what it wrote is what it reads,
-though no node could hold it; operators see where it is; ends, refused starts and lost nodes leave nothing behind."""
+though no node could hold it, nor, but for their swap, all of them; operators see where it is; ends, refused starts and lost nodes leave nothing
+behind."""
+import os
 import unittest
 
 import hktest
@@ -9,15 +11,18 @@ from test_vm import needs_kvm
 
 # The guest fills 40 MiB of it. A budget has 4.25 MiB more for each space, for pages that come back.
 MEMORY_MIB, NODE_MIB, BUDGET_MIB = 64, 24, 32
+# Where that is more than all nodes have frames for; of the budget for swap nothing is left.
+FEW_MIB, SWAP_MIB = 8, 20
 
 
 @needs_kvm
 class VmPlaced(placedtest.TestCase):
     budget_mib = BUDGET_MIB
     memory_mib = MEMORY_MIB
+    swap_mib = SWAP_MIB
 
-    def create(self, node, name='g', extra='', node_mib=NODE_MIB):
-        return super().create(node, name, extra, **{other: f'memory_mib: {node_mib}' for other in 'abc'})
+    def create(self, node, name='g', extra='', node_mib=NODE_MIB, swap_mib=0):
+        return super().create(node, name, extra, **{other: f'memory_mib: {node_mib} swap_mib: {swap_mib}' for other in 'abc'})
 
     def boot(self, node, **how):
         self.assert_exit(self.create(node, **how), 0)
@@ -47,6 +52,64 @@ class VmPlaced(placedtest.TestCase):
         guest.type(b'P')
         self.wait_state(a, 'STOPPED')
         self.wait_nothing_left([a, b, c])
+
+    def swapped(self, node):
+        """MiB of the machine in each node's swap; no node has more frames than it gives."""
+        parts = node.hkctl('space', 'show', 'g', '-o', 'json').json()['parts']
+        self.assertTrue(all(int(part.get('frame_bytes', 0)) <= FEW_MIB * placedtest.MIB for part in parts), parts)
+        return {part['node']: int(part.get('swapped_bytes', 0)) / placedtest.MIB for part in parts}
+
+    def test_a_guest_larger_than_all_frames(self):
+        a, b, c = nodes = self.start('a', 'b', 'c')
+        guest = self.boot(a, node_mib=FEW_MIB, swap_mib=SWAP_MIB)
+        self.assertRegex(a.hkctl('vm', 'show', 'g').out, r'Placed: +a: vCPU 0, devices, 8 MiB of memory at most, 20 MiB of swap\n')
+        for _ in range(2):
+            self.order(guest, b'F', 'filled')
+            self.order(guest, b'C', 'checked')
+            self.assertGreaterEqual(sum(self.swapped(a).values()), 40 - 3 * FEW_MIB)
+        for order in ('pause', 'unpause', 'renew'):
+            self.assert_exit(a.hkctl('vm', order, 'g'), 0)
+        self.order(guest, b'C', 'checked')
+        # The next run has the same swap, which is all that there is.
+        self.assert_exit(a.hkctl('vm', 'reset', 'g'), 0)
+        hktest.wait_for(lambda: a.hkctl('vm', 'log', 'g').out.count('hello from the guest') == 2, 'the guest runs again')
+        self.assertEqual(sum(self.swapped(a).values()), 0)
+        self.order(guest, b'F', 'filled')
+        self.order(guest, b'C', 'checked')
+        guest.type(b'P')
+        self.wait_state(a, 'STOPPED')
+        self.wait_nothing_left(nodes)
+        for node in nodes:
+            self.assertEqual(os.listdir(os.path.join(node.data_directory, 'swap')), [])
+
+    def test_the_fewest_frames_while_vcpus_of_two_nodes_run_and_the_third_leaves(self):
+        self.swap_mib = 34
+        a, *_ = self.start('a', 'b', 'c')
+        few = 'memory_mib: 4 swap_mib: 34'
+        self.assert_exit(placedtest.TestCase.create(self, a, extra='vcpus: 2', a=f'vcpus: 1 {few}', b=f'vcpus: 1 {few}', c=few), 0)
+        guest = self.start_guest(a)
+        self.order(guest, b'F', 'filled')
+        self.order(guest, b'M', 'counted together')
+        self.assert_exit(a.hkctl('space', 'drain', 'g', '--node', 'c'), 0)
+        self.assertEqual(self.pages_on(a)['c'], 0)
+        self.order(guest, b'C', 'checked')
+        self.assert_exit(a.hkctl('space', 'join', 'g', '--node', 'c'), 0)
+        self.order(guest, b'F', 'filled')
+        self.order(guest, b'M', 'counted together')
+        self.order(guest, b'C', 'checked')
+
+    def test_swap_that_nodes_do_not_have(self):
+        a, b, c = self.start('a', 'b', 'c')
+        self.assert_fails(self.create(a, node_mib=FEW_MIB, swap_mib=SWAP_MIB + 1), 1,
+                          f"placement[0].swap_mib: {SWAP_MIB + 1} is more than this node's swap_mib {SWAP_MIB}")
+        self.assert_fails(self.create(a, node_mib=FEW_MIB, swap_mib=14), 1, 'placement: 8 MiB and 14 of swap on each of 3 nodes do not hold 64 MiB')
+        self.assert_exit(self.create(a, node_mib=FEW_MIB, swap_mib=SWAP_MIB), 0)
+        self.assert_exit(c.hkctl('space', 'create', 'other', '--memory', '3M', '--frames', '2M', '--swap', '2M', '--nodes', 'c'), 0)
+        self.assert_fails(a.hkctl('vm', 'start', 'g'), 1,
+                          "placement: node 'c': 20 MiB of swap do not fit: this node gives 20 MiB (swap_mib), 2 MiB are taken")
+        self.wait_nothing_left([a, b])
+        self.assert_exit(c.hkctl('space', 'delete', 'other'), 0)
+        self.order(self.start_guest(a), b'F', 'filled')
 
     def test_a_node_leaves_and_comes_again_while_the_guest_runs(self):
         self.budget_mib = 2 * MEMORY_MIB
