@@ -102,7 +102,7 @@ struct SpaceConfig {
   // Virtual CPUs of this node on the space: max_pages is at least kLeastFrames for each.
   uint32_t vcpus = 0;
   // A granted page is kept for at least that long (DESIGN 4): an instruction that needs several pages at once comes to
-  // its end. Longer where pages take longer to come (README, "The engine", 6). 0: not at all.
+  // its end. Longer where pages take longer to come, and by chance (README, "The engine", 6). 0: not at all.
   std::chrono::microseconds hold{200};
   // Between a Nack(busy) and the next try: up to this, by chance.
   std::chrono::microseconds retry{500};
