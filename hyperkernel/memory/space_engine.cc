@@ -569,6 +569,7 @@ SpaceResidue Engine::Residue() const {
   residue.unsent_messages = outbox_.waiting();
   residue.prefetches = prefetching_.load() + prefetch_slots_.load();
   residue.frames = frames_taken_.load();
+  residue.table_bytes = sizeof(shards_) + frames_->table_bytes() + (swap_ == nullptr ? 0 : swap_->table_bytes());
   for (const Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);
     residue.active_pages += shard.active.size();

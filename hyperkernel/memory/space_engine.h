@@ -187,9 +187,10 @@ struct ExtentUse {
 // way. Plain value.
 struct SpaceResidue {
   size_t active_pages = 0, busy_entries = 0, unsent_messages = 0, waiting_for_slots = 0;
-  size_t prefetches = 0;   // pages that are fetched ahead, requests for such, batches that are not answered
-  uint64_t frames = 0;     // that are counted as taken: as many as pages are here and not in the swap
-  size_t table_bytes = 0;  // of all extents that were touched; this one stays
+  size_t prefetches = 0;  // pages that are fetched ahead, requests for such, batches that are not answered
+  uint64_t frames = 0;    // that are counted as taken: as many as pages are here and not in the swap
+  // These stay: tables of all extents that were touched, of frames and swap, and what hints take whatever is touched.
+  size_t table_bytes = 0;
 };
 
 // One space on this node.
