@@ -251,7 +251,8 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
   {
     MutexLock lock(&shard.mutex);
     // What was on its way here when the epoch changed is of the old one. Nobody asks before all are in the new one.
-    const bool old = message.epoch != shard.epoch && !HK_MUTANT(engine_takes_old_epochs);
+    const bool old =
+        message.epoch != shard.epoch && !HK_MUTANT(engine_takes_old_epochs) && !HK_MUTANT(epochs_unchecked);
     if (stopped() || old || !shard.live.Contains(from)) return;
     if (std::string why = WhyImpossible(shard, incoming); !why.empty()) {
       FailPage(message.gfn, absl::StatusCode::kInternal,
