@@ -152,7 +152,7 @@ TEST_F(SpaceEngineTest, OffersAreUrgentOnlyWithoutCopies) {
   for (uint64_t i = 0; i < 512 - copies; ++i) {
     Want(Gfn(i), PageAccess::kWrite, &wishes[copies + i]);
     frames_.First(Gfn(i)) = 'x';
-    clock_.now += config_.hold;
+    clock_.now += LongestHold();
   }
   const auto last_offer = [this] {
     const auto offer = std::find_if(transport_.sent.rbegin(), transport_.sent.rend(),
@@ -195,7 +195,7 @@ TEST_F(SpaceEngineTest, ACopyOfThePageItselfDoesNotBlockItsOffer) {
     Want(page, PageAccess::kRead, &wishes[i]);
     Grant(page, PageRight::kShared, PageSource::kPayload, 'a');
   }
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   const Gfn offered(kExtentPages + 80);
   Receive(kPeer, offered, Of(Type::kOffer));
   EXPECT_EQ(engine_->Statistics().dropped, 1u) << "another one makes room";
