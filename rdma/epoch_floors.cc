@@ -36,7 +36,7 @@ EpochFloor EpochFloors::Of(GuestId guest) const {
 
 bool EpochFloors::IsOld(const Message& message) const {
   const auto found = own_.find(message.guest);
-  if (found == own_.end() || HK_MUTANT(old_epochs_taken)) return false;
+  if (found == own_.end() || HK_MUTANT(old_epochs_taken) || HK_MUTANT(epochs_unchecked)) return false;
   return found->second.IsAbove(message.generation, message.epoch);
 }
 

@@ -259,7 +259,9 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
   auto vcpus = std::make_shared<uint32_t>(0);
   auto nodes = std::make_shared<std::vector<std::string>>();
   CLI::App* create = AddNamed(space, "create", "Makes a space over some nodes; the one that is asked is one of them",
-                              "A space lasts as long as the daemons of all its nodes.\n\n"
+                              "A space lasts until it is deleted, or the daemon of the node that is asked, its "
+                              "coordinator, ends. It goes on without other nodes that are lost; pages that only they "
+                              "had are lost with them.\n\n"
                               "Examples:\n  hkctl space create pool --memory 640M --nodes a,b,c\n"
                               "  hkctl space create pool --memory 640M --frames 240M --nodes a,b,c\n"
                               "  hkctl space create big --memory 64G --frames 8G --swap 16G --nodes a,b,c\n"

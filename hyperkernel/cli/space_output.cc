@@ -62,6 +62,20 @@ std::string Missing(const v1::SpacePart& part) {
   return fmt::format("{}: {}\n", Printable(part.node()), PlainReason(part.reason()));
 }
 
+// What became of pages that nodes fetched ahead of need, if any did.
+std::string PrefetchText(const v1::SpaceTopResponse& top) {
+  Table table({"NODE", "FETCHED AHEAD IN ALL", "USEFUL", "WASTED"});
+  bool any = false;
+  for (const v1::SpaceNodeCounters& node : top.nodes()) {
+    const v1::SpaceCounters& counters = node.counters();
+    if (counters.prefetched() == 0) continue;
+    any = true;
+    table.AddRow({Printable(node.part().node()), fmt::to_string(counters.prefetched()),
+                  fmt::to_string(counters.prefetch_useful()), fmt::to_string(counters.prefetch_wasted())});
+  }
+  return any ? "\n" + table.ToString() : "";
+}
+
 }  // namespace
 
 std::string StateName(v1::SpaceState state) {
@@ -211,7 +225,7 @@ std::string SpaceTopText(const v1::SpaceTopResponse& top) {
   }
   const v1::SpaceRates sum = SumOfRates(top);
   if (top.nodes_size() > 1) add("together", &sum, &pages);
-  out += table.ToString();
+  out += table.ToString() + PrefetchText(top);
   if (top.ping_pong_size() > 0) {
     Table moves({"PAGE", "TAKEN AWAY", "NEW OWNER", "BETWEEN"});
     for (const v1::PingPongPage& page : top.ping_pong()) {

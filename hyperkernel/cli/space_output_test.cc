@@ -94,6 +94,9 @@ TEST(SpaceOutput, TopHasARowPerNodeAndThePagesThatGoToAndFro) {
   v1::SpaceNodeCounters* node = top.add_nodes();
   node->mutable_part()->set_node("a");
   node->mutable_counters()->set_pages_shared(12);
+  node->mutable_counters()->set_prefetched(800);
+  node->mutable_counters()->set_prefetch_useful(780);
+  node->mutable_counters()->set_prefetch_wasted(7);
   node->mutable_rates()->set_read_faults(1700);
   node->mutable_rates()->set_retries(0.5);
   v1::FaultLatency* latency = node->mutable_rates()->mutable_read_latency();
@@ -115,8 +118,12 @@ TEST(SpaceOutput, TopHasARowPerNodeAndThePagesThatGoToAndFro) {
                               "0       0        0.5      12"));
   EXPECT_THAT(text, HasSubstr("\nb         -            -"));
   EXPECT_THAT(text, HasSubstr("\ntogether  1700 "));
+  EXPECT_THAT(text,
+              HasSubstr("\n\nNODE  FETCHED AHEAD IN ALL  USEFUL  WASTED\na     800                   780     7\n\n"));
   EXPECT_THAT(text, HasSubstr("0x5000  2400        1200       a,b\n"));
   EXPECT_THAT(text, HasSubstr("\nb: silent\n"));
+  top.mutable_nodes(0)->mutable_counters()->clear_prefetched();
+  EXPECT_THAT(SpaceTopText(top), Not(HasSubstr("AHEAD")));
 }
 
 TEST(SpaceOutput, TimesAndDumps) {

@@ -25,6 +25,11 @@
 
 namespace hk {
 
+// After this time a hold is over for certain: a part of it is by chance.
+inline std::chrono::microseconds LongestOf(std::chrono::microseconds hold) {
+  return hold * 5 / 4;
+}
+
 // What happened, in order.
 using CallLog = std::vector<std::string>;
 

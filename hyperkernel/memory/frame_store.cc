@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string_view>
 
 #include "fmt/format.h"
@@ -20,6 +21,7 @@
 #include "hyperkernel/base/file.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/memory/host_swap.h"
 
 namespace hk {
 namespace {
@@ -49,29 +51,41 @@ absl::StatusOr<FileSystem> Look(const std::string& directory) {
                     .mount_point = self.st_dev != parent.st_dev};
 }
 
-// The tmpfs's huge= option, "never" if not given.
-std::string HugePolicyOf(const std::string& directory) {
+// What the options of the mount at `directory` say of `name`, "" if it has no value; nothing if it is not there.
+std::optional<std::string> MountOption(const std::string& directory, const char* name) {
   struct MntClose {
     void operator()(FILE* file) const { ::endmntent(file); }
   };
-  std::unique_ptr<FILE, MntClose> mounts(::setmntent("/proc/self/mounts", "r"));
-  if (mounts == nullptr) return "never";
-  std::string policy = "never";
+  const std::unique_ptr<FILE, MntClose> mounts(::setmntent("/proc/self/mounts", "r"));
   const std::unique_ptr<char, decltype(&::free)> real(::realpath(directory.c_str(), nullptr), &::free);
-  if (real == nullptr) return policy;
+  std::optional<std::string> value;
+  if (mounts == nullptr || real == nullptr) return value;
   mntent entry;
   char buffer[8192];
   while (::getmntent_r(mounts.get(), &entry, buffer, sizeof buffer) != nullptr) {
     if (std::string_view(real.get()) != entry.mnt_dir) continue;
-    const char* option = ::hasmntopt(&entry, "huge");  // the last mount over a directory is the one seen
-    policy = option == nullptr ? "never" : std::string(option).substr(5);
-    policy = policy.substr(0, policy.find(','));
+    value.reset();  // the last mount over a directory is the one seen
+    const char* option = ::hasmntopt(&entry, name);
+    if (option == nullptr) continue;
+    const std::string_view word = std::string_view(option).substr(0, std::string_view(option).find(','));
+    const size_t equals = word.find('=');
+    value = equals == std::string_view::npos ? "" : std::string(word.substr(equals + 1));
   }
-  return policy;
+  return value;
 }
 
 std::string Options(uint64_t budget_bytes) {
   return fmt::format("size={},huge=never,mode=0700", budget_bytes + kSlackBytes);
+}
+
+// Returns 0 or the errno. Without noswap where the kernel does not have it (before 6.4, in a user namespace).
+int MountTmpfs(const std::string& target, uint64_t budget_bytes) {
+  const std::string options = Options(budget_bytes);
+  for (const std::string& tried : {options + ",noswap", options}) {
+    if (::mount("hyperkernel", target.c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, tried.c_str()) == 0) return 0;
+    if (errno != EINVAL) break;
+  }
+  return errno;
 }
 
 bool IsForbidden(int error) {
@@ -80,7 +94,9 @@ bool IsForbidden(int error) {
 
 absl::Status Grow(const std::string& directory, uint64_t budget_bytes, const FileSystem& found) {
   if (found.size_bytes == 0 || found.size_bytes >= budget_bytes) return absl::OkStatus();  // size 0: no limit
-  const std::string options = fmt::format("size={}", budget_bytes + kSlackBytes);
+  // Kernels from 6.4 to 6.17 refuse a remount that does not repeat noswap.
+  const bool noswap = MountOption(directory, "noswap").has_value();
+  const std::string options = fmt::format("size={}{}", budget_bytes + kSlackBytes, noswap ? ",noswap" : "");
   if (::mount("tmpfs", directory.c_str(), "tmpfs", MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_NOEXEC, options.c_str()) == 0)
     return absl::OkStatus();
   return absl::FailedPreconditionError(
@@ -145,19 +161,25 @@ absl::StatusOr<FrameStore> FrameStore::Open(const std::string& directory, uint64
   FrameStore store(directory, budget_bytes);
   store.own_mount_ = found.mount_point;
   if (found.mount_point) {
-    if (found.tmpfs) return store;
+    if (found.tmpfs) {
+      const absl::StatusOr<uint64_t> swaps = CountSwapAreas();
+      if (swaps.ok() && *swaps > 0 && !MountOption(directory, "noswap").has_value()) {
+        store.warnings_.push_back(fmt::format(
+            "the tmpfs at {} can be swapped out: from Linux 6.4 on, unmount it before the daemon starts", directory));
+      }
+      return store;
+    }
     return absl::FailedPreconditionError(fmt::format(
         "another file system than tmpfs is mounted at {}; unmount it, or name another directory", directory));
   }
   HK_RETURN_IF_ERROR(CheckNothingForeign(directory));
   // Through the descriptor: what was checked is what is mounted on, whatever happens to the path meanwhile.
   const std::string target = fmt::format("/proc/self/fd/{}", opened.get());
-  if (::mount("hyperkernel", target.c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
-              Options(budget_bytes).c_str()) == 0) {
+  const int error = MountTmpfs(target, budget_bytes);
+  if (error == 0) {
     store.own_mount_ = true;
     return store;
   }
-  const int error = errno;
   if (!IsForbidden(error)) return ErrnoStatus(error, fmt::format("mount a tmpfs at {}", directory));
   if (!found.tmpfs) {
     return absl::PermissionDeniedError(fmt::format(
@@ -193,7 +215,7 @@ absl::StatusOr<FrameReservation> FrameStore::Reserve(uint64_t bytes) const {
 absl::Status FrameStore::EnsureCapacity() const {
   HK_ASSIGN_OR_RETURN(const FileSystem found, Look(directory_));
   if (own_mount_) {
-    const std::string huge = HugePolicyOf(directory_);
+    const std::string huge = MountOption(directory_, "huge").value_or("never");
     if (huge != "never") {
       return absl::FailedPreconditionError(
           fmt::format("the tmpfs at {} has huge={}: mount -o remount,huge=never {}", directory_, huge, directory_));

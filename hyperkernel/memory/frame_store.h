@@ -7,8 +7,9 @@
 //  tmpfs of
 //     its own; on a shared one that can only be checked, and is a warning).
 //  3. No huge pages: a 2 MiB page would come and go with the first 4 KiB (huge=never).
-//
-//  4. The directory is the daemon's alone: its user's, writable by nobody else, no symbolic link. Guest memory is in
+//  4. Frames are not swapped (noswap), where the kernel has such mounts: from 6.4 on, not in a user namespace. What the
+//     mount began with stays: a remount cannot change it.
+//  5. The directory is the daemon's alone: its user's, writable by nobody else, no symbolic link. Guest memory is in
 //  it, and
 //     mounting over a directory hides what it holds.
 //
@@ -22,6 +23,7 @@
 // | nothing mounted, no privilege, on a disk   | refused, with the mount command                                  |
 // | a tmpfs, too small, CAP_SYS_ADMIN          | grown (remount), once its lock is held                           |
 // | a tmpfs, too small, no privilege           | refused, with the remount command                                |
+// | a tmpfs without noswap, and the host swaps | used as it is, with a warning                                    |
 // | a tmpfs with huge pages                    | refused, with the remount command                                |
 // | another file system mounted there          | refused                                                          |
 #pragma once

@@ -1,21 +1,29 @@
 #include "hyperkernel/memory/frame_store.h"
 
+#include <fcntl.h>
+#include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
 
+#include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "hyperkernel/base/fd.h"
+#include "hyperkernel/memory/host_swap.h"
 
 namespace hk {
 namespace {
 
 constexpr uint64_t kMib = 1 << 20;
+constexpr int kNoNamespaces = 77;  // exit status of a child
 
 class FrameStoreTest : public testing::Test {
  protected:
@@ -32,6 +40,17 @@ class FrameStoreTest : public testing::Test {
     std::filesystem::remove_all(directory_);
   }
   void Write(const std::string& name, size_t size) { std::ofstream(directory_ + "/" + name) << std::string(size, 'x'); }
+
+  // Whether the mount at the directory has the option.
+  bool HasOption(const std::string& option) const {
+    std::ifstream mounts("/proc/self/mountinfo");
+    std::string line, found;
+    while (std::getline(mounts, line)) {
+      if (line.find(" " + directory_ + " ") != std::string::npos) found = line;  // the last one is the one seen
+    }
+    std::ranges::replace(found, ' ', ',');
+    return ("," + found + ",").find("," + option + ",") != std::string::npos;
+  }
 
   std::string directory_;
   bool may_mount_ = false;
@@ -124,6 +143,45 @@ TEST_F(FrameStoreTest, GrowsATmpfsThatIsTooSmallAndKeepsItsFiles) {
   ASSERT_TRUE(store->EnsureCapacity().ok()) << store->EnsureCapacity();
   EXPECT_GE(std::filesystem::space(directory_).capacity, 64 * kMib);
   EXPECT_TRUE(std::filesystem::exists(directory_ + "/kept"));
+}
+
+TEST_F(FrameStoreTest, IsNotSwappedWhereTheKernelHasSuchMounts) {
+  if (!may_mount_) GTEST_SKIP() << "needs CAP_SYS_ADMIN; the lab runs this as root";
+  const absl::Status noswap = TryNoswapTmpfs();
+  const auto store = FrameStore::Open(directory_, 16 * kMib);
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_EQ(HasOption("noswap"), noswap.ok()) << noswap;
+  const auto larger = FrameStore::Open(directory_, 64 * kMib);
+  ASSERT_TRUE(larger.ok()) << larger.status();
+  ASSERT_TRUE(larger->EnsureCapacity().ok()) << larger->EnsureCapacity();
+  EXPECT_GE(std::filesystem::space(directory_).capacity, 64 * kMib);
+  EXPECT_EQ(HasOption("noswap"), noswap.ok()) << "changed by the remount";
+  EXPECT_TRUE(HasOption("noexec")) << "changed by the remount";
+}
+
+// In a user namespace every kernel refuses noswap, as one before 6.4 does anywhere.
+TEST_F(FrameStoreTest, IsMountedWhereTheKernelRefusesNoswap) {
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const std::string map = fmt::format("0 {} 1", ::geteuid());
+    if (::unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0) ::_exit(kNoNamespaces);
+    const OwnedFd file(::open("/proc/self/uid_map", O_WRONLY | O_CLOEXEC));
+    if (::write(file.get(), map.data(), map.size()) < 0) ::_exit(kNoNamespaces);
+    const auto store = FrameStore::Open(directory_, 16 * kMib);
+    EXPECT_TRUE(store.ok()) << store.status();
+    EXPECT_TRUE(HasOption("huge=never") || HasOption("size=20480k")) << "not a mount of its own";
+    EXPECT_FALSE(HasOption("noswap"));
+    const auto larger = FrameStore::Open(directory_, 64 * kMib);
+    EXPECT_TRUE(larger.ok() && larger->EnsureCapacity().ok());
+    EXPECT_GE(std::filesystem::space(directory_).capacity, 64 * kMib);
+    ::_exit(HasFailure() ? 1 : 0);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status)) << status;
+  if (WEXITSTATUS(status) == kNoNamespaces) GTEST_SKIP() << "this host allows no user namespaces here";
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 TEST_F(FrameStoreTest, RefusesHugePagesAndOtherFileSystems) {

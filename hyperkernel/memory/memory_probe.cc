@@ -4,12 +4,10 @@
 #include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/statfs.h>
-#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdio>
 #include <cstdlib>
 #include <string>
 
@@ -19,6 +17,7 @@
 #include "hyperkernel/base/probe_group.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/host_swap.h"
 
 namespace hk {
 namespace {
@@ -43,7 +42,9 @@ constexpr ProbeQuestion kSwap = {
     .name = "frames stay in memory",
     .lost = "frames can be swapped out: remote faults then wait for a disk, and leases may be missed under pressure",
     .fix =
-        "swapoff -a, or MemorySwapMax=0 in the unit, or a kernel from 6.4 on (the frame store is then mounted noswap)"};
+        "swapoff -a, or MemorySwapMax=0 in the unit, or a kernel from 6.4 on and the right to mount (the frame store "
+        "is "
+        "then noswap)"};
 
 // The first word of a file that shows its choices as "a b [c]"; the bracketed one, else the line.
 std::string Chosen(const std::string& path) {
@@ -80,21 +81,14 @@ void AnswerHugetlb(ProbeGroup* group) {
   group->Answer(kHugetlb, std::atoll(count.c_str()) > 0, fmt::format("vm.nr_hugepages={}", count));
 }
 
-bool HasNoswapTmpfs() {
-  utsname name = {};
-  int major = 0, minor = 0;
-  if (uname(&name) < 0 || std::sscanf(name.release, "%d.%d", &major, &minor) != 2) return false;
-  return major > 6 || (major == 6 && minor >= 4);
-}
-
 void AnswerSwap(ProbeGroup* group) {
-  auto swaps = ReadSmallFile("/proc/swaps", 64 << 10);
-  if (!swaps.ok()) return group->No(kSwap, MessageOf(swaps.status()));
-  const auto areas = std::max<std::ptrdiff_t>(std::ranges::count(*swaps, '\n') - 1, 0);  // under a heading
-  if (areas == 0) return group->Yes(kSwap, "no swap");
-  const bool noswap = HasNoswapTmpfs();
-  group->Answer(kSwap, noswap,
-                fmt::format("{} swap area(s); tmpfs {} mount option noswap", areas, noswap ? "has" : "has no"));
+  const absl::StatusOr<uint64_t> areas = CountSwapAreas();
+  if (!areas.ok()) return group->No(kSwap, MessageOf(areas.status()));
+  if (*areas == 0) return group->Yes(kSwap, "no swap");
+  const absl::Status noswap = TryNoswapTmpfs();
+  group->Answer(kSwap, noswap.ok(),
+                fmt::format("{} swap area(s); {}", *areas,
+                            noswap.ok() ? "a frame store that is mounted now is noswap" : MessageOf(noswap)));
 }
 
 }  // namespace

@@ -84,6 +84,9 @@ class PageFrames {
   // True if that thread is known to wait for a page now; of some threads it is not known (FaultMeter).
   virtual bool Waits(uint32_t /*thread*/) const { return false; }
 
+  // Memory that is taken for pages beside their frames.
+  virtual size_t table_bytes() const { return 0; }
+
   // Programs that wait for the page look again.
   virtual void Wake(Gfn page) = 0;
   // The page cannot be had: programs that touch it must end (KVM_RUN with EFAULT, a thread with SIGSEGV); never zeroes.

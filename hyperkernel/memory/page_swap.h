@@ -35,6 +35,9 @@ class PageSwap {
   virtual void Read(Gfn gfn, std::shared_ptr<SwapPage> page, Done done) = 0;
   // The page is in the swap no more. REQUIRES: it was, and nothing of it is under way.
   virtual void Forget(Gfn gfn) = 0;
+
+  // Memory that is taken for what is in it.
+  virtual size_t table_bytes() const { return 0; }
 };
 
 }  // namespace hk

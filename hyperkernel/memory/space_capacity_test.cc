@@ -86,10 +86,11 @@ class SpaceCapacityTest : public testing::Test {
     ASSERT_TRUE(wish.status.ok()) << wish.status;
     frames_.pages.at(page).second[100] = static_cast<std::byte>(page + 1);
   }
+  std::chrono::microseconds LongestHold() const { return LongestOf(config_.hold); }
   // As many pages as there are frames, none held any more.
   void FillAll() {
     for (uint64_t page = 0; page < kLeastFrames; ++page) Fill(page);
-    clock_.now += config_.hold;
+    clock_.now += LongestHold();
   }
   // With a swap, and all frames full; then one more page is wanted. Returns the one that is being written for it.
   uint64_t WantOneMore() {
@@ -104,7 +105,7 @@ class SpaceCapacityTest : public testing::Test {
     const uint64_t gone = WantOneMore();
     swap_.EndWrite();
     EXPECT_EQ(more_.ends, 1);
-    clock_.now += config_.hold;
+    clock_.now += LongestHold();
     return gone;
   }
   void ExpectStopped(const std::string& reason) {
@@ -138,7 +139,7 @@ TEST_F(SpaceCapacityTest, APageGoesToTheSwapAndComesBack) {
   // This node has it still, and nobody else is asked.
   EXPECT_EQ(engine_->RightOf(Gfn(gone)), PageRight::kExclusive);
   // Somebody touches it: another one leaves first.
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   engine_->OnFault(Gfn(gone), true);
   EXPECT_THAT(swap_.reads, IsEmpty());
   ASSERT_THAT(swap_.writes, SizeIs(1));
@@ -225,7 +226,7 @@ TEST_F(SpaceCapacityTest, AFullSwapIsNamed) {
   Want(50, PageAccess::kWrite, &one);
   swap_.EndWrite();
   EXPECT_EQ(one.ends, 1);
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   Want(51, PageAccess::kWrite, &two);
   EXPECT_THAT(swap_.writes, IsEmpty());
   timers_.Advance(config_.request_limit * 2);
@@ -249,14 +250,14 @@ TEST_F(SpaceCapacityTest, PagesOfZeroesAreGivenUpWithoutAnything) {
   Make(100);
   Wish wishes[kLeastFrames];
   for (uint64_t page = 0; page < kLeastFrames; ++page) Want(page, PageAccess::kWrite, &wishes[page]);
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   frames_.pages.at(0).second[kPageSize - 1] = std::byte{1};
   Wish more[kLeastFrames];
   for (uint64_t i = 0; i < kLeastFrames - 1; ++i) {
     Want(50 + i, PageAccess::kWrite, &more[i]);
     if (more[i].ends == 0) swap_.EndWrite();  // the one that is not
     ASSERT_EQ(more[i].ends, 1) << i;
-    timers_.Advance(config_.hold);
+    timers_.Advance(LongestHold());
   }
   EXPECT_LE(engine_->Statistics().swap_writes, 1u);
   EXPECT_THAT(swap_.writes, IsEmpty());
@@ -276,7 +277,7 @@ TEST_F(SpaceCapacityTest, AStoreAtTheLastMomentKeepsAPageOfZeroes) {
   Make(100);
   Wish wishes[kLeastFrames], more;
   for (uint64_t page = 0; page < kLeastFrames; ++page) Want(page, PageAccess::kWrite, &wishes[page]);
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   frames_.before_protection = [this](uint64_t page) { frames_.pages.at(page).second[2000] = std::byte{7}; };
   Want(50, PageAccess::kWrite, &more);
   EXPECT_EQ(engine_->Statistics().zeroed, 0u);
@@ -291,7 +292,7 @@ TEST_F(SpaceCapacityTest, AStoreAtTheLastMomentKeepsAPageOfZeroes) {
 TEST_F(SpaceCapacityTest, WhatWasJustGrantedIsNotGivenUp) {
   Make(100);
   for (uint64_t page = 8; page < 8 + 2 * kLeastFrames; page += 2) Fill(page);
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   Wish one, two;
   Want(9, PageAccess::kWrite, &one);
   ASSERT_THAT(swap_.writes, SizeIs(1));
@@ -299,7 +300,7 @@ TEST_F(SpaceCapacityTest, WhatWasJustGrantedIsNotGivenUp) {
   swap_.EndWrite();
   ASSERT_EQ(one.ends, 1);
   frames_.pages.at(9).second[0] = std::byte{1};
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   Want(30, PageAccess::kWrite, &two);
   ASSERT_THAT(swap_.writes, SizeIs(1));
   EXPECT_EQ(swap_.writes[0].gfn.value(), 10u);
@@ -312,7 +313,7 @@ TEST_F(SpaceCapacityTest, FramesAreFreedAheadOfNeed) {
   // No wish waits, as long as the swap keeps up.
   for (uint64_t page = 0; page < 1000; ++page) {
     Fill(page);
-    timers_.Advance(config_.hold * 20);
+    timers_.Advance(LongestHold() * 20);
     while (!swap_.writes.empty()) swap_.EndWrite();
   }
   const SpaceStatistics statistics = engine_->Statistics();
@@ -336,11 +337,11 @@ TEST_F(SpaceCapacityTest, APinnedPageIsNeverGivenUp) {
     Want(50 + i, PageAccess::kWrite, &wishes[i]);
     for (int tries = 0; tries < 10 && wishes[i].ends == 0; ++tries) {
       if (!swap_.writes.empty()) swap_.EndWrite();
-      timers_.Advance(config_.hold);
+      timers_.Advance(LongestHold());
     }
     ASSERT_EQ(wishes[i].ends, 1) << i;
     frames_.pages.at(50 + i).second[0] = std::byte{1};
-    timers_.Advance(config_.hold);
+    timers_.Advance(LongestHold());
     for (uint64_t page = 2; page < 5; ++page) ASSERT_TRUE(frames_.pages.contains(page)) << page << " is gone";
   }
   // More than half of the frames, out of the space, nothing.
@@ -364,7 +365,7 @@ TEST_F(SpaceCapacityTest, ASwappedPageIsPinnedWhenItIsBack) {
   Wish pin;
   const uint64_t gone = WantOneMore();
   swap_.EndWrite();
-  timers_.Advance(config_.hold);
+  timers_.Advance(LongestHold());
   engine_->Pin(Gfn(gone), 2, pin.End());
   EXPECT_EQ(pin.ends, 0);
   swap_.EndWrite();

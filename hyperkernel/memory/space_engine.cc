@@ -251,7 +251,8 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
   {
     MutexLock lock(&shard.mutex);
     // What was on its way here when the epoch changed is of the old one. Nobody asks before all are in the new one.
-    const bool old = message.epoch != shard.epoch && !HK_MUTANT(engine_takes_old_epochs);
+    const bool old =
+        message.epoch != shard.epoch && !HK_MUTANT(engine_takes_old_epochs) && !HK_MUTANT(epochs_unchecked);
     if (stopped() || old || !shard.live.Contains(from)) return;
     if (std::string why = WhyImpossible(shard, incoming); !why.empty()) {
       FailPage(message.gfn, absl::StatusCode::kInternal,
@@ -569,6 +570,7 @@ SpaceResidue Engine::Residue() const {
   residue.unsent_messages = outbox_.waiting();
   residue.prefetches = prefetching_.load() + prefetch_slots_.load();
   residue.frames = frames_taken_.load();
+  residue.table_bytes = sizeof(shards_) + frames_->table_bytes() + (swap_ == nullptr ? 0 : swap_->table_bytes());
   for (const Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);
     residue.active_pages += shard.active.size();

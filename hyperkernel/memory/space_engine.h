@@ -102,7 +102,7 @@ struct SpaceConfig {
   // Virtual CPUs of this node on the space: max_pages is at least kLeastFrames for each.
   uint32_t vcpus = 0;
   // A granted page is kept for at least that long (DESIGN 4): an instruction that needs several pages at once comes to
-  // its end. Longer where pages take longer to come (README, "The engine", 6). 0: not at all.
+  // its end. Longer where pages take longer to come, and by chance (README, "The engine", 6). 0: not at all.
   std::chrono::microseconds hold{200};
   // Between a Nack(busy) and the next try: up to this, by chance.
   std::chrono::microseconds retry{500};
@@ -187,9 +187,10 @@ struct ExtentUse {
 // way. Plain value.
 struct SpaceResidue {
   size_t active_pages = 0, busy_entries = 0, unsent_messages = 0, waiting_for_slots = 0;
-  size_t prefetches = 0;   // pages that are fetched ahead, requests for such, batches that are not answered
-  uint64_t frames = 0;     // that are counted as taken: as many as pages are here and not in the swap
-  size_t table_bytes = 0;  // of all extents that were touched; this one stays
+  size_t prefetches = 0;  // pages that are fetched ahead, requests for such, batches that are not answered
+  uint64_t frames = 0;    // that are counted as taken: as many as pages are here and not in the swap
+  // These stay: tables of all extents that were touched, of frames and swap, and what hints take whatever is touched.
+  size_t table_bytes = 0;
 };
 
 // One space on this node.

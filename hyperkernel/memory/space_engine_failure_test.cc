@@ -43,7 +43,7 @@ TEST_F(SpaceEngineTest, AForwardWaitsForASendSlot) {
   frames_.pages.clear();
   Want(kThere, PageAccess::kWrite, &write);
   Grant(kThere, PageRight::kExclusive, PageSource::kZero);
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   transport_.send_slots = 0;
   log_.clear();
   ReceiveForward(kThere, RequestKind::kRead, kThird, 4, 100);

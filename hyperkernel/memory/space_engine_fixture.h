@@ -90,6 +90,7 @@ class SpaceEngineTest : public testing::Test {
   void ReceiveEmpty(Gfn page, uint64_t transaction);
   void Deliver(Gfn page, Message message, const PageBody& body, std::span<const std::byte> payload);
   void ExpectStopped(const std::string& reason);
+  std::chrono::microseconds LongestHold() const { return LongestOf(config_.hold); }
 
   CallLog log_;
   std::array<std::byte, kPageSize> replacement_{};

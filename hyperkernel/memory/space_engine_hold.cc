@@ -1,4 +1,5 @@
-// How long a granted page is kept: as it was set, or longer where messages take longer. README.md, "The engine", 6.
+// How long a granted page is kept: as it was set, or longer where messages take longer, and by chance. README.md, "The
+// engine", 6.
 #include <algorithm>
 #include <utility>
 
@@ -12,7 +13,11 @@ namespace {
 // A hold is this many round trips between two engines: a second page comes by three ways, and before and after it is
 // the time from a grant to the program that waits, which nobody measures and a busy host makes as long.
 constexpr int kRoundTripsPerHold = 6;
-// A hold is not made longer than this: with more, others would wait for what they see as a node that stands still.
+// By chance a hold is longer by up to this part of it, in so many steps: two nodes that take the same pages from each
+// other, in step, get out of step.
+constexpr int kRandomShare = 4, kRandomSteps = 1024;
+// A hold is not made longer than this, but by chance: with more, others would wait for what they see as a node that
+// stands still.
 constexpr std::chrono::milliseconds kMostStretchedHold(10);
 // A thread that has had so much of the processor's time since it got a page has executed the instruction that needed
 // it, unless it waits for another page: to get back from a fault into the program, and in KVM into the guest, takes
@@ -26,7 +31,7 @@ constexpr std::chrono::milliseconds kPingInterval(100);
 
 }  // namespace
 
-void Engine::BeginHold(ActivePage* active) {
+void Engine::BeginHold(Shard* shard, ActivePage* active) {
   const Monotonic now = clock_.Now();
   PageHold& hold = active->hold;
   hold = PageHold();
@@ -34,7 +39,9 @@ void Engine::BeginHold(ActivePage* active) {
   if (!HK_MUTANT(engine_hold_not_stretched)) {
     most = std::max(most, Monotonic::duration(stretched_hold_.load(std::memory_order_relaxed)));
   }
-  hold.most = now + most;
+  const int64_t part = HK_MUTANT(engine_hold_not_random) ? 0 : static_cast<int64_t>(RandomUpTo(shard, kRandomSteps));
+  const auto lengthened = [part](Monotonic::duration set) { return set + set * part / (kRandomSteps * kRandomShare); };
+  hold.most = now + lengthened(most);
   bool seen = false;
   for (size_t i = 0; i < hold.threads.size(); ++i) {
     const uint32_t thread = std::exchange(active->waiting_threads[i], 0);
@@ -44,7 +51,7 @@ void Engine::BeginHold(ActivePage* active) {
     hold.threads[i] = {thread, *ran};
     seen = true;
   }
-  hold.least = seen ? now + config_.hold : hold.most;
+  hold.least = seen ? now + lengthened(config_.hold) : hold.most;
 }
 
 bool Engine::HoldIsOver(PageHold* hold) const {

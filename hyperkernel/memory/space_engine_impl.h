@@ -225,7 +225,7 @@ class Engine final : public SpaceEngine {
   bool Adopt(Shard* shard, ActivePage* active, bool urgent) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
   // space_engine_hold.cc.
-  void BeginHold(ActivePage* active);
+  void BeginHold(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // Also says when to look again, if it is not.
   bool HoldIsOver(PageHold* hold) const;
   // Ends the hold of a page that is not active for it, if it is over.

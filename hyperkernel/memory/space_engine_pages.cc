@@ -432,7 +432,7 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
       Drop(shard, &active->retained);
       return true;
     case PageActionType::kStartHold:
-      BeginHold(active);
+      BeginHold(shard, active);
       ExtentOf(shard, active->gfn)->pages.Mark(active->gfn.value() % kExtentPages);
       if (config_.hold.count() == 0 || HK_MUTANT(engine_hold_not_kept)) active->page.held = false;
       return true;
@@ -573,13 +573,8 @@ void Engine::Retry(Shard* shard, ActivePage* active, NackReason reason) {
     case NackReason::kBusy: {
       ++shard->statistics.retries;
       active->pausing = true;
-      uint64_t& random = shard->random;  // xorshift64
-      random ^= random << 13;
-      random ^= random >> 7;
-      random ^= random << 17;
-      const auto most = static_cast<uint64_t>(config_.retry.count());
-      timers_->After(std::chrono::microseconds(random % (most + 1)),
-                     [this, page = active->gfn] { OnTimer(page, true); });
+      const std::chrono::microseconds pause(RandomUpTo(shard, static_cast<uint64_t>(config_.retry.count())));
+      timers_->After(pause, [this, page = active->gfn] { OnTimer(page, true); });
       return;
     }
     case NackReason::kMoved:

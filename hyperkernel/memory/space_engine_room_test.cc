@@ -24,7 +24,7 @@ TEST_F(SpaceEngineTest, WithoutFramesCopiesGoThenPagesAreOfferedThenTheSpaceStop
     Want(Gfn(i), i == 3 ? PageAccess::kRead : PageAccess::kWrite, &wishes[i]);
     frames_.First(Gfn(i)) = 'x';
   }
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   log_.clear();
   // The one copy goes.
   Want(Gfn(100), PageAccess::kWrite, &wishes[kLeastFrames]);
@@ -72,7 +72,7 @@ TEST_F(SpaceEngineTest, PagesThatAreReadTogetherAllFindFrames) {
   for (uint64_t i = 0; i < writes.size(); ++i) {
     Want(Gfn(i), PageAccess::kWrite, &writes[i]);
     frames_.First(Gfn(i)) = 'x';
-    clock_.now += config_.hold;
+    clock_.now += LongestHold();
     timers_.Advance(milliseconds(3));
     serve();
   }
@@ -90,7 +90,7 @@ TEST_F(SpaceEngineTest, PagesThatAreReadTogetherAllFindFrames) {
       timers_.Advance(milliseconds(3));
       serve();
       ASSERT_EQ(wish.ends, 1) << "round " << round << ", page " << i;
-      clock_.now += config_.hold;
+      clock_.now += LongestHold();
     }
   }
   EXPECT_EQ(missed, 0);
@@ -152,7 +152,7 @@ TEST_F(SpaceEngineTest, OffersAreUrgentOnlyWithoutCopies) {
   for (uint64_t i = 0; i < 512 - copies; ++i) {
     Want(Gfn(i), PageAccess::kWrite, &wishes[copies + i]);
     frames_.First(Gfn(i)) = 'x';
-    clock_.now += config_.hold;
+    clock_.now += LongestHold();
   }
   const auto last_offer = [this] {
     const auto offer = std::find_if(transport_.sent.rbegin(), transport_.sent.rend(),
@@ -171,7 +171,7 @@ TEST_F(SpaceEngineTest, ACopyMakesRoomForAnOffer) {
   for (uint64_t i = 0; i < kLeastFrames - 1; ++i) Want(Gfn(i), PageAccess::kRead, &wishes[i]);
   Want(kThere, PageAccess::kRead, &wishes[kLeastFrames - 1]);
   Grant(kThere, PageRight::kShared, PageSource::kZero);
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   // Any copy goes, and the next offer finds room.
   const Gfn other(kThere.value() + 1);
   log_.clear();
@@ -195,7 +195,7 @@ TEST_F(SpaceEngineTest, ACopyOfThePageItselfDoesNotBlockItsOffer) {
     Want(page, PageAccess::kRead, &wishes[i]);
     Grant(page, PageRight::kShared, PageSource::kPayload, 'a');
   }
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   const Gfn offered(kExtentPages + 80);
   Receive(kPeer, offered, Of(Type::kOffer));
   EXPECT_EQ(engine_->Statistics().dropped, 1u) << "another one makes room";
@@ -221,7 +221,7 @@ TEST_F(SpaceEngineTest, OffersGoWhereMostRoomIs) {
     Want(Gfn(i), PageAccess::kWrite, &wishes[i]);
     frames_.First(Gfn(i)) = 'x';
   }
-  clock_.now += config_.hold;
+  clock_.now += LongestHold();
   room(kPeer, 2);
   room(kThird, 5);
   Want(Gfn(100), PageAccess::kWrite, &wishes[kLeastFrames]);

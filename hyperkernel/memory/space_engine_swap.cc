@@ -95,7 +95,7 @@ bool Engine::PutIntoFrame(Shard* shard, ActivePage* active) {
   EndSwap(shard, active);
   // As after a grant: an instruction that needs several pages comes to its end.
   active->page.held = config_.hold.count() > 0;
-  BeginHold(active);
+  BeginHold(shard, active);
   ExtentOf(shard, active->gfn)->pages.Mark(active->gfn.value() % kExtentPages);
   Grant(shard, active);
   return true;

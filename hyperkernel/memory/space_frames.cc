@@ -37,6 +37,8 @@ class AccessMap {
     return map;
   }
   PageAccess Get(Gfn page) const { return static_cast<PageAccess>(At(page).load(std::memory_order_acquire)); }
+  // Of the memory that is taken.
+  size_t resident_bytes() const;
   void Set(Gfn page, PageAccess access) { At(page).store(static_cast<uint8_t>(access), std::memory_order_release); }
 
  private:
@@ -44,6 +46,19 @@ class AccessMap {
 
   Mapping bytes_;
 };
+
+size_t AccessMap::resident_bytes() const {
+  std::array<unsigned char, 4096> there;
+  size_t sum = 0;
+  for (size_t at = 0; at < bytes_.size(); at += there.size() * kPageSize) {
+    const size_t bytes = std::min<size_t>(bytes_.size() - at, there.size() * kPageSize);
+    if (::mincore(bytes_.data() + at, bytes, there.data()) != 0) continue;
+    const size_t pages = (bytes + kPageSize - 1) / kPageSize;
+    sum += kPageSize * static_cast<size_t>(std::count_if(there.begin(), there.begin() + static_cast<ptrdiff_t>(pages),
+                                                         [](unsigned char flags) { return (flags & 1) != 0; }));
+  }
+  return sum;
+}
 
 class FileSpaceFrames final : public SpaceFrames {
  public:
@@ -64,6 +79,7 @@ class FileSpaceFrames final : public SpaceFrames {
   uint64_t bytes() const override { return file_->bytes(); }
   uint64_t frame_bytes() const override { return frames_.load(std::memory_order_relaxed) * kPageSize; }
   FaultMeter* faults() override { return &meter_; }
+  size_t table_bytes() const override { return access_.resident_bytes(); }
 
   absl::Status Install(Gfn page, std::span<const std::byte> bytes, PageAccess access) override {
     return Install(page, bytes, access, false);

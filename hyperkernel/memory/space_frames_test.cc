@@ -208,6 +208,16 @@ TEST_F(SpaceFramesTest, APageIsReadAndWrittenWherePartsAndWholesMeet) {
   EXPECT_TRUE(faults_.empty());
 }
 
+TEST_F(SpaceFramesTest, WhatIsKnownOfPagesTakesMemoryWhereAnyWas) {
+  Make(4 * kPageSize);  // a byte for each page
+  EXPECT_EQ(frames_->table_bytes(), 0u);
+  ASSERT_TRUE(frames_->Install(Gfn(1), {}, PageAccess::kRead).ok());
+  ASSERT_TRUE(frames_->Install(Gfn(kPageSize - 1), {}, PageAccess::kRead).ok());
+  EXPECT_EQ(frames_->table_bytes(), kPageSize);
+  ASSERT_TRUE(frames_->Install(Gfn(3 * kPageSize), {}, PageAccess::kRead).ok());
+  EXPECT_EQ(frames_->table_bytes(), 2 * kPageSize);
+}
+
 TEST_F(SpaceFramesTest, ATouchOfAPageThatIsNotHereWaitsForIt) {
   Make(8);
   uint64_t seen = 0;

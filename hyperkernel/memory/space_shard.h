@@ -282,4 +282,14 @@ struct alignas(64) Shard {
   std::map<NodeId, uint64_t> lost_with ABSL_GUARDED_BY(mutex);  // of statistics.pages_lost, as far as it is known
 };
 
+// From 0 to `most`, by chance. Its numbers come again with the same shard of the same node: a simulated run can be
+// repeated.
+inline uint64_t RandomUpTo(Shard* shard, uint64_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex) {
+  uint64_t& random = shard->random;  // xorshift64
+  random ^= random << 13;
+  random ^= random >> 7;
+  random ^= random << 17;
+  return random % (most + 1);
+}
+
 }  // namespace hk::space

@@ -167,6 +167,12 @@ void SpaceSwap::Forget(Gfn gfn) {
   if (--found->second->used == 0) places_.erase(found);
 }
 
+size_t SpaceSwap::table_bytes() const {
+  MutexLock lock(&mutex_);
+  return places_.size() * sizeof(Places) + places_.capacity() * (sizeof(uint64_t) + sizeof(void*) + 1) +
+         free_.capacity() * sizeof(uint32_t);
+}
+
 uint64_t SpaceSwap::pages() const {
   MutexLock lock(&mutex_);
   return pages_;

@@ -58,6 +58,8 @@ class SpaceSwap final : public PageSwap {
   void Read(Gfn gfn, std::shared_ptr<SwapPage> page, Done done) override;
   void Forget(Gfn gfn) override;
 
+  size_t table_bytes() const override;
+
   // Pages in it, and bytes taken from the disk.
   uint64_t pages() const;
   uint64_t disk_bytes() const;

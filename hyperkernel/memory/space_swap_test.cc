@@ -91,6 +91,7 @@ class SpaceSwapTest : public testing::Test {
 TEST_F(SpaceSwapTest, WhatIsWrittenIsRead) {
   constexpr uint64_t kPages = 3000;
   Make(kPages);
+  EXPECT_EQ(swap_->table_bytes(), 0u);
   // In any order, many at once.
   std::vector<absl::Status> ends(kPages);
   for (uint64_t i = 0; i < kPages; ++i) {
@@ -100,6 +101,7 @@ TEST_F(SpaceSwapTest, WhatIsWrittenIsRead) {
   WaitFor(kPages);
   for (const absl::Status& end : ends) ASSERT_TRUE(end.ok()) << end;
   EXPECT_EQ(swap_->pages(), kPages);
+  EXPECT_GE(swap_->table_bytes(), kPages * 37 / kExtentPages * kExtentPages * 12) << "12 bytes for each of an extent";
   struct stat found = {};
   ASSERT_EQ(::stat(swap_->path().c_str(), &found), 0);
   EXPECT_EQ(found.st_mode & 0777, 0600u);

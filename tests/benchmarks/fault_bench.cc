@@ -3,8 +3,11 @@
 //   fault_bench WAIT NODES N             one JSON line: medians and tails in microseconds, of N faults of each kind
 //   fault_bench WAIT NODES N scan        N pages that the last node has written, read in order by all others, each its
 //                                        part, at the same time: MB/s in all, and what became of prefetched pages
-//   fault_bench WAIT NODES N tables      bytes of tables of N pages that node 0 alone has written, and of N that were
-//                                        written by all nodes in turn, one half of them read by others: per byte
+//   fault_bench WAIT NODES N beside      N pages of the last node read in no order: alone, and while another thread of
+//                                        this node reads others of its pages in order
+//   fault_bench WAIT NODES N tables      bytes of tables of N pages that node 0 alone has written, and of N that each
+//                                        were written by any one node and read by any of the others: per byte; and what
+//                                        one node takes for a space of which nothing was touched
 //   fault_bench WAIT THREADS N shards    one node: THREADS program threads, each N first touches in a userfaultfd of
 //   its
 //                                        own, and all in one: faults per second
@@ -56,6 +59,8 @@ using std::chrono::steady_clock;
 constexpr std::chrono::seconds kHangGuard{60};
 constexpr uint64_t kSparseFrames = 16 << 10;  // of a space of which nothing is touched
 constexpr uint64_t kWarmUp = 10;              // one fault in so many is made before the measurement
+// Beside a read in no order so many pages are there to be scanned: the scan is to last longer.
+constexpr uint64_t kScannedPerRead = 32;
 
 [[noreturn]] void Fail(const std::string& why) {
   fmt::print(stderr, "fault_bench: {}\n", why);
@@ -80,6 +85,7 @@ class Times {
     us_.push_back(std::chrono::duration<double, std::micro>(steady_clock::now() - begin).count());
   }
   void WarmedUp() { us_.clear(); }
+  size_t size() const { return us_.size(); }
   std::string Json(const std::string& name) {
     std::sort(us_.begin(), us_.end());
     const auto percentile = [&](size_t percent) { return us_.empty() ? 0.0 : us_[(us_.size() - 1) * percent / 100]; };
@@ -216,8 +222,8 @@ uint64_t PageOf(uint64_t number, uint64_t home, uint64_t nodes) {
 
 // What the measuring process asks another for, and is told.
 struct Order {
-  enum Kind : uint64_t { kOwn, kWrite, kRead, kScan, kTables } kind = kOwn;
-  uint64_t first = 0, count = 0, step = 1;
+  enum Kind : uint64_t { kOwn, kWrite, kWriteSome, kReadSome, kScan, kTables } kind = kOwn;
+  uint64_t first = 0, count = 0;
   uint64_t table_bytes = 0, useful = 0, wasted = 0;  // the reply
 };
 
@@ -231,15 +237,29 @@ void Scan(const std::byte* view, const Order& order) {
   if (sum == 0) Fail("the pages are not what the owner wrote");
 }
 
+// A number of a page by chance, the same in each run and on each node.
+uint64_t ChanceOf(uint64_t page) {
+  return std::mt19937_64(page)();  // NOLINT: see above
+}
+// Of several nodes, one writes a page; of the others, each in half of the cases reads it.
+bool IsWriter(uint64_t page, uint64_t self, uint64_t nodes) {
+  return ChanceOf(page) % nodes == self;
+}
+bool IsReader(uint64_t page, uint64_t self, uint64_t nodes) {
+  return !IsWriter(page, self, nodes) && (ChanceOf(page) >> 32 >> self & 1) != 0;
+}
+
 // kOwn: of those whose home is node 1; the others: by their number.
-void Obey(Node* node, uint64_t nodes, Order* order) {
+void Obey(Node* node, uint64_t self, uint64_t nodes, Order* order) {
   std::vector<std::byte> page(kPageSize, std::byte{1});
   const auto deadline = [] { return steady_clock::now() + kHangGuard; };
   if (order->kind == Order::kScan) Scan(node->space().view(), *order);
-  for (uint64_t i = 0; i < order->count && order->kind <= Order::kRead; i += order->step) {
+  for (uint64_t i = 0; i < order->count && order->kind < Order::kScan; i++) {
     const uint64_t number = order->first + i;
+    if (order->kind == Order::kWriteSome && !IsWriter(number, self, nodes)) continue;
+    if (order->kind == Order::kReadSome && !IsReader(number, self, nodes)) continue;
     const Gpa at((order->kind == Order::kOwn ? PageOf(number, 1, nodes) : number) * kPageSize);
-    if (order->kind == Order::kRead) {
+    if (order->kind == Order::kReadSome) {
       Must(node->space().Read(at, page, deadline()));
     } else {
       Must(node->space().Write(at, page, deadline()));
@@ -251,10 +271,10 @@ void Obey(Node* node, uint64_t nodes, Order* order) {
   order->table_bytes = node->space().engine().Residue().table_bytes;
 }
 
-void Serve(Node* node, int orders, uint64_t nodes) {
+void Serve(Node* node, int orders, uint64_t self, uint64_t nodes) {
   Order order;
   while (::read(orders, &order, sizeof order) == sizeof order) {
-    Obey(node, nodes, &order);
+    Obey(node, self, nodes, &order);
     if (::write(orders, &order, sizeof order) != sizeof order) return;
   }
 }
@@ -278,7 +298,7 @@ void RunScan(Node* node, const std::vector<int>& orders, uint64_t count) {
     Ask(orders[i], {.kind = Order::kScan, .first = (i + 1) * part, .count = part});
   }
   Order own{.kind = Order::kScan, .count = part};
-  Obey(node, orders.size() + 1, &own);
+  Obey(node, 0, orders.size() + 1, &own);
   for (size_t i = 0; i + 1 < orders.size(); i++) {
     const Order reply = Reply(orders[i]);
     own.useful += reply.useful;
@@ -293,7 +313,7 @@ void RunTables(Node* node, const std::vector<int>& orders, uint64_t count) {
   const uint64_t nodes = orders.size() + 1;
   const auto all = [&](uint64_t member, Order order) {
     if (member == 0) {
-      Obey(node, nodes, &order);
+      Obey(node, 0, nodes, &order);
       return order.table_bytes;
     }
     Ask(orders[member - 1], order);
@@ -307,15 +327,49 @@ void RunTables(Node* node, const std::vector<int>& orders, uint64_t count) {
   const double nothing = tables();
   all(0, {.kind = Order::kWrite, .count = count});
   const double of_private = tables() - nothing;
-  for (uint64_t member = 0; member < nodes; member++) {
-    all(member, {.kind = Order::kWrite, .first = count + member, .count = count - member, .step = nodes});
-  }
-  for (uint64_t member = 0; member < nodes; member++) {
-    all(member, {.kind = Order::kRead, .first = count + member, .count = count - member, .step = 2});
+  for (const Order::Kind kind : {Order::kWriteSome, Order::kReadSome}) {
+    for (uint64_t member = 0; member < nodes; member++) all(member, {.kind = kind, .first = count, .count = count});
   }
   const double bytes = static_cast<double>(count * kPageSize);
-  fmt::print("{{\"private\": {:.5f}, \"mixed\": {:.5f}}}\n", of_private / bytes,
-             (tables() - of_private - nothing) / bytes);
+  fmt::print("{{\"private\": {:.5f}, \"mixed\": {:.5f}, \"untouched_kib\": {:.0f}}}\n", of_private / bytes,
+             (tables() - of_private - nothing) / bytes, nothing / static_cast<double>(nodes) / 1024);
+}
+
+// Reads in no order, first alone and then while a thread beside them scans.
+void RunBeside(Node* node, const std::vector<int>& orders, uint64_t count) {
+  const uint64_t scanned = count * kScannedPerRead;
+  Ask(orders.back(), {.kind = Order::kWrite, .count = 2 * count + scanned});
+  Reply(orders.back());
+  std::vector<uint64_t> order(2 * count);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937_64(1));  // NOLINT: the same in each run
+  std::byte* const view = node->space().view();
+  Times alone, beside;
+  const uint64_t warm = count / kWarmUp;
+  for (uint64_t i = 0; i < count; i++) {
+    if (i == warm) alone.WarmedUp();
+    alone.Measure([&] { Load(view + order[i] * kPageSize); });
+  }
+  std::atomic<uint64_t> done{0};
+  std::atomic<bool> enough{false};
+  std::thread scanner([&] {
+    for (uint64_t page = 0; page < scanned && !enough.load(); page++) {
+      Load(view + (2 * count + page) * kPageSize);
+      done.store(page + 1);
+    }
+  });
+  while (done.load() < kExtentPages && done.load() < scanned) std::this_thread::yield();  // it is a stream by then
+  const auto begin = steady_clock::now();
+  const uint64_t before = done.load();
+  for (uint64_t i = count; i < 2 * count && done.load() < scanned; i++) {
+    beside.Measure([&] { Load(view + order[i] * kPageSize); });
+  }
+  const double elapsed_s = std::chrono::duration<double>(steady_clock::now() - begin).count();
+  const uint64_t passed = done.load() - before;
+  enough.store(true);
+  scanner.join();
+  fmt::print("{{{}, {}, \"beside_reads\": {}, \"scan_mb_per_s\": {:.1f}}}\n", alone.Json("alone"),
+             beside.Json("beside"), beside.size(), static_cast<double>(passed * kPageSize) / elapsed_s / 1e6);
 }
 
 // First touches per second of `threads` threads, `count` each; `apart`: each in a stripe of its own.
@@ -388,6 +442,7 @@ int Main(const std::vector<std::string>& words) {
   uint64_t pages = (2 * count / (kExtentPages * nodes) + 1) * kExtentPages * nodes, frames = pages;
   // Pages at home at each node, for all that is measured; whole extents.
   if (what == "faults") pages = frames = (3 * count / kExtentPages + 1) * kExtentPages * nodes;
+  if (what == "beside") pages = frames = (2 + kScannedPerRead) * count + kExtentPages;
   if (what == "shards") pages = given << (30 - kPageShift), frames = 3 * given * count;
   if (what == "sparse") pages = count, frames = kSparseFrames;
   std::vector<OwnedFd> listeners;
@@ -409,7 +464,7 @@ int Main(const std::vector<std::string>& words) {
     for (const int other : orders) ::close(other);
     {
       Node node(self, &listeners, pages, frames, wait);
-      Serve(&node, ends[1], nodes);
+      Serve(&node, ends[1], self, nodes);
     }
     std::_Exit(0);
   }
@@ -424,6 +479,8 @@ int Main(const std::vector<std::string>& words) {
                  Touches(&node, given, count, false));
     } else if (what == "scan") {
       RunScan(&node, orders, count);
+    } else if (what == "beside") {
+      RunBeside(&node, orders, count);
     } else if (what == "tables") {
       RunTables(&node, orders, count);
     } else {

@@ -65,6 +65,14 @@ bool Soak() {
   return std::getenv("HK_SOAK") != nullptr;
 }
 
+TEST(SpaceSim, WhoNeedsTwoPagesAtOnceGetsBoth) {
+  const SpaceWorld::Totals totals = RunSeeds({.both = true}, Soak() ? kSoakSeeds / 4 : kSeeds / 8);
+  if (HasFailure() || std::getenv("HK_SEED") != nullptr) return;
+  EXPECT_LT(totals.both_faults, totals.both);
+  fmt::print("two pages at once {} times, {} faults, at most {} for one\n", totals.both, totals.both_faults,
+             totals.most_faults);
+}
+
 TEST(SpaceSim, EveryLoadSeesTheLastStore) {
   const uint64_t seeds = Soak() ? kSoakSeeds : kSeeds;
   const SpaceWorld::Totals totals = RunSeeds({}, seeds);

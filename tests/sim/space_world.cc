@@ -91,6 +91,7 @@ void SpaceWorld::Draw() {
   }
   DrawScans();
   if (options_.lose) DrawLosses();
+  if (options_.both) DrawBoth();
 }
 
 // Pages that follow one another, and programs that mostly read them in order: what is fetched ahead comes in batches.
@@ -110,6 +111,22 @@ void SpaceWorld::DrawScans() {
     settings.bulk_receive_slots = static_cast<uint32_t>(1 + below(3));
     settings.bulk_send_slots = static_cast<uint32_t>(1 + below(3));
   }
+}
+
+// A program on each node, all for the same two pages; a hold that is long beside the way of a message.
+void SpaceWorld::DrawBoth() {
+  SimNetworkSettings network;
+  network.direct_writes = network_.settings().direct_writes;
+  network.most_delay = simulation_.Between(microseconds(10), microseconds(100));
+  network_.settings() = network;
+  breaks_ = busy_ = scans_ = false;
+  config_.max_pages = config_.swap_pages = 0;
+  config_.hold = milliseconds(2);
+  const uint64_t first = simulation_.Below(config_.pages);
+  pages_ = {Gfn(first), Gfn((first + 1 + simulation_.Below(config_.pages - 1)) % config_.pages)};
+  programs_ = 1;
+  operations_ = 30;
+  think_ = microseconds(20);
 }
 
 bool SpaceWorld::AllUp() const {

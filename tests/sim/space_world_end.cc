@@ -85,6 +85,9 @@ void SpaceWorld::AddTo(Totals* totals) const {
   totals->peeks += totals_.peeks;
   totals->peeks_used += totals_.peeks_used;
   totals->peeks_refused += totals_.peeks_refused;
+  totals->both += totals_.both;
+  totals->both_faults += totals_.both_faults;
+  totals->most_faults = std::max(totals->most_faults, totals_.most_faults);
   totals->swap_writes += totals_.swap_writes;
   totals->swap_reads += totals_.swap_reads;
   totals->swap_failures += totals_.swap_failures;
