@@ -85,6 +85,7 @@ int Create(const Options& options, const std::string& path, bool dry_run) {
   } else {
     Print(fmt::format("vm {} {}\n", Printable(response.vm().spec().name()),
                       dry_run ? "could be created (dry run)" : "created"));
+    if (request.spec().has_automatic_placement()) Print(PlacementText(response.vm().spec()));
   }
   return kExitOk;
 }

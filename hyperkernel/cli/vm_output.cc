@@ -60,21 +60,6 @@ std::string PlaceText(const v1::PlacementSpec& place, uint32_t first, bool io_no
   return out;
 }
 
-// One line for each node. vCPUs are numbered from the I/O node's, which boots, on.
-std::string PlacementText(const v1::VmSpec& spec) {
-  uint32_t next = 0;
-  for (const v1::PlacementSpec& place : spec.placement()) {
-    if (place.node() == spec.io_node()) next = place.vcpus();
-  }
-  std::string out;
-  for (const v1::PlacementSpec& place : spec.placement()) {
-    const bool io_node = place.node() == spec.io_node();
-    out += Line("Placed", PlaceText(place, io_node ? 0 : next, io_node));
-    if (!io_node) next += place.vcpus();
-  }
-  return out;
-}
-
 // "a: 40% halted; waits 12% for pages to read, 8% to write, 5% to upgrade, 3% for exits", of its time since it began.
 std::string TimesText(const v1::VcpuTimes& times) {
   const auto share = [&times](uint64_t ns) {
@@ -117,6 +102,21 @@ std::string VmTable(const std::vector<v1::Vm>& vms, std::chrono::system_clock::t
     if (!vm.reason().empty()) notes += fmt::format("{}: {}\n", Printable(vm.spec().name()), Printable(vm.reason()));
   }
   return table.ToString() + (notes.empty() ? "" : "\n" + notes);
+}
+
+// vCPUs are numbered from the I/O node's, which boots, on.
+std::string PlacementText(const v1::VmSpec& spec) {
+  uint32_t next = 0;
+  for (const v1::PlacementSpec& place : spec.placement()) {
+    if (place.node() == spec.io_node()) next = place.vcpus();
+  }
+  std::string out;
+  for (const v1::PlacementSpec& place : spec.placement()) {
+    const bool io_node = place.node() == spec.io_node();
+    out += Line("Placed", PlaceText(place, io_node ? 0 : next, io_node));
+    if (!io_node) next += place.vcpus();
+  }
+  return out;
 }
 
 std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) {

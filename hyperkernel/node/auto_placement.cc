@@ -7,6 +7,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/mutant.h"
+#include "hyperkernel/node/vm_spec.h"
 
 namespace hk {
 namespace {
@@ -53,8 +54,8 @@ absl::StatusOr<std::vector<v1::PlacementSpec>> PlaceAutomatically(const Placemen
   const size_t most = wish.max_nodes == 0 ? candidates.size() : std::min<size_t>(wish.max_nodes, candidates.size());
   for (const bool with_cores : {true, false}) {
     for (size_t count = 1; count <= most; ++count) {
-      const uint64_t each =
-          count == 1 ? wish.memory_mib : std::min(wish.memory_mib, (wish.spread_mib + count - 1) / count);
+      const uint64_t share = std::max(wish.least_mib, (wish.spread_mib + count - 1) / count);
+      const uint64_t each = count == 1 ? wish.memory_mib : std::min(wish.memory_mib, share);
       const std::vector<PlacementCandidate> nodes = Choose(io_node, candidates, each, count);
       if (nodes.size() < count || (with_cores && CoresOf(nodes) < wish.vcpus)) continue;
       const std::vector<uint32_t> vcpus = SpreadVcpus(nodes, wish.vcpus);
@@ -76,6 +77,38 @@ absl::StatusOr<std::vector<v1::PlacementSpec>> PlaceAutomatically(const Placemen
                   "frame stores: {}",
                   wish.memory_mib, most <= 1 ? "one node" : fmt::format("up to {} nodes", most), io_node,
                   free.empty() ? "no node is up" : free));
+}
+
+absl::Status PlaceMachine(v1::VmSpec* spec, const std::string& self, const std::vector<v1::Member>& members) {
+  if (!spec->has_automatic_placement()) return absl::OkStatus();
+  if (spec->placement_size() > 0) {
+    return absl::InvalidArgumentError(
+        "automatic_placement: `placement` says where the machine is; leave out one of them");
+  }
+  const uint64_t memory = spec->memory_mib();
+  if (memory < kMinVmMemoryMib || memory > kMaxVmMemoryMib || spec->vcpus() > kMaxVcpus) return absl::OkStatus();
+  std::vector<PlacementCandidate> candidates;
+  for (const v1::Member& member : members) {
+    const bool up = member.state() == v1::MEMBER_STATE_UP && member.data_link().state() == v1::DATA_LINK_STATE_UP;
+    if (!up && member.state() != v1::MEMBER_STATE_SELF) continue;
+    const v1::NodeInfo& info = member.info();
+    const uint64_t taken = std::max(info.frames_reserved_bytes(), info.frames_used_bytes());
+    candidates.push_back({.node = member.name(),
+                          .free_mib = (info.frame_budget_bytes() - std::min(taken, info.frame_budget_bytes())) >> 20,
+                          .cpus = info.cpus()});
+  }
+  if (spec->vcpus() == 0) spec->set_vcpus(1);
+  const absl::StatusOr<std::vector<v1::PlacementSpec>> placement =
+      PlaceAutomatically({.memory_mib = memory,
+                          .spread_mib = SpreadMib(*spec),
+                          .least_mib = LeastPlacedMib(*spec),
+                          .vcpus = spec->vcpus(),
+                          .max_nodes = spec->automatic_placement().max_nodes()},
+                         self, candidates);
+  if (!placement.ok()) return placement.status();
+  for (const v1::PlacementSpec& place : *placement) *spec->add_placement() = place;
+  spec->clear_automatic_placement();
+  return absl::OkStatus();
 }
 
 }  // namespace hk

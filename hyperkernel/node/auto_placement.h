@@ -5,7 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "proto/node.pb.h"
 #include "proto/vm.pb.h"
 
 namespace hk {
@@ -21,6 +23,7 @@ struct PlacementCandidate {
 struct PlacementWish {
   uint64_t memory_mib = 0;  // on one node alone
   uint64_t spread_mib = 0;  // on several nodes together: with what pages need to change places
+  uint64_t least_mib = 0;   // on each of several
   uint32_t vcpus = 1;
   uint32_t max_nodes = 0;  // 0: as many as there are
 };
@@ -32,5 +35,10 @@ struct PlacementWish {
 // kResourceExhausted, saying what each node has.
 absl::StatusOr<std::vector<v1::PlacementSpec>> PlaceAutomatically(const PlacementWish& wish, const std::string& io_node,
                                                                   const std::vector<PlacementCandidate>& candidates);
+
+// The same for a machine that node `self` is asked to make, on the members that are up: in place of its
+// automatic_placement. Without that it stays as it is, and so it does if it asks for no possible memory or vCPUs
+// (CompleteVmSpec says so). Errors: also kInvalidArgument.
+absl::Status PlaceMachine(v1::VmSpec* spec, const std::string& self, const std::vector<v1::Member>& members);
 
 }  // namespace hk

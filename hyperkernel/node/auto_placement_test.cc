@@ -6,6 +6,7 @@
 #include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "hyperkernel/node/vm_spec.h"
 
 namespace hk {
 namespace {
@@ -58,6 +59,70 @@ TEST(AutoPlacement, WhatDoesNotFitSaysWhatThereIs) {
   EXPECT_THAT(Placed(any, {{"a", 5000, 1}, {"b", 5, 1}}), HasSubstr("node 'b' among them"));
   EXPECT_THAT(Placed(any, {{"a", 5000, 1}}), HasSubstr("node 'b' among them"));
   EXPECT_THAT(Placed(any, {}), HasSubstr("no node is up"));
+}
+
+class PlaceMachineTest : public testing::Test {
+ protected:
+  void Add(const std::string& name, v1::MemberState state, uint64_t budget_mib, uint64_t reserved_mib, uint32_t cpus) {
+    v1::Member& member = members_.emplace_back();
+    member.set_name(name);
+    member.set_state(state);
+    member.mutable_info()->set_frame_budget_bytes(budget_mib << 20);
+    member.mutable_info()->set_frames_reserved_bytes(reserved_mib << 20);
+    member.mutable_info()->set_cpus(cpus);
+    member.mutable_data_link()->set_state(v1::DATA_LINK_STATE_UP);
+  }
+  static v1::VmSpec Spec(uint64_t memory_mib, uint32_t vcpus) {
+    v1::VmSpec spec;
+    spec.set_name("g");
+    spec.set_kernel("/kernel");
+    spec.set_memory_mib(memory_mib);
+    spec.set_vcpus(vcpus);
+    spec.mutable_automatic_placement();
+    return spec;
+  }
+  std::vector<v1::Member> members_;
+};
+
+TEST_F(PlaceMachineTest, OnWhatIsUpAndFree) {
+  Add("a", v1::MEMBER_STATE_SELF, 100, 40, 2);
+  Add("b", v1::MEMBER_STATE_UP, 100, 90, 2);
+  Add("c", v1::MEMBER_STATE_UNREACHABLE, 999, 0, 9);
+  Add("d", v1::MEMBER_STATE_UP, 100, 0, 2);
+  v1::VmSpec spec = Spec(64, 4);
+  ASSERT_TRUE(PlaceMachine(&spec, "a", members_).ok());
+  EXPECT_FALSE(spec.has_automatic_placement());
+  ASSERT_EQ(spec.placement_size(), 2);
+  EXPECT_EQ(spec.placement(0).node(), "a");
+  EXPECT_EQ(spec.placement(1).node(), "d");
+  EXPECT_EQ(spec.placement(1).memory_mib(), 34u);
+  EXPECT_EQ(spec.placement(1).vcpus(), 2u);
+  // What is chosen is accepted.
+  EXPECT_TRUE(CompleteVmSpec(spec, "a").ok()) << CompleteVmSpec(spec, "a").status();
+  // Without a connection for its pages a node is of no use.
+  members_[3].mutable_data_link()->set_state(v1::DATA_LINK_STATE_DOWN);
+  spec = Spec(64, 4);
+  EXPECT_THAT(PlaceMachine(&spec, "a", members_).ToString(), HasSubstr("'a' 60 MiB, 'b' 10 MiB"));
+}
+
+TEST_F(PlaceMachineTest, ManyNodesGiveWhatEachMustAtLeast) {
+  for (const char name : std::string("abcdefghijkl"))
+    Add(std::string(1, name), name == 'a' ? v1::MEMBER_STATE_SELF : v1::MEMBER_STATE_UP, 5, 0, 1);
+  v1::VmSpec spec = Spec(32, 12);
+  ASSERT_TRUE(PlaceMachine(&spec, "a", members_).ok());
+  EXPECT_EQ(spec.placement_size(), 12);
+  EXPECT_TRUE(CompleteVmSpec(spec, "a").ok()) << CompleteVmSpec(spec, "a").status();
+}
+
+TEST_F(PlaceMachineTest, NobodyIsPlacedTwice) {
+  Add("a", v1::MEMBER_STATE_SELF, 100, 0, 2);
+  v1::VmSpec spec = Spec(64, 1);
+  spec.add_placement()->set_node("a");
+  EXPECT_THAT(PlaceMachine(&spec, "a", members_).ToString(), HasSubstr("`placement` says where"));
+  // What is wrong otherwise is said by who checks it.
+  spec = Spec(1, 1);
+  EXPECT_TRUE(PlaceMachine(&spec, "a", members_).ok());
+  EXPECT_THAT(CompleteVmSpec(spec, "a").status().ToString(), HasSubstr("memory_mib: 1 is not from"));
 }
 
 }  // namespace

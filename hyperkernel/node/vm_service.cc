@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/node/auto_placement.h"
 #include "hyperkernel/node/caller.h"
 #include "hyperkernel/node/serve.h"
 #include "hyperkernel/node/services.h"
@@ -11,7 +12,10 @@ namespace hk {
 grpc::Status AdminService::CreateVm(grpc::ServerContext* context, const v1::CreateVmRequest* request,
                                     v1::CreateVmResponse* response) {
   return Serve(metrics_, "CreateVm", *context, Role::kAdmin, [&] {
-    absl::StatusOr<v1::Vm> vm = guests_->Create(request->spec(), request->dry_run());
+    v1::VmSpec spec = request->spec();
+    if (const absl::Status placed = PlaceMachine(&spec, cluster_->name(), cluster_->Members()); !placed.ok())
+      return ToGrpc(placed);
+    absl::StatusOr<v1::Vm> vm = guests_->Create(spec, request->dry_run());
     if (vm.ok()) *response->mutable_vm() = *std::move(vm);
     return ToGrpc(vm.status());
   });

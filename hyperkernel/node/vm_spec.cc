@@ -113,6 +113,12 @@ absl::Status CheckPlacedSwap(const v1::VmSpec& spec, int index) {
   return absl::OkStatus();
 }
 
+// The space reaches to the end of RAM, and its rules count the hole below 4 GiB.
+uint64_t SpaceMib(const v1::VmSpec& spec) {
+  const RamPiece last = RamLayout(spec.memory_mib() << 20).back();
+  return (last.start.value() + last.bytes) >> 20;
+}
+
 // Its memory on several nodes: each can hold its share of it, all of them with their swap a sixteenth more than all of
 // it; and each has frames to work in.
 absl::Status CheckPlacedMemory(const v1::VmSpec& spec) {
@@ -129,10 +135,7 @@ absl::Status CheckPlacedMemory(const v1::VmSpec& spec) {
     HK_RETURN_IF_ERROR(CheckPlacedSwap(spec, i));
   }
   if (each == 0 || spec.placement_size() == 1) return absl::OkStatus();
-  // The space reaches to the end of RAM, and its rules count the hole below 4 GiB.
-  const RamPiece last = RamLayout(spec.memory_mib() << 20).back();
-  const uint64_t space_mib = (last.start.value() + last.bytes) >> 20;
-  const uint64_t needed = space_mib + (space_mib + kPlacementSpareShare - 1) / kPlacementSpareShare;
+  const uint64_t space_mib = SpaceMib(spec), needed = SpreadMib(spec);
   const auto nodes = static_cast<uint64_t>(spec.placement_size());
   if ((each + swap) * nodes < needed && !HK_MUTANT(vm_placement_unchecked)) {
     return Bad("placement", fmt::format("{} MiB{} on each of {} nodes do not hold {} MiB and a sixteenth more, which "
@@ -140,8 +143,7 @@ absl::Status CheckPlacedMemory(const v1::VmSpec& spec) {
                                         each, swap == 0 ? "" : fmt::format(" and {} of swap", swap), nodes, space_mib,
                                         (needed + nodes - 1) / nodes, swap == 0 ? "" : ", swap included"));
   }
-  const uint64_t running = (spec.vcpus() * kLeastFrames * kPageSize + kMib - 1) / kMib;
-  const uint64_t least = std::max(kMinPlacedMib, running);
+  const uint64_t least = LeastPlacedMib(spec);
   if (each >= least || HK_MUTANT(vm_frames_unchecked)) return absl::OkStatus();
   return Bad("placement[0].memory_mib",
              fmt::format("{} on each node are too few for {} and devices: give at least {}", each,
@@ -185,6 +187,16 @@ absl::Status CompletePlacement(v1::VmSpec* spec, const std::string& node) {
 }
 
 }  // namespace
+
+uint64_t SpreadMib(const v1::VmSpec& spec) {
+  const uint64_t mib = SpaceMib(spec);
+  return mib + (mib + kPlacementSpareShare - 1) / kPlacementSpareShare;
+}
+
+uint64_t LeastPlacedMib(const v1::VmSpec& spec) {
+  const uint64_t running = (uint64_t{spec.vcpus()} * kLeastFrames * kPageSize + kMib - 1) / kMib;
+  return std::max(kMinPlacedMib, running);
+}
 
 std::vector<std::string> VcpuNodes(const v1::VmSpec& spec) {
   std::vector<std::string> nodes;

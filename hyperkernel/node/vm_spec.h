@@ -33,6 +33,11 @@ using MacAddress = std::array<uint8_t, 6>;
 // what is wrong and what is expected; kUnimplemented for what this release cannot do yet.
 absl::StatusOr<v1::VmSpec> CompleteVmSpec(const v1::VmSpec& spec, const std::string& node);
 
+// MiB that several nodes must give a machine together, so that its pages can change places.
+uint64_t SpreadMib(const v1::VmSpec& spec);
+// MiB that each of them must give.
+uint64_t LeastPlacedMib(const v1::VmSpec& spec);
+
 // The node that each vCPU is on: those of the I/O node first, then as `placement` has them. REQUIRES: complete.
 std::vector<std::string> VcpuNodes(const v1::VmSpec& spec);
 

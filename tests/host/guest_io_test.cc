@@ -120,7 +120,7 @@ class GuestIo : public testing::Test {
                                          pattern, frames, pattern),
                              "test", ReadHostFacts());
     frames_ = std::make_unique<FrameStore>(*FrameStore::Open(frames, 16 << 20));
-    cluster_ = std::make_unique<Cluster>(settings_, v1::NodeInfo(), *frames_, &metrics_, RealClock());
+    cluster_ = std::make_unique<Cluster>(settings_, v1::NodeInfo(), *frames_, swap_, &metrics_, RealClock());
     store_ = *StateStore::Open(pattern + "/state");
     guests_ = *GuestManager::Open(
         store_.get(), "a", [](const v1::VmSpec&) { return absl::OkStatus(); },
@@ -191,6 +191,7 @@ class GuestIo : public testing::Test {
   std::atomic<int> alive_{0};
   FakeMachine* machine_ = nullptr;
   std::unique_ptr<FrameStore> frames_;
+  SwapStore swap_{"", 0};  // none
   std::unique_ptr<Cluster> cluster_;
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<GuestManager> guests_;

@@ -53,6 +53,28 @@ class VmPlaced(placedtest.TestCase):
         self.wait_state(a, 'STOPPED')
         self.wait_nothing_left([a, b, c])
 
+    def test_a_placement_that_is_chosen(self):
+        a, b, c = self.start('a', 'b', 'c')
+        # No node has the frames for it, and no two.
+        result = super().create(a, extra='automatic_placement {}')
+        self.assert_exit(result, 0)
+        for node in 'abc':
+            self.assertIn(f'{node}: ', result.out)
+        placement = self.show(a)['spec']['placement']
+        self.assertEqual([place['node'] for place in placement][0], 'a')
+        self.assertEqual({int(place['memory_mib']) for place in placement}, {23})
+        guest = self.start_guest(a)
+        self.order(guest, b'F', 'filled')
+        self.order(guest, b'C', 'checked')
+        guest.type(b'P')
+        self.wait_state(a, 'STOPPED')
+        self.wait_nothing_left([a, b, c])
+        self.assert_exit(a.hkctl('vm', 'delete', 'g'), 0)
+        c.stop()
+        a.wait_state('c', 'unreachable')
+        self.assert_fails(super().create(a, extra='automatic_placement {}'), 1, 'automatic_placement: 64 MiB do not fit on up to 2 nodes', "'b' 32 MiB")
+        self.assert_fails(super().create(a, extra='automatic_placement {}', b=''), 1, '`placement` says where the machine is')
+
     def swapped(self, node):
         """MiB of the machine in each node's swap; no node has more frames than it gives."""
         parts = node.hkctl('space', 'show', 'g', '-o', 'json').json()['parts']
