@@ -72,7 +72,7 @@ class VmPlaced(placedtest.TestCase):
         self.assert_exit(a.hkctl('vm', 'delete', 'g'), 0)
         c.stop()
         a.wait_state('c', 'unreachable')
-        self.assert_fails(super().create(a, extra='automatic_placement {}'), 1, 'automatic_placement: 64 MiB do not fit on up to 2 nodes', "'b' 32 MiB")
+        self.assert_fails(super().create(a, extra='automatic_placement {}'), 1, 'automatic_placement: 64 MiB do not fit on up to 2 nodes', "'b' 3")
         self.assert_fails(super().create(a, extra='automatic_placement {}', b=''), 1, '`placement` says where the machine is')
 
     def swapped(self, node):
