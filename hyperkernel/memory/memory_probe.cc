@@ -42,9 +42,8 @@ constexpr ProbeQuestion kSwap = {
     .name = "frames stay in memory",
     .lost = "frames can be swapped out: remote faults then wait for a disk, and leases may be missed under pressure",
     .fix =
-        "swapoff -a, or MemorySwapMax=0 in the unit, or a kernel from 6.4 on and the right to mount (the frame store "
-        "is "
-        "then noswap)"};
+        "swapoff -a, or MemorySwapMax=0 in the unit, or a kernel from 6.4 on and the right to mount (the "
+        "frame store is then noswap)"};
 
 // The first word of a file that shows its choices as "a b [c]"; the bracketed one, else the line.
 std::string Chosen(const std::string& path) {

@@ -1,7 +1,6 @@
 #include "hyperkernel/node/auto_placement.h"
 
 #include <algorithm>
-#include <optional>
 #include <tuple>
 #include <utility>
 
