@@ -177,23 +177,23 @@ bool IsTopologyLeaf(uint32_t function) {
   return function == 0xb || function == 0x1f;
 }
 
-// Extended topology (SDM vol. 2, CPUID 0BH): one thread per core, all cores in one package.
-void AddTopology(Entries* entries, uint32_t function, uint32_t apic_id, uint32_t count, uint32_t id_bits) {
+// Extended topology (SDM vol. 2, CPUID 0BH): one thread per core.
+void AddTopology(Entries* entries, uint32_t function, uint32_t apic_id, uint32_t package, uint32_t id_bits) {
   constexpr uint32_t kSmt = 1u << 8, kCore = 2u << 8;
   const uint32_t types[] = {kSmt, kCore, 0};
   for (uint32_t level = 0; level < 3; ++level) {
     Entry& entry = FindOrAdd(*entries, function, level, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
     entry.eax = level == 1 ? id_bits : 0;
-    entry.ebx = level == 0 ? 1 : level == 1 ? count : 0;
+    entry.ebx = level == 0 ? 1 : level == 1 ? package : 0;
     entry.ecx = types[level] | level;
     entry.edx = apic_id;
   }
 }
 
-void SetSharing(Entry* cache, uint32_t count) {
+void SetSharing(Entry* cache, uint32_t package) {
   const uint32_t level = cache->eax >> 5 & 7;
   if ((cache->eax & 0x1f) == 0) return;  // no more caches
-  const uint32_t shared_by = level >= 3 ? std::bit_ceil(count) : 1;
+  const uint32_t shared_by = level >= 3 ? std::bit_ceil(package) : 1;
   cache->eax = (cache->eax & ~(0xfffu << 14)) | (shared_by - 1) << 14;
 }
 
@@ -271,44 +271,47 @@ bool CpuModel::has_x2apic() const {
                      [](const Entry& entry) { return entry.function == 1 && (entry.ecx & 1u << 21) != 0; });
 }
 
-std::vector<Entry> CpuModel::Cpuid(uint32_t vcpu, uint32_t count) const {
+std::vector<Entry> CpuModel::Cpuid(uint32_t vcpu, uint32_t count, uint32_t package) const {
   HK_CHECK(vcpu < count && count <= kMostGuestVcpus);
+  HK_CHECK(package == count || std::has_single_bit(package));
   const uint32_t apic_id = vcpu;
-  const auto id_bits = static_cast<uint32_t>(std::bit_width(count - 1));
+  const auto id_bits = static_cast<uint32_t>(std::bit_width(package - 1));
   Entries entries = entries_;
   for (Entry& entry : entries) {
     switch (entry.function) {
       case 1:
-        entry.ebx = (entry.ebx & 0xffff) | std::min(std::bit_ceil(count), 255u) << 16 | apic_id << 24;
-        entry.edx = count > 1 ? entry.edx | 1u << 28 : entry.edx & ~(1u << 28);  // HTT: more than one
+        entry.ebx = (entry.ebx & 0xffff) | std::min(std::bit_ceil(package), 255u) << 16 | apic_id << 24;
+        entry.edx = package > 1 ? entry.edx | 1u << 28 : entry.edx & ~(1u << 28);  // HTT: more than one
         break;
       case 4:
-        SetSharing(&entry, count);
+        SetSharing(&entry, package);
         if ((entry.eax & 0x1f) != 0) {
-          entry.eax = (entry.eax & 0x03ffffff) | std::min(std::bit_ceil(count) - 1, 63u) << 26;
+          entry.eax = (entry.eax & 0x03ffffff) | std::min(std::bit_ceil(package) - 1, 63u) << 26;
         }
         break;
       case 0x80000001:
-        entry.ecx = count > 1 ? entry.ecx | 1u << 1 : entry.ecx & ~(1u << 1);  // CmpLegacy
+        entry.ecx = package > 1 ? entry.ecx | 1u << 1 : entry.ecx & ~(1u << 1);  // CmpLegacy
         break;
       case 0x80000008:
-        entry.ecx = (count - 1) | id_bits << 12;
+        entry.ecx = (package - 1) | id_bits << 12;
         break;
       case 0x8000001d:
-        SetSharing(&entry, count);
+        SetSharing(&entry, package);
         break;
       case 0x8000001e:
         entry.eax = apic_id;
         entry.ebx = apic_id & 0xff;  // core id, one thread per core
-        entry.ecx = entry.edx = 0;   // node 0 of one
+        // The one node of its package, with a number of its own: Linux takes CPUs of one number to share a cache.
+        entry.ecx = apic_id / package & 0xff;
+        entry.edx = 0;
         break;
       default:
         break;
     }
   }
-  AddTopology(&entries, 0xb, apic_id, count, id_bits);
+  AddTopology(&entries, 0xb, apic_id, package, id_bits);
   if (const Entry* basic = Find(entries_, 0, 0); basic != nullptr && basic->eax >= 0x1f) {
-    AddTopology(&entries, 0x1f, apic_id, count, id_bits);
+    AddTopology(&entries, 0x1f, apic_id, package, id_bits);
   }
   return entries;
 }

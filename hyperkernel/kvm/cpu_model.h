@@ -4,6 +4,7 @@
 // Pure: of KVM's list of what it supports to the guest's list.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -52,8 +53,11 @@ class CpuModel {
   // kMostCpuidEntries, sorted by (function, index).
   static CpuModel Of(std::vector<kvm_cpuid_entry2> entries) { return CpuModel(std::move(entries)); }
 
-  // CPUID of one vCPU, whose APIC id is its index. REQUIRES: vcpu < count <= kMostGuestVcpus.
-  std::vector<kvm_cpuid_entry2> Cpuid(uint32_t vcpu, uint32_t count) const;
+  // CPUID of one vCPU, whose APIC id is its index, of a guest whose packages (sockets), and with them their last level
+  // caches, have `package` vCPUs each. REQUIRES: vcpu < count <= kMostGuestVcpus; package is a power of two, or count:
+  // all are one.
+  std::vector<kvm_cpuid_entry2> Cpuid(uint32_t vcpu, uint32_t count, uint32_t package) const;
+  std::vector<kvm_cpuid_entry2> Cpuid(uint32_t vcpu, uint32_t count) const { return Cpuid(vcpu, count, count); }
 
   // Whether the guest's local APICs have, and start in, x2APIC mode.
   bool has_x2apic() const;
@@ -65,6 +69,24 @@ class CpuModel {
   explicit CpuModel(std::vector<kvm_cpuid_entry2> entries) : entries_(std::move(entries)) {}
   std::vector<kvm_cpuid_entry2> entries_;  // sorted by (function, index)
 };
+
+// How many vCPUs a package has for none to be on two nodes, where `node_of` says which node a vCPU is on: the largest
+// power of two, or all. A guest's scheduler moves threads freely between processors that share a cache, and here no
+// two nodes do. REQUIRES: not empty.
+template <typename Node>
+uint32_t VcpusOfPackage(std::span<const Node> node_of) {
+  const auto count = static_cast<uint32_t>(node_of.size());
+  const auto on_one_node = [&](uint32_t package) {
+    for (uint32_t i = 0; i < count; i++) {
+      if (node_of[i] != node_of[i / package * package]) return false;
+    }
+    return true;
+  };
+  if (on_one_node(count)) return count;
+  uint32_t package = std::bit_floor(count);
+  while (!on_one_node(package)) package /= 2;
+  return package;
+}
 
 // What both hosts have: the bitwise intersection of feature leaves, all else as in `a`. For a guest over several nodes.
 // Errors: kFailedPrecondition if the vendors differ.

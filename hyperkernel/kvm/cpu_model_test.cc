@@ -62,10 +62,10 @@ Entries Everything(bool amd) {
   return entries;
 }
 
-Entries Make(bool amd, CpuModelSpec spec, uint32_t vcpu, uint32_t count, HostCpu host = {}) {
+Entries Make(bool amd, CpuModelSpec spec, uint32_t vcpu, uint32_t count, HostCpu host = {}, uint32_t package = 0) {
   auto model = CpuModel::Create(Everything(amd), host, spec);
   EXPECT_TRUE(model.ok()) << model.status();
-  return model.ok() ? model->Cpuid(vcpu, count) : Entries();
+  return model.ok() ? model->Cpuid(vcpu, count, package == 0 ? count : package) : Entries();
 }
 
 const kvm_cpuid_entry2* Find(const Entries& entries, uint32_t function, uint32_t index = 0) {
@@ -158,6 +158,37 @@ TEST(CpuModelTest, TopologyOfThreeAmdCores) {
   EXPECT_EQ(Find(entries, 0x1f), nullptr);
   EXPECT_EQ(Get(entries, 0xb, 1).eax, 2u);
   EXPECT_EQ(Get(entries, 1).ebx >> 16 & 0xff, 4u);
+}
+
+TEST(CpuModelTest, PackagesOfTwoShareNothing) {
+  for (const bool amd : {false, true}) {
+    const Entries entries = Make(amd, {}, 5, 8, {}, 2);
+    EXPECT_EQ(Get(entries, 1).ebx >> 16, 0x0502u);
+    EXPECT_EQ(Get(entries, 0xb, 1).eax, 1u) << "package 2";
+    EXPECT_EQ(Get(entries, 0xb, 1).ebx, 2u);
+    EXPECT_EQ(Get(entries, 0xb, 1).edx, 5u);
+    EXPECT_EQ(Get(entries, amd ? 0x8000001d : 4, 3).eax >> 14 & 0xfff, 1u);
+    if (amd) {
+      EXPECT_EQ(Get(entries, 0x8000001e).ecx, 2u);
+      EXPECT_EQ(Get(entries, 0x80000008).ecx, 0x1001u);
+    }
+  }
+  const Entries alone = Make(true, {}, 3, 4, {}, 1);
+  EXPECT_EQ(Get(alone, 0xb, 1).eax, 0u);
+  EXPECT_EQ(Get(alone, 0x8000001e).ecx, 3u);
+  EXPECT_FALSE(Bit(Get(alone, 1).edx, 28));
+}
+
+TEST(CpuModelTest, NoPackageIsOnTwoNodes) {
+  const auto package = [](std::vector<int> nodes) { return VcpusOfPackage<int>(nodes); };
+  EXPECT_EQ(package({7}), 1u);
+  EXPECT_EQ(package({1, 1, 1}), 3u) << "one node: one package";
+  EXPECT_EQ(package({0, 1}), 1u);
+  EXPECT_EQ(package({0, 0, 1, 1}), 2u);
+  EXPECT_EQ(package({0, 0, 1, 1, 1}), 2u);
+  EXPECT_EQ(package({0, 0, 0, 1}), 1u);
+  EXPECT_EQ(package({0, 0, 0, 0, 1, 1, 2, 2}), 2u);
+  EXPECT_EQ(package({0, 0, 0, 0, 1, 1, 1, 1}), 4u);
 }
 
 TEST(CpuModelTest, OneVcpuAndTheMost) {

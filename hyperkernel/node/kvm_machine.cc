@@ -26,6 +26,7 @@
 #include "hyperkernel/node/machine_virtio.h"
 #include "hyperkernel/node/machine_voice.h"
 #include "hyperkernel/node/vcpu_waits.h"
+#include "hyperkernel/node/vm_spec.h"
 
 namespace hk {
 namespace {
@@ -216,10 +217,12 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
         PvClockOrigin{.wall_ns = wall, .tsc_khz = tsc_khz, .stable = !tsc_unstable()}, spec_.vcpus(),
         [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
   }
+  const std::vector<std::string> nodes = VcpuNodes(spec_);
+  const uint32_t package = VcpusOfPackage<std::string>(nodes);
   std::vector<VcpuConfig> configs;
   for (uint32_t i = 0; i < spec_.vcpus(); i++) {
     if (spread_ != nullptr && !spread_->Here(VcpuId(i))) continue;
-    configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, spec_.vcpus()), .tsc_offset = offset});
+    configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, spec_.vcpus(), package), .tsc_offset = offset});
   }
   waits_.SetMeter(memory_->faults());
   PvEoi::WordAt guest_word;

@@ -174,10 +174,12 @@ absl::Status KvmPart::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, 
         count, [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
   }
   waits_.SetMeter(memory_->faults());
+  const std::vector<uint32_t> nodes(request.vcpu_nodes().begin(), request.vcpu_nodes().end());
+  const uint32_t package = VcpusOfPackage<uint32_t>(nodes);
   std::vector<VcpuConfig> configs;
   for (uint32_t i = 0; i < count; i++) {
     if (request.vcpu_nodes(static_cast<int>(i)) != options_.self.value()) continue;
-    configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, count), .tsc_offset = tsc_offset});
+    configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, count, package), .tsc_offset = tsc_offset});
   }
   return vcpus_.Create(std::move(vm), configs, [this](VcpuId id) {
     return VcpuEnvironment{.devices = this,
