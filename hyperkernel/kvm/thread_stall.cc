@@ -25,7 +25,7 @@ std::unique_ptr<ThreadStall> ThreadStall::OfThisThread() {
   return stall->Get().has_value() ? std::move(stall) : nullptr;
 }
 
-std::optional<std::chrono::nanoseconds> ThreadStall::Get() const {
+std::optional<ThreadWaits> ThreadStall::Get() const {
   char text[kMostText];
   const ssize_t n = ::pread(file_.get(), text, sizeof text, 0);
   if (n <= 0) return std::nullopt;
@@ -40,8 +40,9 @@ std::optional<std::chrono::nanoseconds> ThreadStall::Get() const {
   if (std::from_chars(second.ptr + 1, end, slices).ec != std::errc() || slices == 0) return std::nullopt;
   timespec ran{};
   if (::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ran) != 0) return std::nullopt;
-  return RealClock().Now().time_since_epoch() - std::chrono::seconds(ran.tv_sec) -
-         std::chrono::nanoseconds(ran.tv_nsec + static_cast<int64_t>(ready));
+  const auto waited = std::chrono::nanoseconds(static_cast<int64_t>(ready));
+  const auto run = std::chrono::seconds(ran.tv_sec) + std::chrono::nanoseconds(ran.tv_nsec);
+  return ThreadWaits{.stalled = RealClock().Now().time_since_epoch() - run - waited, .ready = waited};
 }
 
 }  // namespace hk

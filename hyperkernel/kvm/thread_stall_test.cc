@@ -23,15 +23,15 @@ nanoseconds Ran() {
 TEST(ThreadStallTest, WaitingCountsAndRunningDoesNot) {
   const std::unique_ptr<ThreadStall> stall = ThreadStall::OfThisThread();
   if (stall == nullptr) GTEST_SKIP() << "this kernel does not count how long threads wait: no vCPU is paced here";
-  const nanoseconds before = stall->Get().value();
+  const nanoseconds before = stall->Get().value().stalled;
   std::this_thread::sleep_for(milliseconds(20));
-  const nanoseconds slept = stall->Get().value();
+  const nanoseconds slept = stall->Get().value().stalled;
   EXPECT_GE(slept - before, milliseconds(19));
   const auto begun = std::chrono::steady_clock::now();
   const nanoseconds ran = Ran();
   while (Ran() - ran < milliseconds(20)) {
   }
-  const nanoseconds stalled = stall->Get().value() - slept;
+  const nanoseconds stalled = stall->Get().value().stalled - slept;
   EXPECT_LE(stalled, std::chrono::steady_clock::now() - begun - milliseconds(19));
 }
 

@@ -22,6 +22,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -158,6 +159,8 @@ class Vcpu {
   // When the local APIC's timer is to be looked at.
   Monotonic TimerDue() const { return std::max(interrupts_.TimerDeadline(), timer_waits_until_); }
   void RunTimer();
+  // But in the guest's halts. Nullopt: its timer is not paced.
+  std::optional<ThreadWaits> Waits() const;
   bool PrepareEntry();
   bool DeliverInterrupt();
   bool Enter();
@@ -187,7 +190,7 @@ class Vcpu {
   std::string why_failed_;
   std::unique_ptr<VcpuTimer> timer_;
   std::unique_ptr<ThreadStall> stall_;  // null: its timer is not paced
-  std::chrono::nanoseconds slept_{};    // of what it is stalled: the guest's halts
+  ThreadWaits slept_;                   // of what it has waited: in the guest's halts
   TickPace pace_;
   Monotonic timer_waits_until_;
   VcpuExits exits_;

@@ -146,13 +146,18 @@ void Vcpu::RunTimer() {
   if (due == Monotonic::max()) return;
   const Monotonic now = RealClock().Now();
   if (due > now) return;
-  const std::optional<std::chrono::nanoseconds> stalled = stall_ == nullptr ? std::nullopt : stall_->Get();
-  if (stalled.has_value()) {
-    timer_waits_until_ = pace_.Next(now, *stalled - slept_);
+  if (const std::optional<ThreadWaits> waits = Waits(); waits.has_value()) {
+    timer_waits_until_ = pace_.Next(now, *waits);
     if (timer_waits_until_ > now) return;
-    pace_.Interrupted(now, *stalled - slept_);
+    pace_.Interrupted(now, *waits);
   }
   interrupts_.RunTimer(now);
+}
+
+std::optional<ThreadWaits> Vcpu::Waits() const {
+  std::optional<ThreadWaits> waits = stall_ == nullptr ? std::nullopt : stall_->Get();
+  if (!waits.has_value()) return waits;
+  return ThreadWaits{.stalled = waits->stalled - slept_.stalled, .ready = waits->ready - slept_.ready};
 }
 
 // Whether KVM, when it completes this exit, may find that the instruction faults: an MSR that we refused; a read whose
@@ -309,7 +314,7 @@ bool Vcpu::Drain() {
 
 // Halted, waiting for SIPI, or for other nodes (Settled): until someone wakes us, or the timer is due.
 void Vcpu::Sleep() {
-  const std::optional<std::chrono::nanoseconds> before = stall_ == nullptr ? std::nullopt : stall_->Get();
+  const std::optional<ThreadWaits> before = Waits();
   const Monotonic begin = RealClock().Now();
   const Monotonic end = std::min(TimerDue(), begin + kLongTime);
   asleep_since_ns_.store(begin.time_since_epoch().count(), std::memory_order_relaxed);
@@ -321,7 +326,10 @@ void Vcpu::Sleep() {
   asleep_since_ns_.store(0, std::memory_order_relaxed);
   AddTime(&halted_ns_, RealClock().Now() - begin);
   if (!before.has_value()) return;
-  if (const auto after = stall_->Get(); after.has_value()) slept_ += *after - *before;
+  const std::optional<ThreadWaits> after = Waits();
+  if (!after.has_value()) return;
+  slept_.stalled += after->stalled - before->stalled;
+  slept_.ready += after->ready - before->ready;
 }
 
 bool Vcpu::FailWith(const absl::Status& status) {
