@@ -13,10 +13,10 @@
 namespace hk {
 namespace {
 
-// A node's distance to another: what firmware says of two sockets, and what Linux takes without further ado for a
-// domain that is remote (its REMOTE_DISTANCE). Pages come nearer when they are used, so it is not the distance of an
-// access.
-constexpr uint8_t kOtherNodeDistance = 20;
+// A node's distance to another. Pages come nearer when they are used, so it is not the distance of an access; but a
+// thread that goes to another node takes its pages along, one fault after another. Beyond 30 (its RECLAIM_DISTANCE)
+// Linux neither starts programs in another domain to balance load, nor moves threads to where they are woken from.
+constexpr uint8_t kOtherNodeDistance = 40;
 // Where domains meet.
 constexpr uint64_t kDomainUnit = uint64_t{128} << 20, kSmallDomainUnit = uint64_t{2} << 20;
 
