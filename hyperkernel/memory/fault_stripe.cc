@@ -2,6 +2,7 @@
 
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -77,6 +78,7 @@ void FaultStripe::StopFaults() {
 }
 
 void FaultStripe::Run() {
+  ::pthread_setname_np(::pthread_self(), "hk-faults");
   ServeFirst();
   pollfd waiting[2] = {{.fd = faults_.get(), .events = POLLIN, .revents = 0},
                        {.fd = stop_.get(), .events = POLLIN, .revents = 0}};

@@ -1,5 +1,6 @@
 #include "hyperkernel/memory/timers.h"
 
+#include <pthread.h>
 #include <sys/prctl.h>
 
 #include <algorithm>
@@ -44,6 +45,7 @@ void RealTimers::Stop() {
 }
 
 void RealTimers::Run() {
+  ::pthread_setname_np(::pthread_self(), "hk-timers");
   ::prctl(PR_SET_TIMERSLACK, kTimerSlackNs);
   ServeFirst();
   mutex_.Lock();
