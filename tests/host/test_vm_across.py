@@ -90,6 +90,31 @@ class VmAcross(placedtest.TestCase):
         self.assertGreater(waits(times()[0]), before)
         self.assertRegex(a.hkctl('vm', 'show', 'g').out, r'vCPU 1: +b: \d+% halted; waits \d+% for pages to read')
 
+    def test_top_shows_what_the_vcpus_time_goes_to(self):
+        a, b = self.start('a', 'b')
+        guest = self.boot(a, b, vcpus=2)
+        self.count(guest)
+        causes = ('guest', 'halted', 'fetch', 'upgrade', 'forwarded', 'exits', 'interrupt', 'other')
+
+        def shares():
+            top = a.hkctl('vm', 'top', 'g', '--interval', '1500ms', '-o', 'json').json()
+            told = {entry['vcpu']: entry for entry in top['vcpu_shares']}
+            # The first one waits for what is typed, the other halts.
+            return told if set(told) == {0, 1} and told[1]['halted'] > 0.9 else None
+
+        told = hktest.wait_for(shares, 'both vCPUs are told of')
+        for vcpu, node in ((0, 'a'), (1, 'b')):
+            self.assertEqual(told[vcpu]['node'], node)
+            self.assertAlmostEqual(sum(told[vcpu][cause] for cause in causes), 1)
+        self.assertEqual(told[0]['forwarded'], 0)
+        self.assertEqual(told[0]['halted'], 0)
+        self.assertGreater(told[0]['guest'] + told[0]['exits'], 0.1)
+        self.assertEqual(told[1]['exits'], 0)
+        text = a.hkctl('vm', 'top', 'g', '-n', '2').out
+        self.assertRegex(text, r'VCPU  NODE  GUEST  HALTED  FETCH  UPGRADE  FORWARDED  EXITS  IRQ   ?OTHER\n0     a ')
+        vcpu_rows = [line for line in text.splitlines() if line.startswith(('VCPU', '0  ', '1  '))]
+        self.assertLessEqual(max(map(len, vcpu_rows)), 80)
+
     def test_a_doorbell_is_rung_from_another_node(self):
         a, b = self.start('a', 'b')
         guest = self.boot(a, b, vcpus=2)
