@@ -97,7 +97,7 @@ class MachineLink final : public GuestReceiver, public InterruptLink {
   // no lock that OnExitMessage or OnExitsSent takes held.
   bool PostExit(NodeId to, uint16_t type, uint64_t transaction, std::span<const std::byte> body);
   // Takes a doorbell's message; one that waits for room is as good as a second one of the same doorbell. False:
-  // kMostKeptDoorbells others wait, and this one is not taken. As PostExit, without an OnExitsSent.
+  // kMostKeptDoorbells others wait, and this one is not taken. Any thread, as PostExit.
   bool PostDoorbell(NodeId to, std::span<const std::byte> body);
   // The first one counts. Any thread, any lock held.
   void Fail(NodeId peer, std::string reason);
