@@ -157,12 +157,12 @@ std::span<const std::byte> BytesOf(const T& value) {
 }  // namespace
 
 absl::StatusOr<LinuxBoot> LinuxBoot::Plan(const LinuxBootSpec& spec) {
-  HK_ASSIGN_OR_RETURN(std::unique_ptr<ByteSource> kernel, OpenFileSource(spec.kernel_path));
-  std::unique_ptr<ByteSource> initrd;
-  if (!spec.initrd_path.empty()) {
-    HK_ASSIGN_OR_RETURN(initrd, OpenFileSource(spec.initrd_path));
-  }
-  return Plan(std::move(kernel), std::move(initrd), spec);
+  absl::StatusOr<std::unique_ptr<ByteSource>> kernel = OpenFileSource(spec.kernel_path);
+  if (!kernel.ok()) return WithContext(kernel.status(), "kernel");
+  absl::StatusOr<std::unique_ptr<ByteSource>> initrd;
+  if (!spec.initrd_path.empty()) initrd = OpenFileSource(spec.initrd_path);
+  if (!spec.initrd_path.empty() && !initrd.ok()) return WithContext(initrd.status(), "initrd");
+  return Plan(*std::move(kernel), spec.initrd_path.empty() ? nullptr : *std::move(initrd), spec);
 }
 
 absl::StatusOr<LinuxBoot> LinuxBoot::Plan(std::unique_ptr<ByteSource> kernel, std::unique_ptr<ByteSource> initrd,

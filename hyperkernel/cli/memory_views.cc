@@ -17,6 +17,7 @@
 #include "hyperkernel/cli/png_file.h"
 #include "hyperkernel/cli/space_output.h"
 #include "hyperkernel/cli/space_rates.h"
+#include "hyperkernel/cli/vcpu_shares.h"
 
 namespace hk::cli {
 namespace {
@@ -130,9 +131,9 @@ int Top(const Options& options, const MemorySource& source, const TopOrder& orde
       const grpc::Status status = source.top(stub, &context, request, &top);
       if (!status.ok()) return status;
       if (i > 0) {
-        v1::SpaceTopResponse told = top;
-        AddRates(before, &told);
-        Show(options, order, told, i == 1);
+        AddRates(before, &top);
+        AddVcpuShares(before, &top);
+        Show(options, order, top, i == 1);
         if (std::ferror(stdout) != 0) break;
       }
       before = std::move(top);
@@ -173,7 +174,9 @@ void AddTop(CLI::App* parent, const MemorySource& source, const Options* options
   auto once = std::make_shared<bool>(false);
   auto times = std::make_shared<std::optional<uint64_t>>();
   CLI::App* top =
-      parent->add_subcommand("top", "Faults per second by kind with their times, and pages that go to and fro");
+      parent->add_subcommand("top",
+                             "Faults per second by kind with their times, what vCPUs' time goes to, and pages "
+                             "that go to and fro");
   top->fallthrough();
   top->footer(
       fmt::format("On a terminal it goes on until Ctrl-C; elsewhere, and with -o json, it looks once, but for -n.\n\n"

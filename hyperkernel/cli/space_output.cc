@@ -4,6 +4,7 @@
 
 #include "hyperkernel/cli/output.h"
 #include "hyperkernel/cli/space_rates.h"
+#include "hyperkernel/cli/vcpu_shares.h"
 
 namespace hk::cli {
 namespace {
@@ -60,6 +61,21 @@ double HeatOf(const v1::SpaceExtent& extent) {
 // One line for a node that did not answer.
 std::string Missing(const v1::SpacePart& part) {
   return fmt::format("{}: {}\n", Printable(part.node()), PlainReason(part.reason()));
+}
+
+// "Another node had the page: together 40% of the faults, a 60%, b 20%", if there is another and were any.
+std::string FetchedText(const v1::SpaceTopResponse& top, const v1::SpaceRates& sum) {
+  const auto any = [](const v1::SpaceRates& rates) {
+    return rates.read_latency().count() + rates.write_latency().count() > 0;
+  };
+  if (top.nodes_size() < 2 || !any(sum)) return "";
+  std::string out =
+      fmt::format("\nAnother node had the page: together {:.0f}% of the faults", 100 * sum.fetched_share());
+  for (const v1::SpaceNodeCounters& node : top.nodes()) {
+    if (!any(node.rates())) continue;
+    out += fmt::format(", {} {:.0f}%", Printable(node.part().node()), 100 * node.rates().fetched_share());
+  }
+  return out + "\n";
 }
 
 // What became of pages that nodes fetched ahead of need, if any did.
@@ -225,7 +241,9 @@ std::string SpaceTopText(const v1::SpaceTopResponse& top) {
   }
   const v1::SpaceRates sum = SumOfRates(top);
   if (top.nodes_size() > 1) add("together", &sum, &pages);
-  out += table.ToString() + PrefetchText(top);
+  out += table.ToString() + FetchedText(top, sum);
+  if (const std::string vcpus = VcpuSharesText(top); !vcpus.empty()) out += "\n" + vcpus;
+  out += PrefetchText(top);
   if (top.ping_pong_size() > 0) {
     Table moves({"PAGE", "TAKEN AWAY", "NEW OWNER", "BETWEEN"});
     for (const v1::PingPongPage& page : top.ping_pong()) {

@@ -101,8 +101,10 @@ TEST(SpaceOutput, TopHasARowPerNodeAndThePagesThatGoToAndFro) {
   node->mutable_rates()->set_retries(0.5);
   v1::FaultLatency* latency = node->mutable_rates()->mutable_read_latency();
   latency->set_count(17);
+  latency->add_buckets(17);
   latency->set_p50_ns(98304);
   latency->set_max_ns(1 << 20);
+  node->mutable_rates()->set_fetched_share(0.25);
   node = top.add_nodes();
   node->mutable_part()->set_node("b");
   node->mutable_part()->set_reason("silent");
@@ -118,6 +120,7 @@ TEST(SpaceOutput, TopHasARowPerNodeAndThePagesThatGoToAndFro) {
                               "0       0        0.5      12"));
   EXPECT_THAT(text, HasSubstr("\nb         -            -"));
   EXPECT_THAT(text, HasSubstr("\ntogether  1700 "));
+  EXPECT_THAT(text, HasSubstr("\nAnother node had the page: together 25% of the faults, a 25%\n"));
   EXPECT_THAT(text,
               HasSubstr("\n\nNODE  FETCHED AHEAD IN ALL  USEFUL  WASTED\na     800                   780     7\n\n"));
   EXPECT_THAT(text, HasSubstr("0x5000  2400        1200       a,b\n"));

@@ -49,6 +49,11 @@ double Seconds(const v1::SpaceCounters& before, const v1::SpaceCounters& after) 
   return static_cast<double>(after.counted_at_ns() - before.counted_at_ns()) / 1e9;
 }
 
+// That were ended, and measured.
+uint64_t FaultsOf(const v1::SpaceRates& rates) {
+  return rates.read_latency().count() + rates.write_latency().count();
+}
+
 void FillRates(const v1::SpaceCounters& before, const v1::SpaceCounters& after, double seconds, v1::SpaceRates* rates) {
   const auto rate = [seconds](uint64_t from, uint64_t to) {
     return static_cast<double>(to - std::min(from, to)) / seconds;
@@ -61,6 +66,9 @@ void FillRates(const v1::SpaceCounters& before, const v1::SpaceCounters& after, 
   rates->set_retries(rate(before.retries(), after.retries()));
   *rates->mutable_read_latency() = Between(before.read_latency(), after.read_latency());
   *rates->mutable_write_latency() = Between(before.write_latency(), after.write_latency());
+  const uint64_t faults = FaultsOf(*rates);
+  const uint64_t fetched = after.fetched() - std::min(before.fetched(), after.fetched());
+  if (faults > 0) rates->set_fetched_share(std::min(1.0, static_cast<double>(fetched) / static_cast<double>(faults)));
 }
 
 // A page as all nodes saw it.
@@ -126,6 +134,7 @@ void AddRates(const v1::SpaceTopResponse& before, v1::SpaceTopResponse* after) {
 v1::SpaceRates SumOfRates(const v1::SpaceTopResponse& top) {
   v1::SpaceRates sum;
   Buckets reads, writes;
+  double fetched = 0;
   const auto add = [](const v1::FaultLatency& latency, Buckets* buckets) {
     buckets->resize(std::max(buckets->size(), static_cast<size_t>(latency.buckets_size())));
     for (int i = 0; i < latency.buckets_size(); i++) (*buckets)[static_cast<size_t>(i)] += latency.buckets(i);
@@ -138,11 +147,13 @@ v1::SpaceRates SumOfRates(const v1::SpaceTopResponse& top) {
     sum.set_served(sum.served() + rates.served());
     sum.set_revoked(sum.revoked() + rates.revoked());
     sum.set_retries(sum.retries() + rates.retries());
+    fetched += rates.fetched_share() * static_cast<double>(FaultsOf(rates));
     add(rates.read_latency(), &reads);
     add(rates.write_latency(), &writes);
   }
   *sum.mutable_read_latency() = LatencyOf(reads);
   *sum.mutable_write_latency() = LatencyOf(writes);
+  if (FaultsOf(sum) > 0) sum.set_fetched_share(fetched / static_cast<double>(FaultsOf(sum)));
   return sum;
 }
 

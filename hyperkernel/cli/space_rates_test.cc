@@ -32,11 +32,17 @@ TEST(SpaceRates, AreTheDifferenceByTheNodesOwnClock) {
   v1::SpaceTopResponse before, after;
   v1::SpaceNodeCounters* a = AddNode(&before, "a", 1000, 100);
   AddBuckets(a->mutable_counters()->mutable_read_latency(), {0, 1000, 0, 0});
+  a->mutable_counters()->set_fetched(900);
   AddNode(&before, "b", 777'000, 5);
   a = AddNode(&after, "a", 1500, 200);
   AddBuckets(a->mutable_counters()->mutable_read_latency(), {0, 1000, 98, 2});
-  AddNode(&after, "b", 779'000, 9);
+  a->mutable_counters()->set_fetched(960);
+  v1::SpaceNodeCounters* const b = AddNode(&after, "b", 779'000, 9);
+  AddBuckets(b->mutable_counters()->mutable_write_latency(), {0, 100});
   AddRates(before, &after);
+  EXPECT_DOUBLE_EQ(after.nodes(0).rates().fetched_share(), 0.6);
+  EXPECT_DOUBLE_EQ(after.nodes(1).rates().fetched_share(), 0);
+  EXPECT_DOUBLE_EQ(SumOfRates(after).fetched_share(), 0.3);
   EXPECT_DOUBLE_EQ(after.nodes(0).rates().read_faults(), 200);
   EXPECT_DOUBLE_EQ(after.nodes(1).rates().read_faults(), 2);
   EXPECT_DOUBLE_EQ(after.interval_seconds(), 2);

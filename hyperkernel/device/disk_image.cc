@@ -43,7 +43,8 @@ absl::StatusOr<OwnedFd> OpenPath(const DiskImage::Options& options, const std::s
 }
 
 absl::Status InUse(const std::string& what) {
-  return absl::FailedPreconditionError(what + ": in use by another guest or program (it holds a lock on it)");
+  return absl::FailedPreconditionError(what +
+                                       ": in use by another guest or program (it holds a lock on it): stop that first");
 }
 
 absl::Status Take(int fd, short type, off_t start, off_t bytes, const std::string& what) {

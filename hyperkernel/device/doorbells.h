@@ -5,8 +5,26 @@
 #include <cstdint>
 
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/boot/address_map.h"
 
 namespace hk {
+
+// Where doorbells are: each BAR of a guest's devices has this size, and is aligned to it wherever the guest puts it
+// (PCI 3.0, 6.2.5.1), and has its doorbells, one for each stride, at this offset. VirtioPci's layout is checked against
+// it; a device whose BAR is another needs a rule of its own in MayBeDoorbell.
+inline constexpr uint64_t kDoorbellBarBytes = 0x8000;
+inline constexpr uint64_t kDoorbellsOffset = 0x3000;
+inline constexpr uint64_t kDoorbellStride = 4;
+inline constexpr uint64_t kDoorbellsBytes = 64 * kDoorbellStride;
+
+// Whoever does not know where the BARs are can tell so much: at such an address there is a doorbell or nothing, now and
+// after any move of a BAR. A doorbell elsewhere (a BAR that the guest puts outside the window for them) is not among
+// them.
+constexpr bool MayBeDoorbell(Gpa address) {
+  const uint64_t offset = address.value() % kDoorbellBarBytes;
+  return address.value() >= kPci32Start.value() && address.value() - kPci32Start.value() < kPci32Bytes &&
+         offset >= kDoorbellsOffset && offset < kDoorbellsOffset + kDoorbellsBytes;
+}
 
 // A register of a BAR whose writes mean "look", whatever is written. Plain value.
 struct Doorbell {

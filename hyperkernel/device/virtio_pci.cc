@@ -10,6 +10,7 @@
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -51,6 +52,10 @@ struct [[gnu::packed]] CapabilityBody {
   uint32_t extra;  // notify: multiplier; configuration access: data window
 };
 static_assert(sizeof(CapabilityBody) + 2 == sizeof(virtio_pci_cap) + 4);
+
+// What others are told of doorbells.
+static_assert(VirtioPci::kBarBytes == kDoorbellBarBytes && VirtioPci::kNotifyOffset == kDoorbellsOffset &&
+              VirtioPci::kNotifyMultiplier == kDoorbellStride && kMaxVirtioQueues * kDoorbellStride == kDoorbellsBytes);
 
 }  // namespace
 
@@ -158,9 +163,11 @@ void VirtioPci::WriteConfig(uint32_t offset, std::span<const std::byte> data) {
   AfterConfigWrite();
 }
 
-// Follows the command register and MSI-X's control, whichever access changed them.
+// Follows the command register, the BAR and MSI-X's control, whichever access changed them. A BAR that goes elsewhere
+// rings all its doorbells: a write to one of them that was made before, and is on its way from another node, finds
+// nothing there any more.
 void VirtioPci::AfterConfigWrite() {
-  bool mastering_began = false;
+  bool look = false;
   {
     MutexLock apply(&apply_mutex_);
     uint16_t command = 0, control = 0;
@@ -168,12 +175,14 @@ void VirtioPci::AfterConfigWrite() {
       MutexLock lock(&config_mutex_);
       command = config_.Get(PciRegister::kCommand);
       control = config_.Get16(msix_capability_ + 2);
+      const std::optional<uint64_t> decoded = config_.DecodedBar(0);
+      look = std::exchange(decoded_, decoded) != decoded && !HK_MUTANT(moved_doorbells_lose_kicks);
     }
     const bool master = (command & kPciCommandMaster) != 0;
     msix_.SetControl((control & kMsixControlEnabled) != 0, (control & kMsixControlMasked) != 0, master);
-    mastering_began = !bus_master_.exchange(master) && master;
+    if (!bus_master_.exchange(master) && master) look = true;  // work that was held back
   }
-  if (mastering_began) RingAll();  // work that was held back
+  if (look) RingAll();
   UpdateIntx();
 }
 

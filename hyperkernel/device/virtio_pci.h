@@ -123,6 +123,7 @@ class VirtioPci final : public PciDevice, public VirtioTransport {
   // What follows from registers is worked out and applied under this lock, so that the newest state is applied last.
   // Taken before the other locks; the interrupt sink is called with it held.
   Mutex apply_mutex_;
+  std::optional<uint64_t> decoded_ ABSL_GUARDED_BY(apply_mutex_);  // where the BAR answers
   Mutex mutex_;
   CondVar stopped_;  // a reset was finished
   uint8_t status_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -191,6 +191,35 @@ TEST_F(VirtioPciTest, BusMasteringGatesTheDevice) {
   EXPECT_EQ(machine_.Wait(0), 3u) << "the bell was kept";
 }
 
+// A write to a doorbell from another node may come when the BAR is elsewhere already.
+TEST_F(VirtioPciTest, ABarThatMovesRingsItsDoorbells) {
+  ASSERT_TRUE(machine_.Start());
+  machine_.drivers[0]->Add({{.address = kBuffer, .bytes = 5}});
+  machine_.SetConfig(0x10, machine_.bar + 0x100000, 4);
+  machine_.Notify(0);  // nothing is there
+  EXPECT_EQ(machine_.Wait(0), 5u);
+  machine_.drivers[1]->Add({{.address = kBuffer, .bytes = 6}});
+  machine_.SetConfig(0x04, kPciCommandMaster, 2);
+  EXPECT_EQ(machine_.Wait(1), 6u);
+  const int bells = device_.bells;
+  machine_.SetConfig(0x0c, 0x10, 1);  // another register
+  machine_.Run();
+  EXPECT_EQ(device_.bells, bells);
+}
+
+TEST_F(VirtioPciTest, ADoorbellIsAllThereIsWhereOneMayBe) {
+  ASSERT_TRUE(machine_.Start());
+  ASSERT_TRUE(MayBeDoorbell(Gpa(machine_.bar + VirtioPci::kNotifyOffset)));
+  const uint64_t vector = machine_.Read(machine_.bar + VirtioPci::kTableOffset, 8);
+  machine_.drivers[0]->Add({{.address = kBuffer, .bytes = 5}});
+  for (uint64_t offset = 0; offset < VirtioPci::kBarBytes; ++offset) {
+    if (MayBeDoorbell(Gpa(machine_.bar + offset))) machine_.Write(machine_.bar + offset, ~uint64_t{0}, 8);
+  }
+  EXPECT_EQ(machine_.Wait(0), 5u);
+  EXPECT_EQ(machine_.Status(), 15);
+  EXPECT_EQ(machine_.Read(machine_.bar + VirtioPci::kTableOffset, 8), vector);
+}
+
 TEST_F(VirtioPciTest, BlockedMemoryPutsWorkOff) {
   ASSERT_TRUE(machine_.Start());
   ASSERT_TRUE(machine_.space->Block(std::chrono::steady_clock::now()).ok());

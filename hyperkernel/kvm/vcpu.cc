@@ -178,6 +178,7 @@ VcpuCounters Vcpu::counters() const {
     counters.halted_ns +=
         static_cast<uint64_t>(std::max<int64_t>(RealClock().Now().time_since_epoch().count() - since, 0));
   }
+  counters.settling_ns = settling_ns_.load(std::memory_order_relaxed);
   counters.exits_ns = exits_ns_.load(std::memory_order_relaxed);
   return counters;
 }

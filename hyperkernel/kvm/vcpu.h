@@ -203,6 +203,7 @@ class Vcpu {
   std::atomic<uint64_t> entries_ = 0;             // returns from KVM_RUN
   std::atomic<uint64_t> halted_ns_ = 0;           // or before SIPI; written by the thread alone
   std::atomic<int64_t> asleep_since_ns_ = 0;      // 0: it is not asleep; not yet in halted_ns_
+  std::atomic<uint64_t> settling_ns_ = 0;         // the same
   std::atomic<uint64_t> exits_ns_ = 0;            // of a paced one: in exits that devices handle; the same
 
   Mutex kick_mutex_ ABSL_ACQUIRED_AFTER(mutex_);

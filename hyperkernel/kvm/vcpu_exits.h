@@ -45,6 +45,7 @@ struct VcpuCounters {
   uint64_t nmis = 0;
   uint64_t unknown_msrs = 0;  // accesses that faulted
   uint64_t halted_ns = 0;     // or before SIPI
+  uint64_t settling_ns = 0;   // not halted, and not Settled
   uint64_t exits_ns = 0;      // of a paced vCPU: in port and MMIO exits
 };
 

@@ -16,6 +16,7 @@ VcpuCounters Sum(VcpuCounters a, const VcpuCounters& b) {
   a.nmis += b.nmis;
   a.unknown_msrs += b.unknown_msrs;
   a.halted_ns += b.halted_ns;
+  a.settling_ns += b.settling_ns;
   a.exits_ns += b.exits_ns;
   return a;
 }

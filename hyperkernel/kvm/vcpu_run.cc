@@ -317,14 +317,16 @@ void Vcpu::Sleep() {
   const std::optional<ThreadWaits> before = Waits();
   const Monotonic begin = RealClock().Now();
   const Monotonic end = std::min(TimerDue(), begin + kLongTime);
-  asleep_since_ns_.store(begin.time_since_epoch().count(), std::memory_order_relaxed);
+  // What waits for other nodes is short, and told of when it is over.
+  const bool settling = activity_ == VcpuActivity::kRunning;
+  if (!settling) asleep_since_ns_.store(begin.time_since_epoch().count(), std::memory_order_relaxed);
   MutexLock lock(&mutex_);
   asleep_ = true;
   while (!attention_ && news_.WaitUntil(&mutex_, end)) {
   }
   asleep_ = false;
   asleep_since_ns_.store(0, std::memory_order_relaxed);
-  AddTime(&halted_ns_, RealClock().Now() - begin);
+  AddTime(settling ? &settling_ns_ : &halted_ns_, RealClock().Now() - begin);
   if (!before.has_value()) return;
   const std::optional<ThreadWaits> after = Waits();
   if (!after.has_value()) return;

@@ -99,6 +99,7 @@ TEST_F(VcpuTest, DoesNotEnterTheGuestBeforeItIsSettled) {
   apic.wake();
   EXPECT_EQ(guest.devices.WaitForEnd(kProgramLimit), FakeDevices::End::kPassed)
       << "step " << guest.devices.step() << " " << guest.devices.reason();
+  EXPECT_GT(guest.vcpu[0]->counters().settling_ns, 0u);
 }
 
 // Both vCPUs are moved again and again while interrupts fly between them; none is lost or comes twice.

@@ -511,6 +511,7 @@ SpaceStatistics Engine::Statistics() const {
     sum.filled_around += one.filled_around;
     sum.batches += one.batches;
     sum.empties += one.empties;
+    sum.fetched += one.fetched;
     sum.peeks += one.peeks;
     sum.peeks_used += one.peeks_used;
     sum.peeks_refused += one.peeks_refused;

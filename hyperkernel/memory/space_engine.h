@@ -173,6 +173,7 @@ struct SpaceStatistics {
   uint64_t peeks_refused = 0;         // of these: in vain
   uint64_t filled_around = 0;         // pages that got a frame for a first write to one beside them
   uint64_t batches = 0, empties = 0;  // requests for several of them; pages of these that came without their bytes
+  uint64_t fetched = 0;               // wishes of those below that got their page's bytes from another node
   std::array<uint64_t, kLatencyBuckets> read_latency{}, write_latency{};  // from the wish to the installation
 };
 

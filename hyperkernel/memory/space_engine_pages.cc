@@ -502,7 +502,10 @@ bool Engine::Install(Shard* shard, ActivePage* active, PageState before, const P
   if (wished) {
     ++(access == PageAccess::kWrite ? statistics.write_latency
                                     : statistics.read_latency)[BucketOf(now - active->since)];
-    if (action.source == PageSource::kPayload || action.source == PageSource::kPeeked) PingSoon();
+    if (action.source == PageSource::kPayload || action.source == PageSource::kPeeked) {
+      ++statistics.fetched;
+      PingSoon();
+    }
     active->since = now;  // for whoever wants more still
   }
   return true;

@@ -54,6 +54,7 @@ class SpacePeeksTest : public SpaceNetworkTest {
 
 TEST_F(SpacePeeksTest, TheHomeGrantsWithoutTheOwner) {
   Prepare();
+  const uint64_t fetched = Of(0).fetched;
   for (const bool home_first : {false, true}) {
     const uint64_t page = PageOf(home_first ? 2 : 3);
     Fault(page);
@@ -72,6 +73,7 @@ TEST_F(SpacePeeksTest, TheHomeGrantsWithoutTheOwner) {
   }
   EXPECT_EQ(Of(0).peeks, 2u);
   EXPECT_EQ(Of(0).peeks_used, 2u);
+  EXPECT_EQ(Of(0).fetched, fetched + 2);
   // Who is a reader of it now is told of the next write.
   Write(2, PageOf(2), 1);
   EXPECT_EQ(RightAt(0, PageOf(2)), PageRight::kNone);

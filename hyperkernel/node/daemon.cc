@@ -336,7 +336,11 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
       parts->guests,
       GuestManager::Open(
           parts->state.get(), settings.name,
-          [&frames, &swap, &kernels](const v1::VmSpec& spec) { return CheckKvmMachine(spec, frames, swap, kernels); },
+          [&frames, &swap, &kernels, &cluster = *parts->cluster](const v1::VmSpec& spec) {
+            const absl::Status nodes =
+                CheckPlacedNodes(spec, [&cluster](const std::string& node) { return cluster.NumberOf(node).status(); });
+            return nodes.ok() ? CheckKvmMachine(spec, frames, swap, kernels) : nodes;
+          },
           [parts = parts.get(), self, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
             return parts->MakeMachine(spec, generation, events, self, clock);
           },

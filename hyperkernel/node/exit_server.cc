@@ -1,5 +1,6 @@
 #include "hyperkernel/node/exit_server.h"
 
+#include <array>
 #include <chrono>
 #include <span>
 #include <utility>
@@ -35,7 +36,8 @@ void ExitServer::Stop() {
   for (const std::unique_ptr<Peer>& peer : peers_) {
     MutexLock lock(&peer->mutex);
     peer->stopping = true;
-    peer->changed.Signal();
+    peer->changed.SignalAll();
+    while (peer->ringing) peer->changed.WaitUntil(&peer->mutex, std::chrono::steady_clock::now() + kLookAgain);
   }
   for (const std::unique_ptr<Peer>& peer : peers_) {
     if (peer->thread.joinable()) peer->thread.join();
@@ -63,6 +65,11 @@ absl::Status ExitServer::OnExitMessage(NodeId from, const Message& message) {
     peer->changed.Signal();
     return absl::OkStatus();
   }
+  if (message.type == kMachineDoorbellType) {
+    const absl::StatusOr<Gpa> address = DecodeDoorbell(message.body);
+    if (address.ok()) Ring(peer, *address);
+    return address.status();
+  }
   if (message.type != kMachineExitType) return absl::InvalidArgumentError("an answer to the node of the devices");
   const absl::StatusOr<ExitRequest> request = DecodeExitRequest(message.body);
   if (!request.ok()) return request.status();
@@ -75,6 +82,21 @@ absl::Status ExitServer::OnExitMessage(NodeId from, const Message& message) {
   }
   peer->changed.Signal();  // not under the lock, which who is woken needs
   return absl::OkStatus();
+}
+
+// At once: not behind accesses of other vCPUs that take long. The vCPU's own are made by now: it waited for them.
+void ExitServer::Ring(Peer* peer, Gpa address) {
+  {
+    MutexLock lock(&peer->mutex);
+    if (peer->stopping) return;
+    peer->ringing = true;
+  }
+  // Which queue is meant stands in the address, and what is written means nothing (virtio 1.2, 4.1.4.4).
+  constexpr std::array<std::byte, 2> kAnything{};
+  local_->MmioWrite(address, kAnything);
+  MutexLock lock(&peer->mutex);
+  peer->ringing = false;
+  if (peer->stopping) peer->changed.SignalAll();
 }
 
 void ExitServer::OnExitsSent(NodeId to) {

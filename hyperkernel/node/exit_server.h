@@ -26,14 +26,14 @@ namespace hk {
 class ExitServer final : public ExitMessages {
  public:
   // `link`, which is the I/O node's, and `local` outlive this. `vcpus`: of the guest. `local` is called on one thread
-  // for each other node, OnGuestFailure too.
+  // for each other node, OnGuestFailure too; for doorbells in the transport's handler: a write to one must not block.
   ExitServer(MachineLink* link, ExitHandler* local, uint32_t vcpus);
   ~ExitServer() override;
   ExitServer(const ExitServer&) = delete;
   ExitServer& operator=(const ExitServer&) = delete;
 
   // When it returns, `local` is not called any more. Waits for accesses under way; what is queued is dropped. Not on
-  // one of its threads. More than once is allowed.
+  // one of its threads, nor a transport's. More than once is allowed.
   void Stop();
 
   // ExitMessages.
@@ -57,11 +57,13 @@ class ExitServer final : public ExitMessages {
     std::vector<VcpuFailure> failures ABSL_GUARDED_BY(mutex);  // to be told
     VcpuSet failed ABSL_GUARDED_BY(mutex);                     // of which it has told
     bool sent ABSL_GUARDED_BY(mutex) = true;                   // the last answer is with the transport
+    bool ringing ABSL_GUARDED_BY(mutex) = false;               // a doorbell, in the transport's handler
     bool stopping ABSL_GUARDED_BY(mutex) = false;
     std::thread thread;
   };
 
   Peer* Find(NodeId node);
+  void Ring(Peer* peer, Gpa address);
   void Run(Peer* peer);
   ExitAnswer Make(const ExitRequest& request);
 

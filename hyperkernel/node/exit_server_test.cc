@@ -69,6 +69,32 @@ TEST_F(ExitServerTest, ADeviceThatTakesLongDelaysItsOwnNodeOnly) {
   EXPECT_EQ(Answered(0), (std::pair{3UL, 1}));
 }
 
+TEST_F(ExitServerTest, ADoorbellRingsAtOnceAndIsNotAnswered) {
+  devices_.SetBusy(true);
+  Ask(0, 1, Write(1));
+  devices_.WaitEntered();
+  for (uint64_t i = 0; i < 10 * kVcpus; ++i) {
+    network_.Give(0, 2, kMachineDoorbellType, 0, EncodeDoorbell(DoorbellAt(i)));
+    EXPECT_EQ(devices_.rung(), i + 1);
+  }
+  EXPECT_EQ(network_.waiting(2, 0, kFault), 0u);
+  devices_.SetBusy(false);
+  EXPECT_EQ(Answered(0).first, 1u);
+  server_.Stop();
+  network_.Give(0, 2, kMachineDoorbellType, 0, EncodeDoorbell(DoorbellAt(0)));
+  EXPECT_EQ(devices_.rung(), 10 * kVcpus);
+  EXPECT_EQ(network_.Failures(2), 0u);
+}
+
+TEST_F(ExitServerTest, WhatIsNoDoorbellIsNotRung) {
+  auto body = EncodeDoorbell(DoorbellAt(0));
+  body[9] = std::byte{0};
+  network_.Give(0, 2, kMachineDoorbellType, 0, body);
+  EXPECT_EQ(Failure(), "0: is not to be relied on: a doorbell that is malformed");
+  EXPECT_EQ(devices_.rung(), 0u);
+  EXPECT_EQ(devices_.accesses(), 0u);
+}
+
 TEST_F(ExitServerTest, AnAnswerThatTheTransportRefusesIsNotLost) {
   network_.SetRoom(0);
   Ask(0, 1, Write(5));

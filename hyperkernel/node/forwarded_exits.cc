@@ -4,6 +4,7 @@
 
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/mutant.h"
+#include "hyperkernel/device/doorbells.h"
 #include "hyperkernel/irq/vcpu_set.h"
 
 namespace hk {
@@ -43,7 +44,16 @@ void ForwardedExits::MmioRead(Gpa address, std::span<std::byte> data) {
   Read(ExitKind::kMmioRead, address.value(), data);
 }
 void ForwardedExits::MmioWrite(Gpa address, std::span<const std::byte> data) {
+  if (MayBeDoorbell(address) && Ring(address)) return;
   Write(ExitKind::kMmioWrite, address.value(), data);
+}
+
+bool ForwardedExits::Ring(Gpa address) {
+  {
+    MutexLock lock(&mutex_);
+    if (abandoned_) return true;
+  }
+  return link_->PostDoorbell(link_->io_node(), EncodeDoorbell(address));
 }
 
 void ForwardedExits::Read(ExitKind kind, uint64_t address, std::span<std::byte> data) {

@@ -35,7 +35,8 @@ class ForwardedExits final : public ExitHandler, public ExitMessages {
   // Whoever waits returns at once, and so do all later calls: reads with all ones. Any thread.
   void Abandon();
 
-  // ExitHandler. Each access blocks until it is made or abandoned, `deadline` at most: then the link fails.
+  // ExitHandler. Each access blocks until it is made or abandoned, `deadline` at most: then the link fails. A write
+  // where a doorbell may be (device/doorbells.h) does not: it leaves, and the vCPU goes on.
   void PortRead(uint16_t port, std::span<std::byte> data) override;
   void PortWrite(uint16_t port, std::span<const std::byte> data) override;
   void MmioRead(Gpa address, std::span<std::byte> data) override;
@@ -55,6 +56,8 @@ class ForwardedExits final : public ExitHandler, public ExitMessages {
     CondVar answered;
   };
 
+  // False: too many doorbells wait for room.
+  bool Ring(Gpa address);
   void Read(ExitKind kind, uint64_t address, std::span<std::byte> data);
   void Write(ExitKind kind, uint64_t address, std::span<const std::byte> data);
   // What was read; all ones if it was not made.

@@ -75,6 +75,65 @@ TEST_F(ForwardedExitsTest, AWriteWaitsToo) {
   EXPECT_TRUE(written);
 }
 
+constexpr std::array<std::byte, 2> kRing{std::byte{3}, std::byte{0}};
+
+TEST_F(ForwardedExitsTest, ADoorbellDoesNotWaitAndKeepsItsPlaceBeforeWhatFollows) {
+  forwarded_.MmioWrite(DoorbellAt(3), kRing);
+  forwarded_.MmioWrite(DoorbellAt(3), kRing);
+  const Message asked = [&] {
+    reader_ = std::thread([this] { forwarded_.MmioRead(Gpa(0x1000), read_); });
+    for (int i = 0; i < 2; ++i) {
+      const MemoryMessage rung = network_.Take(0, 2, kFault);
+      EXPECT_EQ(rung.message.type, kMachineDoorbellType);
+      EXPECT_TRUE(CheckMachineHeader(rung.message, {}).ok());
+      const auto address = DecodeDoorbell(rung.body);
+      EXPECT_TRUE(address.ok() && *address == DoorbellAt(3));
+    }
+    return network_.Take(0, 2, kFault).message;
+  }();
+  EXPECT_EQ(asked.type, kMachineExitType);
+  Answer(2, asked.transaction, Four(1));
+  reader_.join();
+  forwarded_.Abandon();
+  forwarded_.MmioWrite(DoorbellAt(3), kRing);
+  EXPECT_EQ(network_.waiting(0, 2, kFault), 0u);
+}
+
+TEST_F(ForwardedExitsTest, DoorbellsThatFindNoRoomAreKeptOnceEach) {
+  network_.SetRoom(1);
+  forwarded_.MmioWrite(DoorbellAt(0), kRing);  // takes the room
+  for (int i = 0; i < 1000; ++i) forwarded_.MmioWrite(DoorbellAt(1 + i % 3), kRing);
+  network_.SetRoom(100);
+  EXPECT_EQ(network_.waiting(0, 2, kFault), 1u);
+  network_.Writable(0, 2, kFault);
+  std::vector<Gpa> rung;
+  while (network_.waiting(0, 2, kFault) > 0) {
+    const auto address = DecodeDoorbell(network_.Take(0, 2, kFault).body);
+    ASSERT_TRUE(address.ok());
+    rung.push_back(*address);
+  }
+  EXPECT_EQ(rung, (std::vector<Gpa>{DoorbellAt(0), DoorbellAt(1), DoorbellAt(2), DoorbellAt(3)}));
+}
+
+TEST_F(ForwardedExitsTest, AWriteToADoorbellTooManyWaitsForItsAnswer) {
+  MachineNetwork network(2);
+  NoExits io;
+  ForwardedExits forwarded(network.link(0), 1, std::chrono::milliseconds(1));
+  network.Open({&forwarded, &io}, 1);
+  network.SetRoom(0);
+  for (size_t i = 0; i < kMostKeptDoorbells; ++i) forwarded.MmioWrite(DoorbellAt(i), kRing);
+  forwarded.MmioWrite(DoorbellAt(5), kRing);  // is kept already
+  EXPECT_EQ(network.Failures(0), 0u);
+  forwarded.MmioWrite(DoorbellAt(kMostKeptDoorbells), kRing);
+  EXPECT_EQ(network.Failure(0), "1: has not made an access to a device in time");
+  network.Close();
+}
+
+TEST_F(ForwardedExitsTest, DoorbellsToANodeWithoutDevices) {
+  network_.Give(1, 0, kMachineDoorbellType, 0, EncodeDoorbell(DoorbellAt(0)));
+  EXPECT_EQ(Failure(), "1: is not to be relied on: a message about exits to or from a node without devices");
+}
+
 TEST_F(ForwardedExitsTest, AbandonedReadsAreAllOnes) {
   const Message asked = StartRead();
   forwarded_.Abandon();
@@ -174,8 +233,10 @@ TEST(ForwardedExitsAndServerTest, SeveralThreadsReadWhatTheyWrote) {
         for (uint64_t round = 1; round <= kRounds; ++round) {
           uint64_t value = round << 32 | i, read = 0;
           exits.MmioWrite(Gpa(0x1000 + i), std::as_bytes(std::span(&value, 1)));
+          const uint64_t before = devices.rung();
+          exits.MmioWrite(DoorbellAt(i), kRing);
           exits.MmioRead(Gpa(0x1000 + i), std::as_writable_bytes(std::span(&read, 1)));
-          wrong += read != value;
+          wrong += read != value || devices.rung() == before;
         }
         ++ended;
       });

@@ -325,7 +325,10 @@ std::vector<v1::VcpuTimes> KvmMachine::vcpu_times() const {
   std::vector<v1::VcpuTimes> all = waits_.Times(*vcpus_);
   for (v1::VcpuTimes& times : all) times.set_node(spec_.io_node());
   if (spread_ == nullptr) return all;
-  for (v1::VcpuTimes& times : spread_->vcpu_times()) all.push_back(std::move(times));
+  for (v1::VcpuTimes& times : spread_->vcpu_times()) {
+    times.set_forwarded_ns(times.exits_ns());  // all devices are here
+    all.push_back(std::move(times));
+  }
   return all;
 }
 

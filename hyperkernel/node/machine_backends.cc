@@ -40,6 +40,11 @@ absl::StatusOr<MachineBackends> MachineBackends::Open(const v1::VmSpec& spec) {
                                                        .read_only = disk.readonly(),
                                                        .buffered = disk.cache() == v1::DISK_CACHE_BUFFERED,
                                                        .exclusive = disk.exclusive()});
+    if (absl::IsNotFound(image.status())) {
+      return WithContext(absl::NotFoundError(fmt::format("{}; it is to be on the I/O node, '{}'",
+                                                         MessageOf(image.status()), spec.io_node())),
+                         fmt::format("disks[{}].path", i));
+    }
     if (!image.ok()) return WithContext(image.status(), fmt::format("disks[{}].path", i));
     backends.disks.push_back(*std::move(image));
   }

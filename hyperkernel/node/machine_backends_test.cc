@@ -68,7 +68,8 @@ TEST_F(MachineBackendsTest, RefusalsNameFieldAndObject) {
   const struct {
     std::string text, line;
   } cases[] = {
-      {"disks { path: 'none' }", "disks[0].path: " + Path("none") + ": No such file or directory (ENOENT)"},
+      {"disks { path: 'none' }",
+       "disks[0].path: " + Path("none") + ": No such file or directory (ENOENT); it is to be on the I/O node"},
       {"disks { path: 'fifo' }", "disks[0].path: " + Path("fifo") + ": neither a regular file nor a block device"},
       {"disks { path: 'odd' }",
        "disks[0].path: " + Path("odd") + ": 513 bytes is not a disk of whole 512-byte sectors"},

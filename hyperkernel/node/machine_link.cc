@@ -93,8 +93,8 @@ Message MachineLink::Header(uint16_t type, uint64_t transaction, std::span<const
 }
 
 bool MachineLink::Post(NodeId to, Lane* lane, uint16_t type, uint64_t transaction, std::span<const std::byte> body) {
-  // Around the Send too: what another thread sends later must not overtake, and OnWritable must not miss what is kept.
-  MutexLock lock(&lane->mutex);
+  // Locked around the Send too: what another thread sends later must not overtake, and OnWritable must not miss what is
+  // kept.
   if (ended_) return true;
   if (lane->kept.empty() || HK_MUTANT(machine_link_overtakes)) {
     const absl::Status sent = transport_->Send(to, Header(type, transaction, body));
@@ -138,13 +138,32 @@ bool MachineLink::Drain(NodeId to, Lane* lane) {
 bool MachineLink::Send(NodeId to, std::span<const std::byte> bytes) {
   Peer* const peer = Find(to);
   HK_CHECK(peer != nullptr);
+  MutexLock lock(&peer->invalidate.mutex);
   return Post(to, &peer->invalidate, kMachineInterruptType, 0, bytes);
 }
 
 bool MachineLink::PostExit(NodeId to, uint16_t type, uint64_t transaction, std::span<const std::byte> body) {
   Peer* const peer = Find(to);
   HK_CHECK(peer != nullptr);
+  MutexLock lock(&peer->fault.mutex);
   return Post(to, &peer->fault, type, transaction, body);
+}
+
+bool MachineLink::PostDoorbell(NodeId to, std::span<const std::byte> body) {
+  Peer* const peer = Find(to);
+  HK_CHECK(peer != nullptr);
+  Lane* const lane = &peer->fault;
+  MutexLock lock(&lane->mutex);
+  size_t waiting = 0;
+  for (const Kept& kept : lane->kept) {
+    if (kept.type != kMachineDoorbellType) continue;
+    if (std::ranges::equal(kept.body, body)) return true;
+    waiting++;
+  }
+  if (waiting != 0 && HK_MUTANT(machine_waiting_doorbell_drops_others)) return true;
+  if (waiting >= kMostKeptDoorbells) return false;
+  Post(to, lane, kMachineDoorbellType, 0, body);
+  return true;
 }
 
 void MachineLink::OnWritable(NodeId node, MessageClass message_class) {

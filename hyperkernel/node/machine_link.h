@@ -37,6 +37,10 @@ namespace hk {
 // How many exchanges a measurement of clocks makes: on a busy link some of them meet no queue at all.
 inline constexpr uint32_t kClockExchanges = 64;
 
+// Doorbells that wait for room at a time, to one node: queues of a machine, beyond which writes to them wait as other
+// accesses do.
+inline constexpr size_t kMostKeptDoorbells = 64;
+
 // A link's user for messages about exits: ForwardedExits at a node without the devices, ExitServer at the I/O node.
 class ExitMessages {
  public:
@@ -92,6 +96,9 @@ class MachineLink final : public GuestReceiver, public InterruptLink {
   // For ExitMessages. Takes the message in any case; false: it waits for room, and OnExitsSent(to) follows. Any thread,
   // no lock that OnExitMessage or OnExitsSent takes held.
   bool PostExit(NodeId to, uint16_t type, uint64_t transaction, std::span<const std::byte> body);
+  // Takes a doorbell's message; one that waits for room is as good as a second one of the same doorbell. False:
+  // kMostKeptDoorbells others wait, and this one is not taken. Any thread, as PostExit.
+  bool PostDoorbell(NodeId to, std::span<const std::byte> body);
   // The first one counts. Any thread, any lock held.
   void Fail(NodeId peer, std::string reason);
 
@@ -107,7 +114,8 @@ class MachineLink final : public GuestReceiver, public InterruptLink {
   void OnPeerFailed(NodeId peer, PeerFailure why, const std::string& detail) override;
 
  private:
-  // What the transport did not take. Users bound how many there are: interrupts one, exits by vCPUs.
+  // What the transport did not take. Users bound how many there are: interrupts one, exits by vCPUs; doorbells
+  // are bounded here.
   struct Kept {
     uint16_t type = 0;
     uint64_t transaction = 0;
@@ -137,7 +145,8 @@ class MachineLink final : public GuestReceiver, public InterruptLink {
   Peer* Find(NodeId node) const;
   Message Header(uint16_t type, uint64_t transaction, std::span<const std::byte> body) const;
   // Takes the message; false: kept, as there is no room.
-  bool Post(NodeId to, Lane* lane, uint16_t type, uint64_t transaction, std::span<const std::byte> body);
+  bool Post(NodeId to, Lane* lane, uint16_t type, uint64_t transaction, std::span<const std::byte> body)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   // Sends it now or not at all.
   void Offer(NodeId to, Lane* lane, uint16_t type, uint64_t transaction, std::span<const std::byte> body);
   // The transport has not taken it, and there is room.

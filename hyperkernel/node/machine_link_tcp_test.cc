@@ -180,6 +180,26 @@ TEST_F(MachineLinkTcpTest, SeveralVcpusReachTheDevicesAtOnce) {
   ExpectNoFailure();
 }
 
+TEST_F(MachineLinkTcpTest, DoorbellsOfSeveralVcpusArriveBeforeWhatFollows) {
+  constexpr uint64_t kRounds = 2000;
+  constexpr std::array<std::byte, 2> kRing{};
+  std::vector<std::thread> threads;
+  for (uint32_t i = 0; i < kVcpus; ++i) {
+    threads.emplace_back([&, i] {
+      ForwardedExits& exits = *nodes_[1 + i % 2].forwarded;
+      for (uint64_t round = 0; round < kRounds; ++round) exits.MmioWrite(DoorbellAt(i), kRing);
+      std::array<std::byte, 4> read{};
+      const uint64_t before = devices_.rung();
+      exits.MmioWrite(DoorbellAt(i), kRing);
+      exits.MmioRead(Gpa(0x1000 + i), read);
+      EXPECT_GT(devices_.rung(), before);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LE(devices_.rung(), kVcpus * (kRounds + 1));
+  ExpectNoFailure();
+}
+
 TEST_F(MachineLinkTcpTest, InterruptsOfAllToAll) {
   for (uint32_t i = 1; i < kVcpus; ++i) {
     vcpu(0).WriteMsr(kIcr, uint64_t{i} << 32 | 0x4500);

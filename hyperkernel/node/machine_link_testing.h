@@ -18,6 +18,7 @@
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/hang_guard.h"
 #include "hyperkernel/base/mutex.h"
+#include "hyperkernel/device/doorbells.h"
 #include "hyperkernel/irq/irq_testing.h"
 #include "hyperkernel/kvm/exit_handler.h"
 #include "hyperkernel/memory/space_router.h"
@@ -273,13 +274,22 @@ class NoExits final : public ExitMessages {
   int sent = 0;
 };
 
-// Devices that remember: a register of 8 bytes for each port and address. Thread-safe.
+// A doorbell, by number.
+constexpr Gpa DoorbellAt(uint64_t number) {
+  return Gpa(kPci32Start.value() + number / 64 * kDoorbellBarBytes + kDoorbellsOffset + number % 64 * kDoorbellStride);
+}
+
+// Devices that remember: a register of 8 bytes for each port and address; and doorbells, which only count. Thread-safe.
 class NotingDevices final : public ExitHandler {
  public:
   void PortRead(uint16_t port, std::span<std::byte> data) override { Read(port, data); }
   void PortWrite(uint16_t port, std::span<const std::byte> data) override { Write(port, data); }
   void MmioRead(Gpa address, std::span<std::byte> data) override { Read(address.value(), data); }
-  void MmioWrite(Gpa address, std::span<const std::byte> data) override { Write(address.value(), data); }
+  void MmioWrite(Gpa address, std::span<const std::byte> data) override {
+    if (!MayBeDoorbell(address)) return Write(address.value(), data);
+    MutexLock lock(&mutex_);
+    ++rung_;
+  }
   void OnGuestFailure(VcpuId vcpu, const std::string& reason) override {
     MutexLock lock(&mutex_);
     failures_.push_back(std::to_string(vcpu.value()) + ": " + reason);
@@ -300,6 +310,11 @@ class NotingDevices final : public ExitHandler {
   uint64_t accesses() {
     MutexLock lock(&mutex_);
     return accesses_;
+  }
+  // Writes to doorbells.
+  uint64_t rung() {
+    MutexLock lock(&mutex_);
+    return rung_;
   }
   // Waits for the first.
   std::vector<std::string> failures() {
@@ -333,7 +348,7 @@ class NotingDevices final : public ExitHandler {
   CondVar changed_;
   bool busy_ = false;
   int inside_ = 0;
-  uint64_t accesses_ = 0;
+  uint64_t accesses_ = 0, rung_ = 0;
   std::vector<std::string> failures_;
   std::map<uint64_t, std::array<std::byte, kMaxExitBytes>> registers_;
 };

@@ -21,12 +21,14 @@ constexpr char kToldToEnd[] = "its I/O node has ended it";
 
 }  // namespace
 
-MachineParts::MachineParts(Factory factory, const Clock& clock)
-    : factory_(std::move(factory)), clock_(clock), thread_([this] { Run(); }) {}
+MachineParts::MachineParts(Factory factory, const Clock& clock) : factory_(std::move(factory)), clock_(clock) {
+  const size_t threads = HK_MUTANT(parts_end_one_by_one) ? 1 : kPartsEndingAtOnce;
+  for (size_t i = 0; i < threads; i++) threads_.emplace_back([this] { Run(); });
+}
 
 MachineParts::~MachineParts() {
   StopAll();
-  thread_.join();
+  for (std::thread& thread : threads_) thread.join();
 }
 
 absl::StatusOr<v1::AttachMachineResponse> MachineParts::Attach(const v1::AttachMachineRequest& request) {
@@ -177,7 +179,7 @@ void MachineParts::StopAll() {
   while (!entries_.empty()) changed_.WaitUntil(&mutex_, clock_.Now() + kIdle);
 }
 
-// Destroys what has ended, and all when the daemon ends.
+// Destroys what has ended, and all when the daemon ends. On several threads: an entry is the one's that made it busy.
 void MachineParts::Run() {
   MutexLock lock(&mutex_);
   while (!stopping_ || !entries_.empty()) {

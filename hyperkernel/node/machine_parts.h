@@ -2,8 +2,8 @@
 //
 // Invariants:
 //  1. A part does what its machine's I/O node says, and no other node.
-//  2. One thing at a time is done with a part. A part that cannot go on is destroyed by the manager's thread; who asks
-//     for it later hears why.
+//  2. One thing at a time is done with a part. A part that cannot go on is destroyed by a thread of the manager's,
+//     beside others that end at the same time (those of one lost node do); who asks for it later hears why.
 //  3. No lock is held while a part is made, runs an order, or ends.
 #pragma once
 
@@ -13,6 +13,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
@@ -25,6 +26,10 @@ namespace hk {
 // Machines whose vCPUs a node has beside its own: as many as spaces.
 inline constexpr size_t kMaxMachineParts = 128;
 
+// So many of them end at a time. One may take 4 s, as long as a vCPU that waits for a page does not stop: all of them
+// together half a minute, and the daemon's end no more.
+inline constexpr size_t kPartsEndingAtOnce = 16;
+
 // All of one node.
 class MachineParts {
  public:
@@ -34,7 +39,7 @@ class MachineParts {
 
   // `clock`, and what the factory uses, outlive it.
   MachineParts(Factory factory, const Clock& clock);
-  // Ends all. REQUIRES: no call is under way or comes.
+  // Ends all, several at a time. REQUIRES: no call is under way or comes.
   ~MachineParts();
 
   // For I/O nodes. Errors: for people. kAlreadyExists, kResourceExhausted, and what the factory says; kNotFound,
@@ -72,7 +77,7 @@ class MachineParts {
   // Of parts that are no more: why, for whoever asks, and for an Attach that comes late. The last kMaxMachineParts.
   std::deque<std::pair<uint64_t, std::string>> ends_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread thread_;
+  std::vector<std::thread> threads_;  // each runs Run
 };
 
 }  // namespace hk

@@ -1,5 +1,6 @@
 #include "hyperkernel/node/machine_parts.h"
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <string>
@@ -7,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/check.h"
@@ -26,7 +28,7 @@ struct World {
   CondVar changed;
   std::vector<std::string> did;
   int alive = 0;
-  bool make_waits = false, run_waits = false;
+  bool make_waits = false, run_waits = false, end_waits = false;
   bool ends_in_make = false;
   absl::Status make_status, hold_status;
   std::function<void(const std::string&)> ended;  // of the last
@@ -69,6 +71,13 @@ class FakePart final : public MachinePart {
     world_->alive++;
   }
   ~FakePart() override {
+    bool waits = false;
+    {
+      MutexLock lock(&world_->mutex);
+      waits = world_->end_waits;
+    }
+    if (waits) world_->Did("ending");
+    world_->Wait(&world_->end_waits);
     {
       MutexLock lock(&world_->mutex);
       world_->alive--;
@@ -214,7 +223,7 @@ TEST_F(MachinePartsTest, AnotherVersionIsRefused) {
   request.set_machine_protocol(kMachineProtocolVersion + 1);
   const absl::Status status = parts_.Attach(request).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(status));
-  EXPECT_THAT(MessageOf(status), HasSubstr("node 'a' speaks version 2"));
+  EXPECT_THAT(MessageOf(status), HasSubstr(fmt::format("node 'a' speaks version {}", kMachineProtocolVersion + 1)));
   EXPECT_THAT(world_.Done(), ElementsAre());
 }
 
@@ -294,6 +303,29 @@ TEST_F(MachinePartsTest, StopAllEndsWhatIsMadeAndWhatIsBusy) {
   EXPECT_EQ(world_.Alive(), 0);
   EXPECT_TRUE(absl::IsUnavailable(parts_.Attach(Request(4)).status()));
   EXPECT_THAT(MessageOf(Order(v1::MACHINE_ORDER_STATUS, 2)), HasSubstr("its daemon ends"));
+}
+
+// When a node with the devices of several machines is lost. One order at a time still, and a bound.
+TEST_F(MachinePartsTest, SeveralEndAtOnceAndNotAll) {
+  constexpr size_t kParts = kPartsEndingAtOnce + 3;
+  std::vector<std::function<void(const std::string&)>> ended;
+  for (uint64_t id = 1; id <= kParts; id++) {
+    ASSERT_TRUE(parts_.Attach(Request(id)).ok());
+    ended.push_back(world_.ended);
+  }
+  world_.Set(&world_.end_waits, true);
+  for (const auto& end : ended) end("memory: lost");
+  world_.Await(kParts + kPartsEndingAtOnce);
+  EXPECT_EQ(std::ranges::count(world_.Done(), "ending"), static_cast<int>(kPartsEndingAtOnce));
+  EXPECT_EQ(world_.Alive(), static_cast<int>(kParts));
+  for (uint64_t id = 1; id <= kParts; id++) {
+    EXPECT_THAT(MessageOf(Order(v1::MACHINE_ORDER_RUN, id)), HasSubstr("memory: lost"));
+  }
+  EXPECT_TRUE(parts_.Attach(Request(kParts + 1)).ok()) << "others are not held up";
+  world_.Set(&world_.end_waits, false);
+  parts_.StopAll();
+  EXPECT_EQ(world_.Alive(), 0);
+  EXPECT_EQ(std::ranges::count(world_.Done(), "end"), static_cast<int>(kParts) + 1);
 }
 
 TEST_F(MachinePartsTest, TheirNumberIsLimited) {

@@ -4,6 +4,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/device/doorbells.h"
 
 namespace hk {
 namespace {
@@ -123,6 +124,21 @@ absl::StatusOr<VcpuFailure> DecodeFailure(std::span<const std::byte> body) {
   return failure;
 }
 
+std::array<std::byte, kDoorbellBytes> EncodeDoorbell(Gpa address) {
+  HK_CHECK(MayBeDoorbell(address));
+  std::array<std::byte, kDoorbellBytes> body{};
+  Put(body, 0, kFormat, kAddressAt);
+  Put(body, kAddressAt, address.value() - address.value() % kDoorbellStride, 8);
+  return body;
+}
+
+absl::StatusOr<Gpa> DecodeDoorbell(std::span<const std::byte> body) {
+  if (body.size() != kDoorbellBytes || Get(body, 0, kAddressAt) != kFormat) return Bad("a doorbell");
+  const Gpa address(Get(body, kAddressAt, 8));
+  if (!MayBeDoorbell(address) || address.value() % kDoorbellStride != 0) return Bad("a doorbell");
+  return address;
+}
+
 std::array<std::byte, kPingBytes> EncodePing() {
   std::array<std::byte, kPingBytes> body{};
   Put(body, 0, kFormat, kPingBytes);
@@ -146,10 +162,11 @@ absl::StatusOr<uint64_t> DecodePong(std::span<const std::byte> body) {
 }
 
 absl::Status CheckMachineHeader(const Message& message, std::span<const std::byte> payload) {
-  if (message.type < kMachineInterruptType || message.type > kMachinePongType) {
+  if (message.type < kMachineInterruptType || message.type > kMachineDoorbellType) {
     return absl::InvalidArgumentError(fmt::format("a message of unknown type {}", message.type));
   }
-  const bool numbered = message.type != kMachineInterruptType && message.type != kMachineFailureType;
+  const bool numbered = message.type != kMachineInterruptType && message.type != kMachineFailureType &&
+                        message.type != kMachineDoorbellType;
   if (message.message_class != ClassOfMachineType(message.type) || message.answer || message.slot != SlotId() ||
       message.flags != 0 || message.gfn != Gfn() || message.epoch != Epoch() || !payload.empty() ||
       (message.transaction != 0) != numbered) {
@@ -163,6 +180,7 @@ MessageClass ClassOfMachineType(uint16_t type) {
     case kMachineExitType:
     case kMachineAnswerType:
     case kMachineFailureType:
+    case kMachineDoorbellType:
       return MessageClass::kFault;
     default:
       return MessageClass::kInvalidate;

@@ -24,6 +24,7 @@ inline constexpr uint16_t kMachineAnswerType = kFirstUserType + 66;     // the I
 inline constexpr uint16_t kMachineFailureType = kFirstUserType + 67;    // any to the I/O node, fault; no answer
 inline constexpr uint16_t kMachinePingType = kFirstUserType + 68;       // any to the I/O node, invalidate
 inline constexpr uint16_t kMachinePongType = kFirstUserType + 69;       // its answer, invalidate
+inline constexpr uint16_t kMachineDoorbellType = kFirstUserType + 70;   // any to the I/O node, fault; no answer
 
 // An access that one exit makes. Values are the wire's.
 enum class ExitKind : uint8_t { kPortRead = 1, kPortWrite = 2, kMmioRead = 3, kMmioWrite = 4 };
@@ -55,7 +56,7 @@ struct VcpuFailure {
 };
 
 inline constexpr size_t kExitRequestBytes = 24, kExitAnswerBytes = 16, kFailureHeadBytes = 4;
-inline constexpr size_t kPingBytes = 8, kPongBytes = 16;
+inline constexpr size_t kPingBytes = 8, kPongBytes = 16, kDoorbellBytes = 16;
 // What of a reason travels.
 inline constexpr size_t kMaxFailureReason = kMaxBodyBytes - kFailureHeadBytes;
 
@@ -72,6 +73,8 @@ struct FailureBody {
   std::span<const std::byte> span() const { return std::span(bytes).first(size); }
 };
 FailureBody EncodeFailure(VcpuId vcpu, std::string_view reason);
+// The doorbell that a write to `address` rings. REQUIRES: MayBeDoorbell(address).
+std::array<std::byte, kDoorbellBytes> EncodeDoorbell(Gpa address);
 std::array<std::byte, kPingBytes> EncodePing();
 std::array<std::byte, kPongBytes> EncodePong(uint64_t ticks);
 
@@ -80,6 +83,8 @@ absl::StatusOr<ExitRequest> DecodeExitRequest(std::span<const std::byte> body);
 absl::StatusOr<ExitAnswer> DecodeExitAnswer(std::span<const std::byte> body);
 // The vCPU is any number; the reason is fit to be printed.
 absl::StatusOr<VcpuFailure> DecodeFailure(std::span<const std::byte> body);
+// Its first byte.
+absl::StatusOr<Gpa> DecodeDoorbell(std::span<const std::byte> body);
 absl::Status DecodePing(std::span<const std::byte> body);
 absl::StatusOr<uint64_t> DecodePong(std::span<const std::byte> body);
 

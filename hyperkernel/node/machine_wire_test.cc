@@ -34,6 +34,7 @@ TEST(MachineWireTest, TheBytesAreThoseOfTheReadme) {
   const ExitAnswer answer{.kind = ExitKind::kPortRead, .size = 2, .data = Data(0xbeef)};
   EXPECT_EQ(Of(EncodeExitAnswer(answer)), Raw({1, 1, 2, 0, 0, 0, 0, 0, 0xef, 0xbe, 0, 0, 0, 0, 0, 0}));
   EXPECT_EQ(Of(EncodeFailure(VcpuId(0x102), "no").span()), Raw({1, 0, 2, 1, 'n', 'o'}));
+  EXPECT_EQ(Of(EncodeDoorbell(Gpa(0xc100b006))), Raw({1, 0, 0, 0, 0, 0, 0, 0, 4, 0xb0, 0, 0xc1, 0, 0, 0, 0}));
   EXPECT_EQ(Of(EncodePing()), Raw({1, 0, 0, 0, 0, 0, 0, 0}));
   EXPECT_EQ(Of(EncodePong(0x1122334455667788)),
             Raw({1, 0, 0, 0, 0, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11}));
@@ -101,6 +102,29 @@ TEST(MachineWireTest, WhatNoNodeSendsIsRefused) {
     auto pong = EncodePong(5);
     pong[at] = std::byte{7};
     EXPECT_FALSE(DecodePong(pong).ok());
+    auto doorbell = EncodeDoorbell(Gpa(0xc0003000));
+    doorbell[at] = std::byte{7};
+    EXPECT_FALSE(DecodeDoorbell(doorbell).ok());
+  }
+}
+
+TEST(MachineWireTest, ADoorbellIsWhereOneMayBe) {
+  const auto decoded = [](uint64_t address) {
+    std::array<std::byte, kDoorbellBytes> body{std::byte{1}};
+    for (size_t i = 0; i < 8; ++i) body[8 + i] = static_cast<std::byte>(address >> (8 * i));
+    return DecodeDoorbell(body).ok();
+  };
+  for (const uint64_t bar : {0xc0000000u, 0xc0008000u, 0xdfff8000u}) {
+    EXPECT_TRUE(decoded(bar + 0x3000));
+    EXPECT_TRUE(decoded(bar + 0x30fc));
+    EXPECT_FALSE(decoded(bar + 0x3001));
+    EXPECT_FALSE(decoded(bar + 0x3100));
+    EXPECT_FALSE(decoded(bar + 0x2ffc));
+    for (const uint64_t region : {0u, 0x1000u, 0x2000u, 0x4000u, 0x5000u}) EXPECT_FALSE(decoded(bar + region));
+    EXPECT_FALSE(decoded(1ULL << 32 | bar | 0x3000));
+  }
+  for (const uint64_t outside : {0x3000ULL, 0xbfffb000ULL, 0xe0003000ULL, 0xfec03000ULL, ~0xfffULL}) {
+    EXPECT_FALSE(decoded(outside));
   }
 }
 
@@ -114,6 +138,7 @@ TEST(MachineWireTest, OnlyTheRightLengthIsTaken) {
     };
     EXPECT_EQ(DecodeExitRequest(cut(EncodeExitRequest({}))).ok(), size == kExitRequestBytes);
     EXPECT_EQ(DecodeExitAnswer(cut(EncodeExitAnswer({}))).ok(), size == kExitAnswerBytes);
+    EXPECT_EQ(DecodeDoorbell(cut(EncodeDoorbell(Gpa(0xc0003000)))).ok(), size == kDoorbellBytes);
     EXPECT_EQ(DecodePing(cut(EncodePing())).ok(), size == kPingBytes);
     EXPECT_EQ(DecodePong(cut(EncodePong(1))).ok(), size == kPongBytes);
     EXPECT_EQ(DecodeFailure(cut(EncodeFailure(VcpuId(1), std::string(252, 'a')).span())).ok(),
@@ -155,11 +180,11 @@ TEST(MachineWireTest, WhatIsReadIsWrittenTheSame) {
 }
 
 TEST(MachineWireTest, HeadersThatNoNodeSends) {
-  for (uint16_t type = kMachineInterruptType; type <= kMachinePongType; ++type) {
+  for (uint16_t type = kMachineInterruptType; type <= kMachineDoorbellType; ++type) {
     Message good;
     good.type = type;
     good.message_class = ClassOfMachineType(type);
-    const bool numbered = type != kMachineInterruptType && type != kMachineFailureType;
+    const bool numbered = type != kMachineInterruptType && type != kMachineFailureType && type != kMachineDoorbellType;
     good.transaction = numbered ? 9 : 0;
     EXPECT_TRUE(CheckMachineHeader(good, {}).ok()) << type;
     const auto refused = [&](auto change) {
@@ -180,7 +205,7 @@ TEST(MachineWireTest, HeadersThatNoNodeSends) {
     EXPECT_FALSE(CheckMachineHeader(good, Bytes(1)).ok());
   }
   for (const uint16_t type : {kFirstUserType, static_cast<uint16_t>(kMachineInterruptType - 1),
-                              static_cast<uint16_t>(kMachinePongType + 1), uint16_t{0xffff}}) {
+                              static_cast<uint16_t>(kMachineDoorbellType + 1), uint16_t{0xffff}}) {
     Message message;
     message.type = type;
     EXPECT_FALSE(CheckMachineHeader(message, {}).ok()) << type;

@@ -4,6 +4,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/space_memory.h"
 #include "proto/admin.pb.h"
@@ -37,6 +38,16 @@ void DeleteSpaceOf(const std::string& name, SpaceManager* spaces) {
 }
 
 }  // namespace
+
+absl::Status CheckPlacedNodes(const v1::VmSpec& spec, const std::function<absl::Status(const std::string&)>& known) {
+  for (int i = 0; i < spec.placement_size(); i++) {
+    const absl::Status status = known(spec.placement(i).node());
+    if (!status.ok() && !HK_MUTANT(vm_unknown_nodes_taken)) {
+      return WithContext(status, fmt::format("placement[{}].node", i));
+    }
+  }
+  return absl::OkStatus();
+}
 
 MachineMemory PlacedMemory(const v1::VmSpec& spec, SpaceManager* spaces, const Clock& clock) {
   const auto made = std::make_shared<MachineSpace>();

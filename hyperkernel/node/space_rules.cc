@@ -240,6 +240,7 @@ v1::SpaceCounters CountersOf(const SpaceStatistics& statistics) {
   counters.set_read_faults(statistics.read_faults);
   counters.set_write_faults(statistics.write_faults);
   counters.set_upgrades(statistics.upgrades);
+  counters.set_fetched(statistics.fetched);
   counters.set_served(statistics.served);
   counters.set_revoked(statistics.revoked);
   counters.set_retries(statistics.retries);

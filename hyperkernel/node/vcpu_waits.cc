@@ -1,9 +1,17 @@
 #include "hyperkernel/node/vcpu_waits.h"
 
+#include <time.h>
+
 #include <chrono>
+#include <fstream>
+
+#include "fmt/format.h"
 
 namespace hk {
 namespace {
+
+// CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED (linux/posix-timers.h)
+constexpr uint32_t kThreadClock = 6;
 
 void AddTo(FaultTimes* sum, const FaultTimes& more) {
   for (size_t cause = 0; cause < kFaultCauses; ++cause) {
@@ -12,12 +20,31 @@ void AddTo(FaultTimes* sum, const FaultTimes& more) {
   }
 }
 
+template <typename HostTimes>
+void AddTo(HostTimes* sum, const HostTimes& more) {
+  sum->running_ns += more.running_ns;
+  sum->ready_ns += more.ready_ns;
+}
+
 void Set(v1::VcpuWait* wait, const FaultTimes& times, FaultCause cause) {
   wait->set_count(times.faults[static_cast<size_t>(cause)]);
   wait->set_ns(times.ns[static_cast<size_t>(cause)]);
 }
 
 }  // namespace
+
+VcpuWaits::HostTimes VcpuWaits::TimesOf(uint32_t thread) {
+  HostTimes times;
+  timespec ran{};
+  // The clock of a thread by its number, as the kernel and clock_getcpuclockid(3) have it.
+  if (::clock_gettime(static_cast<clockid_t>(~thread << 3 | kThreadClock), &ran) != 0) return times;
+  times.running_ns = static_cast<uint64_t>(ran.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(ran.tv_nsec);
+  // Time on a processor, which lags behind the clock, and ready for one (proc(5): schedstat).
+  std::ifstream file(fmt::format("/proc/self/task/{}/schedstat", thread));
+  uint64_t lagging = 0;
+  if (!(file >> lagging >> times.ready_ns)) times.ready_ns = 0;
+  return times;
+}
 
 void VcpuWaits::OnThread(VcpuId vcpu, uint32_t thread) {
   MutexLock lock(&mutex_);
@@ -32,6 +59,7 @@ void VcpuWaits::OnThreadEnd(VcpuId vcpu, uint32_t thread) {
   Entry& entry = vcpus_.at(vcpu.value());
   if (meter_ == nullptr) return;
   AddTo(&entry.earlier, meter_->Of(thread));
+  AddTo(&entry.earlier_host, TimesOf(thread));
   meter_->Forget(thread);
   if (entry.thread == thread) entry.thread = 0;  // else a renewed vCPU's thread has begun before this one's end
 }
@@ -49,12 +77,17 @@ std::vector<v1::VcpuTimes> VcpuWaits::Times(const VcpuGroup& vcpus) const {
     const VcpuCounters& counters = counters_of[i];
     FaultTimes faults = entry.earlier;
     if (entry.thread != 0 && meter_ != nullptr) AddTo(&faults, meter_->Of(entry.thread));
+    HostTimes host = entry.earlier_host;
+    if (entry.thread != 0) AddTo(&host, TimesOf(entry.thread));
     const auto lived = std::chrono::duration_cast<std::chrono::nanoseconds>(now - entry.since);
     v1::VcpuTimes& told = all.emplace_back();
     told.set_vcpu(i);
     told.set_lived_ns(static_cast<uint64_t>(lived.count()));
     told.set_halted_ns(counters.halted_ns);
     told.set_exits_ns(counters.exits_ns);
+    told.set_settling_ns(counters.settling_ns);
+    told.set_running_ns(host.running_ns);
+    told.set_ready_ns(host.ready_ns);
     Set(told.mutable_reads(), faults, FaultCause::kRead);
     Set(told.mutable_writes(), faults, FaultCause::kWrite);
     Set(told.mutable_upgrades(), faults, FaultCause::kUpgrade);

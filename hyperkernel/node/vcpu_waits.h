@@ -32,12 +32,20 @@ class VcpuWaits final : public VcpuThreads {
   std::vector<v1::VcpuTimes> Times(const VcpuGroup& vcpus) const;
 
  private:
+  // What a thread has had of the host's processors.
+  struct HostTimes {
+    uint64_t running_ns = 0, ready_ns = 0;
+  };
+  // Of a thread of this process that is there.
+  static HostTimes TimesOf(uint32_t thread);
+
   // One vCPU.
   struct Entry {
     Monotonic since;      // its first thread began
     bool here = false;    // it did
     uint32_t thread = 0;  // 0: none now
     FaultTimes earlier;   // of threads that have ended
+    HostTimes earlier_host;
   };
 
   const uint32_t count_;

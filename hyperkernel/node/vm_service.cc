@@ -73,8 +73,11 @@ grpc::Status AdminService::VmTop(grpc::ServerContext* context, const v1::SpaceTo
     if (!placed.ok()) return ToGrpc(placed.status());
     absl::StatusOr<v1::SpaceTopResponse> top =
         *placed ? spaces_->Top(request->name()) : guests_->MemoryTop(request->name());
-    if (top.ok()) *response = *std::move(top);
-    return ToGrpc(top.status());
+    if (!top.ok()) return ToGrpc(top.status());
+    *response = *std::move(top);
+    if (absl::StatusOr<v1::Vm> vm = guests_->Get(request->name()); vm.ok())
+      *response->mutable_vcpus() = std::move(*vm->mutable_vcpu_times());
+    return grpc::Status::OK;
   });
 }
 

@@ -10,6 +10,7 @@
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/boot/address_map.h"
+#include "hyperkernel/node/placed_memory.h"
 #include "hyperkernel/node/space_rules.h"
 
 namespace hk {
@@ -200,6 +201,17 @@ TEST(VmSpec, OthersRunVcpus) {
   const auto again = CompleteVmSpec(*spec, "n");
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->SerializeAsString(), spec->SerializeAsString()) << "what is complete stays as it is";
+}
+
+TEST(VmSpec, NodesAreThoseOfTheCluster) {
+  const auto known = [](const std::string& node) {
+    return node == "x" ? absl::NotFoundError("no node 'x' in this cluster") : absl::OkStatus();
+  };
+  const v1::VmSpec spec = Parse("placement { node: 'n' } placement { node: 'm' }");
+  EXPECT_TRUE(CheckPlacedNodes(spec, known).ok());
+  const absl::Status status = CheckPlacedNodes(Parse("placement { node: 'n' } placement { node: 'x' }"), known);
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(MessageOf(status), "placement[1].node: no node 'x' in this cluster");
 }
 
 TEST(VmSpec, GeneratedAddressesAreLocalStableAndDifferent) {

@@ -21,6 +21,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const Bytes body = std::as_bytes(std::span(data, size));
   if (const auto request = hk::DecodeExitRequest(body); request.ok()) Same(body, hk::EncodeExitRequest(*request));
   if (const auto answer = hk::DecodeExitAnswer(body); answer.ok()) Same(body, hk::EncodeExitAnswer(*answer));
+  if (const auto rung = hk::DecodeDoorbell(body); rung.ok()) Same(body, hk::EncodeDoorbell(*rung));
   if (hk::DecodePing(body).ok()) Same(body, hk::EncodePing());
   if (const auto pong = hk::DecodePong(body); pong.ok()) Same(body, hk::EncodePong(*pong));
   if (const auto failure = hk::DecodeFailure(body); failure.ok()) {

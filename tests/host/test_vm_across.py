@@ -2,6 +2,7 @@
 """Machines whose vCPUs are on several daemons of this host, with a guest program on any /dev/kvm: vCPUs are started and woken across nodes,
 count together in one memory, and use the I/O node's devices; orders act on all nodes; a node that is lost, stopped or restarted ends the
 machine with its name, and nothing is left behind."""
+import re
 import signal
 import unittest
 
@@ -88,6 +89,43 @@ class VmAcross(placedtest.TestCase):
         self.count(guest)
         self.assertGreater(waits(times()[0]), before)
         self.assertRegex(a.hkctl('vm', 'show', 'g').out, r'vCPU 1: +b: \d+% halted; waits \d+% for pages to read')
+
+    def test_top_shows_what_the_vcpus_time_goes_to(self):
+        a, b = self.start('a', 'b')
+        guest = self.boot(a, b, vcpus=2)
+        self.count(guest)
+        causes = ('guest', 'halted', 'fetch', 'upgrade', 'forwarded', 'exits', 'interrupt', 'other')
+
+        def shares():
+            top = a.hkctl('vm', 'top', 'g', '--interval', '1500ms', '-o', 'json').json()
+            told = {entry['vcpu']: entry for entry in top['vcpu_shares']}
+            # The first one waits for what is typed, the other halts.
+            return told if set(told) == {0, 1} and told[1]['halted'] > 0.9 else None
+
+        told = hktest.wait_for(shares, 'both vCPUs are told of')
+        for vcpu, node in ((0, 'a'), (1, 'b')):
+            self.assertEqual(told[vcpu]['node'], node)
+            self.assertAlmostEqual(sum(told[vcpu][cause] for cause in causes), 1)
+        self.assertEqual(told[0]['forwarded'], 0)
+        self.assertEqual(told[0]['halted'], 0)
+        self.assertGreater(told[0]['guest'] + told[0]['exits'], 0.1)
+        self.assertEqual(told[1]['exits'], 0)
+        text = a.hkctl('vm', 'top', 'g', '-n', '2').out
+        self.assertRegex(text, r'VCPU  NODE  GUEST  HALTED  FETCH  UPGRADE  FORWARDED  EXITS  IRQ   ?OTHER\n0     a ')
+        vcpu_rows = [line for line in text.splitlines() if line.startswith(('VCPU', '0  ', '1  '))]
+        self.assertLessEqual(max(map(len, vcpu_rows)), 80)
+
+    def test_a_doorbell_is_rung_from_another_node(self):
+        a, b = self.start('a', 'b')
+        guest = self.boot(a, b, vcpus=2)
+        for _ in range(3):  # the device is set up anew each time
+            # The device answers each of its requests: no ring is lost, and it sees what was written before.
+            self.order(guest, b'K', 'ticks')
+        rings = re.findall(r'rang: quickest ([0-9a-f]{8}), another write ([0-9a-f]{8}) ticks', guest.text)
+        self.assertEqual(len(rings), 3)
+        for ring, write in rings:
+            self.assertLess(int(ring, 16), int(write, 16), 'a ring does not wait for an answer')
+        self.count(guest)
 
     def test_exits_are_those_of_all_nodes(self):
         a, b = self.start('a', 'b')

@@ -3,6 +3,7 @@
 though no node could hold it, nor, but for their swap, all of them; operators see where it is; ends, refused starts and lost nodes leave nothing
 behind."""
 import os
+import shutil
 import unittest
 
 import hktest
@@ -161,6 +162,53 @@ class VmPlaced(placedtest.TestCase):
         hktest.wait_for(lambda: a.state_of('c') != 'up', 'a has noticed', 60)
         self.assert_fails(a.hkctl('vm', 'start', 'g'), 1, "placement: node 'c'")
         self.wait_nothing_left([a, b])
+
+    def test_bad_placements_are_refused_before_anything_starts(self):
+        a, *_ = nodes = self.start('a', 'b', 'c')
+
+        def create(name, extra='', kernel=None, **places):
+            places = places or {'a': '', 'b': ''}
+            placement = ' '.join(f'placement {{ node: "{node}" {fields} }}' for node, fields in places.items())
+            path = os.path.join(a.directory, f'{name}.textproto')
+            with open(path, 'w', encoding='utf-8') as file:
+                file.write(f'name: "{name}" memory_mib: 32 kernel: "{kernel or hktest.program("echo_kernel")}" {placement} {extra}\n')
+            return a.hkctl('vm', 'create', '-f', path)
+
+        image, copy = os.path.join(a.directory, 'image'), os.path.join(a.directory, 'kernel')
+        disk = f'disks {{ path: "{image}" cache: DISK_CACHE_BUFFERED }}'
+        cases = (
+            (create('g', a='', z=''), "placement[1].node: no node 'z' in this cluster; see hkctl node list"),
+            (create('g', 'placement { node: "a" }'), "placement[2].node: 'a' is there twice"),
+            (create('g', 'vcpus: 3', a='vcpus: 1', b='vcpus: 1'), 'placement: 2 vcpus are placed, the machine has 3'),
+            (create('g', a='memory_mib: 16', b='memory_mib: 17'), 'placement[1].memory_mib: 17; the first node has 16'),
+            (create('g', a='memory_mib: 16', b='memory_mib: 16'), 'placement: 16 MiB on each of 2 nodes do not hold 32 MiB'),
+            (create('g', b='', c=''), "io_node: 'b' is not the node that is asked ('a')"),
+            (create('g', disk), f"disks[0].path: {image}: No such file or directory (ENOENT); it is to be on the I/O node, 'a'"),
+            (create('g', kernel=copy), f'kernel: {copy}: No such file or directory'),
+        )
+        for result, line in cases:
+            self.assert_fails(result, 1, line)
+        self.assertEqual(a.hkctl('vm', 'list', '-o', 'json').json().get('vms', []), [])
+
+        # What was there when it was defined, and is not when it is to start.
+        with open(image, 'wb') as file:
+            file.truncate(1 << 20)
+        shutil.copy(hktest.program('echo_kernel'), copy)
+        for name, how in (('g', {}), ('h', {'kernel': copy})):
+            self.assert_exit(create(name, disk, **how), 0)
+        guest = self.start_guest(a)
+        self.assert_fails(create('i', disk), 1, f'disks[0].path: {image}: in use by another guest or program')
+        self.assert_fails(a.hkctl('vm', 'start', 'h'), 1, f'disks[0].path: {image}: in use by another guest or program')
+        self.assertEqual([space['name'] for space in a.hkctl('space', 'list', '-o', 'json').json()['spaces']], ['g'])
+        guest.type(b'P')
+        self.wait_state(a, 'STOPPED')
+        self.wait_nothing_left(nodes)
+        os.remove(copy)
+        self.assert_fails(a.hkctl('vm', 'start', 'h'), 1, f'kernel: {copy}')
+        self.wait_nothing_left(nodes)
+        os.remove(image)
+        self.assert_fails(a.hkctl('vm', 'start', 'g'), 1, f'disks[0].path: {image}: No such file')
+        self.wait_nothing_left(nodes)
 
     def test_a_lost_node_ends_who_needs_it_and_it_starts_again_when_that_is_back(self):
         nodes = self.start('a', 'b', 'c', unreachable_ms=2000)
