@@ -1,6 +1,7 @@
 // hk_policy_replay: what a policy would have made of a trace of hkctl vm trace. Exit codes: 0; 1: the trace cannot be
 // read, or is none; 2: usage.
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -20,9 +21,14 @@ int Run(const std::string& path, const std::string& policy, bool json) {
   };
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"), &std::fclose);
   if (file == nullptr) return refuse(std::strerror(errno));
-  hk::TraceReader trace([&file](char* to, size_t most) { return std::fread(to, 1, most, file.get()); });
+  int error = 0;
+  hk::TraceReader trace([&](char* to, size_t most) {
+    const size_t bytes = std::fread(to, 1, most, file.get());
+    if (bytes == 0 && std::ferror(file.get()) != 0) error = errno;
+    return bytes;
+  });
   const absl::StatusOr<hk::ReplayScore> score = hk::ReplayTrace(&trace, policy);
-  if (std::ferror(file.get()) != 0) return refuse("it cannot be read");
+  if (error != 0) return refuse(std::strerror(error));
   if (!score.ok()) return refuse(std::string(score.status().message()));
   fmt::print("{}", json ? hk::ScoreJson(*score) : hk::ScoreText(*score));
   return std::fflush(stdout) == 0 ? 0 : refuse("the result cannot be written");

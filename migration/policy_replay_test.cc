@@ -177,6 +177,7 @@ TEST(TraceFile, ImpossibleContentsAreRefused) {
         Change([](v1::TraceHeader* h) { h->mutable_nodes(0)->set_number(64); }),
         Change([](v1::TraceHeader* h) { h->mutable_nodes(0)->set_number(kB.value()); }),
         Change([](v1::TraceHeader* h) { h->mutable_nodes(0)->set_name("\x1b[2J"); }),
+        Change([](v1::TraceHeader* h) { h->mutable_nodes(0)->set_name("b"); }),
         Change([](v1::TraceHeader* h) { h->clear_vcpu_nodes(); }),
         Change([](v1::TraceHeader* h) { h->set_vcpu_nodes(0, 9); }), Change([](v1::TraceHeader* h) {
           for (int i = 0; i < 300; ++i) h->add_vcpu_nodes(kA.value());

@@ -100,7 +100,9 @@ std::string TraceReader::WhyRefused(const v1::TraceHeader& header) {
   if (header.nodes_size() == 0 || header.nodes_size() > static_cast<int>(kMostNodes)) return "nodes: not 1 to 64";
   for (const v1::TraceNode& node : header.nodes()) {
     if (node.number() >= kMostNodes || (nodes_ >> node.number() & 1) != 0) return "nodes: a number twice, or above 63";
-    if (!IsName(node.name())) return "nodes: no name";
+    const auto same = [&node](const v1::TraceNode& other) { return other.name() == node.name(); };
+    if (!IsName(node.name()) || std::count_if(header.nodes().begin(), header.nodes().end(), same) != 1)
+      return "nodes: no name, or one twice";
     nodes_ |= uint64_t{1} << node.number();
   }
   if (header.vcpu_nodes_size() == 0 || header.vcpu_nodes_size() > kMostVcpus) return "vcpu_nodes: not 1 to 255";

@@ -28,8 +28,8 @@ void Engine::NoteChange(Shard* shard, ActivePage* active, PageRight before, cons
   shard->hot.Lost(active->gfn, owner, deferred_for != nullptr ? *deferred_for : event.message.requester, now);
 }
 
-// A message takes the request under way on; the page has not changed yet. What it needs of acks beside is part of the
-// wait, whoever they are of.
+// A message takes the request under way on; the page has not changed yet. Of several nodes that a write waits for one
+// is named.
 void Engine::NoteHolder(const ActivePage& active, const PageEvent& event) {
   if (!active.fault_read && !active.fault_write) return;
   const PageMessage& m = event.message;
@@ -39,14 +39,16 @@ void Engine::NoteHolder(const ActivePage& active, const PageEvent& event) {
     holder = m.from;
   } else if (event.type != PageEventType::kAnswer || m.source == PageSource::kPeeked) {
     return;
-  } else if (m.source == PageSource::kPayload || (active.page.state == PageState::kUpgrade && m.from != config_.self)) {
+  } else if (m.source == PageSource::kPayload || active.page.state == PageState::kUpgrade) {
     holder = m.from;  // the owner answers
   } else if (!m.acks.empty()) {
     holder = NodeId(static_cast<uint16_t>(std::countr_zero(m.acks.bits())));
   } else if (m.from == config_.self) {
     return;
+  } else if (active.page.state == PageState::kOwnerUpgrade) {
+    holder = m.from;  // the home had the only copy: its Ack is in the Answer
   }
-  if (holder == config_.self) holder.reset();
+  if (holder == config_.self) return;
   frames_->NoteHolder(active.gfn, 1, holder);
 }
 
