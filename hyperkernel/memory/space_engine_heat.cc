@@ -39,14 +39,14 @@ void Engine::NoteHolder(const ActivePage& active, const PageEvent& event) {
     holder = m.from;
   } else if (event.type != PageEventType::kAnswer || m.source == PageSource::kPeeked) {
     return;
-  } else if (m.source == PageSource::kPayload || active.page.state == PageState::kUpgrade) {
-    holder = m.from;  // the owner answers
+  } else if (m.source == PageSource::kPayload) {
+    holder = m.from;
   } else if (!m.acks.empty()) {
     holder = NodeId(static_cast<uint16_t>(std::countr_zero(m.acks.bits())));
   } else if (m.from == config_.self) {
     return;
-  } else if (active.page.state == PageState::kOwnerUpgrade) {
-    holder = m.from;  // the home had the only copy: its Ack is in the Answer
+  } else if (active.page.state == PageState::kUpgrade || active.page.state == PageState::kOwnerUpgrade) {
+    holder = m.from;  // who had the only other copy: its Ack is in the Answer
   }
   if (holder == config_.self) return;
   frames_->NoteHolder(active.gfn, 1, holder);

@@ -238,7 +238,7 @@ TEST_F(MachinePartsTest, AnotherVersionIsRefused) {
   request.set_machine_protocol(kMachineProtocolVersion + 1);
   const absl::Status status = parts_.Attach(request).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(status));
-  EXPECT_THAT(MessageOf(status), HasSubstr("node 'a' speaks version 2"));
+  EXPECT_THAT(MessageOf(status), HasSubstr("node 'a' speaks version " + std::to_string(kMachineProtocolVersion + 1)));
   EXPECT_THAT(world_.Done(), ElementsAre());
 }
 

@@ -46,7 +46,8 @@ class VmTrace(placedtest.TestCase):
         self.assertEqual(self.show(a)['spec']['policy'], 'balance')
         self.assertRegex(a.hkctl('vm', 'show', 'g').out, r'Policy: +balance')
         process, path = self.trace(a, '--for', '4s')
-        self.order(guest, b'M', 'counted together')
+        while process.poll() is None:
+            self.order(guest, b'M', 'counted together')
         said = self.ends(process)
         self.assertRegex(said, r'^[1-9]\d* stalls and 0 moves within .* are in .*g\.trace')
         score = self.recorded(path)
