@@ -272,9 +272,12 @@ TEST_F(MachinePolicyTest, PeersAreNotBelieved) {
   EXPECT_EQ(stalls[0].node, kB);
   EXPECT_GE(stalls[1].end, clock_.now - std::chrono::minutes(2));
   EXPECT_EQ(stalls[1].holder, std::nullopt);
+  EXPECT_THAT(StallsIn(Told(1, 20000), kB, 3, clock_.now), SizeIs(StallRing::kCapacity));
   // And what is recorded of them, a trace's reader takes.
   const std::shared_ptr<StallRecording> recording = *policy_->Record();
+  clock_.now += seconds(1);
   policy_->Take(kB, told);
+  policy_->Take(kB, Told(1, 40000));
   policy_->Take(kC, told);
   std::string file;
   for (const v1::TraceRecord& record : Read(recording.get())) file += TraceBytes(record);

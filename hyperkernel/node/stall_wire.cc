@@ -58,6 +58,7 @@ v1::MachineStalls TakeStalls(FaultMeter* meter, Monotonic now) {
 std::vector<StallEvent> StallsIn(const v1::MachineStalls& told, NodeId from, uint32_t vcpus, Monotonic now) {
   std::vector<StallEvent> stalls;
   for (const v1::Stall& one : told.stalls()) {
+    if (stalls.size() >= StallRing::kCapacity) break;  // no node keeps more
     const bool strange = one.vcpu() >= vcpus || one.page() >= kMaxSpacePages || one.kind() < v1::STALL_KIND_READ ||
                          one.kind() > v1::STALL_KIND_UPGRADE || (one.has_holder() && one.holder() >= kMaxNodes);
     if (strange && !HK_MUTANT(stalls_believed)) continue;
