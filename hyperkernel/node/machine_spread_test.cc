@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/status.h"
@@ -401,7 +402,8 @@ TEST(CheckMachineProtocol, OneReleaseOnAllNodes) {
   EXPECT_TRUE(CheckMachineProtocol(kMachineProtocolVersion, "b").ok());
   const absl::Status status = CheckMachineProtocol(kMachineProtocolVersion + 1, "b");
   EXPECT_TRUE(absl::IsFailedPrecondition(status));
-  EXPECT_THAT(MessageOf(status), HasSubstr("node 'b' speaks version 2 in machines, this node version 1"));
+  EXPECT_THAT(MessageOf(status), HasSubstr(fmt::format("node 'b' speaks version {} in machines, this node version {}",
+                                                       kMachineProtocolVersion + 1, kMachineProtocolVersion)));
 }
 
 }  // namespace
