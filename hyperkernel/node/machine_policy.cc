@@ -204,8 +204,9 @@ absl::StatusOr<MachinePolicy::Options> PolicyOptions(
     MachinePolicy::Node& node = options.nodes.emplace_back();
     HK_ASSIGN_OR_RETURN(node.number, number_of(place.node()));
     node.name = place.node();
+    // One that has none at first cannot get any. More vCPUs than cores only where the operator wants them.
     node.most_vcpus = place.vcpus();
-    // More vCPUs than cores only where the operator wants them.
+    if (place.vcpus() == 0) continue;
     for (const v1::Member& member : members) {
       if (member.name() == place.node()) node.most_vcpus = std::max(node.most_vcpus, member.info().cpus());
     }

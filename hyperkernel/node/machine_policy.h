@@ -48,7 +48,8 @@ class MachinePolicy {
     const Clock* clock = nullptr;  // outlives it
   };
   // Moves a running machine's vCPU, or says why not: for people. Called by the thread that calls Tick, beside any order
-  // of an operator: it takes its turn itself. It ends within seconds.
+  // of an operator, the machine's end among them, which waits for that thread: it takes its turn itself, or refuses,
+  // and ends within seconds.
   using Mover = std::function<absl::Status(VcpuId vcpu, NodeId to)>;
 
   // After a move the vCPU and those that it shared pages with fetch what they need.
@@ -73,6 +74,9 @@ class MachinePolicy {
   // About once a second, by one thread at a time: decides, and moves. `where`: by vCPU, the node that it runs on.
   void Tick(const std::vector<NodeId>& where);
 
+  // Of a node of the machine.
+  std::string NameOf(NodeId node) const;
+
   // Begins to record; the result going is its end. Errors: kResourceExhausted.
   absl::StatusOr<std::shared_ptr<StallRecording>> Record();
   // The machine's run is over: recordings end, and Tick does nothing any more.
@@ -87,7 +91,6 @@ class MachinePolicy {
   void TickLocked(Monotonic now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void NoteMove(VcpuId vcpu, NodeId to, Monotonic now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<std::shared_ptr<StallRecording>> Recordings() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  std::string NameOf(NodeId node) const;
   void Log(const PolicyMove& move, const absl::Status& status) const;
 
   const Options options_;
