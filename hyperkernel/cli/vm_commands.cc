@@ -6,6 +6,7 @@
 
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -18,6 +19,7 @@
 #include "hyperkernel/cli/vm_exec.h"
 #include "hyperkernel/cli/vm_log.h"
 #include "hyperkernel/cli/vm_output.h"
+#include "hyperkernel/cli/vm_trace.h"
 
 namespace hk::cli {
 namespace {
@@ -26,6 +28,8 @@ namespace {
 constexpr uint64_t kMaxTailLines = 1'000'000'000;
 // How often `vm wait` asks.
 constexpr std::chrono::milliseconds kWaitInterval(100);
+// As the daemon has it.
+constexpr uint64_t kMostTraceMs = 24 * 3600 * 1000;
 
 void Print(const std::string& text) {
   std::fputs(text.c_str(), stdout);
@@ -225,6 +229,25 @@ void AddChannelCommands(CLI::App* vm, const Options* options, std::shared_ptr<st
   });
 }
 
+// trace: what a machine's vCPUs wait for.
+void AddTrace(CLI::App* vm, const Options* options, std::shared_ptr<std::string> name, int* exit_code) {
+  auto file = std::make_shared<std::string>();
+  auto for_ms = std::make_shared<uint64_t>(0);
+  CLI::App* trace = AddNamed(
+      vm, "trace", "Records what a machine's vCPUs wait for on other nodes, and moves of them, into a file",
+      "Until Ctrl-C, or the machine's run ends. hk_policy_replay says what a policy would have made of it; most\n"
+      "if the machine's own is \"fetch\".\n\n"
+      "Examples:\n  hkctl vm trace web --for 60s -f web.trace\n"
+      "  hkctl vm trace web --for 60s -f web.trace && hk_policy_replay web.trace --policy balance",
+      name);
+  trace->add_option("-f,--file", *file, "File, which is replaced")->required();
+  const std::map<std::string, uint64_t> units{{"ms", 1}, {"s", 1000}, {"m", 60000}, {"h", 3600000}};
+  trace->add_option("--for", *for_ms, "How long, with a unit: 500ms, 10s, 5m")
+      ->transform(CLI::AsNumberWithUnit(units, CLI::AsNumberWithUnit::UNIT_REQUIRED, "DURATION"))
+      ->check(CLI::Range(uint64_t{1}, kMostTraceMs));
+  trace->callback([=] { *exit_code = RunTrace(*options, *name, *file, *for_ms); });
+}
+
 }  // namespace
 
 void AddVmCommands(CLI::App* app, const Options* options, int* exit_code) {
@@ -284,6 +307,7 @@ void AddVmCommands(CLI::App* app, const Options* options, int* exit_code) {
   wait->callback([=] { *exit_code = Wait(*options, *name, *wanted); });
 
   AddChannelCommands(vm, options, name, exit_code);
+  AddTrace(vm, options, name, exit_code);
   AddMemoryViews(vm,
                  {.kind = "vm",
                   .example = "web",

@@ -129,6 +129,7 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   out += Line("Node", Printable(vm.node()));
   out += Line("vCPUs", fmt::format("{}, profile {}", spec.vcpus(), Printable(spec.cpu().profile())));
   if (spec.placement_size() > 1) out += PlacementText(spec);
+  if (spec.placement_size() > 1) out += Line("Policy", Printable(spec.policy()));
   if (vm.tsc_unstable()) out += Line("TSC", "the guest is told not to trust it: its vCPUs are on several hosts");
   std::string hidden;
   for (const std::string& feature : spec.cpu().disable()) hidden += (hidden.empty() ? "" : ", ") + Printable(feature);

@@ -76,6 +76,11 @@ class FakeFrames final : public PageFrames {
   std::map<uint32_t, std::chrono::nanoseconds> run_times;
   std::set<uint32_t> waiting;  // threads, for pages
   bool Waits(uint32_t thread) const override { return waiting.contains(thread); }
+  // By page: whom programs waited for, the last time; ~0: nobody had it.
+  std::map<uint64_t, uint32_t> holders;
+  void NoteHolder(Gfn first, size_t count, std::optional<NodeId> holder) override {
+    for (size_t i = 0; i < count; ++i) holders[first.value() + i] = holder.has_value() ? holder->value() : ~uint32_t{0};
+  }
   std::optional<std::chrono::nanoseconds> RunTime(uint32_t thread) const override {
     const auto found = run_times.find(thread);
     return found == run_times.end() ? std::nullopt : std::optional(found->second);

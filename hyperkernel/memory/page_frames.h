@@ -84,6 +84,10 @@ class PageFrames {
   // True if that thread is known to wait for a page now; of some threads it is not known (FaultMeter).
   virtual bool Waits(uint32_t /*thread*/) const { return false; }
 
+  // Programs that wait for one of these pages, which are about to be here, have waited for another node: `holder`,
+  // which had it; nothing: its home alone. For who watches them.
+  virtual void NoteHolder(Gfn /*first*/, size_t /*count*/, std::optional<NodeId> /*holder*/) {}
+
   // Memory that is taken for pages beside their frames.
   virtual size_t table_bytes() const { return 0; }
 

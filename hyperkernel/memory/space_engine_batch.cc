@@ -358,6 +358,7 @@ void Engine::HandleBatchAnswer(Shard* shard, Incoming incoming) {
         bool awaited = false;
         for (size_t j = i; j < i + count; ++j)
           awaited = awaited || (pages[j]->fault_read && !HK_MUTANT(batch_reader_not_woken));
+        if (awaited) frames_->NoteHolder(pages[i]->gfn, count, answer.from);
         return FramesDid(pages[i]->gfn,
                          frames_->InstallPages(pages[i]->gfn, {bytes[i].data(), count * kPageSize}, awaited));
       })) {

@@ -1,5 +1,8 @@
-// What the fault engine notices about where a space is busy, for operators: nothing else depends on it.
+// What the fault engine notices about where a space is busy, and for whom programs wait: for operators and policies;
+// nothing else depends on it.
 #include <algorithm>
+#include <bit>
+#include <optional>
 
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/memory/space_engine_impl.h"
@@ -23,6 +26,30 @@ void Engine::NoteChange(Shard* shard, ActivePage* active, PageRight before, cons
   if (HK_MUTANT(engine_losses_unnoticed) && deferred_for != nullptr) return;
   const bool owner = before >= PageRight::kOwner && after < PageRight::kOwner;
   shard->hot.Lost(active->gfn, owner, deferred_for != nullptr ? *deferred_for : event.message.requester, now);
+}
+
+// A message takes the request under way on; the page has not changed yet. Of several nodes that a write waits for one
+// is named.
+void Engine::NoteHolder(const ActivePage& active, const PageEvent& event) {
+  if (!active.fault_read && !active.fault_write) return;
+  const PageMessage& m = event.message;
+  std::optional<NodeId> holder;
+  if (event.type == PageEventType::kPeeked) {
+    if (m.source != PageSource::kPayload) return;
+    holder = m.from;
+  } else if (event.type != PageEventType::kAnswer || m.source == PageSource::kPeeked) {
+    return;
+  } else if (m.source == PageSource::kPayload) {
+    holder = m.from;
+  } else if (!m.acks.empty()) {
+    holder = NodeId(static_cast<uint16_t>(std::countr_zero(m.acks.bits())));
+  } else if (m.from == config_.self) {
+    return;
+  } else if (active.page.state == PageState::kUpgrade || active.page.state == PageState::kOwnerUpgrade) {
+    holder = m.from;  // who had the only other copy: its Ack is in the Answer
+  }
+  if (holder == config_.self) return;
+  frames_->NoteHolder(active.gfn, 1, holder);
 }
 
 std::vector<HotPage> Engine::MostLost(size_t most) const {

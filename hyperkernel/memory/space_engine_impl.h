@@ -182,6 +182,7 @@ class Engine final : public SpaceEngine {
   void HandlePeeked(Shard* shard, Incoming incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
 
   // space_engine_heat.cc.
+  void NoteHolder(const ActivePage& active, const PageEvent& event);
   // A page's right has changed by a step. `deferred_for`: who had waited for that, or null.
   void NoteChange(Shard* shard, ActivePage* active, PageRight before, const PageEvent& event,
                   const NodeId* deferred_for) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);

@@ -318,6 +318,7 @@ void Engine::StepPage(Shard* shard, ActivePage* active, const PageEvent& event, 
                       fmt::format("coherence violation: {} from node {} in state {}", Name(event.type),
                                   event.message.from.value(), Name(before)));
   }
+  NoteHolder(*active, event);
   active->page = result.page;
   LearnOwner(shard, active->gfn, event);
   if (!means.has_frame) {

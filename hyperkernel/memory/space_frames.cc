@@ -73,6 +73,9 @@ class FileSpaceFrames final : public SpaceFrames {
   absl::Status Serve(OnFault on_fault) override;
   std::optional<std::chrono::nanoseconds> RunTime(uint32_t thread) const override;
   bool Waits(uint32_t thread) const override { return meter_.Waits(thread); }
+  void NoteHolder(Gfn first, size_t count, std::optional<NodeId> holder) override {
+    meter_.NoteHolder(first, count, holder);
+  }
   void StopServing() override;
   std::byte* view() const override { return reinterpret_cast<std::byte*>(guest_view_.data()); }
   std::byte* daemon_view() const override { return service_view_.data(); }

@@ -29,6 +29,7 @@
 #include "hyperkernel/node/kvm_machine.h"
 #include "hyperkernel/node/machine_parts.h"
 #include "hyperkernel/node/machine_peers.h"
+#include "hyperkernel/node/machine_policy.h"
 #include "hyperkernel/node/machine_spread.h"
 #include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/node_info.h"
@@ -258,16 +259,22 @@ absl::StatusOr<std::unique_ptr<Machine>> Daemon::Parts::MakeMachine(const v1::Vm
                                                                     MachineEvents* events, const v1::NodeInfo& self,
                                                                     const Clock& clock) {
   if (!IsPlaced(spec)) {
-    return MakeKvmMachine(spec, LocalMemory(spec, generation, *frames), nullptr, *kernels, clock, events);
+    return MakeKvmMachine(spec, LocalMemory(spec, generation, *frames), nullptr, nullptr, *kernels, clock, events);
   }
+  const auto number_of = [this](const std::string& node) { return cluster->NumberOf(node); };
+  HK_ASSIGN_OR_RETURN(MachinePolicy::Options options,
+                      PolicyOptions(spec, self.name(), cluster->Members(), number_of, clock));
+  HK_ASSIGN_OR_RETURN(std::shared_ptr<MachinePolicy> policy, MachinePolicy::Make(std::move(options)));
   HK_ASSIGN_OR_RETURN(std::unique_ptr<MachineSpread> spread,
                       MachineSpread::Plan(spec, {.self = self.name(),
                                                  .boot_id = self.boot_id(),
                                                  .peers = &*machine_peers,
                                                  .transport = data_plane->transport(),
                                                  .router = data_plane->router(),
-                                                 .clock = &clock}));
-  return MakeKvmMachine(spec, PlacedMemory(spec, spaces.get(), clock), std::move(spread), *kernels, clock, events);
+                                                 .clock = &clock,
+                                                 .policy = policy}));
+  return MakeKvmMachine(spec, PlacedMemory(spec, spaces.get(), clock), std::move(spread), std::move(policy), *kernels,
+                        clock, events);
 }
 
 absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {

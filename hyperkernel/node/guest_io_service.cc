@@ -150,14 +150,15 @@ void LogExec(const v1::ExecRequest& request, const grpc::ServerContext& context,
 }  // namespace
 
 grpc::Status AdminService::ServeLong(const char* method, const grpc::ServerContext& context,
-                                     const std::function<grpc::Status()>& body) {
-  return Serve(metrics_, method, context, Role::kAdmin, [&] {
+                                     const std::function<grpc::Status()>& body, Role role) {
+  return Serve(metrics_, method, context, role, [&] {
     if (long_calls_.fetch_add(1) >= kMaxLongCalls) {
       long_calls_.fetch_sub(1);
-      return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
-                          fmt::format("{} consoles, logs and commands are open on this node, which is the most; "
-                                      "close one and try again",
-                                      kMaxLongCalls));
+      return grpc::Status(
+          grpc::StatusCode::RESOURCE_EXHAUSTED,
+          fmt::format("{} consoles, logs, traces and commands are open on this node, which is the most; "
+                      "close one and try again",
+                      kMaxLongCalls));
     }
     const grpc::Status status = body();
     long_calls_.fetch_sub(1);

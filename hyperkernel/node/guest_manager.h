@@ -75,6 +75,9 @@ class GuestManager {
   // kNotFound, kFailedPrecondition.
   absl::StatusOr<v1::SpaceMapResponse> MemoryMap(const std::string& name, uint64_t first_extent);
   absl::StatusOr<v1::SpaceTopResponse> MemoryTop(const std::string& name);
+  // What a running machine's vCPUs wait for on other nodes. Errors: kNotFound; kFailedPrecondition, also if there are
+  // none.
+  absl::StatusOr<std::shared_ptr<MachinePolicy>> PolicyOf(const std::string& name);
   // Runs a command inside a running machine by its agent. Errors: kNotFound, kFailedPrecondition, and
   // RunGuestCommand's.
   absl::StatusOr<GuestCommandResult> Exec(const std::string& name, const GuestCommand& command,

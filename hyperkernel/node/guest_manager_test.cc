@@ -113,6 +113,7 @@ TEST_F(GuestManagerTest, AMachinesMemoryIsSeenAsASpaceOfItsNode) {
   EXPECT_EQ(top->nodes(0).part().node(), "n");
   EXPECT_EQ(top->nodes(0).counters().write_faults(), 5u);
   EXPECT_GT(top->nodes(0).counters().counted_at_ns(), 0u);
+  EXPECT_EQ(manager_->PolicyOf("g").status().code(), absl::StatusCode::kFailedPrecondition) << "it is on one node";
 }
 
 TEST_F(GuestManagerTest, TheTableOfStatesHolds) {

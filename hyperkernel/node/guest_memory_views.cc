@@ -26,6 +26,14 @@ absl::StatusOr<bool> GuestManager::MemoryIsSpace(const std::string& name) {
   return IsPlaced(guest->record.spec());
 }
 
+absl::StatusOr<std::shared_ptr<MachinePolicy>> GuestManager::PolicyOf(const std::string& name) {
+  MutexLock lock(&mutex_);
+  HK_ASSIGN_OR_RETURN(const Guest* const guest, FindWithMemory(name));
+  std::shared_ptr<MachinePolicy> policy = guest->machine->policy();
+  if (policy != nullptr) return policy;
+  return absl::FailedPreconditionError(fmt::format("vm '{}' is on one node, and its vCPUs wait for no other", name));
+}
+
 absl::Status GuestManager::LookAtMemory(const std::string& name, v1::Space* space, v1::SpacePart* part,
                                         const std::function<void(const Machine&)>& look) {
   MutexLock lock(&mutex_);

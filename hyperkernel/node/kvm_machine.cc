@@ -44,10 +44,12 @@ constexpr std::chrono::seconds kIoDeadline(5);
 class KvmMachine final : public Machine, public ExitHandler {
  public:
   KvmMachine(const v1::VmSpec& spec, MachineMemory memory, std::unique_ptr<MachineSpread> spread,
-             const KernelCache& kernels, const Clock& clock, MachineEvents* events)
+             std::shared_ptr<MachinePolicy> policy, const KernelCache& kernels, const Clock& clock,
+             MachineEvents* events)
       : spec_(spec),
         memory_source_(std::move(memory)),
         spread_(std::move(spread)),
+        policy_(std::move(policy)),
         kernels_(kernels),
         clock_(clock),
         voice_(std::make_shared<MachineVoice>(events)),
@@ -77,6 +79,7 @@ class KvmMachine final : public Machine, public ExitHandler {
   bool tsc_unstable() const override { return spread_ != nullptr && !spread_->one_host(); }
   std::map<std::string, uint64_t> exits_by_kind() const override;
   std::vector<v1::VcpuTimes> vcpu_times() const override;
+  std::shared_ptr<MachinePolicy> policy() const override { return policy_; }
   std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }
 
  private:
@@ -102,7 +105,8 @@ class KvmMachine final : public Machine, public ExitHandler {
 
   const v1::VmSpec spec_;
   MachineMemory memory_source_;
-  std::unique_ptr<MachineSpread> spread_;  // null: all vCPUs are here; before the controllers, which use its link
+  std::unique_ptr<MachineSpread> spread_;        // null: all vCPUs are here; before the controllers, which use its link
+  const std::shared_ptr<MachinePolicy> policy_;  // null: no vCPU waits for another node
   const KernelCache& kernels_;
   const Clock& clock_;
   const std::shared_ptr<MachineVoice> voice_;
@@ -118,6 +122,7 @@ class KvmMachine final : public Machine, public ExitHandler {
 
 KvmMachine::~KvmMachine() {
   voice_->ForgetEnd();
+  if (policy_ != nullptr) policy_->End();
   if (spread_ != nullptr) {
     // All vCPUs end best while there is memory; those here first, since other nodes may be long in answering.
     static_cast<void>(vcpus_->Pause(clock_.Now() + kEndPause));
@@ -225,6 +230,7 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
     configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, spec_.vcpus(), package), .tsc_offset = offset});
   }
   waits_.SetMeter(memory_->faults());
+  if (policy_ != nullptr) policy_->SetLocal(memory_->faults());
   PvEoi::WordAt guest_word;
   if (memory_->most_pinned_bytes() == 0) {
     guest_word = [this](Gpa at) { return memory_->Pin(at, sizeof(uint32_t), PageAccess::kWrite, nullptr); };
@@ -375,10 +381,12 @@ MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const Fra
 
 absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, MachineMemory memory,
                                                         std::unique_ptr<MachineSpread> spread,
+                                                        std::shared_ptr<MachinePolicy> policy,
                                                         const KernelCache& kernels, const Clock& clock,
                                                         MachineEvents* events) {
   HK_ASSIGN_OR_RETURN(MachineBackends backends, MachineBackends::Open(spec));
-  auto machine = std::make_unique<KvmMachine>(spec, std::move(memory), std::move(spread), kernels, clock, events);
+  auto machine = std::make_unique<KvmMachine>(spec, std::move(memory), std::move(spread), std::move(policy), kernels,
+                                              clock, events);
   HK_RETURN_IF_ERROR(machine->Build(std::move(backends)));
   HK_RETURN_IF_ERROR(machine->Run());
   return std::unique_ptr<Machine>(std::move(machine));

@@ -12,6 +12,7 @@
 #include "hyperkernel/memory/guest_memory.h"
 #include "hyperkernel/memory/swap_store.h"
 #include "hyperkernel/node/machine.h"
+#include "hyperkernel/node/machine_policy.h"
 #include "hyperkernel/node/machine_spread.h"
 
 namespace hk {
@@ -42,10 +43,11 @@ struct MachineMemory {
 // Memory of this node alone. `frames` outlives what it makes.
 MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames);
 
-// Makes a machine and lets it run. `spread`: null if all its vCPUs are here. `kernels`, `clock` and `events` outlive
-// it. Errors: one line, what could not be made.
+// Makes a machine and lets it run. `spread`: null if all its vCPUs are here. `policy`: null if its memory is.
+// `kernels`, `clock` and `events` outlive it. Errors: one line, what could not be made.
 absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, MachineMemory memory,
                                                         std::unique_ptr<MachineSpread> spread,
+                                                        std::shared_ptr<MachinePolicy> policy,
                                                         const KernelCache& kernels, const Clock& clock,
                                                         MachineEvents* events);
 

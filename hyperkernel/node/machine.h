@@ -17,6 +17,8 @@
 
 namespace hk {
 
+class MachinePolicy;
+
 // How a guest ended by itself.
 enum class MachineEnd { kPowerOff, kReset, kCrash };
 
@@ -66,6 +68,8 @@ class Machine {
   virtual std::map<std::string, uint64_t> exits_by_kind() const = 0;
   // What the time of each vCPU went to, if its memory is over several nodes; else nothing.
   virtual std::vector<v1::VcpuTimes> vcpu_times() const { return {}; }
+  // What decides where its vCPUs run, and has what they wait for; null: they wait for no other node.
+  virtual std::shared_ptr<MachinePolicy> policy() const { return nullptr; }
   // Its vCPUs are on several hosts, and it is told not to trust its TSC.
   virtual bool tsc_unstable() const { return false; }
   // Devices whose driver broke the protocol and has not reset them since.

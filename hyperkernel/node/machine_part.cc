@@ -19,6 +19,7 @@
 #include "hyperkernel/node/machine_counters.h"
 #include "hyperkernel/node/machine_cpu.h"
 #include "hyperkernel/node/machine_link.h"
+#include "hyperkernel/node/stall_wire.h"
 #include "hyperkernel/node/vcpu_waits.h"
 #include "hyperkernel/node/vm_spec.h"
 
@@ -67,6 +68,11 @@ class KvmPart final : public MachinePart, public ExitHandler {
   absl::Status Hold() override { return vcpus_.Pause(options_.clock->Now() + kPartPauseDeadline); }
   std::map<std::string, uint64_t> exits_by_kind() const override { return ExitsByKind(vcpus_.counters()); }
   std::vector<v1::VcpuTimes> vcpu_times() const override { return waits_.Times(vcpus_); }
+  v1::MachineStalls Stalls(bool wanted) override {
+    FaultMeter* const meter = memory_->faults();
+    meter->Listen(wanted);
+    return wanted ? TakeStalls(meter, options_.clock->Now()) : v1::MachineStalls();
+  }
   uint64_t tsc_error_ns() const override { return tsc_error_ns_; }
 
  private:

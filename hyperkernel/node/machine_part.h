@@ -56,6 +56,8 @@ class MachinePart {
   virtual std::map<std::string, uint64_t> exits_by_kind() const = 0;
   // What the time of each of its vCPUs went to; without their node.
   virtual std::vector<v1::VcpuTimes> vcpu_times() const = 0;
+  // What they have waited for on other nodes since the last call with `wanted`; without, that is not kept any more.
+  virtual v1::MachineStalls Stalls(bool /*wanted*/) { return {}; }
   // By how much its TSC may differ from the I/O node's at most.
   virtual uint64_t tsc_error_ns() const = 0;
 };

@@ -121,6 +121,10 @@ absl::StatusOr<v1::OrderMachineResponse> MachineParts::Order(const v1::OrderMach
   v1::OrderMachineResponse response;
   switch (request.order()) {
     case v1::MACHINE_ORDER_STATUS:
+      entry->part->Stalls(false);
+      break;
+    case v1::MACHINE_ORDER_STALLS:
+      *response.mutable_stalls() = entry->part->Stalls(true);
       break;
     case v1::MACHINE_ORDER_RUN:
       status = entry->part->Run();

@@ -100,10 +100,16 @@ class FakePart final : public MachinePart {
     times.set_halted_ns(8);
     return {times};
   }
+  v1::MachineStalls Stalls(bool wanted) override {
+    v1::MachineStalls stalls;
+    stalls.set_dropped(wanted ? ++asked_ : asked_ = 0);
+    return stalls;
+  }
   uint64_t tsc_error_ns() const override { return 42; }
 
  private:
   World* const world_;
+  uint64_t asked_ = 0;  // for stalls, one after another
 };
 
 class MachinePartsTest : public testing::Test {
@@ -191,6 +197,24 @@ TEST_F(MachinePartsTest, WhatAnOrderSaysIsToldAndThePartStays) {
   world_.hold_status = absl::DeadlineExceededError("a vCPU does not stop");
   EXPECT_EQ(MessageOf(Order(v1::MACHINE_ORDER_HOLD)), "a vCPU does not stop");
   EXPECT_TRUE(Order(v1::MACHINE_ORDER_RUN).ok());
+}
+
+TEST_F(MachinePartsTest, StallsAreToldToWhoWantsThem) {
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  v1::OrderMachineRequest order;
+  order.set_from("a");
+  order.set_id(1);
+  for (const uint64_t dropped : {1, 2}) {
+    order.set_order(v1::MACHINE_ORDER_STALLS);
+    const auto told = parts_.Order(order);
+    ASSERT_TRUE(told.ok()) << told.status();
+    EXPECT_EQ(told->stalls().dropped(), dropped);
+    EXPECT_EQ(told->exits_by_kind().at("port"), 7u);
+  }
+  order.set_order(v1::MACHINE_ORDER_STATUS);
+  EXPECT_FALSE(parts_.Order(order)->has_stalls());
+  order.set_order(v1::MACHINE_ORDER_STALLS);
+  EXPECT_EQ(parts_.Order(order)->stalls().dropped(), 1u) << "STATUS has ended it";
 }
 
 TEST_F(MachinePartsTest, AnotherNodeHasNoSay) {

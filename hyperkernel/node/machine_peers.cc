@@ -20,7 +20,7 @@ constexpr std::chrono::milliseconds kEndLimit(12'000);
 constexpr std::chrono::milliseconds kStatusLimit(2000);
 
 std::chrono::milliseconds LimitOf(v1::MachineOrder order) {
-  if (order == v1::MACHINE_ORDER_STATUS) return kStatusLimit;
+  if (order == v1::MACHINE_ORDER_STATUS || order == v1::MACHINE_ORDER_STALLS) return kStatusLimit;
   return order == v1::MACHINE_ORDER_END ? kEndLimit : kOrderLimit;
 }
 

@@ -130,6 +130,7 @@ absl::Status MachineSpread::AtAll(const std::function<absl::Status(Other*)>& cal
 absl::Status MachineSpread::Tell(Other* other, v1::MachineOrder order, uint64_t number) {
   if (!other->attached) return absl::OkStatus();
   HK_ASSIGN_OR_RETURN(const v1::OrderMachineResponse response, options_.peers->Order(other->name, id_, order, number));
+  if (options_.policy != nullptr && response.has_stalls()) options_.policy->Take(other->number, response.stalls());
   MutexLock lock(&mutex_);
   running_[other->number] = response.running();
   exits_[other->number] = {response.exits_by_kind().begin(), response.exits_by_kind().end()};
@@ -202,7 +203,8 @@ absl::Status MachineSpread::Hold() {
 }
 
 absl::Status MachineSpread::LookAt(Other* other) {
-  const absl::Status told = Tell(other, v1::MACHINE_ORDER_STATUS);
+  const bool stalls = options_.policy != nullptr && options_.policy->wanted();
+  const absl::Status told = Tell(other, stalls ? v1::MACHINE_ORDER_STALLS : v1::MACHINE_ORDER_STATUS);
   if (absl::IsFailedPrecondition(told) || absl::IsNotFound(told)) return told;
   if (!told.ok()) return absl::OkStatus();
   v1::MachineOrder wanted = v1::MACHINE_ORDER_UNSPECIFIED;
@@ -229,6 +231,7 @@ void MachineSpread::Watch() {
     const absl::Status status = AtAll([this](Other* other) { return LookAt(other); });
     // With no lock held: who is told may wait for one who asks for exits_by_kind.
     if (!status.ok()) failed_(WithNodeNames(MessageOf(status), Members()));
+    if (status.ok() && options_.policy != nullptr) options_.policy->Tick(nodes_);
     mutex_.Lock();
     if (!status.ok()) return;
   }

@@ -26,6 +26,7 @@
 #include "hyperkernel/node/exit_server.h"
 #include "hyperkernel/node/machine_link.h"
 #include "hyperkernel/node/machine_peers.h"
+#include "hyperkernel/node/machine_policy.h"
 #include "hyperkernel/node/space_rules.h"
 #include "proto/vm.pb.h"
 #include "rdma/transport.h"
@@ -42,6 +43,7 @@ class MachineSpread {
     Transport* transport = nullptr;
     SpaceRouter* router = nullptr;
     const Clock* clock = nullptr;
+    std::shared_ptr<MachinePolicy> policy;  // null: none
   };
   // Of the machine's run, for the other nodes.
   struct Run {

@@ -63,7 +63,14 @@ class FakePeers final : public MachinePeers {
       times->set_node("zoe");
       times->set_halted_ns(100 + vcpu);
     }
-    if (order == v1::MACHINE_ORDER_STATUS) {
+    if (order == v1::MACHINE_ORDER_STATUS || order == v1::MACHINE_ORDER_STALLS) {
+      if (order == v1::MACHINE_ORDER_STALLS) {
+        response.mutable_stalls()->set_now_ns(1);
+        v1::Stall* stall = response.mutable_stalls()->add_stalls();
+        stall->set_time_ns(1);
+        stall->set_vcpu(node == "b" ? 2 : 1);
+        stall->set_kind(v1::STALL_KIND_READ);
+      }
       asked_++;
       changed_.SignalAll();
       const auto status = status_.find(node);
@@ -159,7 +166,8 @@ class MachineSpreadTest : public testing::Test {
                                       .peers = &peers_,
                                       .transport = &transport_,
                                       .router = &router_,
-                                      .clock = &RealClock()});
+                                      .clock = &RealClock(),
+                                      .policy = policy_});
   }
   void Open(const v1::VmSpec& spec) {
     auto spread = Plan(spec);
@@ -196,6 +204,7 @@ class MachineSpreadTest : public testing::Test {
   RecordingWaker waker_;
   NotingDevices devices_;
   std::unique_ptr<InterruptController> interrupts_;
+  std::shared_ptr<MachinePolicy> policy_;
   std::unique_ptr<MachineSpread> spread_;
   Mutex mutex_;
   CondVar changed_;
@@ -326,6 +335,31 @@ TEST_F(MachineSpreadTest, TimesAreBelievedOfANodesOwnVcpus) {
   EXPECT_EQ(times[0].halted_ns(), 101u);
   EXPECT_EQ(times[1].node(), "b");
   EXPECT_EQ(times[1].halted_ns(), 102u);
+}
+
+TEST_F(MachineSpreadTest, WhatOthersWaitForComesToThePolicy) {
+  const v1::VmSpec spec = Spec(1, 1, 1);
+  const auto number_of = [this](const std::string& node) { return peers_.NumberOf(node); };
+  auto options = PolicyOptions(spec, "a", {}, number_of, RealClock());
+  ASSERT_TRUE(options.ok()) << options.status();
+  options->policy = "fetch";
+  auto policy = MachinePolicy::Make(*std::move(options));
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  policy_ = *std::move(policy);
+  const std::shared_ptr<StallRecording> recording = *policy_->Record();
+  Open(spec);
+  ASSERT_TRUE(Attach().ok());
+  std::set<std::pair<uint32_t, uint32_t>> stalls;
+  bool ticked = false;
+  const auto guard = std::chrono::steady_clock::now() + HangGuard();
+  while (stalls.size() < 2 || !ticked) {
+    ASSERT_LT(std::chrono::steady_clock::now(), guard);
+    for (const v1::TraceRecord& record : recording->Read(guard)) {
+      for (const v1::Stall& stall : record.stalls().stalls()) stalls.emplace(stall.node(), stall.vcpu());
+      ticked |= record.has_tick();
+    }
+  }
+  EXPECT_THAT(stalls, ElementsAre(std::pair(2, 2), std::pair(3, 1)));
 }
 
 TEST_F(MachineSpreadTest, ALostNodeEndsTheMachineByItsName) {

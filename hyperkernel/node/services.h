@@ -12,6 +12,7 @@
 #include "hyperkernel/node/machine_parts.h"
 #include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/space_manager.h"
+#include "hyperkernel/node/tls.h"
 #include "proto/admin.grpc.pb.h"
 #include "proto/peer.grpc.pb.h"
 
@@ -83,6 +84,8 @@ class AdminService final : public v1::Admin::Service {
                      v1::SpaceMapResponse* response) override;
   grpc::Status VmTop(grpc::ServerContext* context, const v1::SpaceTopRequest* request,
                      v1::SpaceTopResponse* response) override;
+  grpc::Status TraceVm(grpc::ServerContext* context, const v1::TraceVmRequest* request,
+                       grpc::ServerWriter<v1::TraceRecord>* writer) override;
 
  private:
   // Calls that last as long as their client wants hold a thread each. There are 96 (daemon.cc), and hellos of 63 peers
@@ -93,7 +96,7 @@ class AdminService final : public v1::Admin::Service {
 
   // Runs `body` as one of kMaxLongCalls.
   grpc::Status ServeLong(const char* method, const grpc::ServerContext& context,
-                         const std::function<grpc::Status()>& body);
+                         const std::function<grpc::Status()>& body, Role role = Role::kAdmin);
 
   std::atomic<int> long_calls_{0};
   CallLimit space_calls_{kMaxSpaceCalls};

@@ -51,7 +51,7 @@ void VcpuWaits::OnThread(VcpuId vcpu, uint32_t thread) {
   Entry& entry = vcpus_.at(vcpu.value());
   if (!entry.here) entry.since = RealClock().Now();
   entry.here = true;
-  if (meter_ != nullptr && meter_->Watch(thread)) entry.thread = thread;
+  if (meter_ != nullptr && meter_->Watch(thread, vcpu.value())) entry.thread = thread;
 }
 
 void VcpuWaits::OnThreadEnd(VcpuId vcpu, uint32_t thread) {

@@ -1,14 +1,28 @@
 // The part of the Admin service that is about machines: what is defined, and their states.
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 
+#include "fmt/format.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/auto_placement.h"
 #include "hyperkernel/node/caller.h"
+#include "hyperkernel/node/machine_policy.h"
 #include "hyperkernel/node/serve.h"
 #include "hyperkernel/node/services.h"
 
 namespace hk {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr uint64_t kMostTraceMs = 24 * 3600 * 1000;
+// Between two looks at what this node's vCPUs wait for.
+constexpr std::chrono::milliseconds kTraceWait(250);
+
+}  // namespace
+
 grpc::Status AdminService::CreateVm(grpc::ServerContext* context, const v1::CreateVmRequest* request,
                                     v1::CreateVmResponse* response) {
   return Serve(metrics_, "CreateVm", *context, Role::kAdmin, [&] {
@@ -79,6 +93,31 @@ grpc::Status AdminService::VmTop(grpc::ServerContext* context, const v1::SpaceTo
       *response->mutable_vcpus() = std::move(*vm->mutable_vcpu_times());
     return grpc::Status::OK;
   });
+}
+
+grpc::Status AdminService::TraceVm(grpc::ServerContext* context, const v1::TraceVmRequest* request,
+                                   grpc::ServerWriter<v1::TraceRecord>* writer) {
+  const auto body = [&] {
+    if (request->for_ms() > kMostTraceMs) {
+      return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
+                          fmt::format("for_ms: {} is more than {}", request->for_ms(), kMostTraceMs));
+    }
+    const absl::StatusOr<std::shared_ptr<MachinePolicy>> policy = guests_->PolicyOf(request->name());
+    if (!policy.ok()) return ToGrpc(policy.status());
+    const absl::StatusOr<std::shared_ptr<StallRecording>> recording = (*policy)->Record();
+    if (!recording.ok()) return ToGrpc(recording.status());
+    auto end = Monotonic::max();
+    if (request->for_ms() != 0) end = steady_clock::now() + std::chrono::milliseconds(request->for_ms());
+    for (bool more = true; more && !context->IsCancelled();) {
+      more = steady_clock::now() < end && !(*recording)->ended();
+      (*policy)->Collect();
+      for (const v1::TraceRecord& record : (*recording)->Read(std::min(end, steady_clock::now() + kTraceWait))) {
+        if (!writer->Write(record)) return grpc::Status::OK;
+      }
+    }
+    return grpc::Status::OK;
+  };
+  return ServeLong("TraceVm", *context, body, Role::kViewer);
 }
 
 }  // namespace hk

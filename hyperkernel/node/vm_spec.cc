@@ -16,6 +16,7 @@
 #include "hyperkernel/boot/address_map.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "hyperkernel/node/names.h"
+#include "migration/placement_policy.h"
 
 namespace hk {
 namespace {
@@ -280,9 +281,9 @@ absl::StatusOr<v1::VmSpec> CompleteVmSpec(const v1::VmSpec& spec, const std::str
     return Bad("topology", fmt::format("{} MiB for each node; a guest's kernel leaves out domains of less than {}",
                                        share, kMinDomainMib));
   }
-  if (spec.policy().empty()) out.set_policy("fetch");
-  if (out.policy() != "fetch")
-    return Bad("policy", fmt::format("'{}' is not fetch, the only one so far", spec.policy()));
+  if (spec.policy().empty()) out.set_policy(std::string(kDefaultPolicy));
+  if (!IsPolicy(out.policy()))
+    return Bad("policy", fmt::format("'{}' is not {} or {}", spec.policy(), kFetchPolicy, kBalancePolicy));
   return out;
 }
 

@@ -35,7 +35,7 @@ TEST(VmSpec, DefaultsAreFilledIn) {
   EXPECT_EQ(spec->placement(0).vcpus(), 1u);
   EXPECT_EQ(spec->io_node(), "n");
   EXPECT_EQ(spec->topology(), v1::TOPOLOGY_UNIFORM);
-  EXPECT_EQ(spec->policy(), "fetch");
+  EXPECT_EQ(spec->policy(), "balance");
   const auto again = CompleteVmSpec(*spec, "n");
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->SerializeAsString(), spec->SerializeAsString()) << "what is complete stays as it is";

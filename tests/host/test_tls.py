@@ -165,6 +165,7 @@ class Tls(hktest.TestCase):
             self.assert_exit(self.asks(identity, *command), 0)
         for command in (('node', 'probe'), ('node', 'probe', 'b')):
             self.assert_fails(self.asks(identity, *command), 1, 'role admin', 'viewer')
+        self.assert_fails(self.asks(identity, 'vm', 'trace', 'none', '-f', '/dev/null'), 1, "no vm 'none'")
 
     def test_the_unix_socket_needs_no_certificate(self):
         self.assert_exit(self.a.hkctl('node', 'probe', 'b'), 0)

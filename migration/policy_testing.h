@@ -1,0 +1,122 @@
+// For tests of policies: a machine whose vCPUs touch pages, which come to them as the page protocol has them come.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "hyperkernel/base/node_set.h"
+#include "migration/placement_policy.h"
+#include "proto/trace.pb.h"
+
+namespace hk {
+
+// Chance that comes again.
+class TestRandom {
+ public:
+  explicit TestRandom(uint64_t seed) : state_(seed * 2 + 1) {}
+  uint64_t Below(uint64_t end) {
+    state_ ^= state_ << 13;
+    state_ ^= state_ >> 7;
+    state_ ^= state_ << 17;
+    return state_ % end;
+  }
+
+ private:
+  uint64_t state_;
+};
+
+// Each second every vCPU runs its program, one access after another, until the second is over; then the policy is
+// asked. What it wants is done.
+class PolicyWorld {
+ public:
+  static constexpr std::chrono::microseconds kLocal{100}, kRemote{1500};
+
+  // An access: the page, and whether it is written. One to no page (`idle`) is time that passes.
+  struct Access {
+    uint64_t page = 0;
+    bool write = false;
+    std::chrono::microseconds idle{};
+  };
+  using Program = std::function<Access()>;
+
+  PolicyWorld(std::string_view policy, const PolicyMachine& machine)
+      : policy_(*MakePolicy(policy, machine)), where(machine.vcpus), programs(where.size()), accesses(where.size()) {}
+
+  // Pages that nobody has touched are there.
+  void Home(uint64_t first, uint64_t end, NodeId node) {
+    for (uint64_t page = first; page < end; ++page) pages_[page] = {node, NodeSet::Of(node)};
+  }
+  void Run(int seconds) {
+    for (int i = 0; i < seconds; ++i) Second();
+  }
+
+ private:
+  // Who owns a page, and who can read it.
+  struct Place {
+    NodeId owner;
+    NodeSet readers;
+  };
+
+  void Second() {
+    for (size_t i = 0; i < where.size(); ++i) accesses[i] = 0;
+    // In turns of a millisecond, so that vCPUs take pages from each other.
+    std::vector<std::chrono::microseconds> used(where.size());
+    for (std::chrono::microseconds turn(1000); turn <= std::chrono::seconds(1);
+         turn += std::chrono::microseconds(1000)) {
+      for (size_t i = 0; i < where.size(); ++i) {
+        while (programs[i] && used[i] < turn) used[i] += Do(static_cast<uint32_t>(i), programs[i](), now + used[i]);
+      }
+    }
+    now += std::chrono::seconds(1);
+    for (const PolicyMove& move : policy_->Decide(now)) {
+      if (may_move && !may_move(move)) {
+        policy_->OnRefused(move.vcpu, move.to, now);
+        continue;
+      }
+      where[move.vcpu.value()] = move.to;
+      moves.push_back(move);
+      policy_->OnMoved(move.vcpu, move.to, now);
+    }
+  }
+  std::chrono::microseconds Do(uint32_t vcpu, const Access& access, Monotonic at) {
+    if (access.idle.count() != 0) return access.idle;
+    ++accesses[vcpu];
+    const NodeId node = where[vcpu];
+    Place& place = pages_.try_emplace(access.page, Place{node, NodeSet::Of(node)}).first->second;
+    const bool here = place.readers.Contains(node);
+    const bool alone = place.owner == node && place.readers == NodeSet::Of(node);
+    if (access.write ? alone : here) return kLocal;
+    const NodeId holder = place.owner;
+    StallEvent stall{.end = at + kRemote, .vcpu = VcpuId(vcpu), .node = node, .page = Gfn(access.page)};
+    stall.kind = !access.write ? StallKind::kRead : here ? StallKind::kUpgrade : StallKind::kWrite;
+    if (holder != node) stall.holder = holder;
+    stall.waited = kRemote;
+    place.readers.Add(node);
+    if (access.write) place = {node, NodeSet::Of(node)};
+    ++stalls;
+    if (on_stall) on_stall(stall);
+    policy_->OnStall(stall);
+    return kLocal + kRemote;
+  }
+
+  const std::unique_ptr<PlacementPolicy> policy_;
+  std::unordered_map<uint64_t, Place> pages_;
+
+ public:
+  Monotonic now{std::chrono::hours(1)};
+  std::vector<NodeId> where;
+  std::vector<Program> programs;   // by vCPU; empty: it does nothing
+  std::vector<uint64_t> accesses;  // in the last second, by vCPU
+  std::vector<PolicyMove> moves;
+  uint64_t stalls = 0;
+  std::function<bool(const PolicyMove&)> may_move;
+  std::function<void(const StallEvent&)> on_stall;
+  PlacementPolicy* policy() { return policy_.get(); }
+};
+
+}  // namespace hk
