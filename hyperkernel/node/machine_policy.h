@@ -60,7 +60,8 @@ class MachinePolicy {
   // Errors: MakePolicy's.
   static absl::StatusOr<std::shared_ptr<MachinePolicy>> Make(Options options);
 
-  // What moves vCPUs; without it nothing is moved, and the policy is not asked. REQUIRES: before the first Tick.
+  // What moves vCPUs; without it nothing is moved, and the policy is not asked. It is not called after End has returned,
+  // but may be under way then.
   void SetMover(Mover mover);
   // What vCPUs of this node wait for; null: not any more. It outlives its being set.
   void SetLocal(FaultMeter* meter);
