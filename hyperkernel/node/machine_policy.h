@@ -60,8 +60,8 @@ class MachinePolicy {
   // Errors: MakePolicy's.
   static absl::StatusOr<std::shared_ptr<MachinePolicy>> Make(Options options);
 
-  // What moves vCPUs; without it nothing is moved, and the policy is not asked. It is not called after End has returned,
-  // but may be under way then.
+  // What moves vCPUs; without it nothing is moved, and the policy is not asked. A Tick that is under way
+  // during End may still call it; no later one does.
   void SetMover(Mover mover);
   // What vCPUs of this node wait for; null: not any more. It outlives its being set.
   void SetLocal(FaultMeter* meter);
