@@ -60,7 +60,8 @@ class MachinePolicy {
   // Errors: MakePolicy's.
   static absl::StatusOr<std::shared_ptr<MachinePolicy>> Make(Options options);
 
-  // What moves vCPUs; without it nothing is moved, and the policy is not asked. REQUIRES: before the first Tick.
+  // What moves vCPUs; without it nothing is moved, and the policy is not asked. A Tick that is under way
+  // during End may still call it; no later one does.
   void SetMover(Mover mover);
   // What vCPUs of this node wait for; null: not any more. It outlives its being set.
   void SetLocal(FaultMeter* meter);
