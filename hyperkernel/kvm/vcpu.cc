@@ -150,6 +150,20 @@ absl::Status Vcpu::RestoreState(Vm* vm, VcpuState state, Monotonic deadline) {
                  deadline);
 }
 
+absl::Status Vcpu::Release(Monotonic deadline) {
+  const auto park = [this] {
+    if (timer_ != nullptr) timer_->SetRunPage(nullptr);
+    VcpuFd fd;
+    {
+      MutexLock lock(&kick_mutex_);
+      fd = std::exchange(fd_, VcpuFd());
+    }
+    vm_->ParkVcpu(id_, std::move(fd));
+    return absl::OkStatus();
+  };
+  return Execute(park, deadline);
+}
+
 void Vcpu::RequestStop() {
   Want(Wanted::kFinished);
 }
