@@ -33,8 +33,20 @@ struct MovedVcpu {
 // The state as a vCPU of this node has it: its TSC goes on by this node's offset, and at this node's rate.
 VcpuState AtThisNode(VcpuState state, const VcpuConfig& config);
 
+// What a node does for a move. Errors of all three: nothing has changed. REQUIRES of all three: a vCPU of the guest.
+class VcpuMoveEndpoint {
+ public:
+  virtual ~VcpuMoveEndpoint() = default;
+  // What can be done for a vCPU that is to come before it is stopped.
+  virtual absl::Status Prepare(VcpuId id) = 0;
+  // Stops the vCPU and takes it out, for `to`.
+  virtual absl::StatusOr<MovedVcpu> Leave(VcpuId id, NodeId to) = 0;
+  // It is here, and runs if the others do.
+  virtual absl::Status Arrive(const MovedVcpu& moved) = 0;
+};
+
 // One node's, of one guest. Thread-safe, as far as the group and the controller are.
-class VcpuMover {
+class VcpuMover final : public VcpuMoveEndpoint {
  public:
   // How vCPUs of this node are made.
   using ConfigOf = std::function<VcpuConfig(VcpuId id)>;
@@ -44,15 +56,12 @@ class VcpuMover {
   VcpuMover(VcpuGroup* vcpus, InterruptController* interrupts, ConfigOf config_of)
       : vcpus_(vcpus), interrupts_(interrupts), config_of_(std::move(config_of)) {}
 
-  // What can be done for a vCPU that is to come before it is stopped. REQUIRES: it is a vCPU of the guest. Errors:
-  // those of VcpuGroup::Prepare.
-  absl::Status Prepare(VcpuId id);
-  // Stops the vCPU and takes it out, for `to`. Errors: as VcpuGroup::Leave and InterruptController::TakeVcpu;
-  // kDeadlineExceeded; it goes on as it was.
-  absl::StatusOr<MovedVcpu> Leave(VcpuId id, NodeId to);
-  // It is here, and runs if the others do. Errors: kInvalidArgument: bytes that no node sends; as VcpuGroup::Join and
-  // InterruptController::PutVcpu; it is not here.
-  absl::Status Arrive(const MovedVcpu& moved);
+  // Errors: those of VcpuGroup::Prepare.
+  absl::Status Prepare(VcpuId id) override;
+  // Errors: as VcpuGroup::Leave and InterruptController::TakeVcpu; kDeadlineExceeded.
+  absl::StatusOr<MovedVcpu> Leave(VcpuId id, NodeId to) override;
+  // Errors: kInvalidArgument: bytes that no node sends; as VcpuGroup::Join and InterruptController::PutVcpu.
+  absl::Status Arrive(const MovedVcpu& moved) override;
 
  private:
   VcpuGroup* const vcpus_;

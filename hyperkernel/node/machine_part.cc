@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -14,11 +15,13 @@
 #include "hyperkernel/boot/address_map.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 #include "hyperkernel/kvm/vcpu_group.h"
+#include "hyperkernel/kvm/vcpu_mover.h"
 #include "hyperkernel/memory/space_memory.h"
 #include "hyperkernel/node/forwarded_exits.h"
 #include "hyperkernel/node/machine_counters.h"
 #include "hyperkernel/node/machine_cpu.h"
 #include "hyperkernel/node/machine_link.h"
+#include "hyperkernel/node/machine_move.h"
 #include "hyperkernel/node/vcpu_waits.h"
 #include "hyperkernel/node/vm_spec.h"
 
@@ -65,6 +68,7 @@ class KvmPart final : public MachinePart, public ExitHandler {
   absl::Status Build();
   absl::Status Run() override { return vcpus_.Resume(); }
   absl::Status Hold() override { return vcpus_.Pause(options_.clock->Now() + kPartPauseDeadline); }
+  v1::MoveMachineVcpuResponse Move(const v1::MoveMachineVcpuRequest& request) override { return steps_->Do(request); }
   std::map<std::string, uint64_t> exits_by_kind() const override { return ExitsByKind(vcpus_.counters()); }
   std::vector<v1::VcpuTimes> vcpu_times() const override { return waits_.Times(vcpus_); }
   uint64_t tsc_error_ns() const override { return tsc_error_ns_; }
@@ -96,6 +100,8 @@ class KvmPart final : public MachinePart, public ExitHandler {
   std::unique_ptr<MachineLink> link_;  // before who uses it
   std::unique_ptr<ForwardedExits> exits_;
   std::unique_ptr<InterruptController> interrupts_;
+  std::optional<VcpuMover> mover_;
+  std::optional<MoveSteps> steps_;
 };
 
 KvmPart::~KvmPart() {
@@ -174,11 +180,15 @@ absl::Status KvmPart::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, 
         count, [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
   }
   waits_.SetMeter(memory_->faults());
+  const auto config = [model, count, tsc_offset](VcpuId id) {
+    return VcpuConfig{.id = id, .cpuid = model.Cpuid(id.value(), count), .tsc_offset = tsc_offset};
+  };
   std::vector<VcpuConfig> configs;
   for (uint32_t i = 0; i < count; i++) {
-    if (request.vcpu_nodes(static_cast<int>(i)) != options_.self.value()) continue;
-    configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, count), .tsc_offset = tsc_offset});
+    if (request.vcpu_nodes(static_cast<int>(i)) == options_.self.value()) configs.push_back(config(VcpuId(i)));
   }
+  mover_.emplace(&vcpus_, interrupts_.get(), config);
+  steps_.emplace(&*mover_, count);
   return vcpus_.Create(std::move(vm), configs, [this](VcpuId id) {
     return VcpuEnvironment{.devices = this,
                            .interrupts = &interrupts_->vcpu(id),

@@ -84,6 +84,12 @@ class FakePart final : public MachinePart {
     world_->Did("hold");
     return world_->hold_status;
   }
+  v1::MoveMachineVcpuResponse Move(const v1::MoveMachineVcpuRequest& request) override {
+    world_->Did("move " + std::to_string(request.vcpu()));
+    v1::MoveMachineVcpuResponse response;
+    response.set_took_ns(9);
+    return response;
+  }
   std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
   std::vector<v1::VcpuTimes> vcpu_times() const override {
     v1::VcpuTimes times;
