@@ -171,10 +171,9 @@ int MoveVcpu(const Options& options, const std::string& name, uint32_t vcpu, con
   request.set_vcpu(vcpu);
   request.set_node(node);
   v1::MoveVcpuResponse response;
-  const int code = Client(options).Work(fmt::format("vm move-vcpu {}", name),
-                                        [&](v1::Admin::Stub* stub, grpc::ClientContext* context) {
-                                          return stub->MoveVcpu(context, request, &response);
-                                        });
+  const int code = Client(options).Work(
+      fmt::format("vm move-vcpu {}", name),
+      [&](v1::Admin::Stub* stub, grpc::ClientContext* context) { return stub->MoveVcpu(context, request, &response); });
   if (code != kExitOk) return code;
   if (options.json()) {
     Print(ToJson(response));

@@ -250,6 +250,22 @@ TEST_F(VcpuMoverTest, PausedStaysPaused) {
   guest.ExpectTicks(3);
 }
 
+TEST_F(VcpuMoverTest, TakesWhatHasComeForItAlong) {
+  TwoNodes guest("ipi_steady");
+  guest.Start();
+  for (int i = 0; i < 4; ++i) {
+    SCOPED_TRACE(i);
+    guest.ExpectTicks(2);
+    Node& source = guest.Of(VcpuId(1));
+    ASSERT_TRUE(source.vcpus.Pause(Guard()).ok());
+    // The other one waits for its answer to this, for ever.
+    ASSERT_TRUE(Eventually([&] { return source.controller->SaveVcpu(VcpuId(1)).irr != LocalApicState().irr; }));
+    ASSERT_NO_FATAL_FAILURE(guest.Move(VcpuId(1)));
+    ASSERT_TRUE(source.vcpus.Resume().ok());
+  }
+  guest.ExpectTicks(2);
+}
+
 TEST_F(VcpuMoverTest, BeforeTheStart) {
   TwoNodes guest("ipi_steady");
   // It waits for a SIPI, which comes to where it is.

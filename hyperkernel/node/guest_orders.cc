@@ -218,11 +218,9 @@ absl::StatusOr<VcpuMoved> GuestManager::MoveVcpu(const std::string& name, VcpuId
   MutexLock lock(&mutex_);
   GiveBack(guest);
   if (!moved.ok()) {
-    log::Warning("guest", "a vCPU was not moved",
-                 {{"guest", name},
-                  {"vcpu", fmt::to_string(vcpu.value())},
-                  {"to", node},
-                  {"error", MessageOf(moved.status())}});
+    log::Warning(
+        "guest", "a vCPU was not moved",
+        {{"guest", name}, {"vcpu", fmt::to_string(vcpu.value())}, {"to", node}, {"error", MessageOf(moved.status())}});
   }
   return moved;
 }

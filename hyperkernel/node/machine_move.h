@@ -6,7 +6,8 @@
 //                                                          +--> ARRIVE at the source, one version later
 //
 // Invariants:
-//  1. The vCPU runs at one node at a time: it comes to the target when the source has said that it left, and back to the
+//  1. The vCPU runs at one node at a time: it comes to the target when the source has said that it left, and back to
+//  the
 //     source when the target has said that it has not come, and will not.
 //  2. A step is done once, however often it is asked for, and one that was given up is not done later.
 //  3. If nobody knows where the vCPU is, it is lost, and its machine has to end.
@@ -39,9 +40,9 @@ struct VcpuMove {
 
 // What became of it. Plain value.
 struct VcpuMoveEnd {
-  absl::Status status;                 // OK: it is at the target; else it is at the source, or lost
-  bool lost = false;                   // the machine must end: `status` says why
-  std::chrono::nanoseconds stopped{};  // the guest has missed it for so long, at most
+  absl::Status status;                          // OK: it is at the target; else it is at the source, or lost
+  bool lost = false;                            // the machine must end: `status` says why
+  std::chrono::nanoseconds stopped{};           // the guest has missed it for so long, at most
   std::chrono::nanoseconds source{}, target{};  // of that, at each end
 };
 

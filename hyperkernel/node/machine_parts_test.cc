@@ -26,7 +26,7 @@ struct World {
   CondVar changed;
   std::vector<std::string> did;
   int alive = 0;
-  bool make_waits = false, run_waits = false;
+  bool make_waits = false, run_waits = false, move_waits = false;
   bool ends_in_make = false;
   absl::Status make_status, hold_status;
   std::function<void(const std::string&)> ended;  // of the last
@@ -86,6 +86,7 @@ class FakePart final : public MachinePart {
   }
   v1::MoveMachineVcpuResponse Move(const v1::MoveMachineVcpuRequest& request) override {
     world_->Did("move " + std::to_string(request.vcpu()));
+    world_->Wait(&world_->move_waits);
     v1::MoveMachineVcpuResponse response;
     response.set_took_ns(9);
     return response;
@@ -190,6 +191,33 @@ TEST_F(MachinePartsTest, WhatAnOrderSaysIsToldAndThePartStays) {
   EXPECT_TRUE(Order(v1::MACHINE_ORDER_RUN).ok());
 }
 
+TEST_F(MachinePartsTest, AStepOfAMoveIsOneThingAtATimeToo) {
+  v1::MoveMachineVcpuRequest request;
+  request.set_from("a");
+  request.set_id(1);
+  request.set_vcpu(2);
+  EXPECT_TRUE(absl::IsNotFound(parts_.Move(request).status()));
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  world_.Set(&world_.move_waits, true);
+  std::thread moves([&] {
+    const auto moved = parts_.Move(request);
+    ASSERT_TRUE(moved.ok()) << moved.status();
+    EXPECT_EQ(moved->took_ns(), 9u);
+  });
+  world_.Await(2);
+  std::thread runs([&] { EXPECT_TRUE(Order(v1::MACHINE_ORDER_RUN).ok()); });
+  EXPECT_THAT(world_.Done(), ElementsAre("make", "move 2")) << "the order waits";
+  world_.Set(&world_.move_waits, false);
+  moves.join();
+  runs.join();
+  EXPECT_THAT(world_.Done(), ElementsAre("make", "move 2", "run"));
+  request.set_from("c");
+  EXPECT_TRUE(absl::IsPermissionDenied(parts_.Move(request).status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(AwaitEnded()));
+  request.set_from("a");
+  EXPECT_TRUE(absl::IsFailedPrecondition(parts_.Move(request).status()));
+}
+
 TEST_F(MachinePartsTest, AnotherNodeHasNoSay) {
   ASSERT_TRUE(parts_.Attach(Request(1)).ok());
   for (const auto order : {v1::MACHINE_ORDER_STATUS, v1::MACHINE_ORDER_RUN, v1::MACHINE_ORDER_END}) {
@@ -220,7 +248,7 @@ TEST_F(MachinePartsTest, AnotherVersionIsRefused) {
   request.set_machine_protocol(kMachineProtocolVersion + 1);
   const absl::Status status = parts_.Attach(request).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(status));
-  EXPECT_THAT(MessageOf(status), HasSubstr("node 'a' speaks version 2"));
+  EXPECT_THAT(MessageOf(status), HasSubstr("node 'a' speaks version 3"));
   EXPECT_THAT(world_.Done(), ElementsAre());
 }
 

@@ -215,8 +215,8 @@ absl::Status MachineSpread::Hold() {
 
 absl::StatusOr<VcpuMoved> MachineSpread::MoveVcpu(VcpuId vcpu, const std::string& to, const MoveHere& here) {
   if (vcpu.value() >= first_nodes_.size()) {
-    return absl::NotFoundError(fmt::format("there is no vCPU {}: they are 0 to {}", vcpu.value(),
-                                           first_nodes_.size() - 1));
+    return absl::NotFoundError(
+        fmt::format("there is no vCPU {}: they are 0 to {}", vcpu.value(), first_nodes_.size() - 1));
   }
   VcpuMove move{.vcpu = vcpu, .from = NodeOf(vcpu), .to = to, .to_number = {}};
   std::vector<std::string> names;

@@ -5,7 +5,8 @@
 //  1. A machine's vCPUs are made on all its nodes or on none: what was made when one failed is ended again.
 //  2. An order goes to all nodes at the same time. If one cannot hold its vCPUs, those of all go on.
 //  3. A node whose vCPUs have ended by themselves is noticed within a second or two, and ends the machine.
-//  4. Who is a part stays so, also when its last vCPU has moved away. Each start begins with the specification's places.
+//  4. Who is a part stays so, also when its last vCPU has moved away. Each start begins with the specification's
+//  places.
 #pragma once
 
 #include <functional>
@@ -140,7 +141,7 @@ class MachineSpread {
   uint64_t orders_ ABSL_GUARDED_BY(mutex_) = 0;
   bool ordering_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<NodeId, bool> running_ ABSL_GUARDED_BY(mutex_);
-  std::map<NodeId, std::map<std::string, uint64_t>> exits_ ABSL_GUARDED_BY(mutex_);  // by node
+  std::map<NodeId, std::map<std::string, uint64_t>> exits_ ABSL_GUARDED_BY(mutex_);     // by node
   std::map<std::pair<uint32_t, NodeId>, v1::VcpuTimes> times_ ABSL_GUARDED_BY(mutex_);  // by vCPU and node
   std::thread watcher_;
 };
