@@ -257,9 +257,17 @@ TEST_F(VcpuMoverTest, TakesWhatHasComeForItAlong) {
     SCOPED_TRACE(i);
     guest.ExpectTicks(2);
     Node& source = guest.Of(VcpuId(1));
-    ASSERT_TRUE(source.vcpus.Pause(Guard()).ok());
-    // The other one waits for its answer to this, for ever.
-    ASSERT_TRUE(Eventually([&] { return source.controller->SaveVcpu(VcpuId(1)).irr != LocalApicState().irr; }));
+    // Until the other one waits for its answer to an interrupt that it has not taken.
+    const auto has = [&](auto LocalApicState::* set) {
+      return source.controller->SaveVcpu(VcpuId(1)).*set != LocalApicState().*set;
+    };
+    ASSERT_TRUE(Eventually([&] {
+      HK_CHECK(source.vcpus.Pause(Guard()).ok());
+      const bool some = Eventually([&] { return has(&LocalApicState::irr) || has(&LocalApicState::isr); });
+      if (!some || has(&LocalApicState::irr)) return some;
+      HK_CHECK(source.vcpus.Resume().ok());
+      return false;
+    }));
     ASSERT_NO_FATAL_FAILURE(guest.Move(VcpuId(1)));
     ASSERT_TRUE(source.vcpus.Resume().ok());
     guest.ExpectTicks(2);
