@@ -170,6 +170,12 @@ absl::Status VcpuGroup::Prepare(const VcpuConfig& config) {
   MutexLock operation(&operation_);
   HK_CHECK(vm_ != nullptr);
   leavers_.clear();
+  HK_CHECK(config.id.value() < slots_.size());
+  {
+    const Slot& slot = *slots_[config.id.value()];
+    MutexLock lock(&slot.mutex);
+    if (slot.vcpu != nullptr) return absl::OkStatus();
+  }
   if (vm_->HasParked(config.id)) return absl::OkStatus();
   HK_ASSIGN_OR_RETURN(VcpuFd fd, vm_->TakeVcpu(config.id));
   const absl::Status status = WriteCpuid(fd, config.cpuid);

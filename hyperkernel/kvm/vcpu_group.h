@@ -53,7 +53,8 @@ class VcpuGroup final : public VcpuWaker {
   // before anything is given up. REQUIRES: created. Errors (invariant 3): its own; kDeadlineExceeded;
   // kFailedPrecondition if a vCPU has failed; what could not be made.
   absl::Status Renew(const std::function<absl::Status(Vm*)>& while_held, Monotonic deadline);
-  // Makes the KVM vCPU of one that is to join, which takes some hosts milliseconds. Not needed. REQUIRES: created.
+  // Makes the KVM vCPU of one that is to join, which takes some hosts milliseconds, if it is not here. Not needed.
+  // REQUIRES: created.
   // Errors: as Vm::TakeVcpu and WriteCpuid.
   absl::Status Prepare(const VcpuConfig& config);
   // Holds one vCPU, calls `take` while it is held, for what else goes with it, and lets go of it: the state is all that

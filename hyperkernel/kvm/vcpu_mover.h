@@ -37,7 +37,7 @@ VcpuState AtThisNode(VcpuState state, const VcpuConfig& config);
 class VcpuMoveEndpoint {
  public:
   virtual ~VcpuMoveEndpoint() = default;
-  // What can be done for a vCPU that is to come before it is stopped.
+  // What can be done for a vCPU that is to come, or to leave, before it is stopped.
   virtual absl::Status Prepare(VcpuId id) = 0;
   // Stops the vCPU and takes it out, for `to`.
   virtual absl::StatusOr<MovedVcpu> Leave(VcpuId id, NodeId to) = 0;

@@ -171,6 +171,7 @@ class VcpuMoverTest : public KvmTest {
       SCOPED_TRACE(i);
       // Some right behind one another.
       guest.ExpectTicks(random() % 3 == 0 ? 0 : random() % 4);
+      if (HasFailure()) return;
       ASSERT_NO_FATAL_FAILURE(guest.Move(VcpuId(random() % kVcpus)));
     }
     guest.ExpectTicks(10);

@@ -37,9 +37,11 @@ class Moving {
       : move_(move), at_(at), clock_(clock), numbers_(numbers) {}
 
   VcpuMoveEnd Make() {
-    const auto prepared = Ask(move_.to, v1::MOVE_STEP_PREPARE, nullptr);
-    if (!prepared.ok()) return Ends(prepared.status());
-    if (!prepared->refused().empty()) return Ends(Refused(move_.to, *prepared));
+    for (const std::string& node : {move_.to, move_.from}) {
+      const auto prepared = Ask(node, v1::MOVE_STEP_PREPARE, nullptr);
+      if (!prepared.ok()) return Ends(prepared.status());
+      if (!prepared->refused().empty()) return Ends(Refused(node, *prepared));
+    }
     const Monotonic begin = clock_.Now();
     const auto left = Ask(move_.from, v1::MOVE_STEP_LEAVE, nullptr);
     if (!left.ok()) {

@@ -1,9 +1,9 @@
 // The move of a vCPU between two nodes of a machine that runs, as the machine's I/O node has it done, and one node's
 // steps of it.
 //
-//     PREPARE at the target --> LEAVE at the source --> ARRIVE at the target
-//                                                          | refused
-//                                                          +--> ARRIVE at the source, one version later
+//     PREPARE at both --> LEAVE at the source --> ARRIVE at the target
+//                                                    | refused
+//                                                    +--> ARRIVE at the source, one version later
 //
 // Invariants:
 //  1. The vCPU runs at one node at a time: it comes to the target when the source has said that it left, and back to

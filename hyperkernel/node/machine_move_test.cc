@@ -101,12 +101,12 @@ TEST_F(MachineMoveTest, PreparedLeftArrived) {
   const VcpuMoveEnd end = Move();
   EXPECT_TRUE(end.status.ok()) << end.status;
   EXPECT_FALSE(end.lost);
-  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "a LEAVE", "b ARRIVE"));
+  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "a PREPARE", "a LEAVE", "b ARRIVE"));
   EXPECT_FALSE(a_.has());
   EXPECT_TRUE(b_.has());
   EXPECT_EQ(b_.version(), 2u);
   EXPECT_GT(end.stopped.count(), 0);
-  EXPECT_EQ(numbers_, 3u);
+  EXPECT_EQ(numbers_, 4u);
 }
 
 TEST_F(MachineMoveTest, ATargetThatIsNotReadyIsNothingToTheGuest) {
@@ -118,6 +118,11 @@ TEST_F(MachineMoveTest, ATargetThatIsNotReadyIsNothingToTheGuest) {
   dead_ = "b PREPARE";
   EXPECT_EQ(MessageOf(Move().status), "down");
   EXPECT_FALSE(Move().lost);
+  // Nor is a source that cannot be asked.
+  b_.prepare = absl::OkStatus();
+  dead_ = "a PREPARE";
+  EXPECT_EQ(MessageOf(Move().status), "down");
+  EXPECT_FALSE(Move().lost);
   EXPECT_TRUE(a_.has());
 }
 
@@ -126,7 +131,7 @@ TEST_F(MachineMoveTest, ASourceThatCannotStopItKeepsIt) {
   const VcpuMoveEnd end = Move();
   EXPECT_EQ(MessageOf(end.status), "node 'a': vCPU 3 does not leave the guest");
   EXPECT_FALSE(end.lost);
-  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "a LEAVE"));
+  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "a PREPARE", "a LEAVE"));
   EXPECT_TRUE(a_.has());
 }
 
@@ -135,7 +140,7 @@ TEST_F(MachineMoveTest, WhatIsRefusedGoesBack) {
   const VcpuMoveEnd end = Move();
   EXPECT_EQ(MessageOf(end.status), "node 'b': MSR 0x10a: this host refuses 0x1");
   EXPECT_FALSE(end.lost);
-  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "a LEAVE", "b ARRIVE", "a ARRIVE"));
+  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "a PREPARE", "a LEAVE", "b ARRIVE", "a ARRIVE"));
   EXPECT_TRUE(a_.has());
   EXPECT_EQ(a_.version(), 3u) << "one later than where it was refused";
   // And it can go later.
@@ -159,8 +164,8 @@ TEST_F(MachineMoveTest, AnAnswerThatIsLostIsAskedForAgain) {
   }
   const VcpuMoveEnd end = Move();
   EXPECT_TRUE(end.status.ok()) << end.status;
-  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "b PREPARE", "b PREPARE", "a LEAVE", "a LEAVE", "a LEAVE", "b ARRIVE",
-                                  "b ARRIVE", "b ARRIVE"));
+  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "b PREPARE", "b PREPARE", "a PREPARE", "a LEAVE", "a LEAVE", "a LEAVE",
+                                  "b ARRIVE", "b ARRIVE", "b ARRIVE"));
   EXPECT_EQ(b_.prepared, 1) << "done once";
   EXPECT_TRUE(b_.has());
 }

@@ -83,7 +83,9 @@ absl::StatusOr<v1::MoveMachineVcpuResponse> ClusterMachinePeers::Move(const std:
   v1::MoveMachineVcpuRequest addressed = request;
   addressed.set_from(cluster_->name());
   addressed.set_id(id);
-  return Ask(cluster_, node, LimitOf(request.step()), &v1::PeerControl::Stub::MoveMachineVcpu, addressed);
+  // Nobody makes connections while a vCPU stands still.
+  return Ask(cluster_, node, LimitOf(request.step()), &v1::PeerControl::Stub::MoveMachineVcpu, addressed,
+             /*kept=*/true);
 }
 
 }  // namespace hk

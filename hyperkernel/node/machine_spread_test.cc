@@ -367,7 +367,7 @@ TEST_F(MachineSpreadTest, AVcpuMovesBetweenOthersAndHere) {
   ASSERT_TRUE(moved.ok()) << moved.status();
   EXPECT_EQ(moved->from, "c");
   EXPECT_EQ(moved->to, "b");
-  EXPECT_THAT(peers_.Calls(), ElementsAre("b PREPARE", "c LEAVE", "b ARRIVE"));
+  EXPECT_THAT(peers_.Calls(), ElementsAre("b PREPARE", "c PREPARE", "c LEAVE", "b ARRIVE"));
   EXPECT_EQ(spread_->NodeOf(VcpuId(1)), "b");
   // What its time went to at both.
   ASSERT_TRUE(spread_->Hold().ok());
@@ -377,7 +377,7 @@ TEST_F(MachineSpreadTest, AVcpuMovesBetweenOthersAndHere) {
   moved = spread_->MoveVcpu(VcpuId(1), "a", at_here);
   ASSERT_TRUE(moved.ok()) << moved.status();
   EXPECT_TRUE(spread_->Here(VcpuId(1)));
-  EXPECT_THAT(peers_.Calls(), ElementsAre("b LEAVE"));
+  EXPECT_THAT(peers_.Calls(), ElementsAre("b PREPARE", "b LEAVE"));
   EXPECT_THAT(here, ElementsAre(v1::MOVE_STEP_PREPARE, v1::MOVE_STEP_ARRIVE));
   moved = spread_->MoveVcpu(VcpuId(1), "a", at_here);
   ASSERT_TRUE(moved.ok()) << moved.status();

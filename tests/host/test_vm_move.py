@@ -87,9 +87,10 @@ class VmMove(placedtest.TestCase):
         self.end_rounds(guest)
         self.count(guest)
         stopped.sort()
+        at_ends = {end: statistics.median(int(us) for us in re.findall(rf'{end}_us=(\d+)', a.log_text())) / 1000 for end in ('source', 'target')}
         print(f'HK_SEED={self.seed}: {MOVES} moves in {took:.1f} s; a vCPU stood still for {statistics.median(stopped):.2f} ms (median), '
-              f'{stopped[MOVES * 95 // 100]:.2f} (p95), {stopped[-1]:.2f} (most); a page of another node took {self.page_wait_ms(a):.3f} ms',
-              file=sys.stderr)
+              f'{stopped[MOVES * 95 // 100]:.2f} (p95), {stopped[-1]:.2f} (most), of which at its old node {at_ends["source"]:.2f}, '
+              f'at its new one {at_ends["target"]:.2f} (medians); a page of another node took {self.page_wait_ms(a):.3f} ms', file=sys.stderr)
 
     def test_the_io_node_without_vcpus(self):
         a, b = self.start('a', 'b')
