@@ -44,11 +44,7 @@ absl::StatusOr<std::unique_ptr<MachineSpread>> MachineSpread::Plan(const v1::VmS
     if (number != spread->self_number_ && !known) spread->others_.push_back({.name = name, .number = number});
   }
   if (spread->others_.empty()) return std::unique_ptr<MachineSpread>();
-  for (const NodeId node : spread->first_nodes_) {
-    MutexLock lock(&spread->mutex_);
-    spread->nodes_.push_back(node);
-    spread->seen_.emplace_back().Add(node);
-  }
+  spread->BeginPlaces();
   spread->id_ = NewId();
   MachineLinkOptions link{
       .guest = GuestId(spread->id_),
@@ -71,6 +67,12 @@ MachineSpread::~MachineSpread() {
 void MachineSpread::Close() {
   if (link_ != nullptr) link_->Close();  // not there: no vCPU is elsewhere
   server_.reset();
+}
+
+void MachineSpread::BeginPlaces() {
+  MutexLock lock(&mutex_);
+  nodes_ = first_nodes_;
+  for (const NodeId node : first_nodes_) seen_.emplace_back().Add(node);
 }
 
 std::string MachineSpread::NameOf(NodeId node) const {

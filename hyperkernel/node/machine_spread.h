@@ -109,6 +109,7 @@ class MachineSpread {
   };
 
   MachineSpread(const v1::VmSpec& spec, const Options& options) : spec_(spec), options_(options) {}
+  void BeginPlaces();
   // At all others that are attached, at the same time; the first error.
   absl::Status AtAll(const std::function<absl::Status(Other*)>& call);
   absl::Status Tell(Other* other, v1::MachineOrder order, uint64_t number = 0);
