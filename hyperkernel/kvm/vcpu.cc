@@ -151,7 +151,9 @@ absl::Status Vcpu::RestoreState(Vm* vm, VcpuState state, Monotonic deadline) {
 }
 
 absl::Status Vcpu::Release(Monotonic deadline) {
-  const auto park = [this] {
+  const auto park = [this]() -> absl::Status {
+    // Paging off: KVM flushes the TLB when the next state brings page tables, even if they are at the same address.
+    HK_RETURN_IF_ERROR(ApplyInit());
     if (timer_ != nullptr) timer_->SetRunPage(nullptr);
     VcpuFd fd;
     {
