@@ -256,7 +256,7 @@ absl::StatusOr<VcpuMoved> MachineSpread::MoveVcpu(VcpuId vcpu, const std::string
   log::Info("guest", "a vCPU has moved",
             {{"guest", spec_.name()},
              {"vcpu", fmt::to_string(vcpu.value())},
-             {"was", move.from},
+             {"from", move.from},
              {"to", to},
              {"stopped_us", us(end.stopped)},
              {"source_us", us(end.source)},
