@@ -301,7 +301,8 @@ void AddVmCommands(CLI::App* app, const Options* options, int* exit_code) {
   auto node = std::make_shared<std::string>();
   CLI::App* move = AddNamed(
       vm, "move-vcpu", "Moves a vCPU of a machine over several nodes to another of them while it runs",
-      "The node is one that has vCPUs in the machine's placement. The machine goes on meanwhile; a paused one stays\n"
+      "The node is one that has vCPUs in the machine's placement, or takes_vcpus there. The machine goes on meanwhile; "
+      "a paused one stays\n"
       "paused. A reset, or a new start, begins with the placement again.\n\n"
       "Examples:\n  hkctl vm move-vcpu web --vcpu 1 --to node2\n  hkctl vm move-vcpu web --vcpu 1 --to node2 -o json",
       name);

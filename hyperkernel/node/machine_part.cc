@@ -11,6 +11,7 @@
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/node_set.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/boot/address_map.h"
 #include "hyperkernel/irq/interrupt_controller.h"
@@ -45,14 +46,20 @@ absl::Status CheckRequest(const MachinePart::Options& options) {
   if (request.memory_mib() < kMinVmMemoryMib || request.memory_mib() > kMaxVmMemoryMib)
     return Bad("memory_mib: no machine has so much");
   const int vcpus = request.vcpu_nodes_size();
-  if (vcpus < 2 || vcpus > static_cast<int>(kMostGuestVcpus))
+  if (vcpus < 1 || vcpus > static_cast<int>(kMostGuestVcpus))
     return Bad("vcpu_nodes: no machine on several nodes has so many");
-  bool any = false;
-  for (const uint32_t node : request.vcpu_nodes()) {
-    if (node >= kMaxNodes) return Bad(fmt::format("vcpu_nodes: {} is no node's number", node));
-    any |= node == options.self.value();
+  NodeSet nodes;
+  for (const uint32_t number : request.nodes()) {
+    if (number >= kMaxNodes) return Bad(fmt::format("nodes: {} is no node's number", number));
+    const NodeId node(static_cast<uint16_t>(number));
+    if (nodes.Contains(node)) return Bad(fmt::format("nodes: {} is there twice", number));
+    nodes.Add(node);
   }
-  if (!any) return Bad("vcpu_nodes: none is this node's");
+  if (!nodes.Contains(options.self)) return Bad("nodes: this node is not among them");
+  for (const uint32_t number : request.vcpu_nodes()) {
+    if (number >= kMaxNodes || !nodes.Contains(NodeId(static_cast<uint16_t>(number))))
+      return Bad(fmt::format("vcpu_nodes: {} is no node of the machine", number));
+  }
   if (request.vcpu_nodes(0) != options.io_node.value()) return Bad("vcpu_nodes: vCPU 0 is not the sender's");
   return absl::OkStatus();
 }
@@ -139,11 +146,8 @@ absl::Status KvmPart::BuildMemory(Vm* vm) {
 absl::Status KvmPart::BuildInterrupts(bool x2apic) {
   const v1::AttachMachineRequest& request = options_.request;
   InterruptNodes nodes{.self = options_.self, .io_node = options_.io_node, .nodes = {}, .vcpus = {}};
-  for (const uint32_t number : request.vcpu_nodes()) {
-    const NodeId node(static_cast<uint16_t>(number));
-    nodes.vcpus.push_back(node);
-    if (std::find(nodes.nodes.begin(), nodes.nodes.end(), node) == nodes.nodes.end()) nodes.nodes.push_back(node);
-  }
+  for (const uint32_t number : request.nodes()) nodes.nodes.push_back(NodeId(static_cast<uint16_t>(number)));
+  for (const uint32_t number : request.vcpu_nodes()) nodes.vcpus.push_back(NodeId(static_cast<uint16_t>(number)));
   const auto vcpus = static_cast<uint32_t>(nodes.vcpus.size());
   const auto failed = [this](NodeId peer, const std::string& reason) {
     options_.ended(fmt::format("node {}: {}", peer.value(), reason));

@@ -36,12 +36,19 @@ absl::StatusOr<std::unique_ptr<MachineSpread>> MachineSpread::Plan(const v1::VmS
   const std::vector<std::string> names = VcpuNodes(spec);
   std::unique_ptr<MachineSpread> spread(new MachineSpread(spec, options));
   HK_ASSIGN_OR_RETURN(spread->self_number_, options.peers->NumberOf(options.self));
-  for (const std::string& name : names) {
+  const auto add = [&](const std::string& name) -> absl::StatusOr<NodeId> {
     HK_ASSIGN_OR_RETURN(const NodeId number, options.peers->NumberOf(name));
-    spread->first_nodes_.push_back(number);
     const bool known = std::any_of(spread->others_.begin(), spread->others_.end(),
                                    [&](const Other& other) { return other.number == number; });
     if (number != spread->self_number_ && !known) spread->others_.push_back({.name = name, .number = number});
+    return number;
+  };
+  for (const std::string& name : names) {
+    HK_ASSIGN_OR_RETURN(const NodeId number, add(name));
+    spread->first_nodes_.push_back(number);
+  }
+  for (const v1::PlacementSpec& place : spec.placement()) {
+    if (place.takes_vcpus()) HK_RETURN_IF_ERROR(add(place.node()).status());
   }
   if (spread->others_.empty()) return std::unique_ptr<MachineSpread>();
   spread->BeginPlaces();
@@ -164,6 +171,7 @@ absl::Status MachineSpread::Attach(const Run& run) {
   request.set_memory_mib(spec_.memory_mib());
   request.set_node_frames_bytes(run.node_frames_bytes);
   for (const NodeId node : first_nodes_) request.add_vcpu_nodes(node.value());
+  for (const SpaceMemberId& member : Members()) request.add_nodes(member.number.value());
   SetCpuid(run.cpuid, request.mutable_cpuid());
   request.set_tsc_khz(run.tsc_khz);
   request.set_tsc_offset(run.tsc_offset);
@@ -230,10 +238,10 @@ absl::StatusOr<VcpuMoved> MachineSpread::MoveVcpu(VcpuId vcpu, const std::string
     known = true;
   }
   if (!known) {
-    return absl::FailedPreconditionError(
-        fmt::format("node '{}' is none that runs vCPUs of the machine, which are {}: a node that is to get some must "
-                    "have one in the machine's placement",
-                    to, fmt::join(names, ", ")));
+    return absl::FailedPreconditionError(fmt::format(
+        "node '{}' is none that may have vCPUs of the machine, which are {}: its placement says who has some "
+        "and who takes_vcpus",
+        to, fmt::join(names, ", ")));
   }
   if (move.from == to) return VcpuMoved{.from = to, .to = to, .stopped = {}};
   const MoveAt at = [&](const std::string& node,

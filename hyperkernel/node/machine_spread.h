@@ -101,7 +101,7 @@ class MachineSpread {
   bool one_host() const { return one_host_; }
 
  private:
-  // Another node that has vCPUs, or had some at the start.
+  // Another node that has vCPUs, or may get some.
   struct Other {
     std::string name;
     NodeId number;

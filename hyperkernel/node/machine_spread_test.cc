@@ -230,6 +230,19 @@ TEST_F(MachineSpreadTest, NoneForAMachineWhoseVcpusAreHere) {
   EXPECT_EQ(*spread, nullptr);
 }
 
+TEST_F(MachineSpreadTest, ANodeMayTakeVcpusThatHasNone) {
+  v1::VmSpec spec = Spec(1, 0, 1);
+  spec.mutable_placement(2)->set_takes_vcpus(true);
+  Open(spec);
+  ASSERT_TRUE(Attach().ok());
+  EXPECT_THAT(peers_.Calls(), UnorderedElementsAre("b attach", "c attach"));
+  const v1::AttachMachineRequest request = peers_.Request("b");
+  EXPECT_THAT(std::vector<uint32_t>(request.vcpu_nodes().begin(), request.vcpu_nodes().end()), ElementsAre(1, 3));
+  EXPECT_THAT(std::vector<uint32_t>(request.nodes().begin(), request.nodes().end()), UnorderedElementsAre(1, 2, 3));
+  const auto here = [](const v1::MoveMachineVcpuRequest&) { return v1::MoveMachineVcpuResponse(); };
+  EXPECT_TRUE(spread_->MoveVcpu(VcpuId(1), "b", here).ok());
+}
+
 TEST_F(MachineSpreadTest, ANodeThatNobodyKnowsIsAnError) {
   v1::VmSpec spec = Spec(1, 1, 0);
   spec.mutable_placement(2)->set_node("x");
@@ -257,6 +270,7 @@ TEST_F(MachineSpreadTest, OrdersGoToAllOthers) {
   EXPECT_THAT(peers_.Calls(), UnorderedElementsAre("b attach", "c attach"));
   const v1::AttachMachineRequest request = peers_.Request("b");
   EXPECT_THAT(std::vector<uint32_t>(request.vcpu_nodes().begin(), request.vcpu_nodes().end()), ElementsAre(1, 3, 3, 2));
+  EXPECT_THAT(std::vector<uint32_t>(request.nodes().begin(), request.nodes().end()), UnorderedElementsAre(1, 2, 3));
   EXPECT_EQ(request.space_id(), 9u);
   EXPECT_NE(request.id(), 0u);
   EXPECT_EQ(request.boot_id(), "boot a");
@@ -395,7 +409,7 @@ TEST_F(MachineSpreadTest, WhatCannotMoveIsWhereItWas) {
   const auto at_here = [](const v1::MoveMachineVcpuRequest&) { return v1::MoveMachineVcpuResponse(); };
   EXPECT_EQ(MessageOf(spread_->MoveVcpu(VcpuId(3), "b", at_here).status()), "there is no vCPU 3: they are 0 to 2");
   EXPECT_THAT(MessageOf(spread_->MoveVcpu(VcpuId(1), "x", at_here).status()),
-              HasSubstr("node 'x' is none that runs vCPUs of the machine, which are a, c, b"));
+              HasSubstr("node 'x' is none that may have vCPUs of the machine, which are a, c, b"));
   EXPECT_THAT(peers_.Calls(), ElementsAre());
   peers_.Refuse("LEAVE", "a vCPU does not stop");
   EXPECT_EQ(MessageOf(spread_->MoveVcpu(VcpuId(1), "b", at_here).status()), "node 'c': a vCPU does not stop");

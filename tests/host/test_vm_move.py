@@ -166,7 +166,7 @@ class VmMove(placedtest.TestCase):
         self.assert_fails(a.hkctl('vm', 'move-vcpu', 'h', '--vcpu', '0', '--to', 'b'), 1, "vm 'h'")
         self.assert_fails(self.move(a, 2, 'b'), 1, 'there is no vCPU 2: they are 0 to 1')
         for node in ('c', 'x'):
-            self.assert_fails(self.move(a, 0, node), 1, f"node '{node}' is none that runs vCPUs of the machine, which are a, b")
+            self.assert_fails(self.move(a, 0, node), 1, f"node '{node}' is none that may have vCPUs of the machine, which are a, b")
         self.assert_fails(self.move(b, 0, 'b'), 1, "'g'")  # another node than the I/O node
         self.assert_fails(a.hkctl('vm', 'move-vcpu', 'g', '--vcpu', '-1', '--to', 'b'), 2, 'vcpu')
         self.assertIsNone(self.moved(a, 1, 'b'))
@@ -179,6 +179,24 @@ class VmMove(placedtest.TestCase):
         self.assert_exit(a.hkctl('vm', 'delete', 'g'), 0)
         self.boot(a, vcpus=2, a='vcpus: 2', b='')
         self.assert_fails(self.move(a, 0, 'b'), 1, "all its vCPUs are on node 'a'")
+
+    def test_a_node_that_takes_vcpus_and_begins_without(self):
+        a, b, c = self.start('a', 'b', 'c')
+        guest = self.boot(a, vcpus=2, a='vcpus: 1', b='vcpus: 1', c='takes_vcpus: true')
+        self.begin_rounds(guest)
+        for vcpu in (0, 1):
+            self.moved(a, vcpu, 'c')
+        self.assertEqual(self.places(a), {0: 'c', 1: 'c'})
+        self.end_rounds(guest)
+        self.assert_fails(a.hkctl('space', 'drain', 'g', '--node', 'c'), 1, "vCPUs of vm 'g' run on node 'c'")
+        self.assert_exit(a.hkctl('vm', 'stop', 'g', '--force'), 0)
+        self.assert_exit(a.hkctl('vm', 'delete', 'g'), 0)
+        # One vCPU, which comes and goes.
+        guest = self.boot(a, vcpus=1, a='vcpus: 1', b='takes_vcpus: true')
+        for node in 'baba':
+            self.moved(a, 0, node)
+            self.order(guest, b'F', 'filled')
+            self.order(guest, b'C', 'checked')
 
     def lose_during_moves(self, lose):
         """b, while vCPUs come and go there."""
