@@ -1,6 +1,7 @@
 #include "hyperkernel/cli/space_output.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "hyperkernel/cli/output.h"
 #include "hyperkernel/cli/space_rates.h"
@@ -205,6 +206,13 @@ std::string SpaceTopText(const v1::SpaceTopResponse& top) {
                                 StateName(top.space().state()), HumanBytes(top.space().memory_bytes()),
                                 Join(top.space().nodes()), top.interval_seconds());
   if (!top.space().reason().empty()) out += fmt::format("{}\n\n", Printable(top.space().reason()));
+  std::string vcpus;
+  for (const v1::SpaceNodeCounters& node : top.nodes()) {
+    if (node.vcpus_size() == 0) continue;
+    vcpus += fmt::format("{} {} on {}", vcpus.empty() ? "vCPUs:" : ";", fmt::join(node.vcpus(), ", "),
+                         Printable(node.part().node()));
+  }
+  if (!vcpus.empty()) out += vcpus + "\n\n";
   Table table({"NODE", "READ FAULTS", "P50 / P99 / MAX", "WRITE FAULTS", "P50 / P99 / MAX", "UPGRADES", "SERVED",
                "REVOKED", "RETRIES", "SHARED", "OWNED", "EXCLUSIVE", "SWAPPED"});
   std::string notes;
@@ -242,7 +250,7 @@ std::string SpaceTopText(const v1::SpaceTopResponse& top) {
   const v1::SpaceRates sum = SumOfRates(top);
   if (top.nodes_size() > 1) add("together", &sum, &pages);
   out += table.ToString() + FetchedText(top, sum);
-  if (const std::string vcpus = VcpuSharesText(top); !vcpus.empty()) out += "\n" + vcpus;
+  if (const std::string shares = VcpuSharesText(top); !shares.empty()) out += "\n" + shares;
   out += PrefetchText(top);
   if (top.ping_pong_size() > 0) {
     Table moves({"PAGE", "TAKEN AWAY", "NEW OWNER", "BETWEEN"});

@@ -127,6 +127,11 @@ TEST(SpaceOutput, TopHasARowPerNodeAndThePagesThatGoToAndFro) {
   EXPECT_THAT(text, HasSubstr("\nb: silent\n"));
   top.mutable_nodes(0)->mutable_counters()->clear_prefetched();
   EXPECT_THAT(SpaceTopText(top), Not(HasSubstr("AHEAD")));
+  EXPECT_THAT(SpaceTopText(top), Not(HasSubstr("vCPUs")));
+  top.mutable_nodes(1)->add_vcpus(0);
+  top.mutable_nodes(1)->add_vcpus(2);
+  top.mutable_nodes(0)->add_vcpus(1);
+  EXPECT_THAT(SpaceTopText(top), HasSubstr("\n\nvCPUs: 1 on a; 0, 2 on b\n\nNODE"));
 }
 
 TEST(SpaceOutput, TimesAndDumps) {

@@ -169,6 +169,28 @@ int Control(const Options& options, const std::string& what, const std::string& 
   return kExitOk;
 }
 
+int MoveVcpu(const Options& options, const std::string& name, uint32_t vcpu, const std::string& node) {
+  v1::MoveVcpuRequest request;
+  request.set_name(name);
+  request.set_vcpu(vcpu);
+  request.set_node(node);
+  v1::MoveVcpuResponse response;
+  const int code = Client(options).Work(
+      fmt::format("vm move-vcpu {}", name),
+      [&](v1::Admin::Stub* stub, grpc::ClientContext* context) { return stub->MoveVcpu(context, request, &response); });
+  if (code != kExitOk) return code;
+  if (options.json()) {
+    Print(ToJson(response));
+  } else if (response.from() == response.to()) {
+    Print(fmt::format("vm {}: vCPU {} is on '{}' already\n", Printable(name), vcpu, Printable(response.to())));
+  } else {
+    Print(fmt::format("vm {}: vCPU {} moved from '{}' to '{}', stopped for {:.1f} ms\n", Printable(name), vcpu,
+                      Printable(response.from()), Printable(response.to()),
+                      static_cast<double>(response.stopped_ns()) / 1e6));
+  }
+  return kExitOk;
+}
+
 // A subcommand that takes a machine's name.
 CLI::App* AddNamed(CLI::App* vm, const char* command, const char* help, const char* footer,
                    std::shared_ptr<std::string> name) {
@@ -297,6 +319,19 @@ void AddVmCommands(CLI::App* app, const Options* options, int* exit_code) {
   AddNamed(vm, "renew", "Moves the machine into a fresh KVM VM in place; the guest notices nothing",
            "Examples:\n  hkctl vm renew web", name)
       ->callback([=] { *exit_code = Control(*options, "renew", *name, v1::VM_ACTION_RENEW); });
+
+  auto vcpu = std::make_shared<uint32_t>(0);
+  auto node = std::make_shared<std::string>();
+  CLI::App* move = AddNamed(
+      vm, "move-vcpu", "Moves a vCPU of a machine over several nodes to another of them while it runs",
+      "The node is one that has vCPUs in the machine's placement, or takes_vcpus there. The machine goes on meanwhile; "
+      "a paused one stays\n"
+      "paused. A reset, or a new start, begins with the placement again.\n\n"
+      "Examples:\n  hkctl vm move-vcpu web --vcpu 1 --to node2\n  hkctl vm move-vcpu web --vcpu 1 --to node2 -o json",
+      name);
+  move->add_option("--vcpu", *vcpu, "Which, from 0 on")->required();
+  move->add_option("--to", *node, "Node that it is to run on")->required();
+  move->callback([=] { *exit_code = MoveVcpu(*options, *name, *vcpu, *node); });
 
   auto wanted = std::make_shared<std::string>("running");
   CLI::App* wait = AddNamed(vm, "wait", "Waits until a machine is in a state (--timeout is how long)",

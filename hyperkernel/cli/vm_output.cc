@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <utility>
+#include <vector>
 
 #include "hyperkernel/cli/output.h"
 
@@ -48,16 +50,61 @@ std::string NetText(const v1::NetSpec& net) {
   return out;
 }
 
-// "vCPUs 1-2, 512 MiB of memory at most", of one node; `first` is its first vCPU's number.
-std::string PlaceText(const v1::PlacementSpec& place, uint32_t first, bool io_node) {
-  std::string out = Printable(place.node()) + ": ";
-  if (place.vcpus() == 0) out += "no vCPUs";
-  if (place.vcpus() == 1) out += fmt::format("vCPU {}", first);
-  if (place.vcpus() > 1) out += fmt::format("vCPUs {}-{}", first, uint64_t{first} + place.vcpus() - 1);
+// The vCPUs of each node, ascending.
+using VcpusOf = std::map<std::string, std::vector<uint32_t>>;
+
+// As specified: numbered from the I/O node's, which boots, on.
+VcpusOf SpecifiedVcpus(const v1::VmSpec& spec) {
+  VcpusOf all;
+  uint32_t next = 0;
+  const auto add = [&](const v1::PlacementSpec& place) {
+    for (uint32_t i = 0; i < place.vcpus() && next < spec.vcpus(); i++) all[place.node()].push_back(next++);
+  };
+  for (const v1::PlacementSpec& place : spec.placement()) {
+    if (place.node() == spec.io_node()) add(place);
+  }
+  for (const v1::PlacementSpec& place : spec.placement()) {
+    if (place.node() != spec.io_node()) add(place);
+  }
+  return all;
+}
+
+// "no vCPUs", "vCPU 1", "vCPUs 0, 2-4".
+std::string VcpusText(const std::vector<uint32_t>& vcpus) {
+  if (vcpus.empty()) return "no vCPUs";
+  std::string out = vcpus.size() == 1 ? "vCPU" : "vCPUs";
+  for (size_t i = 0; i < vcpus.size();) {
+    size_t end = i + 1;
+    while (end < vcpus.size() && vcpus[end] == vcpus[end - 1] + 1) end++;
+    out += fmt::format("{} {}", i == 0 ? "" : ",", vcpus[i]);
+    if (end - i > 1) out += fmt::format("-{}", vcpus[end - 1]);
+    i = end;
+  }
+  return out;
+}
+
+// "vCPUs 1-2, 512 MiB of memory at most", of one node.
+std::string PlaceText(const v1::PlacementSpec& place, const std::vector<uint32_t>& vcpus, bool io_node) {
+  std::string out = Printable(place.node()) + ": " + VcpusText(vcpus);
   if (io_node) out += ", devices";
   if (place.memory_mib() != 0) out += fmt::format(", {} of memory at most", HumanBytes(place.memory_mib() << 20));
   if (place.swap_mib() != 0) out += fmt::format(", {} of swap", HumanBytes(place.swap_mib() << 20));
   return out;
+}
+
+std::string PlacesText(const v1::VmSpec& spec, VcpusOf vcpus) {
+  std::string out;
+  for (const v1::PlacementSpec& place : spec.placement())
+    out += Line("Placed", PlaceText(place, vcpus[place.node()], place.node() == spec.io_node()));
+  return out;
+}
+
+// Where they are now, if that is known of all: they may have moved.
+VcpusOf PresentVcpus(const v1::Vm& vm) {
+  if (static_cast<uint32_t>(vm.vcpu_times_size()) != vm.spec().vcpus()) return SpecifiedVcpus(vm.spec());
+  VcpusOf all;
+  for (const v1::VcpuTimes& times : vm.vcpu_times()) all[times.node()].push_back(times.vcpu());
+  return all;
 }
 
 // "a: 40% halted; waits 12% for pages to read, 8% to write, 5% to upgrade, 3% for exits", of its time since it began.
@@ -104,19 +151,8 @@ std::string VmTable(const std::vector<v1::Vm>& vms, std::chrono::system_clock::t
   return table.ToString() + (notes.empty() ? "" : "\n" + notes);
 }
 
-// vCPUs are numbered from the I/O node's, which boots, on.
 std::string PlacementText(const v1::VmSpec& spec) {
-  uint32_t next = 0;
-  for (const v1::PlacementSpec& place : spec.placement()) {
-    if (place.node() == spec.io_node()) next = place.vcpus();
-  }
-  std::string out;
-  for (const v1::PlacementSpec& place : spec.placement()) {
-    const bool io_node = place.node() == spec.io_node();
-    out += Line("Placed", PlaceText(place, io_node ? 0 : next, io_node));
-    if (!io_node) next += place.vcpus();
-  }
-  return out;
+  return PlacesText(spec, SpecifiedVcpus(spec));
 }
 
 std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) {
@@ -128,7 +164,7 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   if (vm.has_started()) out += Line("Uptime", Ago(vm.started(), now));
   out += Line("Node", Printable(vm.node()));
   out += Line("vCPUs", fmt::format("{}, profile {}", spec.vcpus(), Printable(spec.cpu().profile())));
-  if (spec.placement_size() > 1) out += PlacementText(spec);
+  if (spec.placement_size() > 1) out += PlacesText(spec, PresentVcpus(vm));
   if (spec.placement_size() > 1) out += Line("Policy", Printable(spec.policy()));
   if (vm.tsc_unstable()) out += Line("TSC", "the guest is told not to trust it: its vCPUs are on several hosts");
   std::string hidden;

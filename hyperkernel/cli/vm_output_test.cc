@@ -111,6 +111,17 @@ TEST(VmOutput, APlacedMachineTellsWhoHasWhichVcpus) {
                         "Placed:            c: no vCPUs\n"
                         "Placed:            b: vCPU 0, devices, 512 MiB of memory at most, 2 GiB of swap\n"
                         "Placed:            d: vCPU 3\n"));
+  // Some have moved.
+  for (const auto& [vcpu, node] : {std::pair(0, "a"), std::pair(1, "d"), std::pair(2, "a"), std::pair(3, "a")}) {
+    v1::VcpuTimes* const times = vm.add_vcpu_times();
+    times->set_vcpu(static_cast<uint32_t>(vcpu));
+    times->set_node(node);
+  }
+  EXPECT_THAT(VmText(vm, kNow),
+              HasSubstr("Placed:            a: vCPUs 0, 2-3\n"
+                        "Placed:            c: no vCPUs\n"
+                        "Placed:            b: no vCPUs, devices, 512 MiB of memory at most, 2 GiB of swap\n"
+                        "Placed:            d: vCPU 1\n"));
 }
 
 TEST(VmOutput, AStoppedMachineHasNoUptimeAndACrashItsReason) {

@@ -87,7 +87,8 @@ class IrqProgram {
     clock = other.clock;
     HK_CHECK(controller_.RestoreIoApic(other.controller_.SaveIoApic()).ok());
     for (uint32_t i = 0; i < kVcpus; ++i) {
-      HK_CHECK(controller_.RestoreVcpu(VcpuId(i), other.controller_.SaveVcpu(VcpuId(i))).ok());
+      const auto state = DecodeLocalApic(EncodeLocalApic(other.controller_.SaveVcpu(VcpuId(i))));
+      HK_CHECK(state.ok() && controller_.RestoreVcpu(VcpuId(i), *state).ok());
     }
     seen = other.seen;
     waker_.woken = other.waker_.woken;

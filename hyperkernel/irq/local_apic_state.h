@@ -3,8 +3,12 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <span>
+#include <vector>
 
+#include "absl/status/statusor.h"
 #include "hyperkernel/irq/interrupt_message.h"
 
 namespace hk {
@@ -55,5 +59,11 @@ struct LocalApicState {
 
   bool operator==(const LocalApicState&) const = default;
 };
+
+// The byte form: every field in its order, little-endian, no padding.
+inline constexpr size_t kLocalApicStateBytes = 343;
+std::vector<std::byte> EncodeLocalApic(const LocalApicState& state);
+// Errors: kInvalidArgument: another length, or another version. What the fields may be, LocalApic::Restore says.
+absl::StatusOr<LocalApicState> DecodeLocalApic(std::span<const std::byte> bytes);
 
 }  // namespace hk

@@ -150,6 +150,22 @@ absl::Status Vcpu::RestoreState(Vm* vm, VcpuState state, Monotonic deadline) {
                  deadline);
 }
 
+absl::Status Vcpu::Release(Monotonic deadline) {
+  const auto park = [this]() -> absl::Status {
+    // Paging off: KVM flushes the TLB when the next state brings page tables, even if they are at the same address.
+    HK_RETURN_IF_ERROR(ApplyInit());
+    if (timer_ != nullptr) timer_->SetRunPage(nullptr);
+    VcpuFd fd;
+    {
+      MutexLock lock(&kick_mutex_);
+      fd = std::exchange(fd_, VcpuFd());
+    }
+    vm_->ParkVcpu(id_, std::move(fd));
+    return absl::OkStatus();
+  };
+  return Execute(park, deadline);
+}
+
 void Vcpu::RequestStop() {
   Want(Wanted::kFinished);
 }

@@ -113,6 +113,10 @@ class Vcpu {
   // must outlive this object from now on; the former VM is let go). On failure it is what it was. Errors: as SaveState,
   // and those of WriteVcpuState and Vm::TakeVcpu.
   absl::Status RestoreState(Vm* vm, VcpuState state, Monotonic deadline);
+  // Parks its KVM vCPU with the VM, in the INIT state, for whoever has this id there next: the guest may change its
+  // page tables meanwhile, and nothing here may remember them. Only RequestStop, Stop and Wake may follow. Errors: as
+  // SaveState; it has it still.
+  absl::Status Release(Monotonic deadline);
 
   // Asks for the end and returns at once; Stop() waits for it.
   void RequestStop();

@@ -3,8 +3,10 @@
 #include <numeric>
 #include <utility>
 
+#include "fmt/format.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -57,13 +59,14 @@ void VcpuGroup::Clear() {
   }
   for (const auto& vcpu : doomed) vcpu->RequestStop();
   doomed.clear();
+  leavers_.clear();
   vm_.reset();
 }
 
 absl::Status VcpuGroup::Create(std::unique_ptr<Vm> vm, const std::vector<VcpuConfig>& configs,
                                EnvironmentOf environment) {
   MutexLock operation(&operation_);
-  HK_CHECK(vm_ == nullptr && !configs.empty());
+  HK_CHECK(vm_ == nullptr);
   vm_ = std::move(vm);
   environment_ = std::move(environment);
   for (const VcpuConfig& config : configs) {
@@ -144,7 +147,7 @@ void VcpuGroup::Exchange(std::vector<std::unique_ptr<Vcpu>>* copies, std::unique
 absl::Status VcpuGroup::Renew(const std::function<absl::Status(Vm*)>& while_held, Monotonic deadline) {
   MutexLock operation(&operation_);
   const std::vector<Vcpu*> vcpus = Present();
-  HK_CHECK(!vcpus.empty());
+  leavers_.clear();
   std::unique_ptr<Vm> vm;  // before the copies: it outlives them
   std::vector<std::unique_ptr<Vcpu>> copies;
   // Copies first: whatever is wrong with a vCPU shows before `while_held` changes anything.
@@ -161,6 +164,90 @@ absl::Status VcpuGroup::Renew(const std::function<absl::Status(Vm*)>& while_held
   Exchange(&copies, &vm);
   // The old ones end while the new ones run: to take a VM apart waits for the kernel's grace periods.
   GoOn(Present());
+  return absl::OkStatus();
+}
+
+absl::Status VcpuGroup::Prepare(const VcpuConfig& config) {
+  MutexLock operation(&operation_);
+  HK_CHECK(vm_ != nullptr);
+  leavers_.clear();
+  HK_CHECK(config.id.value() < slots_.size());
+  {
+    const Slot& slot = *slots_[config.id.value()];
+    MutexLock lock(&slot.mutex);
+    if (slot.vcpu != nullptr) return absl::OkStatus();
+  }
+  if (vm_->HasParked(config.id)) return absl::OkStatus();
+  HK_ASSIGN_OR_RETURN(VcpuFd fd, vm_->TakeVcpu(config.id));
+  const absl::Status status = WriteCpuid(fd, config.cpuid);
+  vm_->ParkVcpu(config.id, std::move(fd));
+  return status;
+}
+
+absl::StatusOr<VcpuState> VcpuGroup::Leave(VcpuId id, const std::function<absl::Status()>& take, Monotonic deadline) {
+  MutexLock operation(&operation_);
+  HK_CHECK(id.value() < slots_.size());
+  Slot* const slot = slots_[id.value()].get();
+  Vcpu* vcpu = nullptr;
+  {
+    MutexLock lock(&slot->mutex);
+    vcpu = slot->vcpu.get();
+  }
+  if (vcpu == nullptr) return absl::NotFoundError(fmt::format("vCPU {} is not here", id.value()));
+  const auto hold = [&]() -> absl::StatusOr<VcpuState> {
+    HK_RETURN_IF_ERROR(vcpu->Pause(deadline));
+    if (vcpu->state() == Vcpu::State::kFailed) return absl::FailedPreconditionError(vcpu->failure());
+    HK_ASSIGN_OR_RETURN(VcpuState state, vcpu->SaveState(deadline));
+    HK_RETURN_IF_ERROR(take());
+    return state;
+  };
+  absl::StatusOr<VcpuState> state = hold();
+  if (!state.ok()) {
+    GoOn({vcpu});
+    return state;
+  }
+  LetGo(slot, deadline);
+  return state;
+}
+
+// What is not parked in time is closed: KVM has one number less for vCPUs of this VM.
+void VcpuGroup::LetGo(Slot* slot, Monotonic deadline) {
+  std::unique_ptr<Vcpu> vcpu;
+  {
+    MutexLock lock(&slot->mutex);
+    vcpu = std::move(slot->vcpu);
+    slot->earlier = Sum(slot->earlier, vcpu->counters());
+  }
+  if (HK_MUTANT(moved_vcpu_runs_on)) {
+    static_cast<void>(vcpu->Resume());
+  } else {
+    static_cast<void>(vcpu->Release(deadline));
+    vcpu->RequestStop();
+  }
+  leavers_.push_back(std::move(vcpu));
+}
+
+absl::Status VcpuGroup::Join(VcpuId id, VcpuState state, const std::function<absl::Status()>& put, Monotonic deadline) {
+  MutexLock operation(&operation_);
+  HK_CHECK(id.value() < slots_.size() && vm_ != nullptr);
+  leavers_.clear();
+  Slot* const slot = slots_[id.value()].get();
+  {
+    MutexLock lock(&slot->mutex);
+    if (slot->vcpu != nullptr) return absl::AlreadyExistsError(fmt::format("vCPU {} is here already", id.value()));
+  }
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> made,
+                      Vcpu::CreateFrom(vm_.get(), id, std::move(state), environment_(id), deadline));
+  Vcpu* const vcpu = made.get();
+  {
+    MutexLock lock(&slot->mutex);
+    slot->vcpu = std::move(made);
+  }
+  if (absl::Status status = put(); !status.ok()) {
+    LetGo(slot, deadline);
+    return status;
+  }
+  GoOn({vcpu});
   return absl::OkStatus();
 }
 

@@ -1,10 +1,12 @@
 // All vCPUs of a guest on this node: run, held and woken together, and renewed together: saved, and made anew in a
-// fresh VM over the same memory.
+// fresh VM over the same memory. One that moves leaves the group of one node and joins that of another; there may be
+// none.
 //
 // Invariants:
 //  1. A wake-up never meets a vCPU that is gone: it holds the slot's lock, and a vCPU leaves its slot before it ends.
 //  2. No vCPU ever runs in two VMs: all of one are paused before a vCPU of the other is resumed.
-//  3. A Renew that fails leaves the guest as it was: same VM, same vCPUs, running if it ran.
+//  3. A Renew that fails leaves the guest as it was: same VM, same vCPUs, running if it ran. So does a Leave or Join.
+//  4. A vCPU that has left runs here no more, and its counts stay.
 #pragma once
 
 #include <cstdint>
@@ -23,11 +25,11 @@
 
 namespace hk {
 
-// The vCPUs. Thread-safe; one of Start, Pause, Resume, Renew and Stop at a time, others wait for it. None but Wake may
-// be called from a vCPU's thread.
+// The vCPUs. Thread-safe; one of Start, Pause, Resume, Renew, Prepare, Leave, Join and Stop at a time, others wait for
+// it. None but Wake may be called from a vCPU's thread.
 class VcpuGroup final : public VcpuWaker {
  public:
-  // What vCPU `id` talks to; asked again at each Renew.
+  // What vCPU `id` talks to; asked again at each Renew, and when one joins.
   using EnvironmentOf = std::function<VcpuEnvironment(VcpuId id)>;
 
   // Of a guest with vCPUs 0 to count - 1, none of which is there yet. REQUIRES: count > 0.
@@ -36,8 +38,7 @@ class VcpuGroup final : public VcpuWaker {
   VcpuGroup(const VcpuGroup&) = delete;
   VcpuGroup& operator=(const VcpuGroup&) = delete;
 
-  // Makes those of this node, paused. REQUIRES: called once; at least one config, ascending by id. Errors: those of
-  // Vcpu::Create.
+  // Makes those of this node, paused. REQUIRES: called once; configs ascending by id. Errors: those of Vcpu::Create.
   absl::Status Create(std::unique_ptr<Vm> vm, const std::vector<VcpuConfig>& configs, EnvironmentOf environment);
 
   // Boots vCPU 0; the others wait for SIPI. REQUIRES: vCPU 0 is one of them (a node without it calls Resume). Errors:
@@ -52,6 +53,17 @@ class VcpuGroup final : public VcpuWaker {
   // before anything is given up. REQUIRES: created. Errors (invariant 3): its own; kDeadlineExceeded;
   // kFailedPrecondition if a vCPU has failed; what could not be made.
   absl::Status Renew(const std::function<absl::Status(Vm*)>& while_held, Monotonic deadline);
+  // Makes the KVM vCPU of one that is to join, which takes some hosts milliseconds, if it is not here. Not needed.
+  // REQUIRES: created.
+  // Errors: as Vm::TakeVcpu and WriteCpuid.
+  absl::Status Prepare(const VcpuConfig& config);
+  // Holds one vCPU, calls `take` while it is held, for what else goes with it, and lets go of it: the state is all that
+  // is left of it. Errors (invariant 3): kNotFound: it is not here; kFailedPrecondition: it has failed;
+  // kDeadlineExceeded; those of `take`, which has taken nothing then.
+  absl::StatusOr<VcpuState> Leave(VcpuId id, const std::function<absl::Status()>& take, Monotonic deadline);
+  // A vCPU of this state is here from now on, and runs if the others do. `put`: as `take`, the other way. REQUIRES:
+  // created. Errors (invariant 3): kAlreadyExists; those of Vcpu::CreateFrom and `put`.
+  absl::Status Join(VcpuId id, VcpuState state, const std::function<absl::Status()>& put, Monotonic deadline);
   // Ends all, for good. Errors: kDeadlineExceeded; may be called again.
   absl::Status Stop(Monotonic deadline);
   // Ends and destroys all, and the VM: what they talked to may go then. Blocks until KVM_RUN has returned in all. Where
@@ -76,6 +88,8 @@ class VcpuGroup final : public VcpuWaker {
     VcpuCounters earlier ABSL_GUARDED_BY(mutex);  // of the vCPUs that were here before
   };
 
+  // Takes a held vCPU out of its slot and parks what KVM has of it.
+  void LetGo(Slot* slot, Monotonic deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(operation_);
   // The vCPUs that are there: valid as long as operation_ is held, since only operations replace them.
   std::vector<Vcpu*> Present() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(operation_);
   // The pieces of Renew. What Copy returns has never run.
@@ -89,6 +103,8 @@ class VcpuGroup final : public VcpuWaker {
   bool running_ ABSL_GUARDED_BY(operation_) = false;
   EnvironmentOf environment_ ABSL_GUARDED_BY(operation_);
   std::unique_ptr<Vm> vm_ ABSL_GUARDED_BY(operation_);  // outlives the vCPUs in the slots
+  // Have left: their threads end by themselves, and the next operation that uses vm_ sees that they have.
+  std::vector<std::unique_ptr<Vcpu>> leavers_ ABSL_GUARDED_BY(operation_);
   const std::vector<std::unique_ptr<Slot>> slots_;
 };
 

@@ -224,6 +224,11 @@ absl::StatusOr<VcpuFd> Vm::TakeVcpu(VcpuId vcpu) {
   return VcpuFd(std::move(fd), *std::move(run));
 }
 
+bool Vm::HasParked(VcpuId vcpu) const {
+  MutexLock lock(&mutex_);
+  return parked_.contains(vcpu);
+}
+
 void Vm::ParkVcpu(VcpuId vcpu, VcpuFd fd) {
   MutexLock lock(&mutex_);
   parked_.emplace(vcpu, std::move(fd));

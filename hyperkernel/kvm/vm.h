@@ -81,6 +81,7 @@ class Vm {
   // The parked descriptor of this vCPU, or a new one. Errors: kResourceExhausted if KVM allows no more vCPUs in this
   // VM.
   absl::StatusOr<VcpuFd> TakeVcpu(VcpuId vcpu);
+  bool HasParked(VcpuId vcpu) const;
   // Gives a descriptor back that the vCPU has left. REQUIRES: not in KVM_RUN, no exit unfinished.
   void ParkVcpu(VcpuId vcpu, VcpuFd fd);
 

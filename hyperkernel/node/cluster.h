@@ -54,10 +54,14 @@ class Cluster final : private HelloObserver {
   absl::StatusOr<v1::ProbeReport> Probe(const std::string& name, std::chrono::system_clock::time_point deadline);
   // Probes this host; takes up to a few seconds. Errors: kUnavailable while another probe runs.
   absl::StatusOr<v1::ProbeReport> ProbeSelf();
-  // Runs one call to a peer; see PeerLinks::Call.
+  // Runs one call to a peer; see PeerLinks::Call and CallKept.
   absl::Status Call(const std::string& peer, std::chrono::system_clock::time_point deadline,
                     const PeerLinks::Body& body) const {
     return links_.Call(peer, deadline, body);
+  }
+  absl::Status CallKept(const std::string& peer, std::chrono::system_clock::time_point deadline,
+                        const PeerLinks::Body& body) const {
+    return links_.CallKept(peer, deadline, body);
   }
   // A node's number, this one's too. Errors: kNotFound.
   absl::StatusOr<NodeId> NumberOf(const std::string& name) const;

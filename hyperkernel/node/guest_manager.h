@@ -8,12 +8,12 @@
 //  4. An event of an earlier generation changes nothing.
 //  5. A machine whose daemon was killed is stopped, with that as the reason.
 //
-// | state              | start   | stop     | force stop | reset   | pause  | unpause | renew   | delete |
-// |--------------------|---------|----------|------------|---------|--------|---------|---------|--------|
-// | stopped, crashed   | running | no       | no         | no      | no     | no      | no      | gone   |
-// | running            | no      | stopping | stopped    | running | paused | no      | running | no     |
-// | paused             | no      | no       | stopped    | running | no     | running | paused  | no     |
-// | stopping           | no      | stopping | stopped    | running | no     | no      | no      | no     |
+// | state              | start   | stop     | force stop | reset   | pause  | unpause | renew, move | delete |
+// |--------------------|---------|----------|------------|---------|--------|---------|-------------|--------|
+// | stopped, crashed   | running | no       | no         | no      | no     | no      | no          | gone   |
+// | running            | no      | stopping | stopped    | running | paused | no      | running     | no     |
+// | paused             | no      | no       | stopped    | running | no     | running | paused      | no     |
+// | stopping           | no      | stopping | stopped    | running | no     | no      | no          | no     |
 #pragma once
 
 #include <deque>
@@ -60,6 +60,8 @@ class GuestManager {
   absl::StatusOr<v1::Vm> Get(const std::string& name) const;
   absl::Status Delete(const std::string& name);
   absl::StatusOr<v1::Vm> Control(const std::string& name, v1::VmAction action);
+  // As Machine has it. Errors: those, kNotFound, kFailedPrecondition if it is neither running nor paused.
+  absl::StatusOr<VcpuMoved> MoveVcpu(const std::string& name, VcpuId vcpu, const std::string& node);
   // The channels of a machine's present or last run. Errors: kNotFound, kFailedPrecondition if it has not run since the
   // daemon started.
   absl::StatusOr<std::shared_ptr<const GuestChannels>> Channels(const std::string& name) const;

@@ -193,6 +193,24 @@ TEST_F(GuestManagerTest, APauseOrRenewalThatFailsChangesNothing) {
   EXPECT_EQ(Get().state(), v1::VM_STATE_RUNNING);
 }
 
+TEST_F(GuestManagerTest, AVcpuOfARunningOrPausedMachineMoves) {
+  Create();
+  const auto move = [this] { return manager_->MoveVcpu(Get().spec().name(), VcpuId(1), "b"); };
+  EXPECT_THAT(MessageOf(move().status()), HasSubstr("is stopped, neither running nor paused"));
+  EXPECT_TRUE(absl::IsNotFound(manager_->MoveVcpu("nobody", VcpuId(1), "b").status()));
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  const auto moved = move();
+  ASSERT_TRUE(moved.ok()) << moved.status();
+  EXPECT_EQ(moved->to, "b");
+  ASSERT_TRUE(Do(v1::VM_ACTION_PAUSE).ok());
+  EXPECT_TRUE(move().ok());
+  EXPECT_EQ(Get().state(), v1::VM_STATE_PAUSED);
+  EXPECT_EQ(machine_->moves.size(), 2u);
+  machine_->move_status = absl::NotFoundError("there is no vCPU 1");
+  EXPECT_EQ(MessageOf(move().status()), "there is no vCPU 1");
+  EXPECT_EQ(Get().state(), v1::VM_STATE_PAUSED);
+}
+
 TEST_F(GuestManagerTest, DefinitionsAndGenerationsOutliveTheDaemon) {
   Create();
   ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());

@@ -208,6 +208,23 @@ absl::Status GuestManager::Renew(const std::string& name) {
   return status;
 }
 
+absl::StatusOr<VcpuMoved> GuestManager::MoveVcpu(const std::string& name, VcpuId vcpu, const std::string& node) {
+  Guest* guest = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    HK_ASSIGN_OR_RETURN(guest, Take(name, {v1::VM_STATE_RUNNING, v1::VM_STATE_PAUSED}, "neither running nor paused"));
+  }
+  absl::StatusOr<VcpuMoved> moved = guest->machine->MoveVcpu(vcpu, node);
+  MutexLock lock(&mutex_);
+  GiveBack(guest);
+  if (!moved.ok()) {
+    log::Warning(
+        "guest", "a vCPU was not moved",
+        {{"guest", name}, {"vcpu", fmt::to_string(vcpu.value())}, {"to", node}, {"error", MessageOf(moved.status())}});
+  }
+  return moved;
+}
+
 absl::Status GuestManager::PressPowerButton(const std::string& name) {
   Guest* guest = nullptr;
   {

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -17,12 +18,14 @@
 #include "hyperkernel/irq/interrupt_controller.h"
 #include "hyperkernel/kvm/cpu_model.h"
 #include "hyperkernel/kvm/vcpu_group.h"
+#include "hyperkernel/kvm/vcpu_mover.h"
 #include "hyperkernel/memory/guest_memory.h"
 #include "hyperkernel/node/machine_backends.h"
 #include "hyperkernel/node/machine_boot.h"
 #include "hyperkernel/node/machine_counters.h"
 #include "hyperkernel/node/machine_cpu.h"
 #include "hyperkernel/node/machine_devices.h"
+#include "hyperkernel/node/machine_move.h"
 #include "hyperkernel/node/machine_virtio.h"
 #include "hyperkernel/node/machine_voice.h"
 #include "hyperkernel/node/vcpu_waits.h"
@@ -68,6 +71,7 @@ class KvmMachine final : public Machine, public ExitHandler {
   absl::Status Pause() override;
   absl::Status Unpause() override;
   absl::Status Renew(Monotonic deadline) override;
+  absl::StatusOr<VcpuMoved> MoveVcpu(VcpuId vcpu, const std::string& node) override;
   uint64_t frame_bytes() const override { return memory_->frame_bytes(); }
   SpaceStatistics memory_statistics() const override { return memory_->Statistics(); }
   std::vector<ExtentUse> memory_uses(uint64_t first, size_t most) const override { return memory_->Uses(first, most); }
@@ -116,6 +120,8 @@ class KvmMachine final : public Machine, public ExitHandler {
   VcpuWaits waits_;                   // before the vCPUs, whose threads tell it of themselves
   std::unique_ptr<VcpuGroup> vcpus_;  // the VM too; emptied first, and there as long as what follows may wake someone
   std::unique_ptr<InterruptController> interrupts_;
+  std::optional<VcpuMover> mover_;  // with spread_
+  std::optional<MoveSteps> move_steps_;
   std::unique_ptr<MachineDevices> devices_;
   std::unique_ptr<MachineVirtio> virtio_;
 };
@@ -224,10 +230,12 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
   }
   const std::vector<std::string> nodes = VcpuNodes(spec_);
   const uint32_t package = VcpusOfPackage<std::string>(nodes);
+  const auto config = [model, count = spec_.vcpus(), package, offset](VcpuId id) {
+    return VcpuConfig{.id = id, .cpuid = model.Cpuid(id.value(), count, package), .tsc_offset = offset};
+  };
   std::vector<VcpuConfig> configs;
   for (uint32_t i = 0; i < spec_.vcpus(); i++) {
-    if (spread_ != nullptr && !spread_->Here(VcpuId(i))) continue;
-    configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, spec_.vcpus(), package), .tsc_offset = offset});
+    if (spread_ == nullptr || spread_->Here(VcpuId(i))) configs.push_back(config(VcpuId(i)));
   }
   waits_.SetMeter(memory_->faults());
   if (policy_ != nullptr) policy_->SetLocal(memory_->faults());
@@ -244,6 +252,8 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
                            .threads = &waits_};
   }));
   if (spread_ == nullptr) return absl::OkStatus();
+  mover_.emplace(vcpus_.get(), interrupts_.get(), config);
+  move_steps_.emplace(&*mover_, spec_.vcpus());
   return spread_->Attach({.space_id = memory_source_.space->id,
                           .node_frames_bytes = memory_source_.space->node_frames_bytes,
                           .cpuid = model.entries(),
@@ -319,6 +329,17 @@ absl::Status KvmMachine::Renew(Monotonic deadline) {
       deadline);
 }
 
+absl::StatusOr<VcpuMoved> KvmMachine::MoveVcpu(VcpuId vcpu, const std::string& node) {
+  if (spread_ == nullptr) {
+    return absl::FailedPreconditionError(
+        fmt::format("all its vCPUs are on node '{}': only a machine whose placement gives vCPUs to several nodes can "
+                    "have them moved",
+                    spec_.io_node()));
+  }
+  return spread_->MoveVcpu(vcpu, node,
+                           [this](const v1::MoveMachineVcpuRequest& request) { return move_steps_->Do(request); });
+}
+
 std::map<std::string, uint64_t> KvmMachine::exits_by_kind() const {
   std::map<std::string, uint64_t> kinds = ExitsByKind(vcpus_->counters());
   if (spread_ == nullptr) return kinds;
@@ -328,12 +349,16 @@ std::map<std::string, uint64_t> KvmMachine::exits_by_kind() const {
 
 std::vector<v1::VcpuTimes> KvmMachine::vcpu_times() const {
   if (memory_source_.space == nullptr) return {};
-  std::vector<v1::VcpuTimes> all = waits_.Times(*vcpus_);
-  for (v1::VcpuTimes& times : all) times.set_node(spec_.io_node());
+  std::vector<v1::VcpuTimes> all(spec_.vcpus());
+  for (uint32_t i = 0; i < spec_.vcpus(); i++) {
+    all[i].set_vcpu(i);
+    all[i].set_node(spread_ == nullptr ? spec_.io_node() : spread_->NodeOf(VcpuId(i)));
+  }
+  for (const v1::VcpuTimes& here : waits_.Times(*vcpus_)) AddTimes(here, &all[here.vcpu()]);
   if (spread_ == nullptr) return all;
-  for (v1::VcpuTimes& times : spread_->vcpu_times()) {
-    times.set_forwarded_ns(times.exits_ns());  // all devices are here
-    all.push_back(std::move(times));
+  for (auto& [vcpu, elsewhere] : spread_->vcpu_times()) {
+    elsewhere.set_forwarded_ns(elsewhere.exits_ns());  // all devices are here
+    AddTimes(elsewhere, &all[vcpu]);
   }
   return all;
 }

@@ -2,6 +2,7 @@
 // of.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -12,6 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "proto/vm.pb.h"
 
@@ -27,6 +29,12 @@ enum class Channel {
   kSerial,         // the 16550 at 0x3f8: ttyS0
   kVirtioConsole,  // port 0 of the virtio console: hvc0
   kAgent,          // the virtio console's port for the guest agent (org.qemu.guest_agent.0)
+};
+
+// What became of a vCPU that was to be on another node. Plain value.
+struct VcpuMoved {
+  std::string from, to;                // the same: it was there already
+  std::chrono::nanoseconds stopped{};  // the guest has missed it for so long, at most
 };
 
 // What a machine tells, from any of its threads. Calls must not block, and must not destroy the machine.
@@ -57,6 +65,10 @@ class Machine {
   // devices, and goes on if it ran; the guest notices nothing. Errors: what could not be saved or made, or
   // kDeadlineExceeded; the machine is as before.
   virtual absl::Status Renew(Monotonic deadline) = 0;
+  // Has a vCPU run on another of the machine's nodes from now on; one that is paused stays so. Errors: kNotFound,
+  // kFailedPrecondition: there is no such vCPU, the node has none of the machine's, or either node refuses: it is where
+  // it was; kDataLoss: nobody knows where it is, and the machine ends.
+  virtual absl::StatusOr<VcpuMoved> MoveVcpu(VcpuId vcpu, const std::string& node) = 0;
   virtual uint64_t frame_bytes() const = 0;
   // Its memory as a space's (guest_memory.h), and the first address after it.
   virtual SpaceStatistics memory_statistics() const = 0;

@@ -4,21 +4,25 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/node_set.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/boot/address_map.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 #include "hyperkernel/kvm/vcpu_group.h"
+#include "hyperkernel/kvm/vcpu_mover.h"
 #include "hyperkernel/memory/space_memory.h"
 #include "hyperkernel/node/forwarded_exits.h"
 #include "hyperkernel/node/machine_counters.h"
 #include "hyperkernel/node/machine_cpu.h"
 #include "hyperkernel/node/machine_link.h"
+#include "hyperkernel/node/machine_move.h"
 #include "hyperkernel/node/stall_wire.h"
 #include "hyperkernel/node/vcpu_waits.h"
 #include "hyperkernel/node/vm_spec.h"
@@ -43,14 +47,20 @@ absl::Status CheckRequest(const MachinePart::Options& options) {
   if (request.memory_mib() < kMinVmMemoryMib || request.memory_mib() > kMaxVmMemoryMib)
     return Bad("memory_mib: no machine has so much");
   const int vcpus = request.vcpu_nodes_size();
-  if (vcpus < 2 || vcpus > static_cast<int>(kMostGuestVcpus))
+  if (vcpus < 1 || vcpus > static_cast<int>(kMostGuestVcpus))
     return Bad("vcpu_nodes: no machine on several nodes has so many");
-  bool any = false;
-  for (const uint32_t node : request.vcpu_nodes()) {
-    if (node >= kMaxNodes) return Bad(fmt::format("vcpu_nodes: {} is no node's number", node));
-    any |= node == options.self.value();
+  NodeSet nodes;
+  for (const uint32_t number : request.nodes()) {
+    if (number >= kMaxNodes) return Bad(fmt::format("nodes: {} is no node's number", number));
+    const NodeId node(static_cast<uint16_t>(number));
+    if (nodes.Contains(node)) return Bad(fmt::format("nodes: {} is there twice", number));
+    nodes.Add(node);
   }
-  if (!any) return Bad("vcpu_nodes: none is this node's");
+  if (!nodes.Contains(options.self)) return Bad("nodes: this node is not among them");
+  for (const uint32_t number : request.vcpu_nodes()) {
+    if (number >= kMaxNodes || !nodes.Contains(NodeId(static_cast<uint16_t>(number))))
+      return Bad(fmt::format("vcpu_nodes: {} is no node of the machine", number));
+  }
   if (request.vcpu_nodes(0) != options.io_node.value()) return Bad("vcpu_nodes: vCPU 0 is not the sender's");
   return absl::OkStatus();
 }
@@ -66,6 +76,7 @@ class KvmPart final : public MachinePart, public ExitHandler {
   absl::Status Build();
   absl::Status Run() override { return vcpus_.Resume(); }
   absl::Status Hold() override { return vcpus_.Pause(options_.clock->Now() + kPartPauseDeadline); }
+  v1::MoveMachineVcpuResponse Move(const v1::MoveMachineVcpuRequest& request) override { return steps_->Do(request); }
   std::map<std::string, uint64_t> exits_by_kind() const override { return ExitsByKind(vcpus_.counters()); }
   std::vector<v1::VcpuTimes> vcpu_times() const override { return waits_.Times(vcpus_); }
   v1::MachineStalls Stalls(bool wanted) override {
@@ -102,6 +113,8 @@ class KvmPart final : public MachinePart, public ExitHandler {
   std::unique_ptr<MachineLink> link_;  // before who uses it
   std::unique_ptr<ForwardedExits> exits_;
   std::unique_ptr<InterruptController> interrupts_;
+  std::optional<VcpuMover> mover_;
+  std::optional<MoveSteps> steps_;
 };
 
 KvmPart::~KvmPart() {
@@ -139,11 +152,8 @@ absl::Status KvmPart::BuildMemory(Vm* vm) {
 absl::Status KvmPart::BuildInterrupts(bool x2apic) {
   const v1::AttachMachineRequest& request = options_.request;
   InterruptNodes nodes{.self = options_.self, .io_node = options_.io_node, .nodes = {}, .vcpus = {}};
-  for (const uint32_t number : request.vcpu_nodes()) {
-    const NodeId node(static_cast<uint16_t>(number));
-    nodes.vcpus.push_back(node);
-    if (std::find(nodes.nodes.begin(), nodes.nodes.end(), node) == nodes.nodes.end()) nodes.nodes.push_back(node);
-  }
+  for (const uint32_t number : request.nodes()) nodes.nodes.push_back(NodeId(static_cast<uint16_t>(number)));
+  for (const uint32_t number : request.vcpu_nodes()) nodes.vcpus.push_back(NodeId(static_cast<uint16_t>(number)));
   const auto vcpus = static_cast<uint32_t>(nodes.vcpus.size());
   const auto failed = [this](NodeId peer, const std::string& reason) {
     options_.ended(fmt::format("node {}: {}", peer.value(), reason));
@@ -182,11 +192,15 @@ absl::Status KvmPart::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, 
   waits_.SetMeter(memory_->faults());
   const std::vector<uint32_t> nodes(request.vcpu_nodes().begin(), request.vcpu_nodes().end());
   const uint32_t package = VcpusOfPackage<uint32_t>(nodes);
+  const auto config = [model, count, package, tsc_offset](VcpuId id) {
+    return VcpuConfig{.id = id, .cpuid = model.Cpuid(id.value(), count, package), .tsc_offset = tsc_offset};
+  };
   std::vector<VcpuConfig> configs;
   for (uint32_t i = 0; i < count; i++) {
-    if (request.vcpu_nodes(static_cast<int>(i)) != options_.self.value()) continue;
-    configs.push_back({.id = VcpuId(i), .cpuid = model.Cpuid(i, count, package), .tsc_offset = tsc_offset});
+    if (request.vcpu_nodes(static_cast<int>(i)) == options_.self.value()) configs.push_back(config(VcpuId(i)));
   }
+  mover_.emplace(&vcpus_, interrupts_.get(), config);
+  steps_.emplace(&*mover_, count);
   return vcpus_.Create(std::move(vm), configs, [this](VcpuId id) {
     return VcpuEnvironment{.devices = this,
                            .interrupts = &interrupts_->vcpu(id),

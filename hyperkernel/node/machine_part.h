@@ -27,7 +27,8 @@
 
 namespace hk {
 
-// One machine's vCPUs on this node. Thread-safe; one of Run, Hold and the destructor at a time.
+// One machine's vCPUs on this node; there may be none, if all have moved. Thread-safe; one of Run, Hold, Move and the
+// destructor at a time.
 class MachinePart {
  public:
   // What a part is made of. All but `request` outlives it.
@@ -52,9 +53,11 @@ class MachinePart {
   virtual absl::Status Run() = 0;
   // Errors: kDeadlineExceeded if a vCPU does not stop; then all go on.
   virtual absl::Status Hold() = 0;
+  // A step of a vCPU's move to or from this node (machine_move.h).
+  virtual v1::MoveMachineVcpuResponse Move(const v1::MoveMachineVcpuRequest& request) = 0;
   // As Machine::exits_by_kind.
   virtual std::map<std::string, uint64_t> exits_by_kind() const = 0;
-  // What the time of each of its vCPUs went to; without their node.
+  // What the time of each vCPU went to while it was here; without their node.
   virtual std::vector<v1::VcpuTimes> vcpu_times() const = 0;
   // What they have waited for on other nodes since the last call with `wanted`; without, that is not kept any more.
   virtual v1::MachineStalls Stalls(bool /*wanted*/) { return {}; }

@@ -65,25 +65,25 @@ absl::StatusOr<v1::AttachMachineResponse> MachineParts::Attach(const v1::AttachM
   return response;
 }
 
-absl::StatusOr<MachineParts::Entry*> MachineParts::Take(const v1::OrderMachineRequest& request) {
+absl::StatusOr<MachineParts::Entry*> MachineParts::Take(uint64_t id, const std::string& from, bool end) {
   const Monotonic limit = clock_.Now() + kTurnLimit;
   while (true) {
-    const auto found = entries_.find(request.id());
+    const auto found = entries_.find(id);
     if (found == entries_.end()) {
-      if (const std::string* reason = EndOf(request.id()); reason != nullptr) {
+      if (const std::string* reason = EndOf(id); reason != nullptr) {
         return absl::FailedPreconditionError(fmt::format("its vCPUs have ended: {}", *reason));
       }
       return absl::NotFoundError("it has no vCPUs of this machine");
     }
     Entry* const entry = &found->second;
-    if (entry->from != request.from()) {
+    if (entry->from != from) {
       return absl::PermissionDeniedError(
-          fmt::format("machine '{}' is node '{}'s, not '{}'s", entry->name, entry->from, request.from()));
+          fmt::format("machine '{}' is node '{}'s, not '{}'s", entry->name, entry->from, from));
     }
-    if (!entry->ended.empty() && request.order() != v1::MACHINE_ORDER_END) {
+    if (!entry->ended.empty() && !end) {
       return absl::FailedPreconditionError(fmt::format("its vCPUs have ended: {}", entry->ended));
     }
-    if (entry->being_made && request.order() == v1::MACHINE_ORDER_END && entry->ended.empty()) {
+    if (entry->being_made && end && entry->ended.empty()) {
       entry->ended = kToldToEnd;  // it goes as soon as it is there
     }
     if (!entry->busy && entry->ended.empty()) {
@@ -100,7 +100,7 @@ absl::StatusOr<v1::OrderMachineResponse> MachineParts::Order(const v1::OrderMach
   Entry* entry = nullptr;
   {
     MutexLock lock(&mutex_);
-    const absl::StatusOr<Entry*> taken = Take(request);
+    const absl::StatusOr<Entry*> taken = Take(request.id(), request.from(), request.order() == v1::MACHINE_ORDER_END);
     const bool gone = absl::IsNotFound(taken.status()) || absl::IsFailedPrecondition(taken.status());
     if (gone && request.order() == v1::MACHINE_ORDER_END) {  // as was wanted
       if (EndOf(request.id()) == nullptr) NoteEnd(request.id(), kToldToEnd);
@@ -153,6 +153,26 @@ absl::StatusOr<v1::OrderMachineResponse> MachineParts::Order(const v1::OrderMach
   }
   changed_.SignalAll();
   if (!status.ok()) return status;
+  return response;
+}
+
+absl::StatusOr<v1::MoveMachineVcpuResponse> MachineParts::Move(const v1::MoveMachineVcpuRequest& request) {
+  Entry* entry = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    const absl::StatusOr<Entry*> taken = Take(request.id(), request.from(), /*end=*/false);
+    if (absl::IsDeadlineExceeded(taken.status())) {
+      v1::MoveMachineVcpuResponse refused;
+      refused.set_refused(MessageOf(taken.status()));
+      return refused;
+    }
+    if (!taken.ok()) return taken.status();
+    entry = *taken;
+  }
+  v1::MoveMachineVcpuResponse response = entry->part->Move(request);
+  MutexLock lock(&mutex_);
+  entry->busy = false;
+  changed_.SignalAll();
   return response;
 }
 

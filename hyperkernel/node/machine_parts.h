@@ -46,6 +46,8 @@ class MachineParts {
   // kPermissionDenied; kFailedPrecondition, of a part that has ended, with the reason.
   absl::StatusOr<v1::AttachMachineResponse> Attach(const v1::AttachMachineRequest& request);
   absl::StatusOr<v1::OrderMachineResponse> Order(const v1::OrderMachineRequest& request);
+  // Also: a part that is busy for too long refuses.
+  absl::StatusOr<v1::MoveMachineVcpuResponse> Move(const v1::MoveMachineVcpuRequest& request);
 
   // Ends all parts, and makes no more.
   void StopAll();
@@ -61,8 +63,8 @@ class MachineParts {
     std::unique_ptr<MachinePart> part;
   };
 
-  // Waits until nobody else does anything with it, and takes it. Errors: as Order.
-  absl::StatusOr<Entry*> Take(const v1::OrderMachineRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Waits until nobody else does anything with it, and takes it. `end`: to end it. Errors: as Order; kDeadlineExceeded.
+  absl::StatusOr<Entry*> Take(uint64_t id, const std::string& from, bool end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Why a part is no more; null: nothing is known of it.
   const std::string* EndOf(uint64_t id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void NoteEnd(uint64_t id, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

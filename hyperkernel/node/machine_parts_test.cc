@@ -28,7 +28,7 @@ struct World {
   CondVar changed;
   std::vector<std::string> did;
   int alive = 0;
-  bool make_waits = false, run_waits = false, end_waits = false;
+  bool make_waits = false, run_waits = false, end_waits = false, move_waits = false;
   bool ends_in_make = false;
   absl::Status make_status, hold_status;
   std::function<void(const std::string&)> ended;  // of the last
@@ -92,6 +92,13 @@ class FakePart final : public MachinePart {
   absl::Status Hold() override {
     world_->Did("hold");
     return world_->hold_status;
+  }
+  v1::MoveMachineVcpuResponse Move(const v1::MoveMachineVcpuRequest& request) override {
+    world_->Did("move " + std::to_string(request.vcpu()));
+    world_->Wait(&world_->move_waits);
+    v1::MoveMachineVcpuResponse response;
+    response.set_took_ns(9);
+    return response;
   }
   std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
   std::vector<v1::VcpuTimes> vcpu_times() const override {
@@ -215,6 +222,33 @@ TEST_F(MachinePartsTest, StallsAreToldToWhoWantsThem) {
   EXPECT_FALSE(parts_.Order(order)->has_stalls());
   order.set_order(v1::MACHINE_ORDER_STALLS);
   EXPECT_EQ(parts_.Order(order)->stalls().dropped(), 1u) << "STATUS has ended it";
+}
+
+TEST_F(MachinePartsTest, AStepOfAMoveIsOneThingAtATimeToo) {
+  v1::MoveMachineVcpuRequest request;
+  request.set_from("a");
+  request.set_id(1);
+  request.set_vcpu(2);
+  EXPECT_TRUE(absl::IsNotFound(parts_.Move(request).status()));
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  world_.Set(&world_.move_waits, true);
+  std::thread moves([&] {
+    const auto moved = parts_.Move(request);
+    ASSERT_TRUE(moved.ok()) << moved.status();
+    EXPECT_EQ(moved->took_ns(), 9u);
+  });
+  world_.Await(2);
+  std::thread runs([&] { EXPECT_TRUE(Order(v1::MACHINE_ORDER_RUN).ok()); });
+  EXPECT_THAT(world_.Done(), ElementsAre("make", "move 2")) << "the order waits";
+  world_.Set(&world_.move_waits, false);
+  moves.join();
+  runs.join();
+  EXPECT_THAT(world_.Done(), ElementsAre("make", "move 2", "run"));
+  request.set_from("c");
+  EXPECT_TRUE(absl::IsPermissionDenied(parts_.Move(request).status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(AwaitEnded()));
+  request.set_from("a");
+  EXPECT_TRUE(absl::IsFailedPrecondition(parts_.Move(request).status()));
 }
 
 TEST_F(MachinePartsTest, AnotherNodeHasNoSay) {

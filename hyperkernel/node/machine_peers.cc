@@ -19,6 +19,17 @@ constexpr std::chrono::milliseconds kOrderLimit(6000);
 constexpr std::chrono::milliseconds kEndLimit(12'000);
 constexpr std::chrono::milliseconds kStatusLimit(2000);
 
+// A vCPU is made; it is held, saved and drained, or all is as it was, within 4 s; it is made of its state within 2
+// (kvm/vcpu_mover.cc). Nobody waits for longer than that for a node that is lost.
+constexpr std::chrono::milliseconds kPrepareLimit(3000);
+constexpr std::chrono::milliseconds kLeaveLimit(5000);
+constexpr std::chrono::milliseconds kArriveLimit(3000);
+
+std::chrono::milliseconds LimitOf(v1::MoveStep step) {
+  if (step == v1::MOVE_STEP_PREPARE) return kPrepareLimit;
+  return step == v1::MOVE_STEP_LEAVE ? kLeaveLimit : kArriveLimit;
+}
+
 std::chrono::milliseconds LimitOf(v1::MachineOrder order) {
   if (order == v1::MACHINE_ORDER_STATUS || order == v1::MACHINE_ORDER_STALLS) return kStatusLimit;
   return order == v1::MACHINE_ORDER_END ? kEndLimit : kOrderLimit;
@@ -65,6 +76,16 @@ absl::StatusOr<v1::OrderMachineResponse> ClusterMachinePeers::Order(const std::s
   request.set_order(order);
   request.set_number(number);
   return Ask(cluster_, node, LimitOf(order), &v1::PeerControl::Stub::OrderMachine, request);
+}
+
+absl::StatusOr<v1::MoveMachineVcpuResponse> ClusterMachinePeers::Move(const std::string& node, uint64_t id,
+                                                                      const v1::MoveMachineVcpuRequest& request) {
+  v1::MoveMachineVcpuRequest addressed = request;
+  addressed.set_from(cluster_->name());
+  addressed.set_id(id);
+  // Nobody makes connections while a vCPU stands still.
+  return Ask(cluster_, node, LimitOf(request.step()), &v1::PeerControl::Stub::MoveMachineVcpu, addressed,
+             /*kept=*/true);
 }
 
 }  // namespace hk

@@ -14,7 +14,7 @@ class Cluster;
 
 // Version of what the nodes of one machine say to one another: proto/machine.proto, and the link's messages. All of
 // them have the same.
-inline constexpr uint32_t kMachineProtocolVersion = 2;
+inline constexpr uint32_t kMachineProtocolVersion = 2;  // 2: vCPUs move, doorbells do not wait, stalls are told
 
 // The seam to the cluster. Every call has a deadline; errors are for people and begin with the node.
 class MachinePeers {
@@ -27,6 +27,8 @@ class MachinePeers {
                                                            const v1::AttachMachineRequest& request) = 0;
   virtual absl::StatusOr<v1::OrderMachineResponse> Order(const std::string& node, uint64_t id, v1::MachineOrder order,
                                                          uint64_t number) = 0;
+  virtual absl::StatusOr<v1::MoveMachineVcpuResponse> Move(const std::string& node, uint64_t id,
+                                                           const v1::MoveMachineVcpuRequest& request) = 0;
 };
 
 // The real one: PeerControl calls.
@@ -40,6 +42,8 @@ class ClusterMachinePeers final : public MachinePeers {
                                                    const v1::AttachMachineRequest& request) override;
   absl::StatusOr<v1::OrderMachineResponse> Order(const std::string& node, uint64_t id, v1::MachineOrder order,
                                                  uint64_t number) override;
+  absl::StatusOr<v1::MoveMachineVcpuResponse> Move(const std::string& node, uint64_t id,
+                                                   const v1::MoveMachineVcpuRequest& request) override;
 
  private:
   const Cluster* const cluster_;

@@ -47,4 +47,15 @@ grpc::Status PeerControlService::OrderMachine(grpc::ServerContext* context, cons
   });
 }
 
+grpc::Status PeerControlService::MoveMachineVcpu(grpc::ServerContext* context,
+                                                 const v1::MoveMachineVcpuRequest* request,
+                                                 v1::MoveMachineVcpuResponse* response) {
+  return Serve(metrics_, "MoveMachineVcpu", *context, Role::kNode, [&] {
+    if (const grpc::Status status = CheckPeer(*context, request->from()); !status.ok()) return status;
+    absl::StatusOr<v1::MoveMachineVcpuResponse> done = machines_->Move(*request);
+    if (done.ok()) *response = *std::move(done);
+    return ToGrpc(done.status());
+  });
+}
+
 }  // namespace hk

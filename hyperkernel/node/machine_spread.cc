@@ -8,10 +8,13 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/machine_cpu.h"
+#include "hyperkernel/node/machine_move.h"
+#include "hyperkernel/node/vcpu_waits.h"
 #include "hyperkernel/node/vm_spec.h"
 
 namespace hk {
@@ -33,14 +36,22 @@ absl::StatusOr<std::unique_ptr<MachineSpread>> MachineSpread::Plan(const v1::VmS
   const std::vector<std::string> names = VcpuNodes(spec);
   std::unique_ptr<MachineSpread> spread(new MachineSpread(spec, options));
   HK_ASSIGN_OR_RETURN(spread->self_number_, options.peers->NumberOf(options.self));
-  for (const std::string& name : names) {
+  const auto add = [&](const std::string& name) -> absl::StatusOr<NodeId> {
     HK_ASSIGN_OR_RETURN(const NodeId number, options.peers->NumberOf(name));
-    spread->nodes_.push_back(number);
     const bool known = std::any_of(spread->others_.begin(), spread->others_.end(),
                                    [&](const Other& other) { return other.number == number; });
     if (number != spread->self_number_ && !known) spread->others_.push_back({.name = name, .number = number});
+    return number;
+  };
+  for (const std::string& name : names) {
+    HK_ASSIGN_OR_RETURN(const NodeId number, add(name));
+    spread->first_nodes_.push_back(number);
+  }
+  for (const v1::PlacementSpec& place : spec.placement()) {
+    if (place.takes_vcpus()) HK_RETURN_IF_ERROR(add(place.node()).status());
   }
   if (spread->others_.empty()) return std::unique_ptr<MachineSpread>();
+  spread->BeginPlaces();
   spread->id_ = NewId();
   MachineLinkOptions link{
       .guest = GuestId(spread->id_),
@@ -65,6 +76,12 @@ void MachineSpread::Close() {
   server_.reset();
 }
 
+void MachineSpread::BeginPlaces() {
+  MutexLock lock(&mutex_);
+  nodes_ = first_nodes_;
+  for (const NodeId node : first_nodes_) seen_.emplace_back().Add(node);
+}
+
 std::string MachineSpread::NameOf(NodeId node) const {
   for (const Other& other : others_) {
     if (other.number == node) return other.name;
@@ -79,7 +96,13 @@ std::vector<SpaceMemberId> MachineSpread::Members() const {
 }
 
 std::string MachineSpread::NodeOf(VcpuId vcpu) const {
+  MutexLock lock(&mutex_);
   return NameOf(nodes_.at(vcpu.value()));
+}
+
+bool MachineSpread::Here(VcpuId vcpu) const {
+  MutexLock lock(&mutex_);
+  return nodes_.at(vcpu.value()) == self_number_;
 }
 
 absl::StatusOr<std::vector<kvm_cpuid_entry2>> MachineSpread::AgreeOnHosts(const std::vector<kvm_cpuid_entry2>& ours,
@@ -99,7 +122,7 @@ absl::StatusOr<std::vector<kvm_cpuid_entry2>> MachineSpread::AgreeOnHosts(const 
 }
 
 InterruptNodes MachineSpread::interrupt_nodes() {
-  InterruptNodes nodes{.self = self_number_, .io_node = self_number_, .nodes = {self_number_}, .vcpus = nodes_};
+  InterruptNodes nodes{.self = self_number_, .io_node = self_number_, .nodes = {self_number_}, .vcpus = first_nodes_};
   for (const Other& other : others_) nodes.nodes.push_back(other.number);
   nodes.link = link_.get();
   return nodes;
@@ -135,10 +158,8 @@ absl::Status MachineSpread::Tell(Other* other, v1::MachineOrder order, uint64_t 
   running_[other->number] = response.running();
   exits_[other->number] = {response.exits_by_kind().begin(), response.exits_by_kind().end()};
   for (const v1::VcpuTimes& times : response.vcpu_times()) {
-    if (times.vcpu() >= nodes_.size() || nodes_[times.vcpu()] != other->number) continue;  // no vCPU of that node
-    v1::VcpuTimes& told = times_[times.vcpu()];
-    told = times;
-    told.set_node(other->name);
+    if (times.vcpu() >= nodes_.size() || !seen_[times.vcpu()].Contains(other->number)) continue;  // never was there
+    times_[{times.vcpu(), other->number}] = times;
   }
   return absl::OkStatus();
 }
@@ -150,7 +171,8 @@ absl::Status MachineSpread::Attach(const Run& run) {
   request.set_space_id(run.space_id);
   request.set_memory_mib(spec_.memory_mib());
   request.set_node_frames_bytes(run.node_frames_bytes);
-  for (const NodeId node : nodes_) request.add_vcpu_nodes(node.value());
+  for (const NodeId node : first_nodes_) request.add_vcpu_nodes(node.value());
+  for (const SpaceMemberId& member : Members()) request.add_nodes(member.number.value());
   SetCpuid(run.cpuid, request.mutable_cpuid());
   request.set_tsc_khz(run.tsc_khz);
   request.set_tsc_offset(run.tsc_offset);
@@ -200,6 +222,55 @@ absl::Status MachineSpread::Hold() {
   const absl::Status status = Order(v1::MACHINE_ORDER_HOLD);
   if (!status.ok()) static_cast<void>(Order(v1::MACHINE_ORDER_RUN));
   return status;
+}
+
+absl::StatusOr<VcpuMoved> MachineSpread::MoveVcpu(VcpuId vcpu, const std::string& to, const MoveHere& here) {
+  if (vcpu.value() >= first_nodes_.size()) {
+    return absl::NotFoundError(
+        fmt::format("there is no vCPU {}: they are 0 to {}", vcpu.value(), first_nodes_.size() - 1));
+  }
+  VcpuMove move{.vcpu = vcpu, .from = NodeOf(vcpu), .to = to, .to_number = {}};
+  std::vector<std::string> names;
+  bool known = false;
+  for (const SpaceMemberId& member : Members()) {
+    names.push_back(member.name);
+    if (member.name != to) continue;
+    move.to_number = member.number;
+    known = true;
+  }
+  if (!known) {
+    return absl::FailedPreconditionError(fmt::format(
+        "node '{}' is none that may have vCPUs of the machine, which are {}: its placement says who has some "
+        "and who takes_vcpus",
+        to, fmt::join(names, ", ")));
+  }
+  if (move.from == to) return VcpuMoved{.from = to, .to = to, .stopped = {}};
+  const MoveAt at = [&](const std::string& node,
+                        const v1::MoveMachineVcpuRequest& request) -> absl::StatusOr<v1::MoveMachineVcpuResponse> {
+    if (node == options_.self) return here(request);
+    return options_.peers->Move(node, id_, request);
+  };
+  {
+    MutexLock lock(&mutex_);
+    seen_[vcpu.value()].Add(move.to_number);
+  }
+  const VcpuMoveEnd end = hk::MoveVcpu(move, at, *options_.clock, &move_steps_);
+  if (end.lost) failed_(MessageOf(end.status));
+  HK_RETURN_IF_ERROR(end.status);
+  {
+    MutexLock lock(&mutex_);
+    nodes_[vcpu.value()] = move.to_number;
+  }
+  const auto us = [](std::chrono::nanoseconds time) { return fmt::to_string(time.count() / 1000); };
+  log::Info("guest", "a vCPU has moved",
+            {{"guest", spec_.name()},
+             {"vcpu", fmt::to_string(vcpu.value())},
+             {"from", move.from},
+             {"to", to},
+             {"stopped_us", us(end.stopped)},
+             {"source_us", us(end.source)},
+             {"target_us", us(end.target)}});
+  return VcpuMoved{.from = move.from, .to = to, .stopped = end.stopped};
 }
 
 absl::Status MachineSpread::LookAt(Other* other) {
@@ -258,10 +329,15 @@ void MachineSpread::End() {
                {{"guest", spec_.name()}, {"reason", MessageOf(status)}});
 }
 
-std::vector<v1::VcpuTimes> MachineSpread::vcpu_times() const {
+std::map<uint32_t, v1::VcpuTimes> MachineSpread::vcpu_times() const {
   MutexLock lock(&mutex_);
-  std::vector<v1::VcpuTimes> all;
-  for (const auto& [vcpu, times] : times_) all.push_back(times);
+  std::map<uint32_t, v1::VcpuTimes> all;
+  for (const auto& [key, times] : times_) {
+    v1::VcpuTimes& sum = all[key.first];
+    sum.set_vcpu(key.first);
+    sum.set_node(NameOf(nodes_[key.first]));
+    AddTimes(times, &sum);
+  }
   return all;
 }
 

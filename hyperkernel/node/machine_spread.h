@@ -5,6 +5,8 @@
 //  1. A machine's vCPUs are made on all its nodes or on none: what was made when one failed is ended again.
 //  2. An order goes to all nodes at the same time. If one cannot hold its vCPUs, those of all go on.
 //  3. A node whose vCPUs have ended by themselves is noticed within a second or two, and ends the machine.
+//  4. Who is a part stays so, also when its last vCPU has moved away. Each start begins with the specification's
+//  places.
 #pragma once
 
 #include <functional>
@@ -12,18 +14,21 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
+#include "hyperkernel/base/node_set.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/irq/interrupt_controller.h"
 #include "hyperkernel/kvm/exit_handler.h"
 #include "hyperkernel/kvm/kvm_api.h"
 #include "hyperkernel/memory/space_router.h"
 #include "hyperkernel/node/exit_server.h"
+#include "hyperkernel/node/machine.h"
 #include "hyperkernel/node/machine_link.h"
 #include "hyperkernel/node/machine_peers.h"
 #include "hyperkernel/node/machine_policy.h"
@@ -83,16 +88,22 @@ class MachineSpread {
   // The link takes nothing any more. REQUIRES: End was called.
   void Close();
 
-  bool Here(VcpuId vcpu) const { return nodes_.at(vcpu.value()) == self_number_; }
+  // Moves a vCPU to another of the nodes, whether it runs or is held; `here` does a step of it at this node. Beside no
+  // order and no other move. Errors: as Machine::MoveVcpu; one that is lost is told as a failure too.
+  using MoveHere = std::function<v1::MoveMachineVcpuResponse(const v1::MoveMachineVcpuRequest& request)>;
+  absl::StatusOr<VcpuMoved> MoveVcpu(VcpuId vcpu, const std::string& to, const MoveHere& here);
+
+  bool Here(VcpuId vcpu) const;
   // Of all other nodes together, as of about a second ago. Never blocks for long.
   std::map<std::string, uint64_t> exits_by_kind() const;
-  std::vector<v1::VcpuTimes> vcpu_times() const;
+  // By vCPU, those that are or were on other nodes, while they were; with the node that they are on now.
+  std::map<uint32_t, v1::VcpuTimes> vcpu_times() const;
   std::string NodeOf(VcpuId vcpu) const;
   // Known after AgreeOnHosts: all nodes are on one host.
   bool one_host() const { return one_host_; }
 
  private:
-  // Another node that has vCPUs.
+  // Another node that has vCPUs, or may get some.
   struct Other {
     std::string name;
     NodeId number;
@@ -100,6 +111,7 @@ class MachineSpread {
   };
 
   MachineSpread(const v1::VmSpec& spec, const Options& options) : spec_(spec), options_(options) {}
+  void BeginPlaces();
   // At all others that are attached, at the same time; the first error.
   absl::Status AtAll(const std::function<absl::Status(Other*)>& call);
   absl::Status Tell(Other* other, v1::MachineOrder order, uint64_t number = 0);
@@ -115,7 +127,8 @@ class MachineSpread {
   const Options options_;
   NodeId self_number_;
   uint64_t id_ = 0;
-  std::vector<NodeId> nodes_;  // by vCPU
+  std::vector<NodeId> first_nodes_;  // by vCPU, at the start
+  uint64_t move_steps_ = 0;
   bool one_host_ = true;
   std::vector<Other> others_;
   std::unique_ptr<MachineLink> link_;
@@ -124,13 +137,15 @@ class MachineSpread {
   mutable Mutex mutex_;
   CondVar changed_;
   bool watching_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<NodeId> nodes_ ABSL_GUARDED_BY(mutex_);  // by vCPU, now
+  std::vector<NodeSet> seen_ ABSL_GUARDED_BY(mutex_);  // by vCPU: where it is or was
   // The last order to all, and its number.
   v1::MachineOrder wanted_ ABSL_GUARDED_BY(mutex_) = v1::MACHINE_ORDER_HOLD;
   uint64_t orders_ ABSL_GUARDED_BY(mutex_) = 0;
   bool ordering_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<NodeId, bool> running_ ABSL_GUARDED_BY(mutex_);
-  std::map<NodeId, std::map<std::string, uint64_t>> exits_ ABSL_GUARDED_BY(mutex_);  // by node
-  std::map<uint32_t, v1::VcpuTimes> times_ ABSL_GUARDED_BY(mutex_);                  // by vCPU
+  std::map<NodeId, std::map<std::string, uint64_t>> exits_ ABSL_GUARDED_BY(mutex_);     // by node
+  std::map<std::pair<uint32_t, NodeId>, v1::VcpuTimes> times_ ABSL_GUARDED_BY(mutex_);  // by vCPU and node
   std::thread watcher_;
 };
 

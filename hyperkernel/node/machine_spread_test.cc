@@ -57,7 +57,7 @@ class FakePeers final : public MachinePeers {
     response.set_running(running_.contains(node));
     (*response.mutable_exits_by_kind())["port"] = node == "b" ? 5 : 7;
     (*response.mutable_exits_by_kind())[node] = 1;
-    for (const uint32_t vcpu : {node == "b" ? 2U : 1U, 0U, 77U}) {
+    for (const uint32_t vcpu : node == "b" ? std::vector{2U, 1U, 0U, 77U} : std::vector{1U, 0U, 77U}) {
       v1::VcpuTimes* times = response.add_vcpu_times();
       times->set_vcpu(vcpu);
       times->set_node("zoe");
@@ -82,7 +82,28 @@ class FakePeers final : public MachinePeers {
     return response;
   }
 
+  absl::StatusOr<v1::MoveMachineVcpuResponse> Move(const std::string& node, uint64_t id,
+                                                   const v1::MoveMachineVcpuRequest& request) override {
+    MutexLock lock(&mutex_);
+    EXPECT_EQ(id, requests_[node].id());
+    EXPECT_EQ(request.vcpu(), 1u);
+    EXPECT_GT(request.number(), std::exchange(steps_, request.number()));
+    const std::string step = v1::MoveStep_Name(request.step()).substr(sizeof("MOVE_STEP"));
+    calls_.push_back(node + " " + step);
+    v1::MoveMachineVcpuResponse response;
+    if (request.step() == v1::MOVE_STEP_LEAVE) response.mutable_moved()->set_version(request.to_node());
+    if (request.step() == v1::MOVE_STEP_ARRIVE) {
+      EXPECT_NE(request.moved().version(), 0u);
+    }
+    if (const auto refused = refused_.find(step); refused != refused_.end()) response.set_refused(refused->second);
+    return response;
+  }
+
   // What a call at a node says from now on.
+  void Refuse(const std::string& step, const std::string& why) {
+    MutexLock lock(&mutex_);
+    refused_[step] = why;
+  }
   void SetAttach(const std::string& node, absl::Status status) {
     MutexLock lock(&mutex_);
     attach_[node] = std::move(status);
@@ -130,6 +151,8 @@ class FakePeers final : public MachinePeers {
   std::vector<std::string> calls_;
   std::set<std::string> parts_, running_;
   std::map<std::string, uint64_t> numbers_;
+  std::map<std::string, std::string> refused_;
+  uint64_t steps_ = 0;
 };
 
 std::vector<kvm_cpuid_entry2> Cpuid(uint32_t features) {
@@ -217,6 +240,19 @@ TEST_F(MachineSpreadTest, NoneForAMachineWhoseVcpusAreHere) {
   EXPECT_EQ(*spread, nullptr);
 }
 
+TEST_F(MachineSpreadTest, ANodeMayTakeVcpusThatHasNone) {
+  v1::VmSpec spec = Spec(1, 0, 1);
+  spec.mutable_placement(2)->set_takes_vcpus(true);
+  Open(spec);
+  ASSERT_TRUE(Attach().ok());
+  EXPECT_THAT(peers_.Calls(), UnorderedElementsAre("b attach", "c attach"));
+  const v1::AttachMachineRequest request = peers_.Request("b");
+  EXPECT_THAT(std::vector<uint32_t>(request.vcpu_nodes().begin(), request.vcpu_nodes().end()), ElementsAre(1, 3));
+  EXPECT_THAT(std::vector<uint32_t>(request.nodes().begin(), request.nodes().end()), UnorderedElementsAre(1, 2, 3));
+  const auto here = [](const v1::MoveMachineVcpuRequest&) { return v1::MoveMachineVcpuResponse(); };
+  EXPECT_TRUE(spread_->MoveVcpu(VcpuId(1), "b", here).ok());
+}
+
 TEST_F(MachineSpreadTest, ANodeThatNobodyKnowsIsAnError) {
   v1::VmSpec spec = Spec(1, 1, 0);
   spec.mutable_placement(2)->set_node("x");
@@ -244,6 +280,7 @@ TEST_F(MachineSpreadTest, OrdersGoToAllOthers) {
   EXPECT_THAT(peers_.Calls(), UnorderedElementsAre("b attach", "c attach"));
   const v1::AttachMachineRequest request = peers_.Request("b");
   EXPECT_THAT(std::vector<uint32_t>(request.vcpu_nodes().begin(), request.vcpu_nodes().end()), ElementsAre(1, 3, 3, 2));
+  EXPECT_THAT(std::vector<uint32_t>(request.nodes().begin(), request.nodes().end()), UnorderedElementsAre(1, 2, 3));
   EXPECT_EQ(request.space_id(), 9u);
   EXPECT_NE(request.id(), 0u);
   EXPECT_EQ(request.boot_id(), "boot a");
@@ -329,12 +366,76 @@ TEST_F(MachineSpreadTest, TimesAreBelievedOfANodesOwnVcpus) {
   Open(Spec(1, 1, 1));
   ASSERT_TRUE(Attach().ok());
   ASSERT_TRUE(spread_->Resume().ok());
-  const std::vector<v1::VcpuTimes> times = spread_->vcpu_times();
+  const std::map<uint32_t, v1::VcpuTimes> times = spread_->vcpu_times();
   ASSERT_EQ(times.size(), 2u);
-  EXPECT_EQ(times[0].node(), "c");
-  EXPECT_EQ(times[0].halted_ns(), 101u);
-  EXPECT_EQ(times[1].node(), "b");
-  EXPECT_EQ(times[1].halted_ns(), 102u);
+  EXPECT_EQ(times.at(1).node(), "c");
+  EXPECT_EQ(times.at(1).halted_ns(), 101u);
+  EXPECT_EQ(times.at(2).node(), "b");
+  EXPECT_EQ(times.at(2).halted_ns(), 102u);
+}
+
+// vCPU 1 is at c.
+TEST_F(MachineSpreadTest, AVcpuMovesBetweenOthersAndHere) {
+  Open(Spec(1, 1, 1));
+  ASSERT_TRUE(Attach().ok());
+  ASSERT_TRUE(spread_->Resume().ok());
+  peers_.Calls();
+  std::vector<v1::MoveStep> here;
+  const auto at_here = [&](const v1::MoveMachineVcpuRequest& request) {
+    here.push_back(request.step());
+    v1::MoveMachineVcpuResponse response;
+    if (request.step() == v1::MOVE_STEP_LEAVE) response.mutable_moved()->set_version(9);
+    return response;
+  };
+  auto moved = spread_->MoveVcpu(VcpuId(1), "b", at_here);
+  ASSERT_TRUE(moved.ok()) << moved.status();
+  EXPECT_EQ(moved->from, "c");
+  EXPECT_EQ(moved->to, "b");
+  EXPECT_THAT(peers_.Calls(), ElementsAre("b PREPARE", "c PREPARE", "c LEAVE", "b ARRIVE"));
+  EXPECT_EQ(spread_->NodeOf(VcpuId(1)), "b");
+  // What its time went to at both.
+  ASSERT_TRUE(spread_->Hold().ok());
+  EXPECT_EQ(spread_->vcpu_times().at(1).halted_ns(), 202u);
+  EXPECT_EQ(spread_->vcpu_times().at(1).node(), "b");
+  peers_.Calls();
+  moved = spread_->MoveVcpu(VcpuId(1), "a", at_here);
+  ASSERT_TRUE(moved.ok()) << moved.status();
+  EXPECT_TRUE(spread_->Here(VcpuId(1)));
+  EXPECT_THAT(peers_.Calls(), ElementsAre("b PREPARE", "b LEAVE"));
+  EXPECT_THAT(here, ElementsAre(v1::MOVE_STEP_PREPARE, v1::MOVE_STEP_ARRIVE));
+  moved = spread_->MoveVcpu(VcpuId(1), "a", at_here);
+  ASSERT_TRUE(moved.ok()) << moved.status();
+  EXPECT_EQ(moved->from, "a") << "it is there already";
+  EXPECT_EQ(here.size(), 2u);
+  ASSERT_TRUE(spread_->MoveVcpu(VcpuId(1), "c", at_here).ok());
+  EXPECT_THAT(peers_.Calls(), ElementsAre("c PREPARE", "c ARRIVE"));
+  EXPECT_EQ(Failures(), 0u);
+}
+
+TEST_F(MachineSpreadTest, WhatCannotMoveIsWhereItWas) {
+  Open(Spec(1, 1, 1));
+  ASSERT_TRUE(Attach().ok());
+  peers_.Calls();
+  const auto at_here = [](const v1::MoveMachineVcpuRequest&) { return v1::MoveMachineVcpuResponse(); };
+  EXPECT_EQ(MessageOf(spread_->MoveVcpu(VcpuId(3), "b", at_here).status()), "there is no vCPU 3: they are 0 to 2");
+  EXPECT_THAT(MessageOf(spread_->MoveVcpu(VcpuId(1), "x", at_here).status()),
+              HasSubstr("node 'x' is none that may have vCPUs of the machine, which are a, c, b"));
+  EXPECT_THAT(peers_.Calls(), ElementsAre());
+  peers_.Refuse("LEAVE", "a vCPU does not stop");
+  EXPECT_EQ(MessageOf(spread_->MoveVcpu(VcpuId(1), "b", at_here).status()), "node 'c': a vCPU does not stop");
+  EXPECT_EQ(spread_->NodeOf(VcpuId(1)), "c");
+  EXPECT_EQ(Failures(), 0u);
+}
+
+TEST_F(MachineSpreadTest, AVcpuThatIsLostEndsTheMachine) {
+  Open(Spec(1, 1, 1));
+  ASSERT_TRUE(Attach().ok());
+  peers_.Refuse("ARRIVE", "full");  // at both
+  const auto at_here = [](const v1::MoveMachineVcpuRequest&) { return v1::MoveMachineVcpuResponse(); };
+  const absl::Status lost = spread_->MoveVcpu(VcpuId(1), "b", at_here).status();
+  EXPECT_TRUE(absl::IsDataLoss(lost)) << lost;
+  EXPECT_EQ(AwaitFailure(), MessageOf(lost));
+  EXPECT_THAT(AwaitFailure(), HasSubstr("vCPU 1 is lost: it was refused (node 'b': full), and node 'c'"));
 }
 
 TEST_F(MachineSpreadTest, WhatOthersWaitForComesToThePolicy) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "hyperkernel/node/agent_testing.h"
 #include "hyperkernel/node/machine.h"
@@ -31,6 +32,11 @@ class FakeMachine : public Machine {
     ++renewals;
     return renew_status;
   }
+  absl::StatusOr<VcpuMoved> MoveVcpu(VcpuId vcpu, const std::string& node) override {
+    if (!move_status.ok()) return move_status;
+    moves.emplace_back(vcpu, node);
+    return VcpuMoved{.from = "a", .to = node, .stopped = std::chrono::microseconds(1500)};
+  }
   uint64_t frame_bytes() const override { return 4096; }
   SpaceStatistics memory_statistics() const override { return {.pages_exclusive = 1, .write_faults = 5}; }
   std::vector<ExtentUse> memory_uses(uint64_t first, size_t most) const override {
@@ -41,7 +47,8 @@ class FakeMachine : public Machine {
   uint64_t exits() const override { return 7; }
   std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
   MachineEvents* events() { return events_; }
-  absl::Status pause_status, renew_status;
+  absl::Status pause_status, renew_status, move_status;
+  std::vector<std::pair<VcpuId, std::string>> moves;
   int renewals = 0;
   std::pair<int, int> size;
 

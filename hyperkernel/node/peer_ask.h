@@ -10,17 +10,18 @@
 
 namespace hk {
 
-// Errors are for people and begin with the node; kDeadlineExceeded after `limit`.
+// Errors are for people and begin with the node; kDeadlineExceeded after `limit`. `kept`: PeerLinks::CallKept.
 template <typename Request, typename Response>
 absl::StatusOr<Response> Ask(const Cluster* cluster, const std::string& node, std::chrono::milliseconds limit,
                              grpc::Status (v1::PeerControl::Stub::*call)(grpc::ClientContext*, const Request&,
                                                                          Response*),
-                             const Request& request) {
+                             const Request& request, bool kept = false) {
   Response response;
-  const absl::Status status = cluster->Call(node, std::chrono::system_clock::now() + limit,
-                                            [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
-                                              return (stub->*call)(context, request, &response);
-                                            });
+  const auto deadline = std::chrono::system_clock::now() + limit;
+  const auto body = [&](v1::PeerControl::Stub* stub, grpc::ClientContext* context) {
+    return (stub->*call)(context, request, &response);
+  };
+  const absl::Status status = kept ? cluster->CallKept(node, deadline, body) : cluster->Call(node, deadline, body);
   if (!status.ok()) return status;
   return response;
 }

@@ -146,21 +146,48 @@ void PeerLinks::Finish(Link* link) {
   if (code == grpc::StatusCode::DEADLINE_EXCEEDED || code == grpc::StatusCode::UNAVAILABLE) link->stub = nullptr;
 }
 
-absl::Status PeerLinks::Call(const std::string& peer, std::chrono::system_clock::time_point deadline,
-                             const Body& body) const {
+absl::StatusOr<const PeerSettings*> PeerLinks::SettingsOf(const std::string& peer) const {
   const auto found =
       std::find_if(links_.begin(), links_.end(), [&](const auto& link) { return link->peer.name == peer; });
   if (found == links_.end()) {
     return absl::NotFoundError(fmt::format("no node '{}' in this cluster; see hkctl node list", peer));
   }
+  return &(*found)->peer;
+}
+
+absl::Status PeerLinks::CallOn(v1::PeerControl::Stub* stub, const std::string& peer,
+                               std::chrono::system_clock::time_point deadline, const Body& body) const {
   grpc::ClientContext context;
   const auto left = deadline - std::chrono::system_clock::now();
   context.set_deadline(deadline - std::min<std::chrono::system_clock::duration>(kAnswerMargin, left / 2));
-  const grpc::Status status = body(Connect((*found)->peer).get(), &context);
+  const grpc::Status status = body(stub, &context);
   if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
     return absl::DeadlineExceededError(fmt::format("node '{}': no answer in time; see hkctl node list", peer));
   }
   return WithContext(FromGrpc(status), fmt::format("node '{}'", peer));
+}
+
+absl::Status PeerLinks::Call(const std::string& peer, std::chrono::system_clock::time_point deadline,
+                             const Body& body) const {
+  HK_ASSIGN_OR_RETURN(const PeerSettings* const settings, SettingsOf(peer));
+  return CallOn(Connect(*settings).get(), peer, deadline, body);
+}
+
+absl::Status PeerLinks::CallKept(const std::string& peer, std::chrono::system_clock::time_point deadline,
+                                 const Body& body) const {
+  HK_ASSIGN_OR_RETURN(const PeerSettings* const settings, SettingsOf(peer));
+  std::shared_ptr<v1::PeerControl::Stub> stub;
+  {
+    MutexLock lock(&kept_mutex_);
+    std::shared_ptr<v1::PeerControl::Stub>& kept = kept_[peer];
+    if (kept == nullptr) kept = Connect(*settings);
+    stub = kept;
+  }
+  const absl::Status status = CallOn(stub.get(), peer, deadline, body);
+  if (status.ok()) return status;
+  MutexLock lock(&kept_mutex_);
+  if (kept_[peer] == stub) kept_.erase(peer);
+  return status;
 }
 
 absl::StatusOr<v1::ProbeReport> PeerLinks::Probe(const std::string& peer,

@@ -14,12 +14,15 @@
 
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "hyperkernel/base/mutex.h"
 #include "hyperkernel/node/config.h"
 #include "hyperkernel/node/membership.h"
 #include "proto/peer.grpc.pb.h"
@@ -51,6 +54,10 @@ class PeerLinks {
   // node: kNotFound for a name that is not in the list, kDeadlineExceeded, or what the call ended with.
   using Body = std::function<grpc::Status(v1::PeerControl::Stub*, grpc::ClientContext*)>;
   absl::Status Call(const std::string& peer, std::chrono::system_clock::time_point deadline, const Body& body) const;
+  // The same on a connection that is kept for the next such call, until one fails: a connection takes longer to make
+  // than an answer.
+  absl::Status CallKept(const std::string& peer, std::chrono::system_clock::time_point deadline,
+                        const Body& body) const;
   // Asks a peer for a probe of its host. Errors: as Call.
   absl::StatusOr<v1::ProbeReport> Probe(const std::string& peer, std::chrono::system_clock::time_point deadline) const;
 
@@ -59,6 +66,10 @@ class PeerLinks {
   struct HelloCall;
 
   std::unique_ptr<v1::PeerControl::Stub> Connect(const PeerSettings& peer) const;
+  // Errors: kNotFound.
+  absl::StatusOr<const PeerSettings*> SettingsOf(const std::string& peer) const;
+  absl::Status CallOn(v1::PeerControl::Stub* stub, const std::string& peer,
+                      std::chrono::system_clock::time_point deadline, const Body& body) const;
   // The hellos' thread.
   void Run();
   void SendHello(Link* link);
@@ -75,6 +86,8 @@ class PeerLinks {
   grpc::Alarm stop_;                          // wakes the thread to stop
   std::vector<std::unique_ptr<Link>> links_;  // the vector and the peers' settings are fixed; the rest is the thread's
   std::thread thread_;
+  mutable Mutex kept_mutex_;
+  mutable std::map<std::string, std::shared_ptr<v1::PeerControl::Stub>> kept_ ABSL_GUARDED_BY(kept_mutex_);  // by peer
 };
 
 }  // namespace hk

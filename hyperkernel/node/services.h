@@ -54,6 +54,8 @@ class AdminService final : public v1::Admin::Service {
                         v1::DeleteVmResponse* response) override;
   grpc::Status ControlVm(grpc::ServerContext* context, const v1::ControlVmRequest* request,
                          v1::ControlVmResponse* response) override;
+  grpc::Status MoveVcpu(grpc::ServerContext* context, const v1::MoveVcpuRequest* request,
+                        v1::MoveVcpuResponse* response) override;
   grpc::Status Console(grpc::ServerContext* context,
                        grpc::ServerReaderWriter<v1::ConsoleResponse, v1::ConsoleRequest>* stream) override;
   grpc::Status ReadLog(grpc::ServerContext* context, const v1::ReadLogRequest* request,
@@ -137,6 +139,8 @@ class PeerControlService final : public v1::PeerControl::Service {
                              v1::AttachMachineResponse* response) override;
   grpc::Status OrderMachine(grpc::ServerContext* context, const v1::OrderMachineRequest* request,
                             v1::OrderMachineResponse* response) override;
+  grpc::Status MoveMachineVcpu(grpc::ServerContext* context, const v1::MoveMachineVcpuRequest* request,
+                               v1::MoveMachineVcpuResponse* response) override;
 
  private:
   // With TLS a node speaks for itself only; and it is one of this node's peers.

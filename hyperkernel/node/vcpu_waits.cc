@@ -49,14 +49,15 @@ VcpuWaits::HostTimes VcpuWaits::TimesOf(uint32_t thread) {
 void VcpuWaits::OnThread(VcpuId vcpu, uint32_t thread) {
   MutexLock lock(&mutex_);
   Entry& entry = vcpus_.at(vcpu.value());
-  if (!entry.here) entry.since = RealClock().Now();
-  entry.here = true;
+  if (entry.threads++ == 0) entry.since = RealClock().Now();
+  entry.known = true;
   if (meter_ != nullptr && meter_->Watch(thread, vcpu.value())) entry.thread = thread;
 }
 
 void VcpuWaits::OnThreadEnd(VcpuId vcpu, uint32_t thread) {
   MutexLock lock(&mutex_);
   Entry& entry = vcpus_.at(vcpu.value());
+  if (--entry.threads == 0) entry.lived += RealClock().Now() - entry.since;
   if (meter_ == nullptr) return;
   AddTo(&entry.earlier, meter_->Of(thread));
   AddTo(&entry.earlier_host, TimesOf(thread));
@@ -73,13 +74,13 @@ std::vector<v1::VcpuTimes> VcpuWaits::Times(const VcpuGroup& vcpus) const {
   MutexLock lock(&mutex_);
   for (uint32_t i = 0; i < count_; i++) {
     const Entry& entry = vcpus_[i];
-    if (!entry.here) continue;
+    if (!entry.known) continue;
     const VcpuCounters& counters = counters_of[i];
     FaultTimes faults = entry.earlier;
     if (entry.thread != 0 && meter_ != nullptr) AddTo(&faults, meter_->Of(entry.thread));
     HostTimes host = entry.earlier_host;
     if (entry.thread != 0) AddTo(&host, TimesOf(entry.thread));
-    const auto lived = std::chrono::duration_cast<std::chrono::nanoseconds>(now - entry.since);
+    const std::chrono::nanoseconds lived = entry.lived + (entry.threads == 0 ? now - now : now - entry.since);
     v1::VcpuTimes& told = all.emplace_back();
     told.set_vcpu(i);
     told.set_lived_ns(static_cast<uint64_t>(lived.count()));
@@ -93,6 +94,23 @@ std::vector<v1::VcpuTimes> VcpuWaits::Times(const VcpuGroup& vcpus) const {
     Set(told.mutable_upgrades(), faults, FaultCause::kUpgrade);
   }
   return all;
+}
+
+void AddTimes(const v1::VcpuTimes& more, v1::VcpuTimes* sum) {
+  const auto add = [](const v1::VcpuWait& wait, v1::VcpuWait* to) {
+    to->set_count(to->count() + wait.count());
+    to->set_ns(to->ns() + wait.ns());
+  };
+  sum->set_lived_ns(sum->lived_ns() + more.lived_ns());
+  sum->set_halted_ns(sum->halted_ns() + more.halted_ns());
+  sum->set_exits_ns(sum->exits_ns() + more.exits_ns());
+  sum->set_forwarded_ns(sum->forwarded_ns() + more.forwarded_ns());
+  sum->set_settling_ns(sum->settling_ns() + more.settling_ns());
+  sum->set_running_ns(sum->running_ns() + more.running_ns());
+  sum->set_ready_ns(sum->ready_ns() + more.ready_ns());
+  add(more.reads(), sum->mutable_reads());
+  add(more.writes(), sum->mutable_writes());
+  add(more.upgrades(), sum->mutable_upgrades());
 }
 
 }  // namespace hk

@@ -1,6 +1,7 @@
 // What the time of a node's vCPUs of one machine goes to, as operators see it (Vm.vcpu_times).
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <vector>
 
@@ -14,7 +15,7 @@
 
 namespace hk {
 
-// The vCPUs, by id; those that never had a thread here are on other nodes. Thread-safe.
+// The vCPUs, by id. One that moves is counted at each node while it is there. Thread-safe.
 class VcpuWaits final : public VcpuThreads {
  public:
   explicit VcpuWaits(uint32_t vcpus) : count_(vcpus), vcpus_(vcpus) {}
@@ -28,7 +29,7 @@ class VcpuWaits final : public VcpuThreads {
   void OnThread(VcpuId vcpu, uint32_t thread) override;
   void OnThreadEnd(VcpuId vcpu, uint32_t thread) override;
 
-  // Of those that are here, since their first threads began; without their node.
+  // Of those that are or were here, while they were; without their node.
   std::vector<v1::VcpuTimes> Times(const VcpuGroup& vcpus) const;
 
  private:
@@ -41,10 +42,12 @@ class VcpuWaits final : public VcpuThreads {
 
   // One vCPU.
   struct Entry {
-    Monotonic since;      // its first thread began
-    bool here = false;    // it did
-    uint32_t thread = 0;  // 0: none now
-    FaultTimes earlier;   // of threads that have ended
+    bool known = false;                // it is or was here
+    uint32_t threads = 0;              // that it has now
+    Monotonic since;                   // it had none before
+    std::chrono::nanoseconds lived{};  // while it had some, before that
+    uint32_t thread = 0;               // whose faults are counted; 0: none now
+    FaultTimes earlier;                // of threads that have ended
     HostTimes earlier_host;
   };
 
@@ -53,5 +56,8 @@ class VcpuWaits final : public VcpuThreads {
   FaultMeter* meter_ ABSL_GUARDED_BY(mutex_) = nullptr;
   std::vector<Entry> vcpus_ ABSL_GUARDED_BY(mutex_);
 };
+
+// Of one vCPU, at two nodes together; the node stays.
+void AddTimes(const v1::VcpuTimes& more, v1::VcpuTimes* sum);
 
 }  // namespace hk

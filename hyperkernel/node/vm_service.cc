@@ -68,6 +68,21 @@ grpc::Status AdminService::ControlVm(grpc::ServerContext* context, const v1::Con
   });
 }
 
+grpc::Status AdminService::MoveVcpu(grpc::ServerContext* context, const v1::MoveVcpuRequest* request,
+                                    v1::MoveVcpuResponse* response) {
+  return Serve(metrics_, "MoveVcpu", *context, Role::kAdmin, [&] {
+    const absl::StatusOr<VcpuMoved> moved =
+        guests_->MoveVcpu(request->name(), VcpuId(request->vcpu()), request->node());
+    // It is another node that is not up: this one answers.
+    if (absl::IsUnavailable(moved.status())) return ToGrpc(absl::FailedPreconditionError(MessageOf(moved.status())));
+    if (!moved.ok()) return ToGrpc(moved.status());
+    response->set_from(moved->from);
+    response->set_to(moved->to);
+    response->set_stopped_ns(static_cast<uint64_t>(moved->stopped.count()));
+    return grpc::Status::OK;
+  });
+}
+
 grpc::Status AdminService::VmMap(grpc::ServerContext* context, const v1::SpaceMapRequest* request,
                                  v1::SpaceMapResponse* response) {
   return Serve(metrics_, "VmMap", *context, Role::kViewer, [&] {
@@ -89,8 +104,14 @@ grpc::Status AdminService::VmTop(grpc::ServerContext* context, const v1::SpaceTo
         *placed ? spaces_->Top(request->name()) : guests_->MemoryTop(request->name());
     if (!top.ok()) return ToGrpc(top.status());
     *response = *std::move(top);
-    if (absl::StatusOr<v1::Vm> vm = guests_->Get(request->name()); vm.ok())
+    if (absl::StatusOr<v1::Vm> vm = guests_->Get(request->name()); vm.ok()) {
+      for (v1::SpaceNodeCounters& node : *response->mutable_nodes()) {
+        for (const v1::VcpuTimes& times : vm->vcpu_times()) {
+          if (times.node() == node.part().node()) node.add_vcpus(times.vcpu());
+        }
+      }
       *response->mutable_vcpus() = std::move(*vm->mutable_vcpu_times());
+    }
     return grpc::Status::OK;
   });
 }

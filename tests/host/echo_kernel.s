@@ -2,7 +2,8 @@
 # Some keys are orders: P powers off, R resets, T ends in a triple fault, N reports a panic by pvpanic, L writes 8192 lines of
 # 64 bytes, F fills 40 MiB of memory with what differs from page to page and from fill to fill, C checks that all of it is
 # there; M has all vCPUs count together under a spin lock, after each was started and then woken by an interrupt, and each
-# says its digit on the serial line; K has the other vCPU ring the doorbell of the virtio entropy device, once for each of its
+# says its digit on the serial line; I has them count in rounds, each begun by an interrupt to all others, until a key is typed,
+# and checks that nobody missed one or had one twice; K has the other vCPU ring the doorbell of the virtio entropy device, once for each of its
 # requests, and says in hexadecimal how many ticks the quickest took, and the quickest write to another register; Ctrl-C shows as ^C. Runs on any /dev/kvm, also one that only interprets.
 .intel_syntax noprefix
 .code32
@@ -19,11 +20,17 @@
 .set READY, 0                   # vCPUs that have started
 .set WOKEN, 4                   # that took the interrupt
 .set DONE, 8
+.set ANSWERS, 12                # of all to all rounds
 .set LOCK, 16
 .set COUNT, 32
+.set ROUND, 48
+.set LAST_TSC, 56
 .set COUNT_TOO, 0x1000          # on another page
+.set SEEN, 0x1100               # rounds, by vCPU
+.set SHARED_END, 0x1500
 .set TRAMPOLINE, 0x9000
 .set WAKE_VECTOR, 0x41
+.set ROUND_VECTOR, 0x42
 .set ROUNDS, 500
 .set X2APIC_ID, 0x802
 .set X2APIC_EOI, 0x80b
@@ -85,6 +92,8 @@ next:
     je together
     cmp al, 'K'
     je ring
+    cmp al, 'I'
+    je in_rounds
     cmp al, 3
     je control_c
     out dx, al
@@ -162,8 +171,8 @@ wrong:
     call print
     jmp next
 
-# Starts the others, wakes them, and counts with them.
-together:
+# Starts the others. Then ebx is SHARED, ebp how many vCPUs there are, edi how many others.
+start_others:
     mov ecx, X2APIC_SVR
     mov eax, 0x1ff
     xor edx, edx
@@ -172,14 +181,10 @@ together:
     mov edi, TRAMPOLINE
     mov ecx, other_end - other
     rep movsb
-    mov ebx, SHARED
+    mov edi, SHARED
+    mov ecx, SHARED_END / 4
     xor eax, eax
-    mov [ebx + READY], eax
-    mov [ebx + WOKEN], eax
-    mov [ebx + DONE], eax
-    mov [ebx + LOCK], eax
-    mov [ebx + COUNT], eax
-    mov [ebx + COUNT_TOO], eax
+    rep stosd
     mov eax, 0xb                # how many there are
     mov ecx, 1
     cpuid
@@ -193,6 +198,11 @@ together:
 1:  pause
     cmp [ebx + READY], edi
     jne 1b
+    ret
+
+# Wakes them, and counts with them.
+together:
+    call start_others
     mov eax, ALL_BUT_SELF | 0x4000 | WAKE_VECTOR
     call send
 1:  pause
@@ -361,6 +371,56 @@ ringer_table:
     .long TRAMPOLINE + ringer_segments - ringer
 ringer_end:
 
+
+# A round is over when all have answered; time does not go back from one to the next.
+in_rounds:
+    call start_others
+    lea esi, rounds_begin
+    call print
+1:  inc dword ptr [ebx + ROUND]
+    mov eax, ALL_BUT_SELF | 0x4000 | ROUND_VECTOR
+    call send
+2:  mov eax, 1
+    xchg eax, [ebx + LOCK]
+    test eax, eax
+    jz 3f
+    pause
+    jmp 2b
+3:  inc dword ptr [ebx + COUNT]
+    inc dword ptr [ebx + COUNT_TOO]
+    mov dword ptr [ebx + LOCK], 0
+    mov eax, [ebx + ROUND]
+    imul eax, edi
+4:  pause
+    cmp [ebx + ANSWERS], eax
+    jne 4b
+    rdtsc
+    cmp edx, [ebx + LAST_TSC + 4]
+    jb wrong
+    ja 5f
+    cmp eax, [ebx + LAST_TSC]
+    jb wrong
+5:  mov [ebx + LAST_TSC], eax
+    mov [ebx + LAST_TSC + 4], edx
+    mov dx, LINE_STATUS
+    in al, dx
+    test al, 1
+    jz 1b
+    mov dx, SERIAL
+    in al, dx
+    mov eax, [ebx + ROUND]
+6:  cmp [ebx + SEEN + 4 * edi], eax
+    jne wrong
+    dec edi
+    jnz 6b
+    imul eax, ebp
+    cmp [ebx + COUNT], eax
+    jne wrong
+    cmp [ebx + COUNT_TOO], eax
+    jne wrong
+    lea esi, rounds_end
+    call print
+    jmp next
 send:
     mov ecx, X2APIC_ICR
     xor edx, edx
@@ -376,13 +436,15 @@ other:
     mov ss, ax
     mov word ptr [WAKE_VECTOR * 4], offset other_interrupt - other
     mov word ptr [WAKE_VECTOR * 4 + 2], TRAMPOLINE >> 4
+    mov word ptr [ROUND_VECTOR * 4], offset other_round - other
+    mov word ptr [ROUND_VECTOR * 4 + 2], TRAMPOLINE >> 4
     mov ecx, X2APIC_SVR
     mov eax, 0x1ff
     xor edx, edx
     wrmsr
     mov ecx, X2APIC_ID          # each its own stack
     rdmsr
-    mov di, ax
+    movzx edi, ax
     shl ax, 7
     add ax, 0x1080
     mov sp, ax
@@ -390,8 +452,25 @@ other:
     mov ds, ax
     lock inc dword ptr [READY]
     sti
-1:  hlt                         # until the interrupt, which does not come back
+1:  hlt                         # until the wake-up, which does not come back
     jmp 1b
+other_round:
+2:  mov eax, 1
+    xchg eax, [LOCK]
+    test eax, eax
+    jz 3f
+    pause
+    jmp 2b
+3:  inc dword ptr [COUNT]
+    inc dword ptr [COUNT_TOO]
+    inc dword ptr [SEEN + 4 * edi]
+    mov dword ptr [LOCK], 0
+    mov ecx, X2APIC_EOI
+    xor eax, eax
+    xor edx, edx
+    wrmsr
+    lock inc dword ptr [ANSWERS]
+    iret
 other_interrupt:
     lock inc dword ptr [WOKEN]
     mov ecx, X2APIC_EOI
@@ -438,6 +517,8 @@ lines_end: .asciz "end of lines\r\n"
 filled: .asciz "filled\r\n"
 checked: .asciz "checked\r\n"
 counted: .asciz " counted together\r\n"
+rounds_begin: .asciz "in rounds\r\n"
+rounds_end: .asciz "all rounds answered\r\n"
 wrong_page: .asciz "a page is wrong\r\n"
 rung: .asciz " rang: quickest "
 against: .asciz ", another write "
