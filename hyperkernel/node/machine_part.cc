@@ -211,7 +211,6 @@ absl::Status KvmPart::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, 
 }
 
 absl::Status KvmPart::Build() {
-  HK_RETURN_IF_ERROR(CheckRequest(options_));
   HK_ASSIGN_OR_RETURN(std::vector<kvm_cpuid_entry2> cpuid, CpuidOf(options_.request.cpuid()));
   const CpuModel model = CpuModel::Of(std::move(cpuid));
   HK_ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Vm::Create(static_cast<uint32_t>(options_.request.vcpu_nodes_size())));
@@ -224,6 +223,7 @@ absl::Status KvmPart::Build() {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<MachinePart>> MachinePart::Make(Options options) {
+  HK_RETURN_IF_ERROR(CheckRequest(options));
   auto part = std::make_unique<KvmPart>(std::move(options));
   HK_RETURN_IF_ERROR(part->Build());
   return std::unique_ptr<MachinePart>(std::move(part));

@@ -393,5 +393,34 @@ TEST_F(MachinePartsTest, TheirNumberIsLimited) {
   EXPECT_TRUE(parts_.Attach(Request(kMaxMachineParts + 1)).ok());
 }
 
+TEST(MachinePart, WhatNoIoNodeSendsIsRefused) {
+  v1::AttachMachineRequest good;
+  good.set_id(1);
+  good.set_space_id(2);
+  good.set_memory_mib(64);
+  good.add_vcpu_nodes(3);
+  good.add_vcpu_nodes(4);
+  good.add_nodes(4);
+  good.add_nodes(3);
+  const auto why = [&](const std::function<void(v1::AttachMachineRequest*)>& spoil) {
+    MachinePart::Options options;
+    options.request = good;
+    options.self = NodeId(4);
+    options.io_node = NodeId(3);
+    options.clock = &RealClock();
+    spoil(&options.request);
+    return MessageOf(MachinePart::Make(std::move(options)).status());
+  };
+  using Request = v1::AttachMachineRequest;
+  EXPECT_EQ(why([](Request* request) { request->set_id(2); }), "id: 0, or the space's");
+  EXPECT_THAT(why([](Request* request) { request->set_memory_mib(0); }), HasSubstr("memory_mib: "));
+  EXPECT_THAT(why([](Request* request) { request->clear_vcpu_nodes(); }), HasSubstr("vcpu_nodes: no machine"));
+  EXPECT_EQ(why([](Request* request) { request->add_nodes(64); }), "nodes: 64 is no node's number");
+  EXPECT_EQ(why([](Request* request) { request->add_nodes(3); }), "nodes: 3 is there twice");
+  EXPECT_EQ(why([](Request* request) { request->set_nodes(0, 5); }), "nodes: this node is not among them");
+  EXPECT_EQ(why([](Request* request) { request->add_vcpu_nodes(5); }), "vcpu_nodes: 5 is no node of the machine");
+  EXPECT_EQ(why([](Request* request) { request->set_vcpu_nodes(0, 4); }), "vcpu_nodes: vCPU 0 is not the sender's");
+}
+
 }  // namespace
 }  // namespace hk
