@@ -102,6 +102,8 @@ class GuestManager {
   absl::StatusOr<Guest*> Take(const std::string& name, std::initializer_list<v1::VmState> from,
                               std::string_view expected) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GiveBack(Guest* guest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // MoveVcpu, but refuses where it would wait for an operator's order: that may wait for the calling thread.
+  absl::Status MoveForPolicy(const std::string& name, VcpuId vcpu, const std::string& node) ABSL_LOCKS_EXCLUDED(mutex_);
   void StartDue();
   // Errors of a start that may succeed later without anybody's doing: a node of its placement is not up yet, or has not
   // dropped what it had of the run before.

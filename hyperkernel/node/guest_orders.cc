@@ -7,6 +7,7 @@
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/guest_manager.h"
+#include "hyperkernel/node/machine_policy.h"
 #include "hyperkernel/node/placed_memory.h"
 
 namespace hk {
@@ -148,6 +149,11 @@ absl::Status GuestManager::Start(const std::string& name, bool restart, const st
   guest->machine = *std::move(machine);
   guest->started = clock_.Wall();
   guest->exit_rate.Begin(clock_.Now());
+  if (const std::shared_ptr<MachinePolicy> policy = guest->machine->policy(); policy != nullptr) {
+    // The policy is there as long as it calls this.
+    policy->SetMover(
+        [this, name, of = policy.get()](VcpuId vcpu, NodeId to) { return MoveForPolicy(name, vcpu, of->NameOf(to)); });
+  }
   SetState(guest, v1::VM_STATE_RUNNING, reason);
   return absl::OkStatus();
 }
@@ -223,6 +229,16 @@ absl::StatusOr<VcpuMoved> GuestManager::MoveVcpu(const std::string& name, VcpuId
         {{"guest", name}, {"vcpu", fmt::to_string(vcpu.value())}, {"to", node}, {"error", MessageOf(moved.status())}});
   }
   return moved;
+}
+
+absl::Status GuestManager::MoveForPolicy(const std::string& name, VcpuId vcpu, const std::string& node) {
+  {
+    MutexLock lock(&mutex_);
+    const auto guest = guests_.find(name);
+    if (guest == guests_.end() || guest->second->busy || guest->second->state != v1::VM_STATE_RUNNING)
+      return absl::UnavailableError("an operator's order is under way");
+  }
+  return MoveVcpu(name, vcpu, node).status();
 }
 
 absl::Status GuestManager::PressPowerButton(const std::string& name) {

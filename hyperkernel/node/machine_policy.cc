@@ -204,9 +204,9 @@ absl::StatusOr<MachinePolicy::Options> PolicyOptions(
     MachinePolicy::Node& node = options.nodes.emplace_back();
     HK_ASSIGN_OR_RETURN(node.number, number_of(place.node()));
     node.name = place.node();
-    // One that has none at first cannot get any. More vCPUs than cores only where the operator wants them.
+    // One that gives memory alone cannot get any. More vCPUs than cores only where the operator wants them.
     node.most_vcpus = place.vcpus();
-    if (place.vcpus() == 0) continue;
+    if (place.vcpus() == 0 && !place.takes_vcpus()) continue;
     for (const v1::Member& member : members) {
       if (member.name() == place.node()) node.most_vcpus = std::max(node.most_vcpus, member.info().cpus());
     }

@@ -302,9 +302,13 @@ void MachineSpread::Watch() {
     const absl::Status status = AtAll([this](Other* other) { return LookAt(other); });
     // With no lock held: who is told may wait for one who asks for exits_by_kind.
     if (!status.ok()) failed_(WithNodeNames(MessageOf(status), Members()));
-    if (status.ok() && options_.policy != nullptr) options_.policy->Tick(nodes_);
     mutex_.Lock();
     if (!status.ok()) return;
+    if (options_.policy == nullptr) continue;
+    const std::vector<NodeId> where = nodes_;
+    mutex_.Unlock();
+    options_.policy->Tick(where);
+    mutex_.Lock();
   }
 }
 

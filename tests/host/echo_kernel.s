@@ -1,7 +1,7 @@
 # The smallest kernel an operator's tests need, with a PVH entry: says hello on the serial line, then echoes what is typed.
 # Some keys are orders: P powers off, R resets, T ends in a triple fault, N reports a panic by pvpanic, L writes 8192 lines of
 # 64 bytes, F fills 40 MiB of memory with what differs from page to page and from fill to fill, C checks that all of it is
-# there; M has all vCPUs count together under a spin lock, after each was started and then woken by an interrupt, and each
+# there; M has all vCPUs (the command line is their number) count together under a spin lock, after each was started and then woken by an interrupt, and each
 # says its digit on the serial line; I has them count in rounds, each begun by an interrupt to all others, until a key is typed,
 # and checks that nobody missed one or had one twice; K has the other vCPU ring the doorbell of the virtio entropy device, once for each of its
 # requests, and says in hexadecimal how many ticks the quickest took, and the quickest write to another register; Ctrl-C shows as ^C. Runs on any /dev/kvm, also one that only interprets.
@@ -37,6 +37,7 @@
 .set X2APIC_SVR, 0x80f
 .set X2APIC_ICR, 0x830
 .set ALL_BUT_SELF, 3 << 18
+.set PVH_COMMAND_LINE, 24       # of hvm_start_info
 .set PCI_ADDRESS, 0xcf8
 .set PCI_DATA, 0xcfc
 .set ENTROPY, 0x80000000 | 2 << 11
@@ -65,6 +66,7 @@
 .text
 .global start
 start:
+    mov [start_info], ebx
     lea esi, hello
     call print
 next:
@@ -185,10 +187,10 @@ start_others:
     mov ecx, SHARED_END / 4
     xor eax, eax
     rep stosd
-    mov eax, 0xb                # how many there are
-    mov ecx, 1
-    cpuid
-    mov ebp, ebx
+    mov eax, [start_info]       # how many there are: the command line says it, since a package need not have all
+    mov eax, [eax + PVH_COMMAND_LINE]
+    movzx ebp, byte ptr [eax]
+    sub ebp, '0'
     mov ebx, SHARED
     mov eax, ALL_BUT_SELF | 0x4500
     call send
@@ -525,6 +527,7 @@ against: .asciz ", another write "
 rung_end: .asciz " ticks\r\n"
 .balign 4
 fills: .long 0
+start_info: .long 0
 bar: .long 0
 quickest_ring: .long 0
 quickest_write: .long 0

@@ -1,5 +1,6 @@
 """What the tests of machines over several daemons of this host share: a guest program (echo_kernel) that runs on any /dev/kvm."""
 import os
+import re
 
 import hktest
 import spacetest
@@ -14,9 +15,11 @@ class TestCase(spacetest.TestCase):
     def create(self, node, name='g', extra='', **nodes):
         """nodes: what each of them has, as its PlacementSpec's fields."""
         placement = ' '.join(f'placement {{ node: "{name}" {fields} }}' for name, fields in nodes.items())
+        vcpus = re.search(r'vcpus: (\d+)', extra)  # which the program is told
         path = os.path.join(node.directory, f'{name}.textproto')
         with open(path, 'w', encoding='utf-8') as file:
-            file.write(f'name: "{name}" memory_mib: {self.memory_mib} kernel: "{hktest.program("echo_kernel")}" {placement} {extra}\n')
+            file.write(f'name: "{name}" memory_mib: {self.memory_mib} kernel: "{hktest.program("echo_kernel")}" '
+                       f'cmdline: "{vcpus.group(1) if vcpus else 1}" {placement} {extra}\n')
         return node.hkctl('vm', 'create', '-f', path)
 
     def start_guest(self, node):
