@@ -21,7 +21,9 @@ ANSWER_S = 60
 
 
 def share_page_tables():
-    """With nested paging an AMD processor takes every look at a guest's page tables for a write, so that no two nodes could have them at a time."""
+    """With nested paging an AMD processor takes every look at a guest's page tables for a write, so that no two nodes could have them at a time, which
+    takes too long here. Without, KVM does not see what another node writes to them: no machine can live so (node/README.md), but its kernel gets as far as
+    this test looks, since it takes no translation back before."""
     subprocess.run(['modprobe', '-r', 'kvm_amd'], check=True)
     subprocess.run(['modprobe', 'kvm_amd', 'npt=0'], check=True)
 
