@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/node/machine_policy.h"
 #include "hyperkernel/node/machine_testing.h"
 #include "proto/state.pb.h"
 
@@ -41,6 +42,7 @@ class GuestManagerTest : public testing::Test {
           if (!fail_.ok()) return fail_;
           generation_ = generation;
           auto machine = std::make_unique<FakeMachine>(events, &alive_, &agent_);
+          machine->placement = placement_;
           machine_ = machine.get();
           return machine;
         },
@@ -87,6 +89,7 @@ class GuestManagerTest : public testing::Test {
   std::atomic<uint64_t> generation_{0};
   std::atomic<const char*> held_{""};  // the machine whose making takes until this is another
   FakeMachine* machine_ = nullptr;
+  std::shared_ptr<MachinePolicy> placement_;  // of machines made from now on
   FakeAgent agent_;
   absl::Status fail_;
 };
@@ -209,6 +212,58 @@ TEST_F(GuestManagerTest, AVcpuOfARunningOrPausedMachineMoves) {
   machine_->move_status = absl::NotFoundError("there is no vCPU 1");
   EXPECT_EQ(MessageOf(move().status()), "there is no vCPU 1");
   EXPECT_EQ(Get().state(), v1::VM_STATE_PAUSED);
+}
+
+// Stands still.
+class StillClock final : public Clock {
+ public:
+  Monotonic Now() const override { return now; }
+  WallTime Wall() const override { return WallTime(); }
+  Monotonic now{std::chrono::hours(10)};
+};
+
+// vCPU 1, at b, waits for pages of a all the time.
+TEST_F(GuestManagerTest, WhatThePolicyWantsIsDoneWhileTheMachineRuns) {
+  constexpr NodeId kA{1}, kB{2};
+  StillClock clock;
+  const std::vector<NodeId> where = {kA, kB};
+  auto policy = MachinePolicy::Make({.machine = "g",
+                                     .policy = "balance",
+                                     .self = kA,
+                                     .nodes = {{kA, "a", 4}, {kB, "b", 2}},
+                                     .vcpus = where,
+                                     .clock = &clock});
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  placement_ = *std::move(policy);
+  uint64_t page = 0;
+  const auto pass_seconds = [&](int count) {
+    for (int second = 0; second < count; ++second) {
+      v1::MachineStalls told;
+      told.set_now_ns(5'000'000'000);
+      for (int i = 0; i < 800; ++i) {
+        v1::Stall& stall = *told.add_stalls();
+        stall.set_time_ns(4'500'000'000);
+        stall.set_vcpu(1);
+        stall.set_page(page++);
+        stall.set_kind(v1::STALL_KIND_WRITE);
+        stall.set_holder(kA.value());
+        stall.set_waited_ns(1'000'000);
+      }
+      clock.now += std::chrono::seconds(1);
+      placement_->Take(kB, told);
+      placement_->Tick(where);
+    }
+  };
+  Create();
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  ASSERT_TRUE(Do(v1::VM_ACTION_PAUSE).ok());
+  pass_seconds(60);
+  EXPECT_TRUE(machine_->moves.empty()) << "an operator holds it";
+  ASSERT_TRUE(Do(v1::VM_ACTION_UNPAUSE).ok());
+  pass_seconds(120);  // it was refused, and does not ask again for a minute
+  ASSERT_FALSE(machine_->moves.empty());
+  EXPECT_EQ(machine_->moves[0], std::pair(VcpuId(1), std::string("a")));
+  ASSERT_TRUE(Do(v1::VM_ACTION_FORCE_STOP).ok());
 }
 
 TEST_F(GuestManagerTest, DefinitionsAndGenerationsOutliveTheDaemon) {

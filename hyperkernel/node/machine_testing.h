@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -46,7 +47,9 @@ class FakeMachine : public Machine {
   uint64_t memory_end() const override { return 64 << 20; }
   uint64_t exits() const override { return 7; }
   std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
+  std::shared_ptr<MachinePolicy> policy() const override { return placement; }
   MachineEvents* events() { return events_; }
+  std::shared_ptr<MachinePolicy> placement;
   absl::Status pause_status, renew_status, move_status;
   std::vector<std::pair<VcpuId, std::string>> moves;
   int renewals = 0;

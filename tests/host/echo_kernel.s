@@ -202,6 +202,19 @@ start_others:
     jne 1b
     ret
 
+# Under the lock. Changes eax.
+count_once:
+    mov eax, 1
+    xchg eax, [ebx + LOCK]
+    test eax, eax
+    jz 1f
+    pause
+    jmp count_once
+1:  inc dword ptr [ebx + COUNT]
+    inc dword ptr [ebx + COUNT_TOO]
+    mov dword ptr [ebx + LOCK], 0
+    ret
+
 # Wakes them, and counts with them.
 together:
     call start_others
@@ -211,15 +224,7 @@ together:
     cmp [ebx + WOKEN], edi
     jne 1b
     mov ecx, ROUNDS
-2:  mov eax, 1
-    xchg eax, [ebx + LOCK]
-    test eax, eax
-    jz 3f
-    pause
-    jmp 2b
-3:  inc dword ptr [ebx + COUNT]
-    inc dword ptr [ebx + COUNT_TOO]
-    mov dword ptr [ebx + LOCK], 0
+2:  call count_once
     dec ecx
     jnz 2b
 1:  pause
@@ -382,15 +387,7 @@ in_rounds:
 1:  inc dword ptr [ebx + ROUND]
     mov eax, ALL_BUT_SELF | 0x4000 | ROUND_VECTOR
     call send
-2:  mov eax, 1
-    xchg eax, [ebx + LOCK]
-    test eax, eax
-    jz 3f
-    pause
-    jmp 2b
-3:  inc dword ptr [ebx + COUNT]
-    inc dword ptr [ebx + COUNT_TOO]
-    mov dword ptr [ebx + LOCK], 0
+    call count_once
     mov eax, [ebx + ROUND]
     imul eax, edi
 4:  pause

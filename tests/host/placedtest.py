@@ -22,6 +22,15 @@ class TestCase(spacetest.TestCase):
                        f'cmdline: "{vcpus.group(1) if vcpus else 1}" {placement} {extra}\n')
         return node.hkctl('vm', 'create', '-f', path)
 
+    def boot(self, *nodes, vcpus=3, extra='', **placement):
+        """Its console; a vCPU at each node unless `placement` says something else."""
+        placement = placement or {node.name: 'vcpus: 1' for node in nodes}
+        self.assert_exit(self.create(nodes[0], extra=f'vcpus: {vcpus} {extra}', **placement), 0)
+        return self.start_guest(nodes[0])
+
+    def count(self, guest):
+        self.order(guest, b'M', 'counted together')
+
     def start_guest(self, node):
         """Its console."""
         self.assert_exit(node.hkctl('vm', 'start', 'g'), 0)

@@ -15,14 +15,6 @@ from test_vm import needs_kvm
 class VmAcross(placedtest.TestCase):
     budget_mib = 128
 
-    def boot(self, *nodes, vcpus=3, extra='', **placement):
-        placement = placement or {node.name: 'vcpus: 1' for node in nodes}
-        self.assert_exit(self.create(nodes[0], extra=f'vcpus: {vcpus} {extra}', **placement), 0)
-        return self.start_guest(nodes[0])
-
-    def count(self, guest):
-        self.order(guest, b'M', 'counted together')
-
     def hellos(self, node):
         return node.hkctl('vm', 'log', 'g').out.count('hello from the guest')
 

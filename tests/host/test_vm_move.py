@@ -28,14 +28,6 @@ class VmMove(placedtest.TestCase):
         self.seed = int(os.environ.get('HK_SEED', random.SystemRandom().randrange(1 << 32)))
         self.random = random.Random(self.seed)
 
-    def boot(self, *nodes, vcpus=3, extra='', **placement):
-        placement = placement or {node.name: 'vcpus: 1' for node in nodes}
-        self.assert_exit(self.create(nodes[0], extra=f'vcpus: {vcpus} {extra}', **placement), 0)
-        return self.start_guest(nodes[0])
-
-    def count(self, guest):
-        self.order(guest, b'M', 'counted together')
-
     def begin_rounds(self, guest):
         self.order(guest, b'I', 'in rounds')
 
