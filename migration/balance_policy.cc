@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "hyperkernel/base/mutant.h"
 
@@ -17,11 +18,18 @@ double Ns(nanoseconds time) {
   return static_cast<double>(time.count());
 }
 
+// After so many moves of no use.
+uint64_t StayAfter(uint64_t doubts) {
+  uint64_t stay = BalancePolicy::kLeastStay;
+  for (uint64_t i = 0; i < doubts && !HK_MUTANT(policy_never_doubts); ++i) stay *= BalancePolicy::kLonger;
+  return stay;
+}
+
 }  // namespace
 
-BalancePolicy::BalancePolicy(const PolicyMachine& machine) : vcpus_(machine.vcpus.size()) {
+BalancePolicy::BalancePolicy(const PolicyMachine& machine) : io_node_(machine.io_node), vcpus_(machine.vcpus.size()) {
   for (const PolicyNode& node : machine.nodes) nodes_[node.number].most_vcpus = node.most_vcpus;
-  for (size_t i = 0; i < vcpus_.size(); ++i) vcpus_[i].node = machine.vcpus[i];
+  for (size_t i = 0; i < vcpus_.size(); ++i) vcpus_[i].node = vcpus_[i].placed = machine.vcpus[i];
 }
 
 BalancePolicy::Lack* BalancePolicy::LackOf(Vcpu* vcpu, NodeId holder) const {
@@ -56,10 +64,23 @@ void BalancePolicy::OnStall(const StallEvent& stall) {
   if (lack == nullptr) return;
   lack->window_ns += ns;
   lack->span.Add(stall.page);
+  ++lack->stalls;
 }
 
 void BalancePolicy::OnDropped(NodeId node, uint64_t stalls) {
   if (const auto told = nodes_.find(node); told != nodes_.end()) told->second.dropped += stalls;
+}
+
+// A window that was not told of is one in which it did nothing.
+void BalancePolicy::OnRan(VcpuId id, nanoseconds running, nanoseconds ready) {
+  if (id.value() >= vcpus_.size()) return;
+  Vcpu& vcpu = vcpus_[id.value()];
+  const auto ns = [](nanoseconds time) {
+    return static_cast<uint64_t>(std::clamp<int64_t>(time.count(), 0, nanoseconds(kHorizon).count()));
+  };
+  vcpu.ran_ns += ns(running);
+  vcpu.ready_ns += ns(ready);
+  if (!vcpu.running.has_value()) vcpu.running = 1;
 }
 
 // What it lacks of the node that it goes to, it uses there: it would leave that if it went on.
@@ -73,15 +94,15 @@ void BalancePolicy::OnMoved(VcpuId id, NodeId to, Monotonic /*now*/) {
   }
   vcpu.node = to;
   vcpu.known_here = known;
-  vcpu.share_before = vcpu.share;
-  vcpu.share_since = vcpu.share = 0;
-  vcpu.window_ns = 0;
+  vcpu.parted = parting_.has_value() && parting_->vcpu == id && parting_->to == to;
+  vcpu.lost_before = vcpu.share + vcpu.ready;
+  vcpu.lost_since = vcpu.share = vcpu.ready = 0;
+  vcpu.window_ns = vcpu.ran_ns = vcpu.ready_ns = 0;
   vcpu.judged = window_ + kLeastStay;
-  uint64_t stay = kLeastStay;
-  for (uint64_t i = 0; i < vcpu.doubts && !HK_MUTANT(policy_never_doubts); ++i) stay *= kLonger;
-  vcpu.stays_until = window_ + stay;
-  settled_ = window_ + kSettle;
-  for (Vcpu& each : vcpus_) each.sustained = 0;
+  vcpu.stays_until = window_ + StayAfter(vcpu.parted ? 0 : vcpu.doubts);
+  vcpu.parts_from = window_ + StayAfter(vcpu.vain_partings + 1);
+  settled_ = window_ + (vcpu.parted ? kLeastStay : kSettle);
+  for (Vcpu& each : vcpus_) each.sustained = each.ready_for = 0;
 }
 
 void BalancePolicy::OnRefused(VcpuId id, NodeId to, Monotonic /*now*/) {
@@ -90,16 +111,13 @@ void BalancePolicy::OnRefused(VcpuId id, NodeId to, Monotonic /*now*/) {
 }
 
 void BalancePolicy::Judge(Vcpu* vcpu) const {
-  const double since = vcpu->share_since / static_cast<double>(kLeastStay);
+  const double since = vcpu->lost_since / static_cast<double>(kLeastStay);
+  const bool of_use = since < kStillWaits * vcpu->lost_before || vcpu->lost_before < kNoShare;
+  uint64_t& vain = vcpu->parted ? vcpu->vain_partings : vcpu->doubts;
   vcpu->judged.reset();
-  if (since < kStillWaits * vcpu->share_before || vcpu->share_before < kNoShare) {
-    vcpu->doubts = 0;
-    return;
-  }
-  vcpu->doubts = std::min(vcpu->doubts + 1, kMostDoubts);
-  uint64_t stay = kLeastStay;
-  for (uint64_t i = 0; i < vcpu->doubts && !HK_MUTANT(policy_never_doubts); ++i) stay *= kLonger;
-  vcpu->stays_until = window_ + stay;
+  vain = of_use ? 0 : std::min(vain + 1, kMostDoubts);
+  if (of_use || vcpu->parted) return;
+  vcpu->stays_until = window_ + StayAfter(vcpu->doubts);
 }
 
 void BalancePolicy::EndWindow(Vcpu* vcpu, nanoseconds length) {
@@ -108,8 +126,12 @@ void BalancePolicy::EndWindow(Vcpu* vcpu, nanoseconds length) {
   const double waited = static_cast<double>(vcpu->window_ns);
   const double all = std::min(1.0, waited * (1 + lost) / Ns(length));
   vcpu->share = (vcpu->share + all) / 2;
+  const double ready = std::min(1.0, static_cast<double>(std::exchange(vcpu->ready_ns, 0)) / Ns(length));
+  const double ran = std::min(1.0, static_cast<double>(std::exchange(vcpu->ran_ns, 0)) / Ns(length));
+  vcpu->ready = (vcpu->ready + ready) / 2;
+  if (vcpu->running.has_value()) vcpu->running = (*vcpu->running + ran) / 2;
   if (vcpu->judged.has_value()) {
-    vcpu->share_since += all;
+    vcpu->lost_since += all + ready;
     if (window_ >= *vcpu->judged) Judge(vcpu);
   }
   vcpu->known_here *= std::exp2(-1.0 / kForget);
@@ -120,6 +142,7 @@ void BalancePolicy::EndWindow(Vcpu* vcpu, nanoseconds length) {
     lack.window_ns = 0;
     if (window_ % kSpan == 0) {
       lack.last_span = lack.span;
+      lack.last_stalls = std::exchange(lack.stalls, 0);
       lack.span.Clear();
     }
     if (lack.share < kNoShare && lack.pages() < 1) lack = Lack();
@@ -138,26 +161,61 @@ void BalancePolicy::EndWindow(nanoseconds length) {
   stalls_ = ns_ = 0;
 }
 
-double BalancePolicy::LeavesBehind(const Vcpu& vcpu, const Lack& lack) const {
-  double pages = vcpu.known_here;
+BalancePolicy::Weights BalancePolicy::Weigh(const Vcpu& vcpu, const Lack& lack) const {
+  PageSketch there, all;
+  lack.AddTo(&there);
+  all = there;
+  Weights weights{.left = vcpu.known_here, .share = lack.share};
   for (const Lack& other : vcpu.lacks) {
-    if (other.holder.has_value() && other.holder != lack.holder) pages += other.pages();
+    if (!other.holder.has_value() || other.holder == lack.holder) continue;
+    other.AddTo(&all);
+    PageSketch both = there;
+    other.AddTo(&both);
+    const double pages = other.pages(), common = pages + there.Count() - both.Count();
+    if (pages >= 1 && !HK_MUTANT(policy_pages_do_not_go_round)) {
+      weights.share += other.share * std::clamp(common / pages, 0.0, 1.0);
+    }
   }
-  return pages;
+  weights.left += all.Count() - there.Count();
+  return weights;
 }
 
 std::optional<double> BalancePolicy::Gain(const Vcpu& vcpu, const Lack& lack) const {
-  if (lack.share < kLeastShare || lack.share < kMajority * vcpu.share) return std::nullopt;
-  const double there = lack.pages(), left = LeavesBehind(vcpu, lack);
-  if (there < kLeastPages || there < kOutweighs * left) return std::nullopt;
-  const double gain = lack.share * Ns(kHorizon), cost = Ns(kMoveCost) + left * mean_ns_;
+  const Weights weights = Weigh(vcpu, lack);
+  if (weights.share < kLeastShare || weights.share < kMajority * vcpu.share) return std::nullopt;
+  const double there = lack.pages();
+  if (there < kLeastPages || there < kOutweighs * weights.left) return std::nullopt;
+  const double gain = lack.share * Ns(kHorizon), cost = Ns(kMoveCost) + weights.left * mean_ns_;
   if (gain < kGainOverCost * cost) return std::nullopt;
-  return (gain - cost) / Ns(kHorizon);
+  return (gain - cost) / Ns(kHorizon) * (vcpu.node == io_node_ ? kStaysAtDevices : 1);
 }
 
-bool BalancePolicy::HasRoom(NodeId node) const {
+size_t BalancePolicy::VcpusOn(NodeId node) const {
   const auto there = std::count_if(vcpus_.begin(), vcpus_.end(), [&](const Vcpu& vcpu) { return vcpu.node == node; });
-  return static_cast<uint64_t>(there) < nodes_.at(node).most_vcpus || HK_MUTANT(policy_crowds_nodes);
+  return static_cast<size_t>(there);
+}
+
+double BalancePolicy::RunningOn(NodeId node) const {
+  double run = 0;
+  for (const Vcpu& each : vcpus_) {
+    if (each.node == node) run += each.running.value_or(1);
+  }
+  return run;
+}
+
+bool BalancePolicy::Takes(const Lack& lack, const Vcpu& vcpu) const {
+  const uint32_t cores = nodes_.at(*lack.holder).most_vcpus;
+  const size_t there = VcpusOn(*lack.holder);
+  if (there < cores || HK_MUTANT(policy_crowds_nodes)) return true;
+  const bool to_and_fro = static_cast<double>(lack.stalls + lack.last_stalls) >= kAgain * lack.pages();
+  if (!vcpu.running.has_value() || !(to_and_fro || HK_MUTANT(policy_crowds_for_data))) return false;
+  const double run = *vcpu.running + RunningOn(*lack.holder);
+  return run < kCrowd * cores || kLikelier * *vcpu.running * static_cast<double>(there + 1) <= cores;
+}
+
+bool BalancePolicy::WasRefused(const Vcpu& vcpu, NodeId node) const {
+  const auto refused = vcpu.refused.find(node);
+  return refused != vcpu.refused.end() && window_ < refused->second;
 }
 
 std::vector<PolicyMove> BalancePolicy::Decide(Monotonic now) {
@@ -166,32 +224,59 @@ std::vector<PolicyMove> BalancePolicy::Decide(Monotonic now) {
   if (length < kInterval) return {};
   window_began_ = now;
   EndWindow(length);
+  parting_.reset();
+  if (const std::optional<PolicyMove> move = Approach(); move.has_value()) return {*move};
+  parting_ = Part();
+  if (parting_.has_value()) return {*parting_};
+  return {};
+}
+
+std::optional<PolicyMove> BalancePolicy::Approach() {
   std::optional<PolicyMove> best;
   double most = 0;
   for (size_t i = 0; i < vcpus_.size(); ++i) {
     Vcpu& vcpu = vcpus_[i];
-    std::optional<NodeId> wants;
-    double gain = 0, share = 0;
+    const Lack* wants = nullptr;
+    double gain = 0;
     for (const Lack& lack : vcpu.lacks) {
-      // More than half is of one node at most.
       if (!lack.holder.has_value()) continue;
       const std::optional<double> gained = Gain(vcpu, lack);
-      if (!gained.has_value()) continue;
-      wants = lack.holder;
+      if (!gained.has_value() || *gained <= gain) continue;
+      wants = &lack;
       gain = *gained;
-      share = lack.share;
     }
-    vcpu.sustained = wants.has_value() && wants == vcpu.wants ? vcpu.sustained + 1 : wants.has_value() ? 1 : 0;
-    vcpu.wants = wants;
-    if (vcpu.sustained < kSustained || window_ < vcpu.stays_until || window_ < settled_ || !HasRoom(*wants)) continue;
-    const auto refused = vcpu.refused.find(*wants);
-    if (refused != vcpu.refused.end() && window_ < refused->second) continue;
-    if (gain <= most) continue;
+    vcpu.sustained = wants != nullptr ? vcpu.sustained + 1 : 0;
+    if (vcpu.sustained < kSustained || window_ < vcpu.stays_until || window_ < settled_) continue;
+    if (gain <= most || WasRefused(vcpu, *wants->holder) || !Takes(*wants, vcpu)) continue;
     most = gain;
-    best = PolicyMove{.vcpu = VcpuId(static_cast<uint32_t>(i)), .to = *wants, .waited = share};
+    best = PolicyMove{.vcpu = VcpuId(static_cast<uint32_t>(i)), .to = *wants->holder, .waited = wants->share};
   }
-  if (!best.has_value()) return {};
-  return {*best};
+  return best;
+}
+
+std::optional<PolicyMove> BalancePolicy::Part() {
+  std::optional<PolicyMove> best;
+  double most = 0;
+  for (size_t i = 0; i < vcpus_.size(); ++i) {
+    Vcpu& vcpu = vcpus_[i];
+    const uint32_t cores = nodes_.at(vcpu.node).most_vcpus;
+    const bool crowded = VcpusOn(vcpu.node) > cores && RunningOn(vcpu.node) >= kFull * cores;
+    const bool lacks_core = crowded && vcpu.node != vcpu.placed && vcpu.ready >= kLeastReady;
+    vcpu.ready_for = lacks_core ? vcpu.ready_for + 1 : 0;
+    if (vcpu.ready_for < kSustained || window_ < vcpu.parts_from || window_ < settled_ || vcpu.ready <= most) continue;
+    std::optional<NodeId> to;
+    size_t most_free = 0;
+    for (const auto& [node, told] : nodes_) {
+      const size_t there = VcpusOn(node);
+      if (node == vcpu.node || there >= told.most_vcpus || WasRefused(vcpu, node)) continue;
+      const size_t free = node == vcpu.placed ? SIZE_MAX : told.most_vcpus - there;
+      if (free > most_free) to = node, most_free = free;
+    }
+    if (!to.has_value()) continue;
+    most = vcpu.ready;
+    best = PolicyMove{.vcpu = VcpuId(static_cast<uint32_t>(i)), .to = *to, .ready = vcpu.ready};
+  }
+  return best;
 }
 
 }  // namespace hk

@@ -25,6 +25,14 @@ class PageSketch {
     if ((word & mask) == 0) ++set_;
     word |= mask;
   }
+  // Has what the other has, too.
+  void Add(const PageSketch& other) {
+    set_ = 0;
+    for (size_t i = 0; i < words_.size(); ++i) {
+      words_[i] |= other.words_[i];
+      set_ += static_cast<uint32_t>(__builtin_popcountll(words_[i]));
+    }
+  }
   // Of both together.
   static double CountOf(const PageSketch& one, const PageSketch& other) {
     uint32_t set = 0;

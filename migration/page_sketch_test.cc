@@ -27,6 +27,9 @@ TEST(PageSketch, TwoCountWhatIsInBothOnce) {
   for (uint64_t i = 0; i < 200; ++i) one.Add(Gfn(i));
   for (uint64_t i = 100; i < 300; ++i) other.Add(Gfn(i));
   EXPECT_NEAR(PageSketch::CountOf(one, other), 300, 25);
+  PageSketch all = one;
+  all.Add(other);
+  EXPECT_EQ(all.Count(), PageSketch::CountOf(one, other));
   one.Clear();
   EXPECT_EQ(one.Count(), 0);
   EXPECT_NEAR(PageSketch::CountOf(one, other), 200, 20);

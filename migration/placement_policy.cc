@@ -15,6 +15,7 @@ class FetchPolicy final : public PlacementPolicy {
   std::string_view name() const override { return kFetchPolicy; }
   void OnStall(const StallEvent&) override {}
   void OnDropped(NodeId, uint64_t) override {}
+  void OnRan(VcpuId, std::chrono::nanoseconds, std::chrono::nanoseconds) override {}
   void OnMoved(VcpuId, NodeId, Monotonic) override {}
   void OnRefused(VcpuId, NodeId, Monotonic) override {}
   std::vector<PolicyMove> Decide(Monotonic) override { return {}; }

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,13 +23,14 @@ namespace hk {
 // A node that may have vCPUs of the machine, and how many at most. Plain value.
 struct PolicyNode {
   NodeId number;
-  uint32_t most_vcpus = 0;
+  uint32_t most_vcpus = 0;  // as many as it has cores for; 0: it takes none
 };
 
 // The machine as it is at first. Plain value.
 struct PolicyMachine {
   std::vector<PolicyNode> nodes;
   std::vector<NodeId> vcpus;  // by vCPU: where it is; one of `nodes`
+  std::optional<NodeId> io_node = std::nullopt;
 };
 
 // A vCPU is to go to another node. Plain value.
@@ -36,6 +38,7 @@ struct PolicyMove {
   VcpuId vcpu;
   NodeId to;
   double waited = 0;  // of its time, for `to`: why
+  double ready = 0;   // or: of its time, for a core, beside too many others
 };
 
 // One machine's policy. Times of calls do not go back, but those in events may, by seconds: nodes tell late. Events of
@@ -51,6 +54,9 @@ class PlacementPolicy {
   virtual void OnStall(const StallEvent& stall) = 0;
   // So many more stalls were on this node than it was told of.
   virtual void OnDropped(NodeId node, uint64_t stalls) = 0;
+  // Since the last call of Decide the vCPU has had so much of a processor's time, and was so long ready for one that
+  // others had.
+  virtual void OnRan(VcpuId vcpu, std::chrono::nanoseconds running, std::chrono::nanoseconds ready) = 0;
   // The vCPU runs there from now on, whoever has moved it.
   virtual void OnMoved(VcpuId vcpu, NodeId to, Monotonic now) = 0;
   // What Decide asked for was not done.

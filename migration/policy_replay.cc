@@ -70,6 +70,7 @@ class Replay {
       names_[number] = node.name();
       machine_.nodes.push_back({.number = number, .most_vcpus = node.most_vcpus()});
     }
+    if (header.has_io_node()) machine_.io_node = NodeId(static_cast<uint16_t>(header.io_node()));
     for (const uint32_t node : header.vcpu_nodes()) machine_.vcpus.push_back(NodeId(static_cast<uint16_t>(node)));
     where_ = machine_.vcpus;
     used_.resize(where_.size());
@@ -87,7 +88,7 @@ class Replay {
     if (record.dropped().has_node()) {
       policy_->OnDropped(NodeId(static_cast<uint16_t>(record.dropped().node())), record.dropped().stalls());
     }
-    if (record.has_tick()) OnTick(record.tick().time_ns());
+    if (record.has_tick()) OnTick(record.tick());
   }
   ReplayScore Score(bool torn) {
     score_.torn = torn;
@@ -128,11 +129,15 @@ class Replay {
                       .holder = holder,
                       .waited = waited});
   }
-  void OnTick(uint64_t time_ns) {
-    Pass(time_ns);
-    const Monotonic now = TimeOf(time_ns);
+  void OnTick(const v1::TraceTick& tick) {
+    Pass(tick.time_ns());
+    const Monotonic now = TimeOf(tick.time_ns());
     if (last_tick_.has_value() && now < *last_tick_) return;
     last_tick_ = now;
+    for (const v1::TraceRan& ran : tick.ran()) {
+      policy_->OnRan(VcpuId(ran.vcpu()), nanoseconds(static_cast<int64_t>(ran.running_ns())),
+                     nanoseconds(static_cast<int64_t>(ran.ready_ns())));
+    }
     for (const PolicyMove& move : policy_->Decide(now)) {
       NodeId& at = where_[move.vcpu.value()];
       PagesUsed& used = used_[move.vcpu.value()];
@@ -184,8 +189,11 @@ std::string ScoreText(const ReplayScore& score) {
   out += fmt::format("waited under {:<9} {:.3f} s, {:.3f} s of it for {} moves\n", score.policy + ":", score.policy_s,
                      score.moves_s, score.moves.size());
   for (const ReplayMove& move : score.moves) {
-    out += fmt::format("{:>8.1f} s  vCPU {}  {} -> {}  ({:.0f}% of its time it waited for {})\n", seconds(move.time),
-                       move.vcpu.value(), move.from, move.to, 100 * move.waited, move.to);
+    const std::string why = move.waited > 0
+                                ? fmt::format("{:.0f}% of its time it waited for {}", 100 * move.waited, move.to)
+                                : "it lacked a core";
+    out += fmt::format("{:>8.1f} s  vCPU {}  {} -> {}  ({})\n", seconds(move.time), move.vcpu.value(), move.from,
+                       move.to, why);
   }
   return out;
 }

@@ -179,6 +179,7 @@ TEST(TraceFile, ImpossibleContentsAreRefused) {
         Change([](v1::TraceHeader* h) { h->mutable_nodes(0)->set_name("\x1b[2J"); }),
         Change([](v1::TraceHeader* h) { h->mutable_nodes(0)->set_name("b"); }),
         Change([](v1::TraceHeader* h) { h->clear_vcpu_nodes(); }),
+        Change([](v1::TraceHeader* h) { h->set_io_node(9); }),
         Change([](v1::TraceHeader* h) { h->set_vcpu_nodes(0, 9); }), Change([](v1::TraceHeader* h) {
           for (int i = 0; i < 300; ++i) h->add_vcpu_nodes(kA.value());
         })}) {
@@ -198,6 +199,8 @@ TEST(TraceFile, ImpossibleContentsAreRefused) {
         Ruin([](v1::TraceRecord* r) { r->mutable_move()->set_vcpu(1); }),
         Ruin([](v1::TraceRecord* r) { r->mutable_move()->set_to(7); }),
         Ruin([](v1::TraceRecord* r) { r->mutable_tick()->set_time_ns(~0ULL); }),
+        Ruin([](v1::TraceRecord* r) { r->mutable_tick()->add_ran()->set_vcpu(1); }),
+        Ruin([](v1::TraceRecord* r) { r->mutable_tick()->add_ran()->set_ready_ns(~0ULL); }),
         Ruin([](v1::TraceRecord* r) { r->mutable_dropped()->set_node(7); })}) {
     v1::TraceRecord record;
     Add({.end = Monotonic(), .vcpu = VcpuId(0), .node = kA, .holder = kB, .waited = seconds(1)}, Monotonic(), &record);

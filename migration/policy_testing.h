@@ -1,9 +1,11 @@
 // For tests of policies: a machine whose vCPUs touch pages, which come to them as the page protocol has them come.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <unordered_map>
 #include <utility>
@@ -30,8 +32,8 @@ class TestRandom {
   uint64_t state_;
 };
 
-// Each second every vCPU runs its program, one access after another, until the second is over; then the policy is
-// asked. What it wants is done.
+// Each second every vCPU runs its program, if it has a core (where more want to run than there are, all get less), one
+// access after another, until the second is over; then the policy is asked. What it wants is done.
 class PolicyWorld {
  public:
   static constexpr std::chrono::microseconds kLocal{100}, kRemote{1500};
@@ -45,7 +47,14 @@ class PolicyWorld {
   using Program = std::function<Access()>;
 
   PolicyWorld(std::string_view policy, const PolicyMachine& machine)
-      : policy_(*MakePolicy(policy, machine)), where(machine.vcpus), programs(where.size()), accesses(where.size()) {}
+      : policy_(*MakePolicy(policy, machine)),
+        ran_(machine.vcpus.size()),
+        ready_(ran_.size()),
+        where(machine.vcpus),
+        programs(where.size()),
+        accesses(where.size()) {
+    for (const PolicyNode& node : machine.nodes) cores_[node.number] = node.most_vcpus;
+  }
 
   // Pages that nobody has touched are there.
   void Home(uint64_t first, uint64_t end, NodeId node) {
@@ -62,17 +71,29 @@ class PolicyWorld {
     NodeSet readers;
   };
 
+  // How much longer each access takes there than with a core of its own.
+  double CrowdOn(NodeId node) const {
+    double wanted = 0;
+    for (size_t i = 0; i < where.size(); ++i) {
+      if (where[i] == node) wanted += std::chrono::duration<double>(ran_[i] + ready_[i]).count();
+    }
+    return std::max(1.0, wanted / std::max<uint32_t>(1, cores_.at(node)));
+  }
   void Second() {
-    for (size_t i = 0; i < where.size(); ++i) accesses[i] = 0;
+    std::vector<double> crowd;
+    for (size_t i = 0; i < where.size(); ++i) crowd.push_back(CrowdOn(where[i]));
+    for (size_t i = 0; i < where.size(); ++i) accesses[i] = 0, ran_[i] = ready_[i] = {};
     // In turns of a millisecond, so that vCPUs take pages from each other.
     std::vector<std::chrono::microseconds> used(where.size());
     for (std::chrono::microseconds turn(1000); turn <= std::chrono::seconds(1);
          turn += std::chrono::microseconds(1000)) {
       for (size_t i = 0; i < where.size(); ++i) {
-        while (programs[i] && used[i] < turn) used[i] += Do(static_cast<uint32_t>(i), programs[i](), now + used[i]);
+        while (programs[i] && used[i] < turn)
+          used[i] += Do(static_cast<uint32_t>(i), programs[i](), now + used[i], crowd[i]);
       }
     }
     now += std::chrono::seconds(1);
+    for (size_t i = 0; i < where.size(); ++i) policy_->OnRan(VcpuId(static_cast<uint32_t>(i)), ran_[i], ready_[i]);
     for (const PolicyMove& move : policy_->Decide(now)) {
       if (may_move && !may_move(move)) {
         policy_->OnRefused(move.vcpu, move.to, now);
@@ -83,14 +104,17 @@ class PolicyWorld {
       policy_->OnMoved(move.vcpu, move.to, now);
     }
   }
-  std::chrono::microseconds Do(uint32_t vcpu, const Access& access, Monotonic at) {
+  std::chrono::microseconds Do(uint32_t vcpu, const Access& access, Monotonic at, double crowd) {
     if (access.idle.count() != 0) return access.idle;
     ++accesses[vcpu];
+    const std::chrono::microseconds local(static_cast<int64_t>(crowd * kLocal.count()));
+    ran_[vcpu] += kLocal;
+    ready_[vcpu] += local - kLocal;
     const NodeId node = where[vcpu];
     Place& place = pages_.try_emplace(access.page, Place{node, NodeSet::Of(node)}).first->second;
     const bool here = place.readers.Contains(node);
     const bool alone = place.owner == node && place.readers == NodeSet::Of(node);
-    if (access.write ? alone : here) return kLocal;
+    if (access.write ? alone : here) return local;
     const NodeId holder = place.owner;
     StallEvent stall{.end = at + kRemote, .vcpu = VcpuId(vcpu), .node = node, .page = Gfn(access.page)};
     stall.kind = !access.write ? StallKind::kRead : here ? StallKind::kUpgrade : StallKind::kWrite;
@@ -101,11 +125,13 @@ class PolicyWorld {
     ++stalls;
     if (on_stall) on_stall(stall);
     policy_->OnStall(stall);
-    return kLocal + kRemote;
+    return local + kRemote;
   }
 
   const std::unique_ptr<PlacementPolicy> policy_;
   std::unordered_map<uint64_t, Place> pages_;
+  std::map<NodeId, uint32_t> cores_;
+  std::vector<std::chrono::microseconds> ran_, ready_;  // in the last second
 
  public:
   Monotonic now{std::chrono::hours(1)};

@@ -109,6 +109,9 @@ std::string TraceReader::WhyRefused(const v1::TraceHeader& header) {
   for (const uint32_t node : header.vcpu_nodes()) {
     if (node >= kMostNodes || (nodes_ >> node & 1) == 0) return "vcpu_nodes: a node that is not there";
   }
+  if (header.has_io_node() && (header.io_node() >= kMostNodes || (nodes_ >> header.io_node() & 1) == 0)) {
+    return "io_node: a node that is not there";
+  }
   vcpus_ = static_cast<uint32_t>(header.vcpu_nodes_size());
   return "";
 }
@@ -131,6 +134,10 @@ std::string TraceReader::WhyRefused(const v1::TraceRecord& record) {
     return "a move of a vCPU or to a node that the machine does not have";
   if (record.move().time_ns() > kMostNs || record.dropped().time_ns() > kMostNs || record.tick().time_ns() > kMostNs)
     return "a time beyond any";
+  for (const v1::TraceRan& ran : record.tick().ran()) {
+    if (ran.vcpu() >= vcpus_) return "a vCPU that the machine does not have";
+    if (ran.running_ns() > kMostNs || ran.ready_ns() > kMostNs) return "a time beyond any";
+  }
   if (record.dropped().has_node() && strange(record.dropped().node())) return "a node that the machine does not have";
   return "";
 }

@@ -118,6 +118,30 @@ std::string TimesText(const v1::VcpuTimes& times) {
                      share(times.writes().ns()), share(times.upgrades().ns()), share(times.exits_ns()));
 }
 
+// "GenuineIntel 6-143-8, at each start, with aes avx avx2".
+std::string CpuText(const v1::CpuModel& cpu) {
+  std::string out = Printable(cpu.signature()) + ", at each start, with";
+  for (const std::string& feature : cpu.features()) out += " " + Printable(feature);
+  return cpu.features().empty() ? out + " nothing that not every processor has" : out;
+}
+
+// "b within 31 us of a's, c the same as a's".
+std::string ClocksText(const v1::Vm& vm) {
+  std::string out;
+  const std::string io_node = Printable(vm.spec().io_node());
+  for (const v1::NodeClock& clock : vm.clocks()) {
+    out += (out.empty() ? "" : ", ") + Printable(clock.node());
+    if (!clock.has_bound_ns()) {
+      out += " not known";
+    } else if (clock.bound_ns() == 0) {
+      out += fmt::format(" the same as {}'s", io_node);
+    } else {
+      out += fmt::format(" within {} us of {}'s", (clock.bound_ns() + 999) / 1000, io_node);
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string StateName(v1::VmState state) {
@@ -167,6 +191,8 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   if (spec.placement_size() > 1) out += PlacesText(spec, PresentVcpus(vm));
   if (spec.placement_size() > 1) out += Line("Policy", Printable(spec.policy()));
   if (vm.tsc_unstable()) out += Line("TSC", "the guest is told not to trust it: its vCPUs are on several hosts");
+  if (vm.clocks_size() > 0) out += Line("Clocks", ClocksText(vm));
+  if (vm.has_cpu_model()) out += Line("CPU", CpuText(vm.cpu_model()));
   std::string hidden;
   for (const std::string& feature : spec.cpu().disable()) hidden += (hidden.empty() ? "" : ", ") + Printable(feature);
   out += Line("Hidden features", hidden);
@@ -180,6 +206,7 @@ std::string VmText(const v1::Vm& vm, std::chrono::system_clock::time_point now) 
   for (const std::string& device : vm.broken_devices())
     out += Line("Broken", Printable(device) + ": its driver broke the protocol and has not reset it");
   if (vm.has_started()) out += Line("Exits", ExitsText(vm));
+  if (vm.vcpu_moves() != 0) out += Line("Moves", fmt::format("{} of vCPUs between nodes", vm.vcpu_moves()));
   for (const v1::VcpuTimes& times : vm.vcpu_times())
     out += Line(fmt::format("vCPU {}", times.vcpu()), TimesText(times));
   std::string channels;

@@ -46,6 +46,17 @@ TEST(VmOutput, ShowTellsWhatIsKnown) {
   EXPECT_THAT(text, Not(HasSubstr("Reason:")));
 }
 
+TEST(VmOutput, ShowTellsHowOneTheClocksAre) {
+  v1::Vm vm = Running();
+  vm.mutable_spec()->set_io_node("a");
+  EXPECT_THAT(VmText(vm, kNow), Not(HasSubstr("Clocks:")));
+  for (const char* node : {"b", "c", "d"}) vm.add_clocks()->set_node(node);
+  vm.mutable_clocks(0)->set_bound_ns(30'001);
+  vm.mutable_clocks(1)->set_bound_ns(0);
+  EXPECT_THAT(VmText(vm, kNow),
+              HasSubstr("Clocks:            b within 31 us of a's, c the same as a's, d not known\n"));
+}
+
 TEST(VmOutput, DevicesAreShownAsTheyWereAskedFor) {
   v1::Vm vm = Running();
   v1::DiskSpec* disk = vm.mutable_spec()->add_disks();
@@ -105,6 +116,13 @@ TEST(VmOutput, APlacedMachineTellsWhoHasWhichVcpus) {
   EXPECT_THAT(VmText(vm, kNow), Not(HasSubstr("TSC:")));
   vm.set_tsc_unstable(true);
   EXPECT_THAT(VmText(vm, kNow), HasSubstr("TSC:               the guest is told not to trust it"));
+  EXPECT_THAT(VmText(vm, kNow), Not(HasSubstr("Moves:")));
+  vm.set_vcpu_moves(3);
+  EXPECT_THAT(VmText(vm, kNow), HasSubstr("Moves:             3 of vCPUs between nodes\n"));
+  EXPECT_THAT(VmText(vm, kNow), Not(HasSubstr("CPU:")));
+  vm.mutable_cpu_model()->set_signature("GenuineIntel 6-143-8");
+  for (const char* feature : {"aes", "avx\n"}) vm.mutable_cpu_model()->add_features(feature);
+  EXPECT_THAT(VmText(vm, kNow), HasSubstr("CPU:               GenuineIntel 6-143-8, at each start, with aes avx?\n"));
   spec.mutable_placement()->SwapElements(0, 2);  // the I/O node need not be the first
   EXPECT_THAT(VmText(vm, kNow),
               HasSubstr("Placed:            a: vCPUs 1-2\n"

@@ -3,6 +3,7 @@
 #include <cpuid.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <set>
@@ -146,6 +147,11 @@ void Hide(Entries* entries, const std::set<std::string_view>& hidden) {
 bool Has(Entries& entries, const CpuFeature& feature) {
   Entry* entry = Find(entries, feature.function, feature.index);
   return entry != nullptr && (Register(*entry, feature.where) >> feature.bit & 1) != 0;
+}
+
+// In the order of CpuidRegister.
+std::array<uint32_t, 4> Registers(const Entry& entry) {
+  return {entry.eax, entry.ebx, entry.ecx, entry.edx};
 }
 
 // What an APIC in user space and a guest over several nodes need, whatever the profile.
@@ -343,6 +349,57 @@ absl::StatusOr<std::vector<Entry>> IntersectCpuid(std::span<const Entry> a, std:
     both.push_back(entry);
   }
   return both;
+}
+
+std::vector<std::string_view> FeaturesOf(std::span<const Entry> model) {
+  std::vector<std::string_view> names;
+  for (const CpuFeature& feature : kCpuFeatures) {
+    const Entry* leaf = Find(model, feature.function, feature.index);
+    if (leaf == nullptr) continue;
+    if ((Registers(*leaf)[static_cast<size_t>(feature.where)] >> feature.bit & 1) != 0) names.push_back(feature.name);
+  }
+  return names;
+}
+
+std::vector<std::string> LackedOf(std::span<const Entry> model, std::span<const Entry> part) {
+  std::vector<std::string> lacked;
+  for (const Entry& entry : model) {
+    const Entry none = {};
+    const Entry* left = Find(part, entry.function, entry.index);
+    if (left == nullptr) left = &none;
+    std::array<uint32_t, 4> gone = Registers(entry);
+    for (size_t i = 0; i < gone.size(); i++) gone[i] ^= Registers(*left)[i];
+    for (const CpuFeature& feature : kCpuFeatures) {
+      if (feature.function != entry.function || feature.index != entry.index) continue;
+      uint32_t& bits = gone[static_cast<size_t>(feature.where)];
+      if ((bits >> feature.bit & 1) == 0) continue;
+      bits &= ~(1u << feature.bit);
+      lacked.emplace_back(feature.name);
+    }
+    if (std::ranges::any_of(gone, [](uint32_t bits) { return bits != 0; })) {
+      lacked.push_back(fmt::format("CPUID leaf {:#x}.{}", entry.function, entry.index));
+    }
+  }
+  return lacked;
+}
+
+std::string SignatureOf(std::span<const Entry> model) {
+  std::string vendor;
+  if (const Entry* leaf = Find(model, 0, 0); leaf != nullptr) {
+    for (const uint32_t part : {leaf->ebx, leaf->edx, leaf->ecx}) {
+      for (int shift = 0; shift < 32; shift += 8) {
+        const char letter = static_cast<char>(part >> shift);
+        vendor += letter > ' ' && letter <= '~' ? letter : '?';
+      }
+    }
+  }
+  const Entry* leaf = Find(model, 1, 0);
+  const uint32_t eax = leaf == nullptr ? 0 : leaf->eax;
+  // CPUID.1 EAX: the extended family counts from family 15 on, the extended model in families 6 and 15 (Intel SDM vol.
+  // 2, CPUID; AMD's have no family 6 any more).
+  const uint32_t base = eax >> 8 & 0xf, family = base == 0xf ? base + (eax >> 20 & 0xff) : base;
+  const uint32_t number = (eax >> 4 & 0xf) | (base == 6 || base == 0xf ? (eax >> 16 & 0xf) << 4 : 0);
+  return fmt::format("{} {}-{}-{}", vendor, family, number, eax & 0xf);
 }
 
 }  // namespace hk

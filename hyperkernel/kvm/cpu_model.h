@@ -93,4 +93,14 @@ uint32_t VcpusOfPackage(std::span<const Node> node_of) {
 absl::StatusOr<std::vector<kvm_cpuid_entry2>> IntersectCpuid(std::span<const kvm_cpuid_entry2> a,
                                                              std::span<const kvm_cpuid_entry2> b);
 
+// Names of the features that a model has, in table order. Those that every x86-64 processor has are not in the table.
+std::vector<std::string_view> FeaturesOf(std::span<const kvm_cpuid_entry2> model);
+
+// What `part`, which IntersectCpuid left of `model`, lacks of it: features by name, all else by its leaf ("CPUID leaf
+// 0xd.2"). Empty: nothing.
+std::vector<std::string> LackedOf(std::span<const kvm_cpuid_entry2> model, std::span<const kvm_cpuid_entry2> part);
+
+// Whose and which processor a model is: "GenuineIntel 6-143-8" (family, model, stepping). Fit to be printed.
+std::string SignatureOf(std::span<const kvm_cpuid_entry2> model);
+
 }  // namespace hk

@@ -321,5 +321,36 @@ TEST(CpuModelTest, IntersectionIsInBothAndSymmetricInFeatures) {
   EXPECT_EQ(IntersectCpuid(a, Everything(false)).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
+TEST(CpuModelTest, WhatIsLackedIsNamed) {
+  const Entries all = Everything(true);
+  Entries part = all;
+  for (auto& entry : part) {
+    if (entry.function == 1) entry.ecx &= ~(1u << 25 | 1u << 28);
+    if (entry.function == 0x80000008) entry.eax = 0x2830;
+  }
+  std::erase_if(part, [](const auto& e) { return e.function == 0xd && e.index == 9; });
+  EXPECT_EQ(LackedOf(all, part),
+            (std::vector<std::string>{"aes", "avx", "CPUID leaf 0x80000008.0", "CPUID leaf 0xd.9"}));
+  EXPECT_EQ(LackedOf(all, all), std::vector<std::string>());
+  const auto has = [](const Entries& model, std::string_view name) {
+    return std::ranges::count(FeaturesOf(model), name) == 1;
+  };
+  EXPECT_TRUE(has(all, "aes") && has(all, "avx2") && has(part, "avx2"));
+  EXPECT_FALSE(has(part, "aes"));
+}
+
+TEST(CpuModelTest, SignaturesAreThoseOfTheManuals) {
+  const auto signature = [](uint32_t eax) {
+    Entries model(2);
+    model[0].ebx = 0x756e6547, model[0].edx = 0x49656e69, model[0].ecx = 0x6c65746e;
+    model[1].function = 1;
+    model[1].eax = eax;
+    return SignatureOf(model);
+  };
+  EXPECT_EQ(signature(0x806f8), "GenuineIntel 6-143-8");
+  EXPECT_EQ(signature(0xa20f10), "GenuineIntel 25-33-0");
+  EXPECT_EQ(SignatureOf({}), " 0-0-0");
+}
+
 }  // namespace
 }  // namespace hk

@@ -71,6 +71,8 @@ class FakeApic : public VcpuInterrupts {
   // Set before the vCPU runs: who else there is, and what to call when this APIC has news.
   std::vector<FakeApic*> all;
   std::function<void()> wake = [] {};
+  // Set before the vCPU runs: called from its thread when the timer interrupts.
+  std::function<void(Monotonic now)> on_timer = [](Monotonic) {};
 
   // Any thread: whether other nodes know what it did, and how often the vCPU has asked.
   std::atomic<bool> settled = true;
@@ -120,6 +122,7 @@ class FakeApic : public VcpuInterrupts {
         return true;
       }
       case 0x80f:
+      case 0x83e:  // the timer's divider, which this one has not
         return true;
       case 0x830:
         return Send(value);
@@ -182,6 +185,7 @@ class FakeApic : public VcpuInterrupts {
   void RunTimer(Monotonic now) override {
     if (now < timer_.load()) return;
     timer_ = Monotonic::max();
+    on_timer(now);
     std::lock_guard lock(mutex_);
     irr_[timer_vector_] = true;
   }
@@ -348,7 +352,8 @@ class GuestRam {
 // A guest: VM, RAM, vCPUs and what they talk to. Everything is fatal to the test.
 class TestGuest {
  public:
-  explicit TestGuest(const std::string& program, uint32_t vcpus = 1) : ram(program), vcpus_(vcpus) {
+  // `paced`: as VcpuEnvironment has it.
+  explicit TestGuest(const std::string& program, uint32_t vcpus = 1, bool paced = false) : ram(program), vcpus_(vcpus) {
     vm = MakeVm();
     auto model = CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), {});
     HK_CHECK(model.ok());
@@ -363,8 +368,9 @@ class TestGuest {
     for (uint32_t i = 0; i < vcpus; ++i) apics.push_back(std::make_unique<FakeApic>(i));
     for (uint32_t i = 0; i < vcpus; ++i) {
       for (auto& apic : apics) apics[i]->all.push_back(apic.get());
-      auto made = Vcpu::Create(vm.get(), {.id = VcpuId(i), .cpuid = model->Cpuid(i, vcpus)},
-                               {.devices = &devices, .interrupts = apics[i].get(), .clock = clock.get()});
+      auto made =
+          Vcpu::Create(vm.get(), {.id = VcpuId(i), .cpuid = model->Cpuid(i, vcpus)},
+                       {.devices = &devices, .interrupts = apics[i].get(), .clock = clock.get(), .paced = paced});
       if (!made.ok()) ADD_FAILURE() << made.status();
       HK_CHECK(made.ok());
       vcpu.push_back(*std::move(made));

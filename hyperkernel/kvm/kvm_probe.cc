@@ -11,10 +11,10 @@
 #include "fmt/format.h"
 #include "fmt/ranges.h"
 #include "hyperkernel/base/fd.h"
-#include "hyperkernel/base/file.h"
 #include "hyperkernel/base/probe_group.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/kvm/kvm_api.h"
+#include "hyperkernel/kvm/nested_paging.h"
 
 namespace hk {
 namespace {
@@ -44,6 +44,20 @@ constexpr ProbeQuestion kModule = {
     .fix =
         "modprobe kvm_intel ept=1 (or kvm_amd npt=1) and remove ept=0 or npt=0 from /etc/modprobe.d; in a virtual "
         "machine its host must offer EPT or NPT"};
+constexpr ProbeQuestion kSeveralNodes = {
+    .name = "guests over several nodes (nested paging)",
+    .lost =
+        "guests whose vCPUs are on several nodes are refused here: without nested paging KVM does not see what other "
+        "nodes write to a guest's page tables",
+    .fix =
+        "stop the guests, then modprobe -r kvm_amd; modprobe kvm_amd npt=1 (Intel: modprobe -r kvm_intel; modprobe "
+        "kvm_intel ept=1), and remove npt=0 or ept=0 from /etc/modprobe.d"};
+// With accessed and dirty bits in EPT a processor's look at a guest's page table counts as a write to it (Intel SDM
+// vol. 3, 28.3.5).
+constexpr ProbeQuestion kWalks = {
+    .name = "page walks that do not write (optional)",
+    .lost = "several nodes cannot have a page of a guest's page tables at a time: guests over nodes are slower",
+    .fix = "stop the guests, then modprobe -r kvm_intel; modprobe kvm_intel eptad=0"};
 constexpr ProbeQuestion kMaxVcpus = {
     .name = "vCPUs per guest", .lost = kNoGuests, .fix = "boot a stock kernel; its KVM allows 1024"};
 constexpr ProbeQuestion kTscOffset = {
@@ -85,33 +99,18 @@ constexpr Capability kCapabilities[] = {
       "boot a kernel with CONFIG_EVENTFD"}},
 };
 
-// A module parameter, trimmed; "" if there is none.
-std::string Parameter(std::string_view module, std::string_view name) {
-  auto text = ReadSmallFile(fmt::format("/sys/module/{}/parameters/{}", module, name), 4096);
-  if (!text.ok()) return "";
-  return text->substr(0, text->find_last_not_of("\n \t") + 1);
-}
-
-bool IsOn(std::string_view parameter) {
-  return parameter == "Y" || parameter == "1";
-}
-
-bool HasModule(std::string_view module) {
-  return access(fmt::format("/sys/module/{}", module).c_str(), F_OK) == 0;
-}
-
-// With EPT A/D bits a guest's page-table walk counts as a write, and page-table pages cannot be shared between nodes.
-void AnswerModule(ProbeGroup* group) {
-  if (HasModule("kvm_intel")) {
-    const std::string ept = Parameter("kvm_intel", "ept"), eptad = Parameter("kvm_intel", "eptad");
-    group->Answer(kModule, IsOn(ept),
-                  fmt::format("kvm_intel, ept={}, eptad={}{}", ept, eptad,
-                              IsOn(eptad) ? " (advice: eptad=0 lets nodes share guest page tables)" : ""));
-  } else if (HasModule("kvm_amd")) {
-    const std::string npt = Parameter("kvm_amd", "npt");
-    group->Answer(kModule, IsOn(npt), fmt::format("kvm_amd, npt={}", npt));
-  } else {
-    group->No(kModule, "neither kvm_intel nor kvm_amd is loaded");
+void AnswerModules(const std::string& modules, ProbeGroup* group) {
+  const NestedPaging paging = ReadNestedPaging(modules);
+  if (paging.state == NestedPaging::State::kUnknown) {
+    group->No(kModule, "neither kvm_intel nor kvm_amd is loaded, or it does not tell");
+    return group->Yes(kSeveralNodes, "not known, and not refused: KVM is not the kernel's own, or does not tell");
+  }
+  const bool on = paging.state == NestedPaging::State::kOn;
+  const std::string found = fmt::format("{}, {}={:d}", paging.module, paging.parameter, on);
+  group->Answer(kModule, on, found);
+  group->Answer(kSeveralNodes, on, found);
+  if (paging.module == "kvm_intel") {
+    group->Answer(kWalks, !paging.walks_write, fmt::format("kvm_intel, eptad={:d}", paging.walks_write));
   }
 }
 
@@ -153,7 +152,7 @@ ProbeItems ProbeKvm() {
   OwnedFd kvm(open("/dev/kvm", O_RDWR | O_CLOEXEC));
   if (!kvm.valid()) {
     group.No(kDevice, MessageOf(ErrnoStatus(errno, "open /dev/kvm")));
-    AnswerModule(&group);
+    AnswerModules(kModulesDirectory, &group);
     group.No(kStockKernel, "no /dev/kvm to try it with");
     return group.Take();
   }
@@ -161,10 +160,16 @@ ProbeItems ProbeKvm() {
   const int version = ioctl(kvm.get(), KVM_GET_API_VERSION, 0);
   group.Answer(kApiVersion, version == KVM_API_VERSION,
                version < 0 ? MessageOf(ErrnoStatus(errno, "KVM_GET_API_VERSION")) : fmt::format("{}", version));
-  AnswerModule(&group);
+  AnswerModules(kModulesDirectory, &group);
   const StockKernelVerdict verdict = RunsStockKernel(kvm.get());
   group.Answer(kStockKernel, verdict.runs, verdict.why);
   AnswerCapabilities(kvm.get(), &group);
+  return group.Take();
+}
+
+ProbeItems ProbeKvmModules(const std::string& modules) {
+  ProbeGroup group("kvm");
+  AnswerModules(modules, &group);
   return group.Take();
 }
 

@@ -33,4 +33,7 @@ inline constexpr std::chrono::milliseconds kKvmProbeLimit{3000};
 // nothing behind. Time: as RunsStockKernel().
 ProbeItems ProbeKvm();
 
+// Of those, what the hardware modules say. `modules` is /sys/module but in tests.
+ProbeItems ProbeKvmModules(const std::string& modules);
+
 }  // namespace hk

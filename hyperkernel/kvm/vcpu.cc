@@ -150,6 +150,15 @@ absl::Status Vcpu::RestoreState(Vm* vm, VcpuState state, Monotonic deadline) {
                  deadline);
 }
 
+// Relative to what it has: the guest may have set its own.
+absl::Status Vcpu::StepTsc(uint64_t ticks, Monotonic deadline) {
+  const auto step = [this, ticks]() -> absl::Status {
+    HK_ASSIGN_OR_RETURN(const uint64_t offset, ReadTscOffset(fd_));
+    return WriteTscOffset(fd_, offset + ticks);
+  };
+  return Execute(step, deadline);
+}
+
 absl::Status Vcpu::Release(Monotonic deadline) {
   const auto park = [this]() -> absl::Status {
     // Paging off: KVM flushes the TLB when the next state brings page tables, even if they are at the same address.

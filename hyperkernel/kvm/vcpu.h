@@ -62,6 +62,8 @@ class VcpuThreads {
   virtual ~VcpuThreads() = default;
   virtual void OnThread(VcpuId vcpu, uint32_t thread) = 0;
   virtual void OnThreadEnd(VcpuId vcpu, uint32_t thread) = 0;
+  // By the thread itself: the guest has halted it, or it goes on.
+  virtual void OnRest(uint32_t /*thread*/, bool /*rests*/) {}
 };
 
 // What a vCPU talks to. All outlive it.
@@ -113,6 +115,8 @@ class Vcpu {
   // must outlive this object from now on; the former VM is let go). On failure it is what it was. Errors: as SaveState,
   // and those of WriteVcpuState and Vm::TakeVcpu.
   absl::Status RestoreState(Vm* vm, VcpuState state, Monotonic deadline);
+  // Its TSC is `ticks` further from now on. Errors: as SaveState.
+  absl::Status StepTsc(uint64_t ticks, Monotonic deadline);
   // Parks its KVM vCPU with the VM, in the INIT state, for whoever has this id there next: the guest may change its
   // page tables meanwhile, and nothing here may remember them. Only RequestStop, Stop and Wake may follow. Errors: as
   // SaveState; it has it still.
@@ -187,6 +191,7 @@ class Vcpu {
   // Of the vCPU's thread.
   PvEoi eoi_;
   Vm* vm_;
+  uint32_t thread_id_ = 0;
   VcpuActivity activity_ = VcpuActivity::kWaitForSipi;
   bool unfinished_exit_ = false;  // the exit is completed by the next KVM_RUN
   bool if_flag_ = false;          // RFLAGS.IF, as of the last KVM_RUN

@@ -1,5 +1,6 @@
 #include "hyperkernel/kvm/vcpu_group.h"
 
+#include <chrono>
 #include <numeric>
 #include <utility>
 
@@ -11,6 +12,9 @@
 
 namespace hk {
 namespace {
+
+// A vCPU that is held does what it is told at once; by then its thread has had a processor.
+constexpr std::chrono::seconds kStepLimit(5);
 
 VcpuCounters Sum(VcpuCounters a, const VcpuCounters& b) {
   for (size_t i = 0; i < kVcpuExits; ++i) a.exits[i] += b.exits[i];
@@ -38,6 +42,11 @@ absl::Status Hold(const std::vector<Vcpu*>& vcpus, Monotonic deadline) {
 }
 
 }  // namespace
+
+VcpuState AfterTscSteps(VcpuState state, uint64_t ticks) {
+  if (!HK_MUTANT(joined_tsc_not_stepped)) state.tsc_offset += ticks;
+  return state;
+}
 
 VcpuGroup::VcpuGroup(uint32_t count) : slots_(MakeSlots<Slot>(count)) {
   HK_CHECK(count > 0);
@@ -184,7 +193,8 @@ absl::Status VcpuGroup::Prepare(const VcpuConfig& config) {
   return status;
 }
 
-absl::StatusOr<VcpuState> VcpuGroup::Leave(VcpuId id, const std::function<absl::Status()>& take, Monotonic deadline) {
+absl::Status VcpuGroup::Leave(VcpuId id, const std::function<absl::Status(const VcpuState& state)>& take,
+                              Monotonic deadline) {
   MutexLock operation(&operation_);
   HK_CHECK(id.value() < slots_.size());
   Slot* const slot = slots_[id.value()].get();
@@ -194,20 +204,18 @@ absl::StatusOr<VcpuState> VcpuGroup::Leave(VcpuId id, const std::function<absl::
     vcpu = slot->vcpu.get();
   }
   if (vcpu == nullptr) return absl::NotFoundError(fmt::format("vCPU {} is not here", id.value()));
-  const auto hold = [&]() -> absl::StatusOr<VcpuState> {
+  const auto hold = [&]() -> absl::Status {
     HK_RETURN_IF_ERROR(vcpu->Pause(deadline));
     if (vcpu->state() == Vcpu::State::kFailed) return absl::FailedPreconditionError(vcpu->failure());
-    HK_ASSIGN_OR_RETURN(VcpuState state, vcpu->SaveState(deadline));
-    HK_RETURN_IF_ERROR(take());
-    return state;
+    HK_ASSIGN_OR_RETURN(const VcpuState state, vcpu->SaveState(deadline));
+    return take(state);
   };
-  absl::StatusOr<VcpuState> state = hold();
-  if (!state.ok()) {
+  if (absl::Status status = hold(); !status.ok()) {
     GoOn({vcpu});
-    return state;
+    return status;
   }
   LetGo(slot, deadline);
-  return state;
+  return absl::OkStatus();
 }
 
 // What is not parked in time is closed: KVM has one number less for vCPUs of this VM.
@@ -236,8 +244,9 @@ absl::Status VcpuGroup::Join(VcpuId id, VcpuState state, const std::function<abs
     MutexLock lock(&slot->mutex);
     if (slot->vcpu != nullptr) return absl::AlreadyExistsError(fmt::format("vCPU {} is here already", id.value()));
   }
-  HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> made,
-                      Vcpu::CreateFrom(vm_.get(), id, std::move(state), environment_(id), deadline));
+  HK_ASSIGN_OR_RETURN(
+      std::unique_ptr<Vcpu> made,
+      Vcpu::CreateFrom(vm_.get(), id, AfterTscSteps(std::move(state), tsc_stepped_), environment_(id), deadline));
   Vcpu* const vcpu = made.get();
   {
     MutexLock lock(&slot->mutex);
@@ -249,6 +258,21 @@ absl::Status VcpuGroup::Join(VcpuId id, VcpuState state, const std::function<abs
   }
   GoOn({vcpu});
   return absl::OkStatus();
+}
+
+absl::Status VcpuGroup::StepTsc(uint64_t ticks, Monotonic deadline) {
+  MutexLock operation(&operation_);
+  const std::vector<Vcpu*> vcpus = Present();
+  absl::Status status = Hold(vcpus, deadline);
+  if (status.ok()) {
+    tsc_stepped_ += ticks;
+    for (Vcpu* vcpu : vcpus) {
+      if (vcpu->state() == Vcpu::State::kFailed) continue;
+      status.Update(vcpu->StepTsc(ticks, RealClock().Now() + kStepLimit));
+    }
+  }
+  GoOn(vcpus);
+  return status;
 }
 
 absl::Status VcpuGroup::Stop(Monotonic deadline) {

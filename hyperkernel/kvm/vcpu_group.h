@@ -25,8 +25,11 @@
 
 namespace hk {
 
-// The vCPUs. Thread-safe; one of Start, Pause, Resume, Renew, Prepare, Leave, Join and Stop at a time, others wait for
-// it. None but Wake may be called from a vCPU's thread.
+// What a vCPU of that state begins with if it joins after steps of so many ticks (VcpuGroup::StepTsc). Pure.
+VcpuState AfterTscSteps(VcpuState state, uint64_t ticks);
+
+// The vCPUs. Thread-safe; one of Start, Pause, Resume, Renew, Prepare, Leave, Join, StepTsc and Stop at a time, others
+// wait for it. None but Wake may be called from a vCPU's thread.
 class VcpuGroup final : public VcpuWaker {
  public:
   // What vCPU `id` talks to; asked again at each Renew, and when one joins.
@@ -57,13 +60,19 @@ class VcpuGroup final : public VcpuWaker {
   // REQUIRES: created.
   // Errors: as Vm::TakeVcpu and WriteCpuid.
   absl::Status Prepare(const VcpuConfig& config);
-  // Holds one vCPU, calls `take` while it is held, for what else goes with it, and lets go of it: the state is all that
-  // is left of it. Errors (invariant 3): kNotFound: it is not here; kFailedPrecondition: it has failed;
-  // kDeadlineExceeded; those of `take`, which has taken nothing then.
-  absl::StatusOr<VcpuState> Leave(VcpuId id, const std::function<absl::Status()>& take, Monotonic deadline);
-  // A vCPU of this state is here from now on, and runs if the others do. `put`: as `take`, the other way. REQUIRES:
-  // created. Errors (invariant 3): kAlreadyExists; those of Vcpu::CreateFrom and `put`.
+  // Holds one vCPU, calls `take` with its state while it is held, for what else goes with it, and lets go of it: what
+  // `take` has is all that is left of it, and may run elsewhere before this returns. Errors (invariant 3): kNotFound:
+  // it is not here; kFailedPrecondition: it has failed; kDeadlineExceeded; those of `take`, which has taken nothing
+  // then.
+  absl::Status Leave(VcpuId id, const std::function<absl::Status(const VcpuState& state)>& take, Monotonic deadline);
+  // A vCPU of this state is here from now on, and runs if the others do. `put`: as `take`, the other way. Its TSC
+  // offset is as the group was made with; what StepTsc has added since is added. REQUIRES: created. Errors (invariant
+  // 3): kAlreadyExists; those of Vcpu::CreateFrom and `put`.
   absl::Status Join(VcpuId id, VcpuState state, const std::function<absl::Status()>& put, Monotonic deadline);
+  // The TSC of all, and of all that join later, is `ticks` further, and no vCPU sees another one's of before: all are
+  // held meanwhile. Errors: kDeadlineExceeded if they are not held by `deadline` (nothing has changed);
+  // kFailedPrecondition if stopped; errno: KVM refuses, and their TSCs may differ.
+  absl::Status StepTsc(uint64_t ticks, Monotonic deadline);
   // Ends all, for good. Errors: kDeadlineExceeded; may be called again.
   absl::Status Stop(Monotonic deadline);
   // Ends and destroys all, and the VM: what they talked to may go then. Blocks until KVM_RUN has returned in all. Where
@@ -101,6 +110,7 @@ class VcpuGroup final : public VcpuWaker {
 
   mutable Mutex operation_;  // held over each operation; the slots' locks are taken inside it
   bool running_ ABSL_GUARDED_BY(operation_) = false;
+  uint64_t tsc_stepped_ ABSL_GUARDED_BY(operation_) = 0;
   EnvironmentOf environment_ ABSL_GUARDED_BY(operation_);
   std::unique_ptr<Vm> vm_ ABSL_GUARDED_BY(operation_);  // outlives the vCPUs in the slots
   // Have left: their threads end by themselves, and the next operation that uses vm_ sees that they have.

@@ -46,18 +46,19 @@ absl::Status VcpuMover::Prepare(VcpuId id) {
   return vcpus_->Prepare(config_of_(id));
 }
 
-absl::StatusOr<MovedVcpu> VcpuMover::Leave(VcpuId id, NodeId to) {
+absl::StatusOr<MovedVcpu> VcpuMover::Leave(VcpuId id, NodeId to, const Left& left) {
   MovedVcpu moved{.id = id, .state = {}, .local_apic = {}};
-  const auto take = [&]() -> absl::Status {
+  const auto take = [&](const VcpuState& state) -> absl::Status {
     HK_RETURN_IF_ERROR(AwaitDrained(interrupts_, id));
     HK_ASSIGN_OR_RETURN(MovedVcpuInterrupts taken, interrupts_->TakeVcpu(id, to));
     if (HK_MUTANT(move_forgets_interrupts)) taken.apic.irr = {};
     moved.version = taken.version;
     moved.local_apic = EncodeLocalApic(taken.apic);
+    moved.state = EncodeVcpuState(state);
+    if (left) left(moved);
     return absl::OkStatus();
   };
-  HK_ASSIGN_OR_RETURN(const VcpuState state, vcpus_->Leave(id, take, RealClock().Now() + kLeaveDeadline));
-  moved.state = EncodeVcpuState(state);
+  HK_RETURN_IF_ERROR(vcpus_->Leave(id, take, RealClock().Now() + kLeaveDeadline));
   return moved;
 }
 

@@ -39,8 +39,10 @@ class VcpuMoveEndpoint {
   virtual ~VcpuMoveEndpoint() = default;
   // What can be done for a vCPU that is to come, or to leave, before it is stopped.
   virtual absl::Status Prepare(VcpuId id) = 0;
-  // Stops the vCPU and takes it out, for `to`.
-  virtual absl::StatusOr<MovedVcpu> Leave(VcpuId id, NodeId to) = 0;
+  // Stops the vCPU and takes it out, for `to`. `left`, if any, is told as soon as it has left: what remains of it here
+  // is put away after that. From then on nothing fails.
+  using Left = std::function<void(const MovedVcpu& moved)>;
+  virtual absl::StatusOr<MovedVcpu> Leave(VcpuId id, NodeId to, const Left& left) = 0;
   // It is here, and runs if the others do.
   virtual absl::Status Arrive(const MovedVcpu& moved) = 0;
 };
@@ -59,7 +61,7 @@ class VcpuMover final : public VcpuMoveEndpoint {
   // Errors: those of VcpuGroup::Prepare.
   absl::Status Prepare(VcpuId id) override;
   // Errors: as VcpuGroup::Leave and InterruptController::TakeVcpu; kDeadlineExceeded.
-  absl::StatusOr<MovedVcpu> Leave(VcpuId id, NodeId to) override;
+  absl::StatusOr<MovedVcpu> Leave(VcpuId id, NodeId to, const Left& left) override;
   // Errors: kInvalidArgument: bytes that no node sends; as VcpuGroup::Join and InterruptController::PutVcpu.
   absl::Status Arrive(const MovedVcpu& moved) override;
 

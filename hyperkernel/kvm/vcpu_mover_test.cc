@@ -135,7 +135,7 @@ class TwoNodes {
   // To the other node.
   void Move(VcpuId id) {
     ASSERT_TRUE(Other(id).mover->Prepare(id).ok());
-    const auto moved = Of(id).mover->Leave(id, NodeId(1 - at[id.value()]));
+    const auto moved = Of(id).mover->Leave(id, NodeId(1 - at[id.value()]), nullptr);
     ASSERT_TRUE(moved.ok()) << moved.status();
     const absl::Status arrived = Other(id).mover->Arrive(*moved);
     ASSERT_TRUE(arrived.ok()) << arrived;
@@ -202,19 +202,26 @@ TEST(AtThisNode, TheTscGoesOnByTheNodesOffset) {
   EXPECT_EQ(here.regs.rip, 7u);
 }
 
+TEST(AtThisNode, AndBySteps) {
+  VcpuState state;
+  state.tsc_offset = 2'000;
+  EXPECT_EQ(AfterTscSteps(state, 0).tsc_offset, 2'000u);
+  EXPECT_EQ(AfterTscSteps(state, 30).tsc_offset, 2'030u);
+}
+
 TEST_F(VcpuMoverTest, WhatIsRefusedIsTakenBack) {
   TwoNodes guest("ipi_steady");
   guest.Start();
   guest.ExpectTicks(2);
   VcpuMover& source = *guest.nodes[1]->mover;
   VcpuMover& target = *guest.nodes[0]->mover;
-  EXPECT_TRUE(absl::IsNotFound(target.Leave(VcpuId(1), NodeId(1)).status()));
+  EXPECT_TRUE(absl::IsNotFound(target.Leave(VcpuId(1), NodeId(1), nullptr).status()));
   // Where the interrupts cannot go, nothing goes.
-  EXPECT_TRUE(absl::IsInvalidArgument(source.Leave(VcpuId(1), NodeId(7)).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(source.Leave(VcpuId(1), NodeId(7), nullptr).status()));
   guest.ExpectTicks(2);
-  auto moved = source.Leave(VcpuId(1), NodeId(0));
+  auto moved = source.Leave(VcpuId(1), NodeId(0), nullptr);
   ASSERT_TRUE(moved.ok()) << moved.status();
-  EXPECT_TRUE(absl::IsNotFound(source.Leave(VcpuId(1), NodeId(0)).status()));
+  EXPECT_TRUE(absl::IsNotFound(source.Leave(VcpuId(1), NodeId(0), nullptr).status()));
   for (auto MovedVcpu::*bytes : {&MovedVcpu::state, &MovedVcpu::local_apic}) {
     MovedVcpu bad = *moved;
     (bad.*bytes).pop_back();
@@ -273,6 +280,44 @@ TEST_F(VcpuMoverTest, TakesWhatHasComeForItAlong) {
     guest.ExpectTicks(2);
     ASSERT_NO_FATAL_FAILURE(guest.Move(VcpuId(1)));
   }
+}
+
+// Where KVM keeps offsets; elsewhere it shows that nothing else changes.
+TEST_F(VcpuMoverTest, TheTscStepsForAllHereAndForWhoComes) {
+  constexpr uint64_t kStep = 1'000'003;
+  TwoNodes guest("ipi_steady");
+  guest.Start();
+  const auto offset = [&](VcpuId id) {
+    Node& node = guest.Of(id);
+    auto moved = node.mover->Leave(id, NodeId(1 - guest.at[id.value()]), nullptr);
+    HK_CHECK(moved.ok());
+    const auto state = DecodeVcpuState(moved->state);
+    moved->version++;
+    HK_CHECK(state.ok() && node.mover->Arrive(*moved).ok());
+    return state->tsc_offset;
+  };
+  for (int i = 0; i < 3; ++i) {
+    SCOPED_TRACE(i);
+    guest.ExpectTicks(2);
+    for (auto& node : guest.nodes) ASSERT_TRUE(node->vcpus.StepTsc(kStep, Guard()).ok());
+  }
+  guest.ExpectTicks(2);
+  const uint64_t stepped = offset(VcpuId(1));
+  EXPECT_EQ(offset(VcpuId(1)), stepped) << "not twice for one that is back";
+  ASSERT_TRUE(guest.nodes[0]->vcpus.StepTsc(kStep, Guard()).ok());
+  ASSERT_NO_FATAL_FAILURE(guest.Move(VcpuId(1)));
+  EXPECT_EQ(offset(VcpuId(1)), offset(VcpuId(0))) << "it has come to where there was a step more";
+  if (stepped == 3 * kStep) {
+    EXPECT_EQ(offset(VcpuId(0)), 4 * kStep);
+  }
+  guest.ExpectTicks(2);
+  // Held, and they stay so.
+  for (auto& node : guest.nodes) ASSERT_TRUE(node->vcpus.Pause(Guard()).ok());
+  const uint64_t ticks = guest.devices.ticks();
+  for (auto& node : guest.nodes) ASSERT_TRUE(node->vcpus.StepTsc(kStep, Guard()).ok());
+  EXPECT_EQ(guest.devices.ticks(), ticks);
+  for (auto& node : guest.nodes) ASSERT_TRUE(node->vcpus.Resume().ok());
+  guest.ExpectTicks(2);
 }
 
 TEST_F(VcpuMoverTest, BeforeTheStart) {

@@ -70,6 +70,7 @@ void Vcpu::ThreadMain() {
   if (environment_.paced) stall_ = ThreadStall::OfThisThread();
   if (stall_ != nullptr) interrupts_.PaceTimer();
   const auto thread = static_cast<uint32_t>(::gettid());
+  thread_id_ = thread;
   if (environment_.threads != nullptr) environment_.threads->OnThread(id_, thread);
   while (Idle()) {
     const bool going = RunGuest();
@@ -148,7 +149,7 @@ void Vcpu::RunTimer() {
   if (due > now) return;
   if (const std::optional<ThreadWaits> waits = Waits(); waits.has_value()) {
     timer_waits_until_ = pace_.Next(now, *waits);
-    if (timer_waits_until_ > now) return;
+    if (timer_waits_until_ > now && !HK_MUTANT(timer_not_paced)) return;
     pace_.Interrupted(now, *waits);
   }
   interrupts_.RunTimer(now);
@@ -320,12 +321,14 @@ void Vcpu::Sleep() {
   // What waits for other nodes is short, and told of when it is over.
   const bool settling = activity_ == VcpuActivity::kRunning;
   if (!settling) asleep_since_ns_.store(begin.time_since_epoch().count(), std::memory_order_relaxed);
+  if (!settling && environment_.threads != nullptr) environment_.threads->OnRest(thread_id_, true);
   MutexLock lock(&mutex_);
   asleep_ = true;
   while (!attention_ && news_.WaitUntil(&mutex_, end)) {
   }
   asleep_ = false;
   asleep_since_ns_.store(0, std::memory_order_relaxed);
+  if (!settling && environment_.threads != nullptr) environment_.threads->OnRest(thread_id_, false);
   AddTime(settling ? &settling_ns_ : &halted_ns_, RealClock().Now() - begin);
   if (!before.has_value()) return;
   const std::optional<ThreadWaits> after = Waits();

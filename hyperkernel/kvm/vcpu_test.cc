@@ -1,16 +1,19 @@
 #include "hyperkernel/kvm/vcpu.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <iostream>
 #include <semaphore>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/probe_testing.h"
 #include "hyperkernel/kvm/guest_harness.h"
+#include "hyperkernel/kvm/thread_stall.h"
 
 namespace hk {
 namespace {
@@ -100,6 +103,31 @@ TEST_F(VcpuTest, DoesNotEnterTheGuestBeforeItIsSettled) {
   EXPECT_EQ(guest.devices.WaitForEnd(kProgramLimit), FakeDevices::End::kPassed)
       << "step " << guest.devices.step() << " " << guest.devices.reason();
   EXPECT_GT(guest.vcpu[0]->counters().settling_ns, 0u);
+}
+
+// Between two interrupts it has twice as much time for itself as it was stalled, if it is paced.
+TEST_F(VcpuTest, OneThatWasStalledGetsItsTimerLater) {
+  if (ThreadStall::OfThisThread() == nullptr) GTEST_SKIP() << "this kernel does not count how long threads wait";
+  constexpr milliseconds kStall(40), kInaccuracy(5);
+  constexpr uint64_t kTicks = 6;
+  for (const bool paced : {true, false}) {
+    SCOPED_TRACE(paced);
+    std::vector<Monotonic> interrupts;  // of the vCPU's thread until it has ended
+    TestGuest guest("timer_steady", 1, paced);
+    guest.devices.on_tick = [&] { std::this_thread::sleep_for(kStall); };  // as for a page of another node
+    guest.apics[0]->on_timer = [&](Monotonic now) { interrupts.push_back(now); };
+    guest.Start();
+    ASSERT_TRUE(guest.devices.WaitForTicks(kTicks, kProgramLimit))
+        << "step " << guest.devices.step() << " " << guest.devices.reason();
+    ASSERT_TRUE(guest.vcpu[0]->Stop(Guard()).ok());
+    auto least = Monotonic::duration::max();
+    for (size_t i = 1; i < interrupts.size(); i++) least = std::min(least, interrupts[i] - interrupts[i - 1]);
+    if (paced) {
+      EXPECT_GE(least, 3 * kStall - kInaccuracy);
+    } else {
+      EXPECT_LT(least, 3 * kStall - kInaccuracy) << "the timer is due 2 ms after the stall";
+    }
+  }
 }
 
 // Both vCPUs are moved again and again while interrupts fly between them; none is lost or comes twice.

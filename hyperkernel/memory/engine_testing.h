@@ -76,6 +76,11 @@ class FakeFrames final : public PageFrames {
   std::map<uint32_t, std::chrono::nanoseconds> run_times;
   std::set<uint32_t> waiting;  // threads, for pages
   bool Waits(uint32_t thread) const override { return waiting.contains(thread); }
+  mutable std::map<uint32_t, ThreadGather> gathers;  // of threads that are known
+  ThreadGather* GatherOf(uint32_t thread) const override {
+    const auto found = gathers.find(thread);
+    return found == gathers.end() ? nullptr : &found->second;
+  }
   // By page: whom programs waited for, the last time; ~0: nobody had it.
   std::map<uint64_t, uint32_t> holders;
   void NoteHolder(Gfn first, size_t count, std::optional<NodeId> holder) override {

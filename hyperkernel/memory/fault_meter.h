@@ -20,6 +20,7 @@
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/stall_ring.h"
+#include "hyperkernel/memory/thread_gather.h"
 
 namespace hk {
 
@@ -44,6 +45,7 @@ class FaultMeter {
         times_[i].faults[cause].store(0);
         times_[i].ns[cause].store(0);
       }
+      times_[i].gather.Reset();
       times_[i].who.store(who);
       threads_[i].store(thread, std::memory_order_release);
       size_t used = used_.load();
@@ -72,6 +74,12 @@ class FaultMeter {
   bool Waits(uint32_t thread) const {
     const std::optional<size_t> i = Find(thread);
     return i.has_value() && pages_[*i].load(std::memory_order_acquire) != kNoPage;
+  }
+
+  // What it gathers; null: it is not watched. Another thread's, once it is forgotten.
+  ThreadGather* GatherOf(uint32_t thread) {
+    const std::optional<size_t> i = Find(thread);
+    return i.has_value() ? &times_[*i].gather : nullptr;
   }
 
   // Before anybody is asked for the page. A thread waits for one page at a time.
@@ -152,6 +160,7 @@ class FaultMeter {
     std::atomic<int32_t> holder{kLocal};  // of the page that it waits for
     std::atomic<int64_t> since_ns{0};
     std::array<std::atomic<uint64_t>, kFaultCauses> faults{}, ns{};
+    ThreadGather gather;
   };
 
   std::optional<size_t> Find(uint32_t thread) const {

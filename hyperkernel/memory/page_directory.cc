@@ -207,6 +207,7 @@ class Stepper {
     forward.transaction = request.transaction;
     forward.serial = entry().serial;
     forward.kind = request.kind;
+    forward.ticket = HK_MUTANT(directory_forgets_tickets) ? 0 : request.ticket;
     forward.acks = HK_MUTANT(directory_forgets_acks) ? NodeSet() : acks;
     Send(forward);
   }
@@ -229,6 +230,7 @@ class Stepper {
     invalidate.requester = entry().current.requester;
     invalidate.transaction = entry().current.transaction;
     invalidate.serial = entry().serial;
+    invalidate.ticket = entry().current.ticket;
     result_.Add({.type = DirectoryActionType::kSendToEach, .nodes = nodes, .message = invalidate});
   }
 

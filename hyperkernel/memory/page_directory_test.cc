@@ -90,6 +90,20 @@ TEST(PageDirectory, AnUpgradeHasNoDataIfBothSaySo) {
   EXPECT_EQ(result.actions[1].nodes, Set({kTwo}));
 }
 
+TEST(PageDirectory, WhoHasThePageIsToldTheTicket) {
+  PageMessage request = Request(kThree, RequestKind::kWrite);
+  request.ticket = 99;
+  const DirectoryResult result = Do(In(DirectoryState::kShared), DirectoryEventType::kWrite, request);
+  size_t told = 0;
+  for (size_t i = 0; i < result.action_count; ++i) {
+    const PageMessageType type = result.actions[i].message.type;
+    if (type != PageMessageType::kForward && type != PageMessageType::kInvalidate) continue;
+    EXPECT_EQ(result.actions[i].message.ticket, 99u);
+    ++told;
+  }
+  EXPECT_EQ(told, 2u);
+}
+
 TEST(PageDirectory, OneTransactionAtATimeInOrder) {
   DirectoryEntry entry = Ask(In(DirectoryState::kExclusive), kTwo, RequestKind::kRead).entry;
   DirectoryResult result = Ask(entry, kThree, RequestKind::kWrite);

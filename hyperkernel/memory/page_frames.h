@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/thread_gather.h"
 
 namespace hk {
 
@@ -83,6 +84,9 @@ class PageFrames {
 
   // True if that thread is known to wait for a page now; of some threads it is not known (FaultMeter).
   virtual bool Waits(uint32_t /*thread*/) const { return false; }
+
+  // What that thread gathers; null: it is not known. Valid while the thread is.
+  virtual ThreadGather* GatherOf(uint32_t /*thread*/) const { return nullptr; }
 
   // Programs that wait for one of these pages, which are about to be here, have waited for another node: `holder`,
   // which had it; nothing: its home alone. For who watches them.

@@ -66,6 +66,7 @@ struct PageMessage {
   bool urgent = false;    // Offer: the sender has no other way to a frame
   bool peeks = false;     // Request: a Peek of the same transaction has gone to `asked`
   NodeId asked;           // with `peeks`
+  uint64_t ticket = 0;    // Request, Forward, Invalidate: of the requester's thread (thread_gather.h); 0: none
   bool declined = false;  // Done: the Peek was refused, so what was granted with its bytes was not taken
   friend bool operator==(const PageMessage&, const PageMessage&) = default;
 };

@@ -143,12 +143,14 @@ PageBody EncodePageBody(const PageMessage& m) {
       to.U8(m.peeks ? 1 : 0);
       to.U16(m.asked.value());
       to.U64(m.serial);
+      to.U64(m.ticket);
       break;
     case Type::kForward:
       to.U16(m.requester.value());
       to.U8(static_cast<uint8_t>(m.kind));
       to.U64(m.serial);
       to.U64(m.acks.bits());
+      to.U64(m.ticket);
       break;
     case Type::kAnswer:
       to.U8(static_cast<uint8_t>(m.kind));
@@ -166,6 +168,7 @@ PageBody EncodePageBody(const PageMessage& m) {
     case Type::kInvalidate:
       to.U16(m.requester.value());
       to.U64(m.serial);
+      to.U64(m.ticket);
       break;
     case Type::kDone:
       to.U64(m.serial);
@@ -217,6 +220,7 @@ absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Me
       m.peeks = body.Flag();
       m.asked = body.Node();
       m.serial = body.U64();
+      m.ticket = body.U64();
       if (!m.peeks ? m.asked != NodeId() || m.serial != 0 : m.kind != RequestKind::kRead || m.has_copy) {
         return Malformed(from, "a malformed Request");
       }
@@ -226,6 +230,7 @@ absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Me
       m.kind = body.Of(RequestKind::kAdopt);
       m.serial = body.U64();
       m.acks = NodeSet(body.U64());
+      m.ticket = body.U64();
       break;
     case Type::kAnswer:
       m.requester = self;
@@ -245,6 +250,7 @@ absl::StatusOr<PageMessage> DecodePageMessage(NodeId from, NodeId self, const Me
     case Type::kInvalidate:
       m.requester = body.Node();
       m.serial = body.U64();
+      m.ticket = body.U64();
       break;
     case Type::kAck:
       m.requester = self;

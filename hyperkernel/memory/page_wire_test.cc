@@ -31,6 +31,7 @@ std::vector<PageMessage> Examples() {
     m.transaction = 0x0102030405060708;
     m.kind = RequestKind::kAdopt;
     m.has_copy = true;
+    m.ticket = 0x1122334455667788;
   }
   {
     PageMessage& m = make(Type::kForward, kThird);
@@ -38,6 +39,7 @@ std::vector<PageMessage> Examples() {
     m.kind = RequestKind::kWrite;
     m.serial = 0x1122334455667788;
     m.acks = NodeSet(0x8000000000000001);
+    m.ticket = ~uint64_t{0};
   }
   {
     PageMessage& m = make(Type::kAnswer, kSelf);
@@ -60,6 +62,7 @@ std::vector<PageMessage> Examples() {
     PageMessage& m = make(Type::kInvalidate, kThird);
     m.transaction = 2;
     m.serial = 3;
+    m.ticket = 4;
   }
   for (const Type type : {Type::kAck, Type::kDone}) {
     PageMessage& m = make(type, type == Type::kAck ? kSelf : kFrom);
@@ -127,8 +130,8 @@ TEST(PageWire, EveryTypeComesBackAsItWas) {
 
 TEST(PageWire, TheBytesAreTheDocumentedOnes) {
   const PageBody forward = EncodePageBody(Examples()[1]);
-  const std::vector<uint8_t> expected = {63,   0, 1, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22,
-                                         0x11, 1, 0, 0,    0,    0,    0,    0,    0x80};
+  const std::vector<uint8_t> expected = {63, 0, 1, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 1,    0,   0,
+                                         0,  0, 0, 0,    0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
   ASSERT_EQ(forward.size, expected.size());
   for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(static_cast<uint8_t>(forward.bytes[i]), expected[i]) << i;
 }

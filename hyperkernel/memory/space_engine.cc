@@ -150,6 +150,7 @@ void Engine::OnFault(Gfn page, bool write, uint32_t thread) {
     ActivePage* const active = Activate(&shard, page);
     if (!active->wished()) active->since = now;
     (write ? active->fault_write : active->fault_read) = true;
+    BeginWait(thread);
     for (uint32_t& place : active->waiting_threads) {
       if (place == 0 || place == thread) {
         place = thread;
@@ -247,6 +248,7 @@ void Engine::OnMessage(NodeId from, const Message& message, std::span<const std:
     return Finish();
   }
   incoming.message = *decoded;
+  HearTicket(decoded->ticket);
   Shard& shard = ShardOf(message.gfn);
   {
     MutexLock lock(&shard.mutex);

@@ -226,7 +226,7 @@ bool Engine::CanGive(Shard* shard, Gfn page) {
            (state == PageState::kExclusive && (!pages.held(index) || RestingHoldIsOver(shard, page)));
   }
   ActivePage& active = *found->second;
-  const bool blocked = (active.page.held && !HoldIsOver(&active.hold)) || active.page.pins > 0;
+  const bool blocked = (active.page.held && !HoldIsOver(&active.hold, {})) || active.page.pins > 0;
   return HasBytes(active.page.state) && active.parked.empty() && active.swap.at_hand() &&
          !(active.page.state == PageState::kExclusive && (blocked || active.page.deferred.active));
 }

@@ -19,11 +19,8 @@ constexpr int kRandomShare = 4, kRandomSteps = 1024;
 // A hold is not made longer than this, but by chance: with more, others would wait for what they see as a node that
 // stands still.
 constexpr std::chrono::milliseconds kMostStretchedHold(10);
-// A thread that has had so much of the processor's time since it got a page has executed the instruction that needed
-// it, unless it waits for another page: to get back from a fault into the program, and in KVM into the guest, takes
-// some microseconds. Where everything is slower, it is this part of a round trip.
-constexpr std::chrono::microseconds kLeastRun(10);
-constexpr int kRunsPerRoundTrip = 4;
+// Nor that of a thread that gathers pages, whose turn it is: it gets them, runs for as long, and nobody's request ends.
+constexpr std::chrono::milliseconds kMostGatherHold(100);
 // While it has not, it is looked at so often in the time that a hold takes.
 constexpr int kLooksPerHold = 4;
 // Between two pings of all peers, while pages come.
@@ -48,21 +45,37 @@ void Engine::BeginHold(Shard* shard, ActivePage* active) {
     if (thread == 0) continue;
     const std::optional<std::chrono::nanoseconds> ran = frames_->RunTime(thread);
     if (!ran.has_value()) continue;
+    if (ThreadGather* const gather = frames_->GatherOf(thread); gather != nullptr) {
+      EndWait(gather);
+      hold.gathers = true;
+      hold.most = std::max<Monotonic>(hold.most, now + kMostGatherHold);
+    }
     hold.threads[i] = {thread, *ran};
     seen = true;
   }
-  hold.least = seen ? now + lengthened(config_.hold) : hold.most;
+  hold.least = hold.rather = seen ? now + lengthened(config_.hold) : hold.most;
 }
 
-bool Engine::HoldIsOver(PageHold* hold) const {
+bool Engine::HoldIsOver(PageHold* hold, const Rival& rival) const {
   const Monotonic now = clock_.Now();
-  if (now < hold->least) return false;
+  if (now < hold->least && !(hold->gathers && rival.ticket != 0 && now >= hold->rather)) return false;
   if (now >= hold->most) return true;
-  const std::chrono::nanoseconds enough = std::max<std::chrono::nanoseconds>(
-      kLeastRun, std::chrono::nanoseconds(run_enough_.load(std::memory_order_relaxed)));
+  const std::chrono::nanoseconds enough = RunEnough();
   for (PageHold::Thread& thread : hold->threads) {
     if (thread.id == 0) continue;
     const std::optional<std::chrono::nanoseconds> ran = frames_->RunTime(thread.id);
+    if (const ThreadGather* const gather = frames_->GatherOf(thread.id); gather != nullptr && ran.has_value()) {
+      if (TurnIsOver(*gather, *ran, now)) {
+        thread.id = 0;
+        continue;
+      }
+      // The rival's turn, if the thread waits; the next one's may be younger.
+      if (frames_->Waits(thread.id) && GivesWay(*gather, rival)) continue;
+      // All of a thread's pages at the same moments: one wake-up.
+      const auto look = std::max<Monotonic::duration>(config_.hold / kLooksPerHold, UntilNextLook());
+      hold->least = std::min<Monotonic>(hold->most, Monotonic((now.time_since_epoch() / look + 1) * look));
+      return false;
+    }
     // On its way to the next page that it needs it runs too.
     const bool waits = frames_->Waits(thread.id) && !HK_MUTANT(engine_hold_ends_while_waiting);
     if (!ran.has_value() || (*ran - thread.ran >= enough && !waits) || HK_MUTANT(engine_hold_ends_unused)) {
@@ -78,13 +91,13 @@ bool Engine::HoldIsOver(PageHold* hold) const {
   return true;
 }
 
-void Engine::SettleHold(ActivePage* active) {
-  if (active->page.held && HoldIsOver(&active->hold)) active->page.held = false;
+void Engine::SettleHold(ActivePage* active, const Rival& rival) {
+  if (active->page.held && HoldIsOver(&active->hold, rival)) active->page.held = false;
 }
 
 bool Engine::RestingHoldIsOver(Shard* shard, Gfn page) const {
   PageHold hold = shard->holds.Of(page);
-  return HoldIsOver(&hold);
+  return HoldIsOver(&hold, {});
 }
 
 void Engine::PingSoon() {
@@ -135,7 +148,7 @@ void Engine::OnPong(NodeId from, uint64_t number) {
   for (const NodeId node : config_.nodes) {
     if (ping_live_.Contains(node)) most = std::max(most, peers_[node.value()].Get());
   }
-  run_enough_.store(most.count() / kRunsPerRoundTrip, std::memory_order_relaxed);
+  round_trip_.store(most.count(), std::memory_order_relaxed);
   stretched_hold_.store(std::min<Monotonic::duration>(kRoundTripsPerHold * most, kMostStretchedHold).count(),
                         std::memory_order_relaxed);
 }

@@ -228,10 +228,24 @@ class Engine final : public SpaceEngine {
   // space_engine_hold.cc.
   void BeginHold(Shard* shard, ActivePage* active) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
   // Also says when to look again, if it is not.
-  bool HoldIsOver(PageHold* hold) const;
+  bool HoldIsOver(PageHold* hold, const Rival& rival) const;
   // Ends the hold of a page that is not active for it, if it is over.
-  void SettleHold(ActivePage* active);
+  void SettleHold(ActivePage* active, const Rival& rival = {});
   bool RestingHoldIsOver(Shard* shard, Gfn page) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mutex);
+  // space_engine_gather.cc. What a thread that has run for so long has executed.
+  std::chrono::nanoseconds RunEnough() const;
+  Monotonic::duration UntilNextLook() const;
+  // The rival's ticket is older than this thread's of this node.
+  bool GivesWay(const ThreadGather& gather, const Rival& rival) const;
+  // `ran`: the thread's time of a processor.
+  bool TurnIsOver(const ThreadGather& gather, std::chrono::nanoseconds ran, Monotonic now) const;
+  // A thread begins to wait for a page: a new turn, if its last is over.
+  void BeginWait(uint32_t thread);
+  void EndWait(ThreadGather* gather);
+  // The oldest ticket of the threads that wait for the page; 0: none has one.
+  uint64_t TicketOf(const ActivePage& active) const;
+  // The next ticket here is younger than those that others have.
+  void HearTicket(uint64_t ticket);
   // Soon, how long the peers take to answer is measured anew.
   void PingSoon();
   void Ping();
@@ -450,7 +464,8 @@ class Engine final : public SpaceEngine {
   std::atomic<bool> takes_part_{true};    // in an epoch that held; until then its end is nobody else's
   std::atomic<bool> pump_pauses_{false};  // a timer is on its way
   std::atomic<bool> pinging_{false};      // a timer is on its way
-  std::atomic<Monotonic::rep> stretched_hold_{0}, run_enough_{0};
+  std::atomic<uint64_t> last_ticket_{0};
+  std::atomic<Monotonic::rep> stretched_hold_{0}, round_trip_{0};
   Mutex pings_mutex_;  // the last
   uint64_t last_ping_ ABSL_GUARDED_BY(pings_mutex_) = 0;
   Monotonic ping_sent_ ABSL_GUARDED_BY(pings_mutex_);

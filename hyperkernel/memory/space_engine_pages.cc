@@ -118,7 +118,7 @@ void Engine::Rest(Shard* shard, ActivePage* active) {
       const size_t index = over.value() % kExtentPages;
       if (!pages.active(index)) pages.Set(index, pages.state(index), false, false);
     });
-    held = !HoldIsOver(&active->hold);
+    held = !HoldIsOver(&active->hold, {});
     if (held) shard->holds.Add(gfn, active->hold);
   }
   ExtentOf(shard, gfn)->pages.Set(gfn.value() % kExtentPages, page.state, held, false);
@@ -203,7 +203,8 @@ void Engine::Advance(Shard* shard, ActivePage* active) {
     active->parked.erase(active->parked.begin());
   }
   if (active->page.held && active->page.deferred.active && !stopped()) {
-    if (HoldIsOver(&active->hold)) {
+    const PageMessage& wanted = active->page.deferred.message;
+    if (HoldIsOver(&active->hold, {wanted.ticket, wanted.requester})) {
       HoldOver(shard, active);
     } else {
       ArmHold(active, clock_.Now());
@@ -275,7 +276,7 @@ void Engine::HandlePage(Shard* shard, Incoming incoming) {
 
 bool Engine::TryPage(Shard* shard, ActivePage* active, Incoming* incoming) {
   Page& page = active->page;
-  if (!page.deferred.active) SettleHold(active);
+  if (!page.deferred.active) SettleHold(active, {incoming->message.ticket, incoming->message.requester});
   // It is served from where it is read to, without a frame. A Release is not about these bytes, and needs none.
   if (!active->swap.at_hand() && incoming->message.type != PageMessageType::kRelease && !incoming->duty.without_bytes) {
     ReadBack(shard, active);
@@ -393,8 +394,9 @@ bool Engine::Do(Shard* shard, ActivePage* active, PageState before, const PageRe
       if (type == PageMessageType::kPeeked) duty = std::move(means->answered);
       // Nobody waits for it but who asks for the same page, and he is heard of.
       const bool can_wait = type == PageMessageType::kDone && !active->hurried;
-      Post(shard, active->gfn, action.message, std::move(duty), {}, {},
-           can_wait ? SendWhen::kWithNext : SendWhen::kNow);
+      PageMessage message = action.message;
+      if (asks) message.ticket = TicketOf(*active);
+      Post(shard, active->gfn, message, std::move(duty), {}, {}, can_wait ? SendWhen::kWithNext : SendWhen::kNow);
       return true;
     }
     case PageActionType::kSendPage:

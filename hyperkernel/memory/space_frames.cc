@@ -73,6 +73,7 @@ class FileSpaceFrames final : public SpaceFrames {
   absl::Status Serve(OnFault on_fault) override;
   std::optional<std::chrono::nanoseconds> RunTime(uint32_t thread) const override;
   bool Waits(uint32_t thread) const override { return meter_.Waits(thread); }
+  ThreadGather* GatherOf(uint32_t thread) const override { return meter_.GatherOf(thread); }
   void NoteHolder(Gfn first, size_t count, std::optional<NodeId> holder) override {
     meter_.NoteHolder(first, count, holder);
   }
@@ -130,7 +131,7 @@ class FileSpaceFrames final : public SpaceFrames {
   std::atomic<uint64_t> frames_{0};
   std::vector<std::unique_ptr<FaultStripe>> stripes_;
   std::atomic<bool> serving_{false};
-  FaultMeter meter_;
+  mutable FaultMeter meter_;
 };
 
 std::optional<std::chrono::nanoseconds> FileSpaceFrames::RunTime(uint32_t thread) const {

@@ -111,6 +111,12 @@ inline bool IsResting(PageState state) {
          state == PageState::kExclusive;
 }
 
+// Who wants a page that is held. Plain value.
+struct Rival {
+  uint64_t ticket = 0;
+  NodeId node;
+};
+
 // How long a granted page stays: until the threads that waited for it have run with it, not before `least`, and not
 // after `most`. Plain value.
 struct PageHold {
@@ -120,6 +126,8 @@ struct PageHold {
     std::chrono::nanoseconds ran{};
   };
   Monotonic least, most;
+  Monotonic rather;                 // not before: who waits for it with an older ticket
+  bool gathers = false;             // any of the threads has a ticket
   std::array<Thread, 2> threads{};  // more than two wait for one page seldom, and take turns
 };
 

@@ -141,9 +141,8 @@ struct Daemon::Parts {
   ClusterHooks Hooks(const std::string& boot_id);
   void MakeSpaces(const NodeSettings& settings, const Clock& clock);
   void MakeParts(const v1::NodeInfo& self, const Clock& clock);
-  absl::StatusOr<std::unique_ptr<Machine>> MakeMachine(const v1::VmSpec& spec, uint64_t generation,
-                                                       MachineEvents* events, const v1::NodeInfo& self,
-                                                       const Clock& clock);
+  absl::StatusOr<std::unique_ptr<Machine>> MakeMachine(const v1::VmRecord& record, MachineEvents* events,
+                                                       const v1::NodeInfo& self, const Clock& clock);
   absl::Status Serve(const NodeSettings& settings);
 };
 
@@ -255,11 +254,12 @@ void Daemon::Parts::MakeParts(const v1::NodeInfo& self, const Clock& clock) {
   machine_parts = std::make_unique<MachineParts>(make, clock);
 }
 
-absl::StatusOr<std::unique_ptr<Machine>> Daemon::Parts::MakeMachine(const v1::VmSpec& spec, uint64_t generation,
-                                                                    MachineEvents* events, const v1::NodeInfo& self,
-                                                                    const Clock& clock) {
+absl::StatusOr<std::unique_ptr<Machine>> Daemon::Parts::MakeMachine(const v1::VmRecord& record, MachineEvents* events,
+                                                                    const v1::NodeInfo& self, const Clock& clock) {
+  const v1::VmSpec& spec = record.spec();
   if (!IsPlaced(spec)) {
-    return MakeKvmMachine(spec, LocalMemory(spec, generation, *frames), nullptr, nullptr, *kernels, clock, events);
+    return MakeKvmMachine(spec, LocalMemory(spec, record.generation(), *frames), nullptr, nullptr, *kernels, clock,
+                          events);
   }
   const auto number_of = [this](const std::string& node) { return cluster->NumberOf(node); };
   HK_ASSIGN_OR_RETURN(MachinePolicy::Options options,
@@ -272,7 +272,9 @@ absl::StatusOr<std::unique_ptr<Machine>> Daemon::Parts::MakeMachine(const v1::Vm
                                                  .transport = data_plane->transport(),
                                                  .router = data_plane->router(),
                                                  .clock = &clock,
-                                                 .policy = policy}));
+                                                 .policy = policy,
+                                                 .metrics = &metrics,
+                                                 .cpu_model = record.cpu_model()}));
   return MakeKvmMachine(spec, PlacedMemory(spec, spaces.get(), clock), std::move(spread), std::move(policy), *kernels,
                         clock, events);
 }
@@ -339,19 +341,18 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
   const FrameStore& frames = *parts->frames;
   const SwapStore& swap = *parts->swap;
   const KernelCache& kernels = parts->kernels.emplace(settings.data_directory + "/kernels");
-  HK_ASSIGN_OR_RETURN(
-      parts->guests,
-      GuestManager::Open(
-          parts->state.get(), settings.name,
-          [&frames, &swap, &kernels, &cluster = *parts->cluster](const v1::VmSpec& spec) {
-            const absl::Status nodes =
-                CheckPlacedNodes(spec, [&cluster](const std::string& node) { return cluster.NumberOf(node).status(); });
-            return nodes.ok() ? CheckKvmMachine(spec, frames, swap, kernels) : nodes;
-          },
-          [parts = parts.get(), self, &clock](const v1::VmSpec& spec, uint64_t generation, MachineEvents* events) {
-            return parts->MakeMachine(spec, generation, events, self, clock);
-          },
-          clock));
+  HK_ASSIGN_OR_RETURN(parts->guests,
+                      GuestManager::Open(
+                          parts->state.get(), settings.name,
+                          [&frames, &swap, &kernels, &cluster = *parts->cluster](const v1::VmSpec& spec) {
+                            const absl::Status nodes = CheckPlacedNodes(
+                                spec, [&cluster](const std::string& node) { return cluster.NumberOf(node).status(); });
+                            return nodes.ok() ? CheckKvmMachine(spec, frames, swap, kernels) : nodes;
+                          },
+                          [parts = parts.get(), self, &clock](const v1::VmRecord& record, MachineEvents* events) {
+                            return parts->MakeMachine(record, events, self, clock);
+                          },
+                          clock));
   parts->admin.emplace(&*parts->cluster, parts->guests.get(), parts->spaces.get(), &parts->metrics);
   parts->peers.emplace(&*parts->cluster, parts->spaces.get(), parts->machine_parts.get(), self.boot_id(),
                        &parts->metrics);

@@ -6,6 +6,7 @@
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/node/machine_cpu.h"
 #include "hyperkernel/node/membership.h"
 #include "hyperkernel/node/vm_spec.h"
 
@@ -127,12 +128,15 @@ v1::Vm GuestManager::View(const Guest& guest) const {
   *vm.mutable_created() = guest.record.created();
   vm.set_generation(guest.record.generation());
   vm.set_crashes(guest.end_rule.crashes());
+  if (guest.record.cpu_model_size() > 0) *vm.mutable_cpu_model() = DescribeCpu(guest.record.cpu_model());
   if (IsLive(guest.state)) *vm.mutable_started() = ToTimestamp(guest.started);
   if (guest.machine != nullptr && !guest.busy) {
     vm.set_frame_bytes(guest.machine->frame_bytes());
     for (const auto& [kind, count] : guest.machine->exits_by_kind()) (*vm.mutable_exits_by_kind())[kind] = count;
     vm.set_exits(guest.machine->exits());
     for (v1::VcpuTimes& times : guest.machine->vcpu_times()) *vm.add_vcpu_times() = std::move(times);
+    vm.set_vcpu_moves(guest.machine->vcpu_moves());
+    for (v1::NodeClock& clock : guest.machine->clocks()) *vm.add_clocks() = std::move(clock);
     vm.set_tsc_unstable(guest.machine->tsc_unstable());
     vm.set_exits_per_second(guest.exit_rate.per_second());
     for (std::string& device : guest.machine->broken_devices()) *vm.add_broken_devices() = std::move(device);

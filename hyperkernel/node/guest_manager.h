@@ -122,6 +122,8 @@ class GuestManager {
   void SetState(Guest* guest, v1::VmState state, std::string reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // REQUIRES: nobody else uses the guest (the lock is held, or the manager is being destroyed).
   void RecordStopped(Guest* guest);
+  // What the nodes of its machine agreed on, if it is the first time. REQUIRES: the machine is there.
+  void RecordCpu(Guest* guest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::Vm View(const Guest& guest) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Report(Ended ended) ABSL_LOCKS_EXCLUDED(mutex_);
   // False: an operation is under way; to be tried again.

@@ -36,13 +36,14 @@ class GuestManagerTest : public testing::Test {
     store_ = *StateStore::Open(directory_ + "/state");
     manager_ = *GuestManager::Open(
         store_.get(), "n", [](const v1::VmSpec&) { return absl::OkStatus(); },
-        [this](const v1::VmSpec& spec, uint64_t generation,
-               MachineEvents* events) -> absl::StatusOr<std::unique_ptr<Machine>> {
-          while (spec.name() == held_.load()) std::this_thread::yield();
+        [this](const v1::VmRecord& record, MachineEvents* events) -> absl::StatusOr<std::unique_ptr<Machine>> {
+          while (record.spec().name() == held_.load()) std::this_thread::yield();
           if (!fail_.ok()) return fail_;
-          generation_ = generation;
+          generation_ = record.generation();
+          recorded_cpu_ = record.cpu_model();
           auto machine = std::make_unique<FakeMachine>(events, &alive_, &agent_);
           machine->placement = placement_;
+          machine->cpu = cpu_;
           machine_ = machine.get();
           return machine;
         },
@@ -87,6 +88,7 @@ class GuestManagerTest : public testing::Test {
   std::unique_ptr<GuestManager> manager_;
   std::atomic<int> alive_{0};
   std::atomic<uint64_t> generation_{0};
+  CpuidEntries cpu_, recorded_cpu_;    // of the next machine; what the last one was made with
   std::atomic<const char*> held_{""};  // the machine whose making takes until this is another
   FakeMachine* machine_ = nullptr;
   std::shared_ptr<MachinePolicy> placement_;  // of machines made from now on
@@ -117,6 +119,29 @@ TEST_F(GuestManagerTest, AMachinesMemoryIsSeenAsASpaceOfItsNode) {
   EXPECT_EQ(top->nodes(0).counters().write_faults(), 5u);
   EXPECT_GT(top->nodes(0).counters().counted_at_ns(), 0u);
   EXPECT_EQ(manager_->PolicyOf("g").status().code(), absl::StatusCode::kFailedPrecondition) << "it is on one node";
+}
+
+TEST_F(GuestManagerTest, TheCpuModelOfTheFirstStartIsKept) {
+  Create();
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  EXPECT_FALSE(Get().has_cpu_model()) << "all its vCPUs are on one node";
+  ASSERT_TRUE(Do(v1::VM_ACTION_FORCE_STOP).ok());
+  v1::CpuidEntry* const leaf = cpu_.Add();
+  leaf->set_ebx(0x756e6547);
+  leaf->set_edx(0x49656e69);
+  leaf->set_ecx(0x6c65746e);
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  EXPECT_EQ(recorded_cpu_.size(), 0);
+  EXPECT_EQ(Get().cpu_model().signature(), "GenuineIntel 0-0-0");
+  ASSERT_TRUE(Do(v1::VM_ACTION_FORCE_STOP).ok());
+  Reopen();
+  EXPECT_EQ(Get().cpu_model().signature(), "GenuineIntel 0-0-0");
+  cpu_.Mutable(0)->set_eax(7);
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  ASSERT_EQ(recorded_cpu_.size(), 1);
+  EXPECT_EQ(recorded_cpu_[0].ebx(), 0x756e6547u);
+  ASSERT_TRUE(Do(v1::VM_ACTION_RESET).ok());
+  EXPECT_EQ(recorded_cpu_[0].eax(), 0u) << "once";
 }
 
 TEST_F(GuestManagerTest, TheTableOfStatesHolds) {

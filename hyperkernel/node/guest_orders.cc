@@ -108,8 +108,7 @@ void GuestManager::StartDue() {
 }
 
 absl::Status GuestManager::Start(const std::string& name, bool restart, const std::string& reason) {
-  v1::VmSpec spec;
-  uint64_t generation = 0;
+  v1::VmRecord record;
   Guest* guest = nullptr;
   {
     MutexLock lock(&mutex_);
@@ -117,27 +116,25 @@ absl::Status GuestManager::Start(const std::string& name, bool restart, const st
     if (stopping_) return absl::UnavailableError("the daemon ends");
     if (guest->machine != nullptr)
       return absl::FailedPreconditionError(fmt::format("vm '{}' is {} already", name, NameOf(guest->state)));
-    v1::VmRecord record = guest->record;
+    record = guest->record;
     record.set_generation(record.generation() + 1);
     record.set_running(true);
     HK_RETURN_IF_ERROR(records_.Put(record));
-    guest->record = std::move(record);
+    guest->record = record;
     guest->start_due = false;
-    spec = guest->record.spec();
-    generation = guest->record.generation();
     if (!restart || guest->channels == nullptr) {
       guest->channels = std::make_shared<GuestChannels>();
       guest->end_rule.Forget();
     }
     guest->channels->BeginRun();
-    guest->events = std::make_unique<GuestEvents>(guest->channels,
-                                                  [this, name, generation](MachineEnd end, const std::string& why) {
-                                                    Report({name, generation, end, why});
-                                                  });
+    guest->events = std::make_unique<GuestEvents>(
+        guest->channels, [this, name, generation = record.generation()](MachineEnd end, const std::string& why) {
+          Report({name, generation, end, why});
+        });
     guest->busy = true;
     SetState(guest, v1::VM_STATE_STARTING, "");
   }
-  absl::StatusOr<std::unique_ptr<Machine>> machine = make_(spec, generation, guest->events.get());
+  absl::StatusOr<std::unique_ptr<Machine>> machine = make_(record, guest->events.get());
   MutexLock lock(&mutex_);
   GiveBack(guest);
   if (!machine.ok()) {
@@ -147,6 +144,7 @@ absl::Status GuestManager::Start(const std::string& name, bool restart, const st
     return machine.status();
   }
   guest->machine = *std::move(machine);
+  RecordCpu(guest);
   guest->started = clock_.Wall();
   guest->exit_rate.Begin(clock_.Now());
   if (const std::shared_ptr<MachinePolicy> policy = guest->machine->policy(); policy != nullptr) {
@@ -156,6 +154,19 @@ absl::Status GuestManager::Start(const std::string& name, bool restart, const st
   }
   SetState(guest, v1::VM_STATE_RUNNING, reason);
   return absl::OkStatus();
+}
+
+void GuestManager::RecordCpu(Guest* guest) {
+  if (guest->record.cpu_model_size() > 0) return;
+  v1::VmRecord record = guest->record;
+  *record.mutable_cpu_model() = guest->machine->cpu_model();
+  if (record.cpu_model_size() == 0) return;
+  if (const absl::Status status = records_.Put(record); !status.ok()) {
+    // The next start does it.
+    return log::Error("guest", "its CPU model is not recorded",
+                      {{"guest", record.spec().name()}, {"error", MessageOf(status)}});
+  }
+  guest->record = std::move(record);
 }
 
 absl::Status GuestManager::ForceStop(const std::string& name, v1::VmState state, const std::string& reason) {

@@ -25,9 +25,9 @@
 #include "hyperkernel/node/machine_counters.h"
 #include "hyperkernel/node/machine_cpu.h"
 #include "hyperkernel/node/machine_devices.h"
-#include "hyperkernel/node/machine_move.h"
 #include "hyperkernel/node/machine_virtio.h"
 #include "hyperkernel/node/machine_voice.h"
+#include "hyperkernel/node/move_steps.h"
 #include "hyperkernel/node/vcpu_waits.h"
 #include "hyperkernel/node/vm_spec.h"
 
@@ -40,6 +40,8 @@ constexpr std::chrono::seconds kPauseDeadline(5);
 constexpr std::chrono::seconds kStopDeadline(10);
 // Before it ends; whatever does not stop by then is stopped with its memory.
 constexpr std::chrono::milliseconds kEndPause(500);
+// A vCPU that waits for a page for longer than that does not keep the others from running: the next look steps.
+constexpr std::chrono::milliseconds kClockStepDeadline(100);
 // A disk answers or fails within this, unless it is a network's; hkctl waits for its answer longer.
 constexpr std::chrono::seconds kIoDeadline(5);
 
@@ -80,9 +82,14 @@ class KvmMachine final : public Machine, public ExitHandler {
     return last.start.value() + last.bytes;
   }
   uint64_t exits() const override;
+  CpuidEntries cpu_model() const override { return spread_ == nullptr ? CpuidEntries() : spread_->cpu_model(); }
   bool tsc_unstable() const override { return spread_ != nullptr && !spread_->one_host(); }
   std::map<std::string, uint64_t> exits_by_kind() const override;
   std::vector<v1::VcpuTimes> vcpu_times() const override;
+  std::vector<v1::NodeClock> clocks() const override {
+    return spread_ == nullptr ? std::vector<v1::NodeClock>() : spread_->clocks();
+  }
+  uint64_t vcpu_moves() const override { return spread_ == nullptr ? 0 : spread_->vcpu_moves(); }
   std::shared_ptr<MachinePolicy> policy() const override { return policy_; }
   std::vector<std::string> broken_devices() const override { return virtio_->Broken(); }
 
@@ -94,6 +101,7 @@ class KvmMachine final : public Machine, public ExitHandler {
   absl::Status BuildInterrupts(bool x2apic);
   absl::Status BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model);
   void Crash(const std::string& reason);
+  absl::Status StepTsc(uint64_t ticks);
 
   // ExitHandler
   void PortRead(uint16_t port, std::span<std::byte> data) override { devices_->ports().Read(port, data); }
@@ -139,6 +147,7 @@ KvmMachine::~KvmMachine() {
     log::Error("guest", "a vCPU does not stop", {{"guest", spec_.name()}, {"error", MessageOf(status)}});
   }
   if (spread_ != nullptr) spread_->Close();  // no exit of another node's uses a device from here on
+  if (move_steps_.has_value()) move_steps_->Stop();
   EndDevices();
   voice_->Silence();
   if (vcpus_ != nullptr) vcpus_->Clear();
@@ -238,7 +247,10 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
     if (spread_ == nullptr || spread_->Here(VcpuId(i))) configs.push_back(config(VcpuId(i)));
   }
   waits_.SetMeter(memory_->faults());
-  if (policy_ != nullptr) policy_->SetLocal(memory_->faults());
+  if (policy_ != nullptr) {
+    policy_->SetLocal(memory_->faults());
+    policy_->SetTimes([this] { return vcpu_times(); });
+  }
   PvEoi::WordAt guest_word;
   if (memory_->most_pinned_bytes() == 0) {
     guest_word = [this](Gpa at) { return memory_->Pin(at, sizeof(uint32_t), PageAccess::kWrite, nullptr); };
@@ -253,7 +265,7 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
   }));
   if (spread_ == nullptr) return absl::OkStatus();
   mover_.emplace(vcpus_.get(), interrupts_.get(), config);
-  move_steps_.emplace(&*mover_, spec_.vcpus());
+  move_steps_->Begin(&*mover_);
   return spread_->Attach({.space_id = memory_source_.space->id,
                           .node_frames_bytes = memory_source_.space->node_frames_bytes,
                           .cpuid = model.entries(),
@@ -290,9 +302,21 @@ absl::Status KvmMachine::Build(MachineBackends backends) {
   HK_RETURN_IF_ERROR(BuildInterrupts(model.has_x2apic()));
   HK_RETURN_IF_ERROR(BuildDevices(std::move(backends), vm.get()));
   if (spread_ != nullptr) {
-    HK_RETURN_IF_ERROR(spread_->Open(interrupts_.get(), this, [this](const std::string& reason) { Crash(reason); }));
+    move_steps_.emplace(spread_->link(), spec_.vcpus());
+    HK_RETURN_IF_ERROR(spread_->Open(
+        interrupts_.get(), this, &*move_steps_, [this](const std::string& reason) { Crash(reason); },
+        [this](uint64_t ticks) { return StepTsc(ticks); }));
   }
   return BuildVcpus(std::move(vm), model);
+}
+
+absl::Status KvmMachine::StepTsc(uint64_t ticks) {
+  const absl::Status status = vcpus_->StepTsc(ticks, clock_.Now() + kClockStepDeadline);
+  // Held too late, or stopped: nothing has changed.
+  if (!status.ok() && !absl::IsDeadlineExceeded(status) && !absl::IsFailedPrecondition(status)) {
+    Crash(fmt::format("the TSC of its vCPUs cannot be set: {}", MessageOf(status)));
+  }
+  return status;
 }
 
 void KvmMachine::Crash(const std::string& reason) {
@@ -320,6 +344,7 @@ absl::Status KvmMachine::Unpause() {
 
 // Guest memory and devices stay: of the VM they know nothing but who takes doorbells.
 absl::Status KvmMachine::Renew(Monotonic deadline) {
+  if (spread_ != nullptr) HK_RETURN_IF_ERROR(spread_->Renew());
   return vcpus_->Renew(
       [this](Vm* vm) -> absl::Status {
         HK_RETURN_IF_ERROR(interrupts_->Renew());
@@ -336,8 +361,7 @@ absl::StatusOr<VcpuMoved> KvmMachine::MoveVcpu(VcpuId vcpu, const std::string& n
                     "have them moved",
                     spec_.io_node()));
   }
-  return spread_->MoveVcpu(vcpu, node,
-                           [this](const v1::MoveMachineVcpuRequest& request) { return move_steps_->Do(request); });
+  return spread_->MoveVcpu(vcpu, node, &*move_steps_);
 }
 
 std::map<std::string, uint64_t> KvmMachine::exits_by_kind() const {
@@ -374,6 +398,7 @@ uint64_t KvmMachine::exits() const {
 
 absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, const SwapStore& swap,
                              const KernelCache& kernels) {
+  HK_RETURN_IF_ERROR(CheckPagingOf(spec));
   HK_RETURN_IF_ERROR(LinuxBoot::Plan(BootSpecOf(spec, kernels)).status());
   // Of a machine over several nodes: what this one has of it.
   const uint64_t placed_mib = spec.placement_size() > 0 ? spec.placement(0).memory_mib() : 0;
@@ -409,6 +434,7 @@ absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, 
                                                         std::shared_ptr<MachinePolicy> policy,
                                                         const KernelCache& kernels, const Clock& clock,
                                                         MachineEvents* events) {
+  HK_RETURN_IF_ERROR(CheckPagingOf(spec));
   HK_ASSIGN_OR_RETURN(MachineBackends backends, MachineBackends::Open(spec));
   auto machine = std::make_unique<KvmMachine>(spec, std::move(memory), std::move(spread), std::move(policy), kernels,
                                               clock, events);

@@ -12,14 +12,19 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "google/protobuf/repeated_ptr_field.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/space_engine.h"
+#include "proto/machine.pb.h"
+#include "proto/state.pb.h"
 #include "proto/vm.pb.h"
 
 namespace hk {
 
 class MachinePolicy;
+
+using CpuidEntries = google::protobuf::RepeatedPtrField<v1::CpuidEntry>;
 
 // How a guest ended by itself.
 enum class MachineEnd { kPowerOff, kReset, kCrash };
@@ -80,8 +85,14 @@ class Machine {
   virtual std::map<std::string, uint64_t> exits_by_kind() const = 0;
   // What the time of each vCPU went to, if its memory is over several nodes; else nothing.
   virtual std::vector<v1::VcpuTimes> vcpu_times() const { return {}; }
+  // How many moves of its vCPUs were made since the start.
+  virtual uint64_t vcpu_moves() const { return 0; }
+  // Of a machine with vCPUs on several nodes: how one the others' clocks are with this node's.
+  virtual std::vector<v1::NodeClock> clocks() const { return {}; }
   // What decides where its vCPUs run, and has what they wait for; null: they wait for no other node.
   virtual std::shared_ptr<MachinePolicy> policy() const { return nullptr; }
+  // The model of its CPUs, if they are on several nodes, as VmRecord has it; else nothing.
+  virtual CpuidEntries cpu_model() const { return {}; }
   // Its vCPUs are on several hosts, and it is told not to trust its TSC.
   virtual bool tsc_unstable() const { return false; }
   // Devices whose driver broke the protocol and has not reset them since.
@@ -90,8 +101,8 @@ class Machine {
 
 // Checks that a machine could be made here now (files, memory) without making it. Errors: one line.
 using MachineChecker = std::function<absl::Status(const v1::VmSpec& spec)>;
-// Makes a machine and lets it run. `events` outlives it.
-using MachineFactory = std::function<absl::StatusOr<std::unique_ptr<Machine>>(
-    const v1::VmSpec& spec, uint64_t generation, MachineEvents* events)>;
+// Makes a machine, as it is recorded, and lets it run. `events` outlives it.
+using MachineFactory =
+    std::function<absl::StatusOr<std::unique_ptr<Machine>>(const v1::VmRecord& record, MachineEvents* events)>;
 
 }  // namespace hk

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/kvm/vm.h"
@@ -19,11 +20,6 @@ constexpr uint64_t kTscTolerancePpm = 250;
 constexpr uint32_t kPowerLeaf = 0x80000007, kInvariantTsc = 1 << 8, kKvmFeatureLeaf = 0x40000001,
                    kClockStable = 1 << 24;
 constexpr uint64_t kMillion = 1'000'000;
-
-bool Same(const kvm_cpuid_entry2& a, const kvm_cpuid_entry2& b) {
-  return a.function == b.function && a.index == b.index && a.eax == b.eax && a.ebx == b.ebx && a.ecx == b.ecx &&
-         a.edx == b.edx;
-}
 
 }  // namespace
 
@@ -68,7 +64,16 @@ absl::StatusOr<std::vector<kvm_cpuid_entry2>> CpuidOf(const CpuidEntries& entrie
   return out;
 }
 
-absl::StatusOr<v1::DescribeMachineHostResponse> DescribeMachineHost(const v1::CpuSpec& spec) {
+absl::Status CheckPagingOf(const v1::VmSpec& spec, const std::string& modules) {
+  if (spec.placement_size() < 2) return absl::OkStatus();
+  const absl::Status nested = CheckNestedPaging(ReadNestedPaging(modules));
+  if (nested.ok() || HK_MUTANT(shadow_paging_allowed)) return absl::OkStatus();
+  return absl::FailedPreconditionError(fmt::format("placement: node '{}': {}", spec.io_node(), MessageOf(nested)));
+}
+
+absl::StatusOr<v1::DescribeMachineHostResponse> DescribeMachineHost(const v1::CpuSpec& spec,
+                                                                    const std::string& modules) {
+  HK_RETURN_IF_ERROR(CheckNestedPaging(ReadNestedPaging(modules)));
   HK_ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, Vm::Create(1));
   HK_ASSIGN_OR_RETURN(const CpuModel model,
                       CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), CpuSpecOf(spec, /*pv_eoi=*/false)));
@@ -86,14 +91,33 @@ absl::StatusOr<std::vector<kvm_cpuid_entry2>> AgreeOnCpu(const std::vector<kvm_c
     return absl::FailedPreconditionError(fmt::format("node '{}': {}", node, MessageOf(both.status())));
   }
   if (profile == "common" || HK_MUTANT(machine_cpu_unchecked)) return both;
-  for (size_t i = 0; i < ours.size(); i++) {
-    if (i < both->size() && Same(ours[i], (*both)[i])) continue;
-    return absl::FailedPreconditionError(
-        fmt::format("cpu: node '{}' lacks features of this node's CPU (CPUID leaf {:#x}.{}); use cpu {{ profile: "
-                    "\"common\" }}, or hide them by cpu {{ disable }}",
-                    node, ours[i].function, ours[i].index));
-  }
-  return both;
+  const std::vector<std::string> lacked = LackedOf(ours, *both);
+  if (lacked.empty()) return both;
+  return absl::FailedPreconditionError(fmt::format(
+      "cpu: node '{}' lacks features of this node's CPU ({}); use cpu {{ profile: \"common\" }}, or hide them "
+      "by cpu {{ disable }}",
+      node, fmt::join(lacked, ", ")));
+}
+
+absl::Status CheckRecordedCpu(const std::vector<kvm_cpuid_entry2>& recorded,
+                              const std::vector<kvm_cpuid_entry2>& theirs, const std::string& node) {
+  const absl::StatusOr<std::vector<kvm_cpuid_entry2>> both = IntersectCpuid(recorded, theirs);
+  const std::string why =
+      both.ok() ? fmt::format("{}", fmt::join(LackedOf(recorded, *both), ", ")) : std::string(MessageOf(both.status()));
+  if (why.empty() || HK_MUTANT(recorded_cpu_unchecked)) return absl::OkStatus();
+  return absl::FailedPreconditionError(fmt::format(
+      "cpu: node '{}' cannot give the CPU that the machine has had since its first start ({}: hkctl vm show): "
+      "it lacks {}; start it over nodes that have that, or delete and create it for a CPU of theirs",
+      node, SignatureOf(recorded), why));
+}
+
+v1::CpuModel DescribeCpu(const CpuidEntries& model) {
+  v1::CpuModel out;
+  const absl::StatusOr<std::vector<kvm_cpuid_entry2>> entries = CpuidOf(model);
+  if (!entries.ok()) return out;
+  out.set_signature(SignatureOf(*entries));
+  for (const std::string_view feature : FeaturesOf(*entries)) out.add_features(std::string(feature));
+  return out;
 }
 
 void HideInvariantTsc(std::vector<kvm_cpuid_entry2>* model) {

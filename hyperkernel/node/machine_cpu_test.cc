@@ -1,5 +1,7 @@
 #include "hyperkernel/node/machine_cpu.h"
 
+#include <filesystem>
+#include <fstream>
 #include <limits>
 #include <string>
 #include <vector>
@@ -51,7 +53,7 @@ TEST(AgreeOnCpu, AHostThatHasMoreRunsTheModel) {
 TEST(AgreeOnCpu, AHostThatLacksAFeatureIsRefusedWithWhatToDo) {
   const auto model = AgreeOnCpu(Host(0x1f), Host(0x0f), "host", "b");
   EXPECT_TRUE(absl::IsFailedPrecondition(model.status()));
-  EXPECT_THAT(MessageOf(model.status()), HasSubstr("node 'b' lacks features of this node's CPU (CPUID leaf 0x7.0)"));
+  EXPECT_THAT(MessageOf(model.status()), HasSubstr("node 'b' lacks features of this node's CPU (hle)"));
   EXPECT_THAT(MessageOf(model.status()), HasSubstr("common"));
 }
 
@@ -63,6 +65,32 @@ TEST(AgreeOnCpu, CommonIsWhatBothHave) {
   const auto third = AgreeOnCpu(*model, Host(0x02), "common", "c");
   ASSERT_TRUE(third.ok()) << third.status();
   EXPECT_EQ(third->at(2).ebx, 0x02u);
+}
+
+TEST(CheckRecordedCpu, WhoHasItOrMoreGivesIt) {
+  EXPECT_TRUE(CheckRecordedCpu(Host(0x1f), Host(0x1f), "b").ok());
+  EXPECT_TRUE(CheckRecordedCpu(Host(0x0f), Host(0x1f), "b").ok());
+}
+
+TEST(CheckRecordedCpu, WhoLacksSomethingIsRefusedByName) {
+  const absl::Status lacks = CheckRecordedCpu(Host(1 << 4 | 1 << 5 | 1 << 9), Host(1 << 9), "b");
+  EXPECT_TRUE(absl::IsFailedPrecondition(lacks));
+  EXPECT_THAT(MessageOf(lacks), HasSubstr("node 'b' cannot give the CPU that the machine has had"));
+  EXPECT_THAT(MessageOf(lacks), HasSubstr("(GenuineIntel 6-143-8: hkctl vm show): it lacks hle, avx2;"));
+  EXPECT_THAT(MessageOf(CheckRecordedCpu(Host(1), Host(1, 0x68747541), "b")), HasSubstr("vendor"));
+  std::vector<kvm_cpuid_entry2> more = Host(1);
+  more.push_back(Leaf(0xd, 2, 0x100, 0x240, 0, 0));
+  EXPECT_THAT(MessageOf(CheckRecordedCpu(more, Host(1), "b")), HasSubstr("it lacks CPUID leaf 0xd.2;"));
+}
+
+TEST(DescribeCpu, SaysWhoseAndWhat) {
+  CpuidEntries entries;
+  EXPECT_EQ(DescribeCpu(entries).signature(), "");
+  SetCpuid(Host(1 << 5), &entries);
+  const v1::CpuModel cpu = DescribeCpu(entries);
+  EXPECT_EQ(cpu.signature(), "GenuineIntel 6-143-8");
+  EXPECT_THAT(std::vector<std::string>(cpu.features().begin(), cpu.features().end()),
+              testing::ElementsAre("x2apic", "avx2"));
 }
 
 TEST(AgreeOnCpu, VendorsDoNotMix) {
@@ -94,6 +122,28 @@ TEST(CheckTscRate, OtherRatesAreRefused) {
     EXPECT_TRUE(absl::IsFailedPrecondition(status)) << ours << " " << theirs;
     EXPECT_THAT(MessageOf(status), HasSubstr("node 'b': its TSC runs at " + std::to_string(theirs) + " kHz"));
   }
+}
+
+TEST(MachineCpu, AHostWithoutNestedPagingTakesNoPartInAMachineOverNodes) {
+  const std::filesystem::path modules = testing::TempDir() + "machine_cpu_modules";
+  std::filesystem::remove_all(modules);
+  v1::VmSpec spec;
+  spec.set_io_node("a");
+  spec.add_placement()->set_node("a");
+  EXPECT_TRUE(CheckPagingOf(spec, modules).ok());
+  std::filesystem::create_directories(modules / "kvm_amd/parameters");
+  std::ofstream(modules / "kvm_amd/parameters/npt") << "0\n";
+  EXPECT_TRUE(CheckPagingOf(spec, modules).ok()) << "nobody else writes there";
+  spec.add_placement()->set_node("b");
+  const absl::Status refused = CheckPagingOf(spec, modules);
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused));
+  EXPECT_THAT(MessageOf(refused), HasSubstr("placement: node 'a': its KVM runs without nested paging (kvm_amd npt=0)"));
+  EXPECT_THAT(MessageOf(refused), HasSubstr("modprobe -r kvm_amd; modprobe kvm_amd npt=1"));
+  // Another node says the same when it is asked, and whoever asks says which it is.
+  EXPECT_THAT(MessageOf(DescribeMachineHost({}, modules).status()), HasSubstr("modprobe -r kvm_amd"));
+  std::ofstream(modules / "kvm_amd/parameters/npt") << "1\n";
+  EXPECT_TRUE(CheckPagingOf(spec, modules).ok());
+  std::filesystem::remove_all(modules);
 }
 
 TEST(CpuidEntries, TravelAsTheyAre) {

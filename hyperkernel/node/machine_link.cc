@@ -10,6 +10,7 @@
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/machine_wire.h"
+#include "hyperkernel/node/move_wire.h"
 
 namespace hk {
 namespace {
@@ -42,9 +43,10 @@ MachineLink::~MachineLink() {
   Close();
 }
 
-void MachineLink::Attach(InterruptController* interrupts, ExitMessages* exits) {
+void MachineLink::Attach(InterruptController* interrupts, ExitMessages* exits, MoveMessages* moves) {
   interrupts_ = interrupts;
   exits_ = exits;
+  moves_ = moves;
 }
 
 absl::Status MachineLink::Open() {
@@ -92,12 +94,14 @@ Message MachineLink::Header(uint16_t type, uint64_t transaction, std::span<const
   return message;
 }
 
-bool MachineLink::Post(NodeId to, Lane* lane, uint16_t type, uint64_t transaction, std::span<const std::byte> body) {
+bool MachineLink::Post(NodeId to, Lane* lane, uint16_t type, uint64_t transaction, std::span<const std::byte> body,
+                       SendWhen when) {
   // Locked around the Send too: what another thread sends later must not overtake, and OnWritable must not miss what is
   // kept.
   if (ended_) return true;
   if (lane->kept.empty() || HK_MUTANT(machine_link_overtakes)) {
-    const absl::Status sent = transport_->Send(to, Header(type, transaction, body));
+    const SendOptions options{.payload = {}, .writers = {}, .when = when};
+    const absl::Status sent = transport_->Send(to, Header(type, transaction, body), options);
     if (sent.ok() || HK_MUTANT(machine_link_drops_refused)) return true;
     if (!absl::IsResourceExhausted(sent)) {
       NotSent(to, sent);
@@ -166,6 +170,24 @@ bool MachineLink::PostDoorbell(NodeId to, std::span<const std::byte> body) {
   return true;
 }
 
+void MachineLink::PostMove(NodeId to, uint16_t type, uint64_t transaction, std::span<const std::byte> body) {
+  Peer* const peer = Find(to);
+  HK_CHECK(peer != nullptr && IsMoveType(type));
+  MutexLock lock(&peer->fault.mutex);
+  Post(to, &peer->fault, type, transaction, body);
+}
+
+void MachineLink::PostPieces(NodeId to, uint64_t transaction, VcpuId vcpu, std::span<const std::byte> bytes) {
+  Peer* const peer = Find(to);
+  HK_CHECK(peer != nullptr);
+  MutexLock lock(&peer->fault.mutex);
+  for (size_t at = 0; at < bytes.size(); at += kMostPieceBytes) {
+    const bool last = bytes.size() - at <= kMostPieceBytes;
+    Post(to, &peer->fault, kMachineMovePieceType, transaction, EncodeMovePiece(vcpu, bytes, at),
+         last ? SendWhen::kNow : SendWhen::kWithNext);
+  }
+}
+
 void MachineLink::OnWritable(NodeId node, MessageClass message_class) {
   Peer* const peer = Find(node);
   if (peer == nullptr) return;
@@ -192,6 +214,10 @@ void MachineLink::OnMessage(NodeId from, const Message& message, std::span<const
 absl::Status MachineLink::Take(NodeId from, const Message& message, std::span<const std::byte> payload) {
   HK_RETURN_IF_ERROR(CheckMachineHeader(message, payload));
   if (message.type == kMachineInterruptType) return interrupts_->OnMessage(from, message.body);
+  if (IsMoveType(message.type)) {
+    return moves_ != nullptr ? moves_->OnMoveMessage(from, message)
+                             : absl::InvalidArgumentError("a word about a move where none is");
+  }
   if (message.type != kMachinePingType) return exits_->OnExitMessage(from, message);
   HK_RETURN_IF_ERROR(DecodePing(message.body));
   if (options_.self != options_.io_node) return absl::InvalidArgumentError("a ping to a node that is not asked");
@@ -217,7 +243,7 @@ absl::Status MachineLink::OnPong(NodeId from, const Message& message, uint64_t r
   return absl::OkStatus();
 }
 
-absl::StatusOr<TscOffset> MachineLink::MeasureTsc(Monotonic deadline) {
+absl::StatusOr<TscOffset> MachineLink::MeasureTsc(Monotonic deadline, uint32_t exchanges) {
   if (options_.self == options_.io_node) return TscOffset();
   Lane* const lane = &Find(options_.io_node)->invalidate;
   TscEstimate estimate;
@@ -226,7 +252,7 @@ absl::StatusOr<TscOffset> MachineLink::MeasureTsc(Monotonic deadline) {
     if (exchange_.measuring) return absl::FailedPreconditionError("the clocks are being measured already");
     exchange_.measuring = true;
   }
-  while (estimate.exchanges() < kClockExchanges && !ended_ && std::chrono::steady_clock::now() < deadline) {
+  while (estimate.exchanges() < exchanges && !ended_ && std::chrono::steady_clock::now() < deadline) {
     uint64_t transaction = 0;
     {
       MutexLock lock(&clock_mutex_);

@@ -34,9 +34,6 @@
 
 namespace hk {
 
-// How many exchanges a measurement of clocks makes: on a busy link some of them meet no queue at all.
-inline constexpr uint32_t kClockExchanges = 64;
-
 // Doorbells that wait for room at a time, to one node: queues of a machine, beyond which writes to them wait as other
 // accesses do.
 inline constexpr size_t kMostKeptDoorbells = 64;
@@ -50,6 +47,14 @@ class ExitMessages {
   virtual absl::Status OnExitMessage(NodeId from, const Message& message) = 0;
   // After PostExit returned false: all to that node is sent.
   virtual void OnExitsSent(NodeId to) = 0;
+};
+
+// A link's user for messages about moves of vCPUs (machine_move.h).
+class MoveMessages {
+ public:
+  virtual ~MoveMessages() = default;
+  // As ExitMessages::OnExitMessage.
+  virtual absl::Status OnMoveMessage(NodeId from, const Message& message) = 0;
 };
 
 // What a link is made of. Plain value.
@@ -75,9 +80,9 @@ class MachineLink final : public GuestReceiver, public InterruptLink {
   // Closes. REQUIRES: no call of it is under way.
   ~MachineLink() override;
 
-  // Once, before Open; both outlive the link's Close. REQUIRES: the controller's nodes are the link's, and nothing is
-  // sent before Open.
-  void Attach(InterruptController* interrupts, ExitMessages* exits);
+  // Once, before Open; all outlive the link's Close. REQUIRES: the controller's nodes are the link's, and nothing is
+  // sent before Open. Without `moves`, who says anything of moves is not to be relied on.
+  void Attach(InterruptController* interrupts, ExitMessages* exits, MoveMessages* moves = nullptr);
   // From now on messages are taken: those that come before are lost, so no other node sends before all are open.
   // kAlreadyExists: the guest's number is in use.
   absl::Status Open();
@@ -85,10 +90,10 @@ class MachineLink final : public GuestReceiver, public InterruptLink {
   // thread, nor in `failed`. More than once is allowed.
   void Close();
 
-  // This node's counter against the I/O node's; the I/O node itself has no offset. Until `deadline`; with fewer
-  // exchanges than kClockExchanges if it passes. One at a time. Errors: kDeadlineExceeded, not one exchange;
+  // This node's counter against the I/O node's; the I/O node itself has no offset. Until `deadline`; by fewer than that
+  // many exchanges if it passes. One at a time. Errors: kDeadlineExceeded, not one exchange;
   // kUnavailable, the link has failed or is closed; kFailedPrecondition, another call is under way.
-  absl::StatusOr<TscOffset> MeasureTsc(Monotonic deadline);
+  absl::StatusOr<TscOffset> MeasureTsc(Monotonic deadline, uint32_t exchanges = kClockExchanges);
 
   // InterruptLink.
   bool Send(NodeId to, std::span<const std::byte> bytes) override;
@@ -99,8 +104,14 @@ class MachineLink final : public GuestReceiver, public InterruptLink {
   // Takes a doorbell's message; one that waits for room is as good as a second one of the same doorbell. False:
   // kMostKeptDoorbells others wait, and this one is not taken. Any thread, as PostExit.
   bool PostDoorbell(NodeId to, std::span<const std::byte> body);
+  // For MoveMessages: takes the message, or all of them, in their order. Any thread.
+  void PostMove(NodeId to, uint16_t type, uint64_t transaction, std::span<const std::byte> body);
+  void PostPieces(NodeId to, uint64_t transaction, VcpuId vcpu, std::span<const std::byte> bytes);
   // The first one counts. Any thread, any lock held.
   void Fail(NodeId peer, std::string reason);
+
+  // It has failed, or is closed.
+  bool ended() const { return ended_; }
 
   NodeId self() const { return options_.self; }
   NodeId io_node() const { return options_.io_node; }
@@ -114,8 +125,8 @@ class MachineLink final : public GuestReceiver, public InterruptLink {
   void OnPeerFailed(NodeId peer, PeerFailure why, const std::string& detail) override;
 
  private:
-  // What the transport did not take. Users bound how many there are: interrupts one, exits by vCPUs; doorbells
-  // are bounded here.
+  // What the transport did not take. Users bound how many there are: interrupts one, exits by vCPUs, moves by one
+  // vCPU's bytes; doorbells are bounded here.
   struct Kept {
     uint16_t type = 0;
     uint64_t transaction = 0;
@@ -145,8 +156,8 @@ class MachineLink final : public GuestReceiver, public InterruptLink {
   Peer* Find(NodeId node) const;
   Message Header(uint16_t type, uint64_t transaction, std::span<const std::byte> body) const;
   // Takes the message; false: kept, as there is no room.
-  bool Post(NodeId to, Lane* lane, uint16_t type, uint64_t transaction, std::span<const std::byte> body)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
+  bool Post(NodeId to, Lane* lane, uint16_t type, uint64_t transaction, std::span<const std::byte> body,
+            SendWhen when = SendWhen::kNow) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex);
   // Sends it now or not at all.
   void Offer(NodeId to, Lane* lane, uint16_t type, uint64_t transaction, std::span<const std::byte> body);
   // The transport has not taken it, and there is room.
@@ -163,6 +174,7 @@ class MachineLink final : public GuestReceiver, public InterruptLink {
   std::vector<std::unique_ptr<Peer>> peers_;  // by number; null: no part in the guest, or this node
   InterruptController* interrupts_ = nullptr;
   ExitMessages* exits_ = nullptr;
+  MoveMessages* moves_ = nullptr;
   bool open_ = false;
   std::atomic<bool> ended_{false};  // failed or closed: nothing is sent or taken any more
 

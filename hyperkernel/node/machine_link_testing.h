@@ -72,7 +72,8 @@ class MachineNetwork {
   SpaceRouter* router(uint16_t node) { return &nodes_[node]->router; }
   void SetTicks(uint16_t node, std::function<uint64_t()> ticks) { nodes_[node]->ticks = std::move(ticks); }
   // Makes controllers, with vCPUs dealt out in turn, and opens the links.
-  void Open(std::vector<ExitMessages*> exits, uint32_t vcpus = 2) {
+  void Open(std::vector<ExitMessages*> exits, uint32_t vcpus = 2, std::vector<MoveMessages*> moves = {}) {
+    moves.resize(nodes_.size());
     InterruptNodes placement;
     placement.io_node = NodeId(io_node);
     for (uint16_t i = 0; i < nodes_.size(); ++i) placement.nodes.push_back(NodeId(i));
@@ -82,7 +83,7 @@ class MachineNetwork {
       placement.link = link(i);
       nodes_[i]->interrupts = std::make_unique<InterruptController>(InterruptControllerOptions{.vcpus = vcpus},
                                                                     placement, &clock_, &waker_);
-      link(i)->Attach(nodes_[i]->interrupts.get(), exits[i]);
+      link(i)->Attach(nodes_[i]->interrupts.get(), exits[i], moves[i]);
       HK_CHECK(link(i)->Open().ok());
     }
   }

@@ -1,14 +1,13 @@
-// The move of a vCPU between two nodes of a machine that runs, as the machine's I/O node has it done, and one node's
-// steps of it.
+// The move of a vCPU between two nodes of a machine that runs, as the machine's I/O node has it done. One node's part:
+// move_steps.h.
 //
-//     PREPARE at both --> LEAVE at the source --> ARRIVE at the target
-//                                                    | refused
-//                                                    +--> ARRIVE at the source, one version later
+//     PREPARE at both --> order to the source --> the vCPU to the target --> words of both to the I/O node
+//                                                                               | refused
+//                                                                               +--> TAKE_BACK at the source
 //
 // Invariants:
-//  1. The vCPU runs at one node at a time: it comes to the target when the source has said that it left, and back to
-//  the
-//     source when the target has said that it has not come, and will not.
+//  1. The vCPU runs at one node at a time: at the target when the source has let it go, and at the source again when
+//  the target has said that it has not come, and will not.
 //  2. A step is done once, however often it is asked for, and one that was given up is not done later.
 //  3. If nobody knows where the vCPU is, it is lost, and its machine has to end.
 #pragma once
@@ -22,20 +21,40 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/types.h"
-#include "hyperkernel/kvm/vcpu_mover.h"
+#include "hyperkernel/node/move_wire.h"
 #include "proto/machine.pb.h"
 
 namespace hk {
-
-// Has a step done at a node. An error: nobody knows whether it was.
-using MoveAt = std::function<absl::StatusOr<v1::MoveMachineVcpuResponse>(const std::string& node,
-                                                                         const v1::MoveMachineVcpuRequest& request)>;
 
 // A move that is to be made. Plain value.
 struct VcpuMove {
   VcpuId vcpu;
   std::string from, to;
-  NodeId to_number;
+  NodeId from_number, to_number;
+};
+
+// What came of a vCPU's way from the source to the target. Plain value.
+struct Crossing {
+  absl::StatusOr<MoveWord> left, come;  // an error: the source, the target has not said, and why
+  std::chrono::nanoseconds stopped{};   // from the order until the word that it came
+};
+
+// How a move is made. All return within limits of their own.
+struct MoveCalls {
+  // Has a step done at a node. An error: nobody knows whether it was.
+  std::function<absl::StatusOr<v1::MoveMachineVcpuResponse>(const std::string& node,
+                                                            const v1::MoveMachineVcpuRequest& request)>
+      at;
+  // The source lets it go, the target takes it.
+  std::function<Crossing(const VcpuMove& move, uint64_t number)> cross;
+};
+
+// The I/O node's own part. See MoveSteps.
+class LocalMoves {
+ public:
+  virtual ~LocalMoves() = default;
+  virtual v1::MoveMachineVcpuResponse Do(const v1::MoveMachineVcpuRequest& request) = 0;
+  virtual Crossing Cross(const VcpuMove& move, uint64_t number) = 0;
 };
 
 // What became of it. Plain value.
@@ -46,24 +65,8 @@ struct VcpuMoveEnd {
   std::chrono::nanoseconds source{}, target{};  // of that, at each end
 };
 
-// Makes it. `numbers`: the last number of a step of the machine's run, raised with each. Returns within the limits of
-// `at`, and a second. One at a time for a machine.
-VcpuMoveEnd MoveVcpu(const VcpuMove& move, const MoveAt& at, const Clock& clock, uint64_t* numbers);
-
-// A node's steps, of one run of a machine. Not thread-safe: one at a time.
-class MoveSteps {
- public:
-  // `end` outlives it. `vcpus`: of the machine.
-  MoveSteps(VcpuMoveEndpoint* end, uint32_t vcpus) : end_(end), vcpus_(vcpus) {}
-  v1::MoveMachineVcpuResponse Do(const v1::MoveMachineVcpuRequest& request);
-
- private:
-  absl::Status Try(const v1::MoveMachineVcpuRequest& request, v1::MoveMachineVcpuResponse* response);
-
-  VcpuMoveEndpoint* const end_;
-  const uint32_t vcpus_;
-  uint64_t last_number_ = 0;
-  v1::MoveMachineVcpuResponse last_;
-};
+// Makes it. `numbers`: the last number of the machine's run, raised with each move. Returns within the limits of
+// `calls`, and a second for each step. One at a time for a machine.
+VcpuMoveEnd MoveVcpu(const VcpuMove& move, const MoveCalls& calls, const Clock& clock, uint64_t* numbers);
 
 }  // namespace hk

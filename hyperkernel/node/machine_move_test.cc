@@ -2,10 +2,8 @@
 
 #include <map>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/base/status.h"
@@ -14,7 +12,6 @@ namespace hk {
 namespace {
 
 using testing::ElementsAre;
-using testing::HasSubstr;
 
 // Time passes when it is asked for.
 class StepClock final : public Clock {
@@ -26,191 +23,155 @@ class StepClock final : public Clock {
   mutable int asked_ = 0;
 };
 
-// Nodes a and b, of which a has the vCPU: each with its steps, and what the test says of a call.
-class FakeNode final : public VcpuMoveEndpoint {
- public:
-  explicit FakeNode(bool has) : has_(has) {}
-  absl::Status Prepare(VcpuId) override {
-    prepared++;
-    return prepare;
-  }
-  absl::StatusOr<MovedVcpu> Leave(VcpuId id, NodeId to) override {
-    if (!leave.ok()) return leave;
-    if (!has_) return absl::NotFoundError("it is not here");
-    has_ = false;
-    version_++;
-    return MovedVcpu{.id = id,
-                     .state = {std::byte{7}, std::byte{0}},
-                     .local_apic = {std::byte{static_cast<uint8_t>(to.value())}},
-                     .version = version_};
-  }
-  absl::Status Arrive(const MovedVcpu& moved) override {
-    if (!arrive.ok()) return arrive;
-    if (has_ || moved.version <= version_) return absl::FailedPreconditionError("that cannot be");
-    EXPECT_THAT(moved.state, ElementsAre(std::byte{7}, std::byte{0}));
-    EXPECT_THAT(moved.local_apic, ElementsAre(std::byte{2}));
-    has_ = true;
-    version_ = moved.version;
-    return absl::OkStatus();
-  }
-  bool has() const { return has_; }
-  uint32_t version() const { return version_; }
+MoveWord Done(uint64_t took_ns) {
+  return {.of = MoveWord::Of::kSource, .took_ns = took_ns, .refused = {}};
+}
+MoveWord Refused(const std::string& why) {
+  return {.of = MoveWord::Of::kSource, .took_ns = 0, .refused = why};
+}
+absl::Status Silence() {
+  return absl::DeadlineExceededError("no answer in time");
+}
 
-  absl::Status prepare, leave, arrive;
-  int prepared = 0;
-
- private:
-  bool has_;
-  uint32_t version_ = 1;
-};
-
+// vCPU 3 goes from a, number 1, to b, number 2.
 class MachineMoveTest : public testing::Test {
  protected:
-  // What becomes of the answers to the next calls at a node, oldest first; none: they come.
-  enum class Answer { kComes, kIsLost, kCallIsLost };
-
   VcpuMoveEnd Move() {
-    return MoveVcpu(
-        {.vcpu = VcpuId(3), .from = "a", .to = "b", .to_number = NodeId(2)},
-        [this](const std::string& node, const v1::MoveMachineVcpuRequest& request) { return At(node, request); },
-        clock_, &numbers_);
+    const MoveCalls calls{
+        .at = [this](const std::string& node, const v1::MoveMachineVcpuRequest& request) { return At(node, request); },
+        .cross =
+            [this](const VcpuMove& move, uint64_t number) {
+              EXPECT_EQ(move.vcpu, VcpuId(3));
+              EXPECT_EQ(number, move_) << "as was prepared";
+              calls_.push_back("cross");
+              return crossing_;
+            }};
+    return MoveVcpu({.vcpu = VcpuId(3), .from = "a", .to = "b", .from_number = NodeId(1), .to_number = NodeId(2)},
+                    calls, clock_, &numbers_);
   }
   absl::StatusOr<v1::MoveMachineVcpuResponse> At(const std::string& node, const v1::MoveMachineVcpuRequest& request) {
     calls_.push_back(node + " " + v1::MoveStep_Name(request.step()).substr(sizeof("MOVE_STEP")));
-    Answer answer = Answer::kComes;
-    if (auto& next = answers_[calls_.back()]; !next.empty()) {
-      answer = next.front();
-      next.erase(next.begin());
+    EXPECT_EQ(request.vcpu(), 3u);
+    EXPECT_EQ(request.from_node(), 1u);
+    EXPECT_EQ(request.to_node(), 2u);
+    const std::string before = asked_.empty() ? "" : asked_.back();
+    EXPECT_TRUE(request.number() > number_ || (request.number() == number_ && before == calls_.back()));
+    number_ = request.number();
+    move_ = request.move();
+    asked_.push_back(calls_.back());
+    if (lost_[calls_.back()] > 0) {
+      lost_[calls_.back()]--;
+      return absl::UnavailableError("down");
     }
-    if (answer == Answer::kCallIsLost || dead_ == calls_.back()) return absl::UnavailableError("down");
-    const v1::MoveMachineVcpuResponse response = (node == "a" ? a_steps_ : b_steps_).Do(request);
-    if (answer == Answer::kIsLost) return absl::UnavailableError("broken");
+    v1::MoveMachineVcpuResponse response;
+    response.set_refused(refused_[calls_.back()]);
     return response;
   }
 
   StepClock clock_;
-  FakeNode a_{true}, b_{false};
-  MoveSteps a_steps_{&a_, 4}, b_steps_{&b_, 4};
-  uint64_t numbers_ = 0;
-  std::vector<std::string> calls_;
-  std::map<std::string, std::vector<Answer>> answers_;
-  std::string dead_;  // calls that never get through
+  uint64_t numbers_ = 0, number_ = 0, move_ = 0;
+  std::vector<std::string> calls_, asked_;
+  std::map<std::string, int> lost_;             // so many answers of a call
+  std::map<std::string, std::string> refused_;  // of a call
+  Crossing crossing_{.left = Done(5), .come = Done(7), .stopped = std::chrono::nanoseconds(20)};
 };
 
-TEST_F(MachineMoveTest, PreparedLeftArrived) {
-  const VcpuMoveEnd end = Move();
-  EXPECT_TRUE(end.status.ok()) << end.status;
-  EXPECT_FALSE(end.lost);
-  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "a PREPARE", "a LEAVE", "b ARRIVE"));
-  EXPECT_FALSE(a_.has());
-  EXPECT_TRUE(b_.has());
-  EXPECT_EQ(b_.version(), 2u);
-  EXPECT_GT(end.stopped.count(), 0);
-  EXPECT_EQ(numbers_, 4u);
+TEST_F(MachineMoveTest, PreparedThenCrossed) {
+  for (int i = 0; i < 2; i++) {
+    const VcpuMoveEnd end = Move();
+    EXPECT_TRUE(end.status.ok()) << end.status;
+    EXPECT_FALSE(end.lost);
+    EXPECT_EQ(end.stopped.count(), 20);
+    EXPECT_EQ(end.source.count(), 5);
+    EXPECT_EQ(end.target.count(), 7);
+  }
+  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "a PREPARE", "cross", "b PREPARE", "a PREPARE", "cross"));
 }
 
-TEST_F(MachineMoveTest, ATargetThatIsNotReadyIsNothingToTheGuest) {
-  b_.prepare = absl::ResourceExhaustedError("no vCPU is left");
-  const VcpuMoveEnd end = Move();
+TEST_F(MachineMoveTest, ANodeThatIsNotReadyIsNothingToTheGuest) {
+  refused_["b PREPARE"] = "no vCPU is left";
+  VcpuMoveEnd end = Move();
   EXPECT_EQ(MessageOf(end.status), "node 'b': no vCPU is left");
   EXPECT_FALSE(end.lost);
   EXPECT_THAT(calls_, ElementsAre("b PREPARE"));
-  dead_ = "b PREPARE";
-  EXPECT_EQ(MessageOf(Move().status), "down");
-  EXPECT_FALSE(Move().lost);
-  // Nor is a source that cannot be asked.
-  b_.prepare = absl::OkStatus();
-  dead_ = "a PREPARE";
-  EXPECT_EQ(MessageOf(Move().status), "down");
-  EXPECT_FALSE(Move().lost);
-  EXPECT_TRUE(a_.has());
-}
-
-TEST_F(MachineMoveTest, ASourceThatCannotStopItKeepsIt) {
-  a_.leave = absl::DeadlineExceededError("vCPU 3 does not leave the guest");
-  const VcpuMoveEnd end = Move();
-  EXPECT_EQ(MessageOf(end.status), "node 'a': vCPU 3 does not leave the guest");
-  EXPECT_FALSE(end.lost);
-  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "a PREPARE", "a LEAVE"));
-  EXPECT_TRUE(a_.has());
-}
-
-TEST_F(MachineMoveTest, WhatIsRefusedGoesBack) {
-  b_.arrive = absl::FailedPreconditionError("MSR 0x10a: this host refuses 0x1");
-  const VcpuMoveEnd end = Move();
-  EXPECT_EQ(MessageOf(end.status), "node 'b': MSR 0x10a: this host refuses 0x1");
-  EXPECT_FALSE(end.lost);
-  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "a PREPARE", "a LEAVE", "b ARRIVE", "a ARRIVE"));
-  EXPECT_TRUE(a_.has());
-  EXPECT_EQ(a_.version(), 3u) << "one later than where it was refused";
-  // And it can go later.
-  b_.arrive = absl::OkStatus();
-  EXPECT_TRUE(Move().status.ok());
-  EXPECT_TRUE(b_.has());
-}
-
-TEST_F(MachineMoveTest, WhatNobodyTakesIsLost) {
-  b_.arrive = absl::FailedPreconditionError("full");
-  a_.arrive = absl::InternalError("broken here");
-  const VcpuMoveEnd end = Move();
-  EXPECT_TRUE(end.lost);
-  EXPECT_EQ(MessageOf(end.status),
-            "vCPU 3 is lost: it was refused (node 'b': full), and node 'a' does not have it back: broken here");
+  refused_.clear();
+  for (const char* call : {"b PREPARE", "a PREPARE"}) {
+    lost_[call] = 1000;
+    end = Move();
+    EXPECT_EQ(MessageOf(end.status), "down");
+    EXPECT_FALSE(end.lost);
+    lost_.clear();
+  }
+  EXPECT_THAT(calls_, testing::Not(testing::Contains("cross")));
 }
 
 TEST_F(MachineMoveTest, AnAnswerThatIsLostIsAskedForAgain) {
-  for (const char* call : {"b PREPARE", "a LEAVE", "b ARRIVE"}) {
-    answers_[call] = {Answer::kIsLost, Answer::kCallIsLost};
-  }
-  const VcpuMoveEnd end = Move();
-  EXPECT_TRUE(end.status.ok()) << end.status;
-  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "b PREPARE", "b PREPARE", "a PREPARE", "a LEAVE", "a LEAVE", "a LEAVE",
-                                  "b ARRIVE", "b ARRIVE", "b ARRIVE"));
-  EXPECT_EQ(b_.prepared, 1) << "done once";
-  EXPECT_TRUE(b_.has());
+  lost_ = {{"b PREPARE", 2}, {"a PREPARE", 1}};
+  EXPECT_TRUE(Move().status.ok());
+  EXPECT_THAT(calls_, ElementsAre("b PREPARE", "b PREPARE", "b PREPARE", "a PREPARE", "a PREPARE", "cross"));
 }
 
-TEST_F(MachineMoveTest, WithoutAnAnswerItIsLost) {
-  dead_ = "a LEAVE";
+TEST_F(MachineMoveTest, ASourceThatCannotStopItKeepsIt) {
+  crossing_ = {.left = Refused("vCPU 3 does not leave the guest"), .come = Silence(), .stopped = {}};
+  const VcpuMoveEnd end = Move();
+  EXPECT_EQ(MessageOf(end.status), "node 'a': vCPU 3 does not leave the guest");
+  EXPECT_FALSE(end.lost);
+}
+
+TEST_F(MachineMoveTest, WhatIsRefusedGoesBack) {
+  // Whether or not the source has said that it left.
+  for (const absl::StatusOr<MoveWord>& left :
+       {absl::StatusOr<MoveWord>(Done(5)), absl::StatusOr<MoveWord>(Silence())}) {
+    calls_.clear();
+    crossing_ = {.left = left, .come = Refused("MSR 0x10a: this host refuses 0x1"), .stopped = {}};
+    const VcpuMoveEnd end = Move();
+    EXPECT_EQ(MessageOf(end.status), "node 'b': MSR 0x10a: this host refuses 0x1");
+    EXPECT_FALSE(end.lost);
+    EXPECT_THAT(calls_, ElementsAre("b PREPARE", "a PREPARE", "cross", "a TAKE_BACK"));
+  }
+}
+
+TEST_F(MachineMoveTest, WhatNobodyTakesIsLost) {
+  crossing_.come = Refused("full");
+  refused_["a TAKE_BACK"] = "broken here";
   VcpuMoveEnd end = Move();
   EXPECT_TRUE(end.lost);
   EXPECT_EQ(MessageOf(end.status),
-            "vCPU 3 is lost: node 'a' was told to let it go to node 'b', and has not said whether it did: down");
-  dead_ = "b ARRIVE";
+            "vCPU 3 is lost: it was refused (node 'b': full), and node 'a' does not have it back: broken here");
+  lost_["a TAKE_BACK"] = 1000;
   end = Move();
   EXPECT_TRUE(end.lost);
-  EXPECT_EQ(MessageOf(end.status), "vCPU 3 is lost: it left node 'a', and node 'b' has not said whether it came: down");
-  EXPECT_NE(calls_.back(), "a ARRIVE") << "it may run at b";
+  EXPECT_THAT(MessageOf(end.status), testing::EndsWith("node 'a' does not have it back: down"));
 }
 
-TEST_F(MachineMoveTest, AStepThatComesLateIsNotDone) {
-  v1::MoveMachineVcpuRequest request;
-  request.set_step(v1::MOVE_STEP_LEAVE);
-  request.set_vcpu(3);
-  request.set_to_node(2);
-  request.set_number(5);
-  EXPECT_EQ(a_steps_.Do(request).refused(), "");
-  request.set_number(4);
-  EXPECT_EQ(a_steps_.Do(request).refused(), "step 4 came after step 5");
-  request.set_number(0);
-  EXPECT_NE(a_steps_.Do(request).refused(), "");
-  EXPECT_NE(MoveSteps(&a_, 4).Do(request).refused(), "");
+TEST_F(MachineMoveTest, WithoutAWordItIsLost) {
+  crossing_ = {.left = Silence(), .come = Silence(), .stopped = {}};
+  VcpuMoveEnd end = Move();
+  EXPECT_TRUE(end.lost);
+  EXPECT_EQ(MessageOf(end.status),
+            "vCPU 3 is lost: node 'a' was told to let it go to node 'b', and has not said whether it did: no answer in "
+            "time");
+  crossing_.left = Done(5);
+  end = Move();
+  EXPECT_TRUE(end.lost);
+  EXPECT_EQ(MessageOf(end.status),
+            "vCPU 3 is lost: it left node 'a', and node 'b' has not said whether it came: no answer in time");
+  EXPECT_THAT(calls_, testing::Not(testing::Contains("a TAKE_BACK"))) << "it may run at b";
 }
 
-TEST_F(MachineMoveTest, WhatNoIoNodeSendsIsRefused) {
-  v1::MoveMachineVcpuRequest request;
-  request.set_step(v1::MOVE_STEP_LEAVE);
-  request.set_vcpu(4);
-  request.set_number(1);
-  EXPECT_EQ(a_steps_.Do(request).refused(), "there is no vCPU 4");
-  request.set_vcpu(3);
-  request.set_number(2);
-  request.set_to_node(kMaxNodes);
-  EXPECT_EQ(a_steps_.Do(request).refused(), "to_node: no node's number");
-  request.set_number(3);
-  request.clear_step();
-  EXPECT_EQ(a_steps_.Do(request).refused(), "step: not one this daemon knows");
-  EXPECT_TRUE(a_.has());
+TEST_F(MachineMoveTest, WhatCameHasLeft) {
+  crossing_.left = Silence();
+  const VcpuMoveEnd end = Move();
+  EXPECT_TRUE(end.status.ok()) << end.status;
+  EXPECT_EQ(end.target.count(), 7);
+}
+
+TEST_F(MachineMoveTest, AtBothIsLost) {
+  crossing_.left = Refused("it does not stop");
+  const VcpuMoveEnd end = Move();
+  EXPECT_TRUE(end.lost);
+  EXPECT_EQ(MessageOf(end.status),
+            "vCPU 3 is lost: node 'a' says that it has not left (it does not stop), and node 'b' has one");
 }
 
 }  // namespace

@@ -22,7 +22,7 @@
 #include "hyperkernel/node/machine_counters.h"
 #include "hyperkernel/node/machine_cpu.h"
 #include "hyperkernel/node/machine_link.h"
-#include "hyperkernel/node/machine_move.h"
+#include "hyperkernel/node/move_steps.h"
 #include "hyperkernel/node/stall_wire.h"
 #include "hyperkernel/node/vcpu_waits.h"
 #include "hyperkernel/node/vm_spec.h"
@@ -34,8 +34,8 @@ namespace {
 constexpr std::chrono::seconds kPartPauseDeadline(5);
 // A vCPU ends within microseconds, unless it waits for a page or an exit's answer.
 constexpr std::chrono::seconds kPartStopDeadline(2);
-// Round trips of a clock: a thousand of them would fit.
-constexpr std::chrono::seconds kTscDeadline(2);
+// A vCPU that waits for a page for longer than that does not keep the others from running: the next look steps.
+constexpr std::chrono::milliseconds kClockStepDeadline(100);
 
 absl::Status Bad(const std::string& what) {
   return absl::InvalidArgumentError(what);
@@ -76,6 +76,9 @@ class KvmPart final : public MachinePart, public ExitHandler {
   absl::Status Build();
   absl::Status Run() override { return vcpus_.Resume(); }
   absl::Status Hold() override { return vcpus_.Pause(options_.clock->Now() + kPartPauseDeadline); }
+  absl::Status Renew() override {
+    return vcpus_.Renew([this](Vm*) { return interrupts_->Renew(); }, options_.clock->Now() + kPartPauseDeadline);
+  }
   v1::MoveMachineVcpuResponse Move(const v1::MoveMachineVcpuRequest& request) override { return steps_->Do(request); }
   std::map<std::string, uint64_t> exits_by_kind() const override { return ExitsByKind(vcpus_.counters()); }
   std::vector<v1::VcpuTimes> vcpu_times() const override { return waits_.Times(vcpus_); }
@@ -84,7 +87,8 @@ class KvmPart final : public MachinePart, public ExitHandler {
     meter->Listen(wanted);
     return wanted ? TakeStalls(meter, options_.clock->Now()) : v1::MachineStalls();
   }
-  uint64_t tsc_error_ns() const override { return tsc_error_ns_; }
+  uint64_t tsc_error_ns() const override { return clock_->first_error_ns(); }
+  ClockWord LookAtClock(uint64_t machine) override { return clock_->Look(machine); }
 
  private:
   // ExitHandler
@@ -102,10 +106,10 @@ class KvmPart final : public MachinePart, public ExitHandler {
   absl::Status BuildInterrupts(bool x2apic);
   // The machine's TSC less this host's.
   absl::StatusOr<uint64_t> OffsetOfTsc(uint32_t tsc_khz);
+  absl::Status StepTsc(uint64_t ticks);
   absl::Status BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, uint64_t tsc_offset);
 
   const Options options_;
-  uint64_t tsc_error_ns_ = 0;
   std::unique_ptr<GuestMemory> memory_;
   std::unique_ptr<PvClock> pv_clock_;
   VcpuWaits waits_;
@@ -115,6 +119,7 @@ class KvmPart final : public MachinePart, public ExitHandler {
   std::unique_ptr<InterruptController> interrupts_;
   std::optional<VcpuMover> mover_;
   std::optional<MoveSteps> steps_;
+  std::optional<PartClock> clock_;
 };
 
 KvmPart::~KvmPart() {
@@ -130,6 +135,7 @@ KvmPart::~KvmPart() {
     log::Error("guest", "a vCPU does not stop", {{"guest", options_.request.name()}, {"error", MessageOf(status)}});
   }
   if (link_ != nullptr) link_->Close();
+  if (steps_.has_value()) steps_->Stop();
   vcpus_.Clear();
 }
 
@@ -168,17 +174,29 @@ absl::Status KvmPart::BuildInterrupts(bool x2apic) {
   nodes.link = link_.get();
   interrupts_ = std::make_unique<InterruptController>(InterruptControllerOptions{.vcpus = vcpus, .x2apic = x2apic},
                                                       nodes, options_.clock, &vcpus_);
-  link_->Attach(interrupts_.get(), exits_.get());
+  steps_.emplace(link_.get(), vcpus);
+  link_->Attach(interrupts_.get(), exits_.get(), &*steps_);
   return link_->Open();
 }
 
 absl::StatusOr<uint64_t> KvmPart::OffsetOfTsc(uint32_t tsc_khz) {
-  const uint64_t offset = options_.request.tsc_offset();
-  const bool one_host = !options_.boot_id.empty() && options_.boot_id == options_.request.boot_id();
-  if (one_host) return offset;  // one TSC
-  HK_ASSIGN_OR_RETURN(const TscOffset measured, link_->MeasureTsc(options_.clock->Now() + kTscDeadline));
-  if (tsc_khz != 0) tsc_error_ns_ = measured.error * 1'000'000 / tsc_khz;
-  return offset + static_cast<uint64_t>(measured.offset);
+  clock_.emplace(PartClock::Host{
+      .one_host = !options_.boot_id.empty() && options_.boot_id == options_.request.boot_id(),
+      .tsc_khz = tsc_khz,
+      .ticks = [] { return static_cast<uint64_t>(__rdtsc()); },
+      .measure = [this](uint32_t exchanges, Monotonic deadline) { return link_->MeasureTsc(deadline, exchanges); },
+      .step = [this](uint64_t ticks) { return StepTsc(ticks); },
+      .clock = options_.clock});
+  return clock_->Begin(options_.request.tsc_offset());
+}
+
+absl::Status KvmPart::StepTsc(uint64_t ticks) {
+  const absl::Status status = vcpus_.StepTsc(ticks, options_.clock->Now() + kClockStepDeadline);
+  // Held too late, or stopped: nothing has changed.
+  if (!status.ok() && !absl::IsDeadlineExceeded(status) && !absl::IsFailedPrecondition(status)) {
+    options_.ended(fmt::format("the TSC of its vCPUs cannot be set: {}", MessageOf(status)));
+  }
+  return status;
 }
 
 absl::Status KvmPart::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, uint64_t tsc_offset) {
@@ -199,15 +217,16 @@ absl::Status KvmPart::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model, 
   for (uint32_t i = 0; i < count; i++) {
     if (request.vcpu_nodes(static_cast<int>(i)) == options_.self.value()) configs.push_back(config(VcpuId(i)));
   }
-  mover_.emplace(&vcpus_, interrupts_.get(), config);
-  steps_.emplace(&*mover_, count);
-  return vcpus_.Create(std::move(vm), configs, [this](VcpuId id) {
+  HK_RETURN_IF_ERROR(vcpus_.Create(std::move(vm), configs, [this](VcpuId id) {
     return VcpuEnvironment{.devices = this,
                            .interrupts = &interrupts_->vcpu(id),
                            .clock = pv_clock_.get(),
                            .paced = true,
                            .threads = &waits_};
-  });
+  }));
+  mover_.emplace(&vcpus_, interrupts_.get(), config);
+  steps_->Begin(&*mover_);
+  return absl::OkStatus();
 }
 
 absl::Status KvmPart::Build() {

@@ -22,13 +22,14 @@
 #include "hyperkernel/memory/guest_memory.h"
 #include "hyperkernel/memory/guest_space.h"
 #include "hyperkernel/memory/space_router.h"
+#include "hyperkernel/node/clock_follower.h"
 #include "proto/machine.pb.h"
 #include "rdma/transport.h"
 
 namespace hk {
 
-// One machine's vCPUs on this node; there may be none, if all have moved. Thread-safe; one of Run, Hold, Move and the
-// destructor at a time.
+// One machine's vCPUs on this node; there may be none, if all have moved. Thread-safe; one of Run, Hold, Move,
+// Renew, LookAtClock and the destructor at a time.
 class MachinePart {
  public:
   // What a part is made of. All but `request` outlives it.
@@ -53,6 +54,8 @@ class MachinePart {
   virtual absl::Status Run() = 0;
   // Errors: kDeadlineExceeded if a vCPU does not stop; then all go on.
   virtual absl::Status Hold() = 0;
+  // Its vCPUs go on in a VM made anew. Errors: VcpuGroup::Renew's; they are as they were.
+  virtual absl::Status Renew() = 0;
   // A step of a vCPU's move to or from this node (machine_move.h).
   virtual v1::MoveMachineVcpuResponse Move(const v1::MoveMachineVcpuRequest& request) = 0;
   // As Machine::exits_by_kind.
@@ -61,8 +64,10 @@ class MachinePart {
   virtual std::vector<v1::VcpuTimes> vcpu_times() const = 0;
   // What they have waited for on other nodes since the last call with `wanted`; without, that is not kept any more.
   virtual v1::MachineStalls Stalls(bool /*wanted*/) { return {}; }
-  // By how much its TSC may differ from the I/O node's at most.
+  // By how much its TSC may have differed from the I/O node's at most when it was made.
   virtual uint64_t tsc_error_ns() const = 0;
+  // Looks how its clock has gone on, and follows the I/O node's, whose offset is `machine` (clock_follower.h).
+  virtual ClockWord LookAtClock(uint64_t /*machine*/) { return {}; }
 };
 
 }  // namespace hk

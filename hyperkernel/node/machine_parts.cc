@@ -19,6 +19,12 @@ constexpr std::chrono::seconds kIdle(60);
 // Why a part is no more that its I/O node has told to end.
 constexpr char kToldToEnd[] = "its I/O node has ended it";
 
+void LookAtClock(MachinePart* part, uint64_t machine, v1::OrderMachineResponse* response) {
+  const ClockWord word = part->LookAtClock(machine);
+  response->set_tsc_lead(word.lead);
+  if (word.bound_ns.has_value()) response->set_tsc_bound_ns(*word.bound_ns);
+}
+
 }  // namespace
 
 MachineParts::MachineParts(Factory factory, const Clock& clock) : factory_(std::move(factory)), clock_(clock) {
@@ -122,9 +128,11 @@ absl::StatusOr<v1::OrderMachineResponse> MachineParts::Order(const v1::OrderMach
   switch (request.order()) {
     case v1::MACHINE_ORDER_STATUS:
       entry->part->Stalls(false);
+      LookAtClock(entry->part.get(), request.tsc_offset(), &response);
       break;
     case v1::MACHINE_ORDER_STALLS:
       *response.mutable_stalls() = entry->part->Stalls(true);
+      LookAtClock(entry->part.get(), request.tsc_offset(), &response);
       break;
     case v1::MACHINE_ORDER_RUN:
       status = entry->part->Run();
@@ -133,6 +141,9 @@ absl::StatusOr<v1::OrderMachineResponse> MachineParts::Order(const v1::OrderMach
     case v1::MACHINE_ORDER_HOLD:
       status = entry->part->Hold();
       if (status.ok()) entry->running = false;
+      break;
+    case v1::MACHINE_ORDER_RENEW:
+      status = entry->part->Renew();
       break;
     case v1::MACHINE_ORDER_END:
       break;

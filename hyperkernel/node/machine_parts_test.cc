@@ -30,7 +30,7 @@ struct World {
   int alive = 0;
   bool make_waits = false, run_waits = false, end_waits = false, move_waits = false;
   bool ends_in_make = false;
-  absl::Status make_status, hold_status;
+  absl::Status make_status, hold_status, renew_status;
   std::function<void(const std::string&)> ended;  // of the last
 
   void Did(const std::string& what) {
@@ -97,7 +97,7 @@ class FakePart final : public MachinePart {
     world_->Did("move " + std::to_string(request.vcpu()));
     world_->Wait(&world_->move_waits);
     v1::MoveMachineVcpuResponse response;
-    response.set_took_ns(9);
+    response.set_refused("nine");
     return response;
   }
   std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
@@ -112,7 +112,14 @@ class FakePart final : public MachinePart {
     stalls.set_dropped(wanted ? ++asked_ : asked_ = 0);
     return stalls;
   }
+  absl::Status Renew() override {
+    world_->Did("renew");
+    return world_->renew_status;
+  }
   uint64_t tsc_error_ns() const override { return 42; }
+  ClockWord LookAtClock(uint64_t machine) override {
+    return {.lead = machine + 1, .bound_ns = machine == 0 ? std::nullopt : std::optional<uint64_t>(machine + 2)};
+  }
 
  private:
   World* const world_;
@@ -235,7 +242,7 @@ TEST_F(MachinePartsTest, AStepOfAMoveIsOneThingAtATimeToo) {
   std::thread moves([&] {
     const auto moved = parts_.Move(request);
     ASSERT_TRUE(moved.ok()) << moved.status();
-    EXPECT_EQ(moved->took_ns(), 9u);
+    EXPECT_EQ(moved->refused(), "nine");
   });
   world_.Await(2);
   std::thread runs([&] { EXPECT_TRUE(Order(v1::MACHINE_ORDER_RUN).ok()); });
@@ -391,6 +398,41 @@ TEST_F(MachinePartsTest, TheirNumberIsLimited) {
   EXPECT_TRUE(absl::IsResourceExhausted(parts_.Attach(Request(kMaxMachineParts + 1)).status()));
   EXPECT_TRUE(Order(v1::MACHINE_ORDER_END, 7).ok());
   EXPECT_TRUE(parts_.Attach(Request(kMaxMachineParts + 1)).ok());
+}
+
+TEST_F(MachinePartsTest, StatusLooksAtTheClock) {
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  v1::OrderMachineRequest request;
+  request.set_from("a");
+  request.set_id(1);
+  for (const v1::MachineOrder order : {v1::MACHINE_ORDER_STATUS, v1::MACHINE_ORDER_STALLS}) {
+    request.set_order(order);
+    request.set_tsc_offset(7);
+    auto response = parts_.Order(request);
+    ASSERT_TRUE(response.ok());
+    EXPECT_EQ(response->tsc_lead(), 8u);
+    EXPECT_EQ(response->tsc_bound_ns(), 9u);
+    request.set_tsc_offset(0);
+    response = parts_.Order(request);
+    ASSERT_TRUE(response.ok());
+    EXPECT_FALSE(response->has_tsc_bound_ns());
+  }
+  request.set_order(v1::MACHINE_ORDER_RUN);
+  request.set_number(1);
+  request.set_tsc_offset(7);
+  const auto response = parts_.Order(request);
+  ASSERT_TRUE(response.ok());
+  EXPECT_EQ(response->tsc_lead(), 0u) << "an order does not wait for clocks";
+}
+
+TEST_F(MachinePartsTest, ARenewalIsMadeOrSaysWhyNot) {
+  ASSERT_TRUE(parts_.Attach(Request(1)).ok());
+  EXPECT_TRUE(Order(v1::MACHINE_ORDER_RENEW).ok());
+  EXPECT_TRUE(absl::IsPermissionDenied(Order(v1::MACHINE_ORDER_RENEW, 1, "b")));
+  EXPECT_TRUE(absl::IsNotFound(Order(v1::MACHINE_ORDER_RENEW, 2)));
+  world_.renew_status = absl::DeadlineExceededError("one");
+  EXPECT_EQ(MessageOf(Order(v1::MACHINE_ORDER_RENEW)), "one");
+  EXPECT_THAT(world_.Done(), ElementsAre("make", "renew", "renew"));
 }
 
 TEST(MachinePart, WhatNoIoNodeSendsIsRefused) {

@@ -14,7 +14,7 @@ class Cluster;
 
 // Version of what the nodes of one machine say to one another: proto/machine.proto, and the link's messages. All of
 // them have the same.
-inline constexpr uint32_t kMachineProtocolVersion = 2;  // 2: vCPUs move, doorbells do not wait, stalls are told
+inline constexpr uint32_t kMachineProtocolVersion = 4;  // 4: parts follow clocks, and are renewed
 
 // The seam to the cluster. Every call has a deadline; errors are for people and begin with the node.
 class MachinePeers {
@@ -26,7 +26,7 @@ class MachinePeers {
   virtual absl::StatusOr<v1::AttachMachineResponse> Attach(const std::string& node,
                                                            const v1::AttachMachineRequest& request) = 0;
   virtual absl::StatusOr<v1::OrderMachineResponse> Order(const std::string& node, uint64_t id, v1::MachineOrder order,
-                                                         uint64_t number) = 0;
+                                                         uint64_t number, uint64_t tsc_offset) = 0;
   virtual absl::StatusOr<v1::MoveMachineVcpuResponse> Move(const std::string& node, uint64_t id,
                                                            const v1::MoveMachineVcpuRequest& request) = 0;
 };
@@ -41,7 +41,7 @@ class ClusterMachinePeers final : public MachinePeers {
   absl::StatusOr<v1::AttachMachineResponse> Attach(const std::string& node,
                                                    const v1::AttachMachineRequest& request) override;
   absl::StatusOr<v1::OrderMachineResponse> Order(const std::string& node, uint64_t id, v1::MachineOrder order,
-                                                 uint64_t number) override;
+                                                 uint64_t number, uint64_t tsc_offset) override;
   absl::StatusOr<v1::MoveMachineVcpuResponse> Move(const std::string& node, uint64_t id,
                                                    const v1::MoveMachineVcpuRequest& request) override;
 

@@ -23,6 +23,7 @@ constexpr auto kMostBetweenTicks = 2 * PlacementPolicy::kInterval;
 absl::StatusOr<std::shared_ptr<MachinePolicy>> MachinePolicy::Make(Options options) {
   PolicyMachine machine;
   machine.vcpus = options.vcpus;
+  machine.io_node = options.self;
   for (const Node& node : options.nodes)
     machine.nodes.push_back({.number = node.number, .most_vcpus = node.most_vcpus});
   HK_ASSIGN_OR_RETURN(std::unique_ptr<PlacementPolicy> policy, MakePolicy(options.policy, machine));
@@ -30,7 +31,10 @@ absl::StatusOr<std::shared_ptr<MachinePolicy>> MachinePolicy::Make(Options optio
 }
 
 MachinePolicy::MachinePolicy(Options options, std::unique_ptr<PlacementPolicy> policy)
-    : options_(std::move(options)), policy_(std::move(policy)), where_(options_.vcpus) {}
+    : options_(std::move(options)),
+      policy_(std::move(policy)),
+      before_(options_.vcpus.size()),
+      where_(options_.vcpus) {}
 
 void MachinePolicy::SetMover(Mover mover) {
   MutexLock lock(&mutex_);
@@ -52,6 +56,27 @@ std::vector<std::shared_ptr<StallRecording>> MachinePolicy::Recordings() {
     all.push_back(std::move(recording));
     return false;
   });
+  return all;
+}
+
+void MachinePolicy::SetTimes(Times times) {
+  MutexLock lock(&mutex_);
+  times_ = std::move(times);
+}
+
+std::vector<v1::TraceRan> MachinePolicy::Ran(const std::vector<v1::VcpuTimes>& times) {
+  std::vector<v1::TraceRan> all;
+  for (const v1::VcpuTimes& told : times) {
+    if (told.vcpu() >= before_.size()) continue;
+    const HostTimes before = std::exchange(
+        before_[told.vcpu()], HostTimes{.known = true, .running_ns = told.running_ns(), .ready_ns = told.ready_ns()});
+    // What a node told late may be less than what was known.
+    if (!before.known || told.running_ns() < before.running_ns || told.ready_ns() < before.ready_ns) continue;
+    v1::TraceRan& ran = all.emplace_back();
+    ran.set_vcpu(told.vcpu());
+    ran.set_running_ns(told.running_ns() - before.running_ns);
+    ran.set_ready_ns(told.ready_ns() - before.ready_ns);
+  }
   return all;
 }
 
@@ -100,12 +125,12 @@ void MachinePolicy::Collect() {
   if (ended_) return;
   CollectLocked();
   const Monotonic now = options_.clock->Now();
-  if (now - last_tick_ >= kMostBetweenTicks) TickLocked(now);
+  if (now - last_tick_ >= kMostBetweenTicks) TickLocked(now, {});
 }
 
-void MachinePolicy::TickLocked(Monotonic now) {
+void MachinePolicy::TickLocked(Monotonic now, std::span<const v1::TraceRan> ran) {
   last_tick_ = now;
-  for (const std::shared_ptr<StallRecording>& recording : Recordings()) recording->AddTick(now);
+  for (const std::shared_ptr<StallRecording>& recording : Recordings()) recording->AddTick(now, ran);
 }
 
 void MachinePolicy::NoteMove(VcpuId vcpu, NodeId to, Monotonic now) {
@@ -117,6 +142,13 @@ void MachinePolicy::NoteMove(VcpuId vcpu, NodeId to, Monotonic now) {
 void MachinePolicy::Tick(const std::vector<NodeId>& where) {
   std::vector<PolicyMove> moves;
   Mover mover;
+  Times times;
+  {
+    MutexLock lock(&mutex_);
+    if (ended_) return;
+    times = times_;
+  }
+  const std::vector<v1::VcpuTimes> told = times == nullptr ? std::vector<v1::VcpuTimes>() : times();
   {
     MutexLock lock(&mutex_);
     if (ended_) return;
@@ -126,8 +158,13 @@ void MachinePolicy::Tick(const std::vector<NodeId>& where) {
     }
     CollectLocked();
     if (now < next_decision_ && !HK_MUTANT(policy_moves_without_pause)) return;
+    const std::vector<v1::TraceRan> ran = Ran(told);
+    for (const v1::TraceRan& each : ran) {
+      policy_->OnRan(VcpuId(each.vcpu()), std::chrono::nanoseconds(static_cast<int64_t>(each.running_ns())),
+                     std::chrono::nanoseconds(static_cast<int64_t>(each.ready_ns())));
+    }
     if (mover_ != nullptr) moves = policy_->Decide(now);
-    TickLocked(now);
+    TickLocked(now, ran);
     mover = mover_;
   }
   for (size_t i = 0; i < moves.size(); ++i) {
@@ -158,6 +195,7 @@ void MachinePolicy::Log(const PolicyMove& move, const absl::Status& status) cons
              {"vcpu", fmt::to_string(move.vcpu.value())},
              {"to", NameOf(move.to)},
              {"waited_for_it_percent", fmt::format("{:.0f}", 100 * move.waited)},
+             {"lacked_a_core_percent", fmt::format("{:.0f}", 100 * move.ready)},
              {"reason", MessageOf(status)}});
 }
 
@@ -178,6 +216,7 @@ absl::StatusOr<std::shared_ptr<StallRecording>> MachinePolicy::Record() {
     told->set_name(node.name);
     told->set_most_vcpus(node.most_vcpus);
   }
+  header.set_io_node(options_.self.value());
   for (const NodeId node : where_) header.add_vcpu_nodes(node.value());
   *header.mutable_began() = ToTimestamp(options_.clock->Wall());
   const auto recording = std::make_shared<StallRecording>(std::move(header), options_.clock->Now());
@@ -191,6 +230,7 @@ void MachinePolicy::End() {
   ended_ = true;
   ListenLocked();
   local_ = nullptr;
+  times_ = nullptr;
   for (const std::shared_ptr<StallRecording>& recording : Recordings()) recording->End();
 }
 

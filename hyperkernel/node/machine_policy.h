@@ -65,6 +65,10 @@ class MachinePolicy {
   void SetMover(Mover mover);
   // What vCPUs of this node wait for; null: not any more. It outlives its being set.
   void SetLocal(FaultMeter* meter);
+  // How all vCPUs have spent their time since the machine's start; called by the thread that calls Tick. Without it the
+  // policy does not know who runs.
+  using Times = std::function<std::vector<v1::VcpuTimes>()>;
+  void SetTimes(Times times);
 
   // True: the other nodes are to tell what they see (MACHINE_ORDER_STALLS).
   bool wanted() const;
@@ -89,7 +93,9 @@ class MachinePolicy {
   void ListenLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CollectLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TakeLocked(NodeId from, const v1::MachineStalls& stalls) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void TickLocked(Monotonic now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TickLocked(Monotonic now, std::span<const v1::TraceRan> ran) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What has been run since the last time that it was asked.
+  std::vector<v1::TraceRan> Ran(const std::vector<v1::VcpuTimes>& times) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void NoteMove(VcpuId vcpu, NodeId to, Monotonic now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<std::shared_ptr<StallRecording>> Recordings() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Log(const PolicyMove& move, const absl::Status& status) const;
@@ -99,6 +105,12 @@ class MachinePolicy {
   const std::unique_ptr<PlacementPolicy> policy_ ABSL_PT_GUARDED_BY(mutex_);
   Mover mover_ ABSL_GUARDED_BY(mutex_);
   FaultMeter* local_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  Times times_ ABSL_GUARDED_BY(mutex_);
+  struct HostTimes {
+    bool known = false;
+    uint64_t running_ns = 0, ready_ns = 0;
+  };
+  std::vector<HostTimes> before_ ABSL_GUARDED_BY(mutex_);  // by vCPU
   std::vector<NodeId> where_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::weak_ptr<StallRecording>> recordings_ ABSL_GUARDED_BY(mutex_);
   Monotonic last_tick_ ABSL_GUARDED_BY(mutex_), next_decision_ ABSL_GUARDED_BY(mutex_);

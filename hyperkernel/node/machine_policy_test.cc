@@ -42,13 +42,14 @@ class MachinePolicyTest : public testing::Test {
  protected:
   MachinePolicyTest() { Make("balance"); }
 
-  void Make(const std::string& policy) {
-    absl::StatusOr<std::shared_ptr<MachinePolicy>> made = MachinePolicy::Make({.machine = "web",
-                                                                               .policy = policy,
-                                                                               .self = kA,
-                                                                               .nodes = {{kA, "a", 4}, {kB, "b", 2}},
-                                                                               .vcpus = where_,
-                                                                               .clock = &clock_});
+  void Make(const std::string& policy, uint32_t cores_of_a = 4) {
+    absl::StatusOr<std::shared_ptr<MachinePolicy>> made =
+        MachinePolicy::Make({.machine = "web",
+                             .policy = policy,
+                             .self = kA,
+                             .nodes = {{kA, "a", cores_of_a}, {kB, "b", 2}},
+                             .vcpus = where_,
+                             .clock = &clock_});
     ASSERT_TRUE(made.ok()) << made.status();
     policy_ = *std::move(made);
   }
@@ -140,6 +141,43 @@ TEST_F(MachinePolicyTest, WhatIsSeenHereCountsToo) {
   }
   EXPECT_THAT(moves_, ElementsAre(std::pair(VcpuId(0), kB)));
   policy_->SetLocal(nullptr);
+}
+
+// a has no core more than it has vCPUs of the machine.
+TEST_F(MachinePolicyTest, WhoRunsIsTakenFromTheTimesOfVcpus) {
+  std::vector<v1::VcpuTimes> times(3);
+  for (uint32_t vcpu = 0; vcpu < 3; ++vcpu) times[vcpu].set_vcpu(vcpu);
+  const auto second = [&](uint64_t running_ns) {
+    for (v1::VcpuTimes& each : times) {
+      each.set_running_ns(each.running_ns() + running_ns);
+      each.set_ready_ns(each.ready_ns() + 1);
+    }
+    clock_.now += seconds(1);
+    next_page_ = 0;
+    policy_->Take(kB, Told(1, 450));
+    next_page_ = 0;
+    policy_->Take(kB, Told(1, 450));
+    policy_->Tick(where_);
+  };
+  where_[2] = kA;
+  Make("balance", 2);
+  Move();
+  policy_->SetTimes([&] { return times; });
+  const auto recording = policy_->Record();
+  for (int i = 0; i < 10; ++i) second(900'000'000);
+  EXPECT_THAT(moves_, IsEmpty());
+  size_t told = 0;
+  for (const v1::TraceRecord& record : Read(recording->get())) {
+    for (const v1::TraceRan& ran : record.tick().ran()) {
+      EXPECT_EQ(ran.running_ns(), 900'000'000u);
+      EXPECT_EQ(ran.ready_ns(), 1u);
+      ++told;
+    }
+  }
+  EXPECT_EQ(told, 9u * 3) << "the first time says where it begins";
+  times[0].set_running_ns(0);  // told late by its node: it is not believed
+  for (int i = 0; i < 10; ++i) second(100'000'000);
+  EXPECT_THAT(moves_, ElementsAre(std::pair(VcpuId(1), kA)));
 }
 
 TEST_F(MachinePolicyTest, BetweenTwoMovesThereIsAPause) {

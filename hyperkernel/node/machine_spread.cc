@@ -13,15 +13,11 @@
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/machine_cpu.h"
-#include "hyperkernel/node/machine_move.h"
 #include "hyperkernel/node/vcpu_waits.h"
 #include "hyperkernel/node/vm_spec.h"
 
 namespace hk {
 namespace {
-
-// Between two questions how the others are.
-constexpr std::chrono::seconds kWatchPause(1);
 
 // As a space's: 63 random bits, and not 0.
 uint64_t NewId() {
@@ -100,6 +96,11 @@ std::string MachineSpread::NodeOf(VcpuId vcpu) const {
   return NameOf(nodes_.at(vcpu.value()));
 }
 
+uint64_t MachineSpread::vcpu_moves() const {
+  MutexLock lock(&mutex_);
+  return moves_;
+}
+
 bool MachineSpread::Here(VcpuId vcpu) const {
   MutexLock lock(&mutex_);
   return nodes_.at(vcpu.value()) == self_number_;
@@ -107,16 +108,26 @@ bool MachineSpread::Here(VcpuId vcpu) const {
 
 absl::StatusOr<std::vector<kvm_cpuid_entry2>> MachineSpread::AgreeOnHosts(const std::vector<kvm_cpuid_entry2>& ours,
                                                                           uint32_t tsc_khz) {
+  const bool recorded = !options_.cpu_model.empty();
   std::vector<kvm_cpuid_entry2> model = ours;
+  if (recorded) {
+    HK_ASSIGN_OR_RETURN(model, CpuidOf(options_.cpu_model));
+    HK_RETURN_IF_ERROR(CheckRecordedCpu(model, ours, options_.self));
+  }
   for (const Other& other : others_) {
     HK_ASSIGN_OR_RETURN(const v1::DescribeMachineHostResponse host, options_.peers->Describe(other.name, spec_.cpu()));
     const absl::StatusOr<std::vector<kvm_cpuid_entry2>> theirs = CpuidOf(host.cpuid());
     if (!theirs.ok()) return WithContext(theirs.status(), fmt::format("node '{}'", other.name));
-    HK_ASSIGN_OR_RETURN(model, AgreeOnCpu(model, *theirs, spec_.cpu().profile(), other.name));
+    if (recorded) {
+      HK_RETURN_IF_ERROR(CheckRecordedCpu(model, *theirs, other.name));
+    } else {
+      HK_ASSIGN_OR_RETURN(model, AgreeOnCpu(model, *theirs, spec_.cpu().profile(), other.name));
+    }
     if (host.boot_id() == options_.boot_id && !host.boot_id().empty()) continue;
     one_host_ = false;
     HK_RETURN_IF_ERROR(CheckTscRate(tsc_khz, host.tsc_khz(), other.name));
   }
+  SetCpuid(model, &cpu_model_);
   if (!one_host_) HideInvariantTsc(&model);
   return model;
 }
@@ -128,11 +139,13 @@ InterruptNodes MachineSpread::interrupt_nodes() {
   return nodes;
 }
 
-absl::Status MachineSpread::Open(InterruptController* interrupts, ExitHandler* devices,
-                                 std::function<void(const std::string& reason)> failed) {
+absl::Status MachineSpread::Open(InterruptController* interrupts, ExitHandler* devices, MoveMessages* moves,
+                                 std::function<void(const std::string& reason)> failed,
+                                 std::function<absl::Status(uint64_t ticks)> step_tsc) {
   failed_ = std::move(failed);
+  step_tsc_ = std::move(step_tsc);
   server_ = std::make_unique<ExitServer>(link_.get(), devices, spec_.vcpus());
-  link_->Attach(interrupts, server_.get());
+  link_->Attach(interrupts, server_.get(), moves);
   return link_->Open();
 }
 
@@ -152,7 +165,13 @@ absl::Status MachineSpread::AtAll(const std::function<absl::Status(Other*)>& cal
 
 absl::Status MachineSpread::Tell(Other* other, v1::MachineOrder order, uint64_t number) {
   if (!other->attached) return absl::OkStatus();
-  HK_ASSIGN_OR_RETURN(const v1::OrderMachineResponse response, options_.peers->Order(other->name, id_, order, number));
+  HK_ASSIGN_OR_RETURN(const v1::OrderMachineResponse response,
+                      options_.peers->Order(other->name, id_, order, number, clocks_.offset()));
+  if (order == v1::MACHINE_ORDER_STATUS || order == v1::MACHINE_ORDER_STALLS) {
+    ClockWord word{.lead = response.tsc_lead(), .bound_ns = std::nullopt};
+    if (response.has_tsc_bound_ns()) word.bound_ns = response.tsc_bound_ns();
+    clocks_.Take(other->number, word, options_.clock->Now());
+  }
   if (options_.policy != nullptr && response.has_stalls()) options_.policy->Take(other->number, response.stalls());
   MutexLock lock(&mutex_);
   running_[other->number] = response.running();
@@ -165,6 +184,7 @@ absl::Status MachineSpread::Tell(Other* other, v1::MachineOrder order, uint64_t 
 }
 
 absl::Status MachineSpread::Attach(const Run& run) {
+  clocks_.Begin(run.tsc_offset, run.tsc_khz);
   v1::AttachMachineRequest request;
   request.set_name(spec_.name());
   request.set_id(id_);
@@ -224,16 +244,17 @@ absl::Status MachineSpread::Hold() {
   return status;
 }
 
-absl::StatusOr<VcpuMoved> MachineSpread::MoveVcpu(VcpuId vcpu, const std::string& to, const MoveHere& here) {
+absl::StatusOr<VcpuMoved> MachineSpread::MoveVcpu(VcpuId vcpu, const std::string& to, LocalMoves* here) {
   if (vcpu.value() >= first_nodes_.size()) {
     return absl::NotFoundError(
         fmt::format("there is no vCPU {}: they are 0 to {}", vcpu.value(), first_nodes_.size() - 1));
   }
-  VcpuMove move{.vcpu = vcpu, .from = NodeOf(vcpu), .to = to, .to_number = {}};
+  VcpuMove move{.vcpu = vcpu, .from = NodeOf(vcpu), .to = to, .from_number = {}, .to_number = {}};
   std::vector<std::string> names;
   bool known = false;
   for (const SpaceMemberId& member : Members()) {
     names.push_back(member.name);
+    if (member.name == move.from) move.from_number = member.number;
     if (member.name != to) continue;
     move.to_number = member.number;
     known = true;
@@ -245,21 +266,28 @@ absl::StatusOr<VcpuMoved> MachineSpread::MoveVcpu(VcpuId vcpu, const std::string
         to, fmt::join(names, ", ")));
   }
   if (move.from == to) return VcpuMoved{.from = to, .to = to, .stopped = {}};
-  const MoveAt at = [&](const std::string& node,
-                        const v1::MoveMachineVcpuRequest& request) -> absl::StatusOr<v1::MoveMachineVcpuResponse> {
-    if (node == options_.self) return here(request);
-    return options_.peers->Move(node, id_, request);
-  };
+  const MoveCalls calls{
+      .at = [&](const std::string& node,
+                const v1::MoveMachineVcpuRequest& request) -> absl::StatusOr<v1::MoveMachineVcpuResponse> {
+        if (node == options_.self) return here->Do(request);
+        return options_.peers->Move(node, id_, request);
+      },
+      .cross = [&](const VcpuMove& made, uint64_t number) { return here->Cross(made, number); }};
   {
     MutexLock lock(&mutex_);
     seen_[vcpu.value()].Add(move.to_number);
   }
-  const VcpuMoveEnd end = hk::MoveVcpu(move, at, *options_.clock, &move_steps_);
+  const VcpuMoveEnd end = hk::MoveVcpu(move, calls, *options_.clock, &move_numbers_);
+  if (options_.metrics != nullptr) {
+    if (end.status.ok()) options_.metrics->CountMove(end.stopped);
+    if (!end.status.ok()) options_.metrics->CountMoveNotMade(end.lost);
+  }
   if (end.lost) failed_(MessageOf(end.status));
   HK_RETURN_IF_ERROR(end.status);
   {
     MutexLock lock(&mutex_);
     nodes_[vcpu.value()] = move.to_number;
+    moves_++;
   }
   const auto us = [](std::chrono::nanoseconds time) { return fmt::to_string(time.count() / 1000); };
   log::Info("guest", "a vCPU has moved",
@@ -275,6 +303,11 @@ absl::StatusOr<VcpuMoved> MachineSpread::MoveVcpu(VcpuId vcpu, const std::string
 
 absl::Status MachineSpread::LookAt(Other* other) {
   const bool stalls = options_.policy != nullptr && options_.policy->wanted();
+  uint64_t before = 0;
+  {
+    MutexLock lock(&mutex_);
+    before = orders_;
+  }
   const absl::Status told = Tell(other, stalls ? v1::MACHINE_ORDER_STALLS : v1::MACHINE_ORDER_STATUS);
   if (absl::IsFailedPrecondition(told) || absl::IsNotFound(told)) return told;
   if (!told.ok()) return absl::OkStatus();
@@ -282,8 +315,9 @@ absl::Status MachineSpread::LookAt(Other* other) {
   uint64_t number = 0;
   {
     MutexLock lock(&mutex_);
-    // Before the first order nothing runs, and nothing is to; of one that is under way the answers come still.
-    if (orders_ == 0 || ordering_ || running_[other->number] == (wanted_ == v1::MACHINE_ORDER_RUN))
+    // Before the first order nothing runs, and nothing is to; of one that is under way the answers come still, and an
+    // answer from before one says nothing.
+    if (orders_ == 0 || orders_ != before || ordering_ || running_[other->number] == (wanted_ == v1::MACHINE_ORDER_RUN))
       return absl::OkStatus();
     wanted = wanted_;
     number = ++orders_;
@@ -297,11 +331,12 @@ absl::Status MachineSpread::LookAt(Other* other) {
 void MachineSpread::Watch() {
   MutexLock lock(&mutex_);
   while (watching_) {
-    if (changed_.WaitUntil(&mutex_, options_.clock->Now() + kWatchPause) || !watching_) continue;
+    if (changed_.WaitUntil(&mutex_, options_.clock->Now() + options_.watch_pause) || !watching_) continue;
     mutex_.Unlock();
     const absl::Status status = AtAll([this](Other* other) { return LookAt(other); });
     // With no lock held: who is told may wait for one who asks for exits_by_kind.
     if (!status.ok()) failed_(WithNodeNames(MessageOf(status), Members()));
+    FollowClocks();
     mutex_.Lock();
     if (!status.ok()) return;
     if (options_.policy == nullptr) continue;
@@ -310,6 +345,27 @@ void MachineSpread::Watch() {
     options_.policy->Tick(where);
     mutex_.Lock();
   }
+}
+
+void MachineSpread::FollowClocks() {
+  const uint64_t ticks = clocks_.TakeStep();
+  // If it cannot now, the others say again that they lead.
+  if (ticks != 0 && step_tsc_(ticks).ok()) clocks_.Stepped(ticks);
+}
+
+std::vector<v1::NodeClock> MachineSpread::clocks() const {
+  std::vector<v1::NodeClock> clocks;
+  for (const Other& other : others_) {
+    v1::NodeClock& clock = clocks.emplace_back();
+    clock.set_node(other.name);
+    const std::optional<uint64_t> bound = clocks_.Bound(other.number, options_.clock->Now());
+    if (bound.has_value()) clock.set_bound_ns(*bound);
+  }
+  return clocks;
+}
+
+absl::Status MachineSpread::Renew() {
+  return AtAll([this](Other* other) { return Tell(other, v1::MACHINE_ORDER_RENEW); });
 }
 
 void MachineSpread::EndWatch() {

@@ -9,6 +9,7 @@
 //  places.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
@@ -29,14 +30,20 @@
 #include "hyperkernel/memory/space_router.h"
 #include "hyperkernel/node/exit_server.h"
 #include "hyperkernel/node/machine.h"
+#include "hyperkernel/node/machine_clocks.h"
 #include "hyperkernel/node/machine_link.h"
+#include "hyperkernel/node/machine_move.h"
 #include "hyperkernel/node/machine_peers.h"
 #include "hyperkernel/node/machine_policy.h"
+#include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/space_rules.h"
 #include "proto/vm.pb.h"
 #include "rdma/transport.h"
 
 namespace hk {
+
+// Between two questions how the others are.
+inline constexpr std::chrono::milliseconds kWatchPause{1000};
 
 // One machine's. Thread-safe, but for what says otherwise; one order at a time.
 class MachineSpread {
@@ -49,6 +56,9 @@ class MachineSpread {
     SpaceRouter* router = nullptr;
     const Clock* clock = nullptr;
     std::shared_ptr<MachinePolicy> policy;  // null: none
+    Metrics* metrics = nullptr;             // of the daemon; null: nobody counts moves
+    std::chrono::milliseconds watch_pause = kWatchPause;
+    CpuidEntries cpu_model;  // what the machine had before, which it has again; none: the first start
   };
   // Of the machine's run, for the other nodes.
   struct Run {
@@ -66,15 +76,22 @@ class MachineSpread {
   // Ends what is left on other nodes, and the link.
   ~MachineSpread();
 
-  // The model of all vCPUs: `ours` is this node's. Errors: AgreeOnCpu's, CheckTscRate's, a node that does not answer.
+  // The model of all vCPUs: `ours` is what this node could have. Errors: AgreeOnCpu's or, if there is a model of
+  // before, CheckRecordedCpu's; CheckTscRate's, a node that does not answer.
   absl::StatusOr<std::vector<kvm_cpuid_entry2>> AgreeOnHosts(const std::vector<kvm_cpuid_entry2>& ours,
                                                              uint32_t tsc_khz);
+  // Known after AgreeOnHosts: that model, and whatever of it is hidden for this run's hosts alone.
+  const CpuidEntries& cpu_model() const { return cpu_model_; }
   // What an InterruptController of this node is made with; the link is in it.
   InterruptNodes interrupt_nodes();
-  // The link serves. `failed` is told why the machine cannot go on, with no lock held: by the link and by who watches
-  // the others, once by each at most. It must not destroy this.
-  absl::Status Open(InterruptController* interrupts, ExitHandler* devices,
-                    std::function<void(const std::string& reason)> failed);
+  // Null: no vCPU is elsewhere.
+  MachineLink* link() { return link_.get(); }
+  // The link serves. `moves` is null or outlives Close. `failed` is told why the machine cannot go on, with no lock
+  // held: by the link and by who watches the others, once by each at most. It must not destroy this.
+  // `step_tsc` adds so many ticks to the TSC of the vCPUs here, or nothing; asked by the thread that asks the others.
+  absl::Status Open(InterruptController* interrupts, ExitHandler* devices, MoveMessages* moves,
+                    std::function<void(const std::string& reason)> failed,
+                    std::function<absl::Status(uint64_t ticks)> step_tsc);
 
   // REQUIRES of all that follow: Open. Makes the others' vCPUs, held. Errors: the first that is told of, and all are
   // gone again.
@@ -88,11 +105,17 @@ class MachineSpread {
   // The link takes nothing any more. REQUIRES: End was called.
   void Close();
 
-  // Moves a vCPU to another of the nodes, whether it runs or is held; `here` does a step of it at this node. Beside no
+  // Moves a vCPU to another of the nodes, whether it runs or is held; `here` is this node's part of it. Beside no
   // order and no other move. Errors: as Machine::MoveVcpu; one that is lost is told as a failure too.
-  using MoveHere = std::function<v1::MoveMachineVcpuResponse(const v1::MoveMachineVcpuRequest& request)>;
-  absl::StatusOr<VcpuMoved> MoveVcpu(VcpuId vcpu, const std::string& to, const MoveHere& here);
+  absl::StatusOr<VcpuMoved> MoveVcpu(VcpuId vcpu, const std::string& to, LocalMoves* here);
 
+  // vCPUs of the others go on in VMs made anew. Errors: the first, saying which node; there they are as they were.
+  absl::Status Renew();
+
+  // How one the others' clocks are with this node's, as of about a second ago.
+  std::vector<v1::NodeClock> clocks() const;
+  // That were made since the start.
+  uint64_t vcpu_moves() const;
   bool Here(VcpuId vcpu) const;
   // Of all other nodes together, as of about a second ago. Never blocks for long.
   std::map<std::string, uint64_t> exits_by_kind() const;
@@ -119,6 +142,8 @@ class MachineSpread {
   // One that does not run, or runs, against the last order is told again: an order may be lost on its way.
   absl::Status LookAt(Other* other);
   void Watch();
+  // This node's vCPUs step, if others' clocks are ahead of theirs.
+  void FollowClocks();
   void EndWatch();
   std::string NameOf(NodeId node) const;
   std::vector<SpaceMemberId> Members() const;
@@ -128,16 +153,20 @@ class MachineSpread {
   NodeId self_number_;
   uint64_t id_ = 0;
   std::vector<NodeId> first_nodes_;  // by vCPU, at the start
-  uint64_t move_steps_ = 0;
+  uint64_t move_numbers_ = 0;        // the last one
   bool one_host_ = true;
+  MachineClocks clocks_;
+  CpuidEntries cpu_model_;
   std::vector<Other> others_;
   std::unique_ptr<MachineLink> link_;
   std::unique_ptr<ExitServer> server_;
   std::function<void(const std::string&)> failed_;
+  std::function<absl::Status(uint64_t)> step_tsc_;
   mutable Mutex mutex_;
   CondVar changed_;
   bool watching_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<NodeId> nodes_ ABSL_GUARDED_BY(mutex_);  // by vCPU, now
+  uint64_t moves_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<NodeSet> seen_ ABSL_GUARDED_BY(mutex_);  // by vCPU: where it is or was
   // The last order to all, and its number.
   v1::MachineOrder wanted_ ABSL_GUARDED_BY(mutex_) = v1::MACHINE_ORDER_HOLD;

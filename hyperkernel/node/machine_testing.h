@@ -48,7 +48,9 @@ class FakeMachine : public Machine {
   uint64_t exits() const override { return 7; }
   std::map<std::string, uint64_t> exits_by_kind() const override { return {{"port", 7}}; }
   std::shared_ptr<MachinePolicy> policy() const override { return placement; }
+  CpuidEntries cpu_model() const override { return cpu; }
   MachineEvents* events() { return events_; }
+  CpuidEntries cpu;
   std::shared_ptr<MachinePolicy> placement;
   absl::Status pause_status, renew_status, move_status;
   std::vector<std::pair<VcpuId, std::string>> moves;

@@ -5,6 +5,7 @@
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/device/doorbells.h"
+#include "hyperkernel/node/wire_fields.h"
 
 namespace hk {
 namespace {
@@ -16,15 +17,6 @@ constexpr size_t kKindAt = 1, kSizeAt = 2, kRestAt = 3;
 constexpr size_t kAddressAt = 8, kRequestDataAt = 16, kAnswerDataAt = 8, kTicksAt = 8;
 constexpr size_t kVcpuAt = 2;
 constexpr uint64_t kMaxPort = 0xffff;
-
-void Put(std::span<std::byte> to, size_t at, uint64_t value, size_t bytes) {
-  for (size_t i = 0; i < bytes; ++i) to[at + i] = static_cast<std::byte>(value >> (8 * i));
-}
-uint64_t Get(std::span<const std::byte> from, size_t at, size_t bytes) {
-  uint64_t value = 0;
-  for (size_t i = 0; i < bytes; ++i) value |= static_cast<uint64_t>(from[at + i]) << (8 * i);
-  return value;
-}
 
 bool IsKind(ExitKind kind) {
   return kind >= ExitKind::kPortRead && kind <= ExitKind::kMmioWrite;
@@ -47,7 +39,7 @@ absl::Status Bad(const char* what) {
 
 // Length and format.
 bool IsBody(std::span<const std::byte> body, size_t bytes) {
-  return body.size() == bytes && Get(body, 0, 1) == kFormat;
+  return body.size() == bytes && GetField(body, 0, 1) == kFormat;
 }
 
 }  // namespace
@@ -61,10 +53,10 @@ bool IsExit(const ExitRequest& request) {
 std::array<std::byte, kExitRequestBytes> EncodeExitRequest(const ExitRequest& request) {
   HK_CHECK(IsExit(request));
   std::array<std::byte, kExitRequestBytes> body{};
-  Put(body, 0, kFormat, 1);
-  Put(body, kKindAt, static_cast<uint8_t>(request.kind), 1);
-  Put(body, kSizeAt, request.size, 1);
-  Put(body, kAddressAt, request.address, 8);
+  PutField(body, 0, kFormat, 1);
+  PutField(body, kKindAt, static_cast<uint8_t>(request.kind), 1);
+  PutField(body, kSizeAt, request.size, 1);
+  PutField(body, kAddressAt, request.address, 8);
   std::ranges::copy(request.data, body.begin() + kRequestDataAt);
   return body;
 }
@@ -72,19 +64,19 @@ std::array<std::byte, kExitRequestBytes> EncodeExitRequest(const ExitRequest& re
 absl::StatusOr<ExitRequest> DecodeExitRequest(std::span<const std::byte> body) {
   ExitRequest request;
   if (!IsBody(body, kExitRequestBytes)) return Bad("an access to a device");
-  request.kind = static_cast<ExitKind>(Get(body, kKindAt, 1));
-  request.size = static_cast<uint8_t>(Get(body, kSizeAt, 1));
-  request.address = Get(body, kAddressAt, 8);
+  request.kind = static_cast<ExitKind>(GetField(body, kKindAt, 1));
+  request.size = static_cast<uint8_t>(GetField(body, kSizeAt, 1));
+  request.address = GetField(body, kAddressAt, 8);
   std::ranges::copy(body.subspan(kRequestDataAt), request.data.begin());
-  if (Get(body, kRestAt, kAddressAt - kRestAt) != 0 || !IsExit(request)) return Bad("an access to a device");
+  if (GetField(body, kRestAt, kAddressAt - kRestAt) != 0 || !IsExit(request)) return Bad("an access to a device");
   return request;
 }
 
 std::array<std::byte, kExitAnswerBytes> EncodeExitAnswer(const ExitAnswer& answer) {
   std::array<std::byte, kExitAnswerBytes> body{};
-  Put(body, 0, kFormat, 1);
-  Put(body, kKindAt, static_cast<uint8_t>(answer.kind), 1);
-  Put(body, kSizeAt, answer.size, 1);
+  PutField(body, 0, kFormat, 1);
+  PutField(body, kKindAt, static_cast<uint8_t>(answer.kind), 1);
+  PutField(body, kSizeAt, answer.size, 1);
   std::ranges::copy(answer.data, body.begin() + kAnswerDataAt);
   return body;
 }
@@ -92,11 +84,11 @@ std::array<std::byte, kExitAnswerBytes> EncodeExitAnswer(const ExitAnswer& answe
 absl::StatusOr<ExitAnswer> DecodeExitAnswer(std::span<const std::byte> body) {
   ExitAnswer answer;
   if (!IsBody(body, kExitAnswerBytes)) return Bad("a device's answer");
-  answer.kind = static_cast<ExitKind>(Get(body, kKindAt, 1));
-  answer.size = static_cast<uint8_t>(Get(body, kSizeAt, 1));
+  answer.kind = static_cast<ExitKind>(GetField(body, kKindAt, 1));
+  answer.size = static_cast<uint8_t>(GetField(body, kSizeAt, 1));
   std::ranges::copy(body.subspan(kAnswerDataAt), answer.data.begin());
-  if (Get(body, kRestAt, kAnswerDataAt - kRestAt) != 0 || !IsKind(answer.kind) || !IsSize(answer.kind, answer.size) ||
-      !FitsData(answer.data, IsRead(answer.kind) ? answer.size : 0)) {
+  if (GetField(body, kRestAt, kAnswerDataAt - kRestAt) != 0 || !IsKind(answer.kind) ||
+      !IsSize(answer.kind, answer.size) || !FitsData(answer.data, IsRead(answer.kind) ? answer.size : 0)) {
     return Bad("a device's answer");
   }
   return answer;
@@ -106,63 +98,60 @@ FailureBody EncodeFailure(VcpuId vcpu, std::string_view reason) {
   FailureBody body;
   reason = reason.substr(0, kMaxFailureReason);
   body.size = kFailureHeadBytes + reason.size();
-  Put(body.bytes, 0, kFormat, kVcpuAt);
-  Put(body.bytes, kVcpuAt, vcpu.value(), 2);
+  PutField(body.bytes, 0, kFormat, kVcpuAt);
+  PutField(body.bytes, kVcpuAt, vcpu.value(), 2);
   std::ranges::copy(std::as_bytes(std::span(reason)), body.bytes.begin() + kFailureHeadBytes);
   return body;
 }
 
 absl::StatusOr<VcpuFailure> DecodeFailure(std::span<const std::byte> body) {
-  if (body.size() < kFailureHeadBytes || body.size() > kMaxBodyBytes || Get(body, 0, kVcpuAt) != kFormat) {
+  if (body.size() < kFailureHeadBytes || body.size() > kMaxBodyBytes || GetField(body, 0, kVcpuAt) != kFormat) {
     return Bad("a vCPU's failure");
   }
-  VcpuFailure failure{.vcpu = VcpuId(static_cast<uint32_t>(Get(body, kVcpuAt, 2))), .reason = {}};
-  for (const std::byte each : body.subspan(kFailureHeadBytes)) {
-    const char letter = static_cast<char>(each);
-    failure.reason += letter >= ' ' && letter <= '~' ? letter : '?';
-  }
+  VcpuFailure failure{.vcpu = VcpuId(static_cast<uint32_t>(GetField(body, kVcpuAt, 2))), .reason = {}};
+  for (const std::byte each : body.subspan(kFailureHeadBytes)) failure.reason += Printable(each);
   return failure;
 }
 
 std::array<std::byte, kDoorbellBytes> EncodeDoorbell(Gpa address) {
   HK_CHECK(MayBeDoorbell(address));
   std::array<std::byte, kDoorbellBytes> body{};
-  Put(body, 0, kFormat, kAddressAt);
-  Put(body, kAddressAt, address.value() - address.value() % kDoorbellStride, 8);
+  PutField(body, 0, kFormat, kAddressAt);
+  PutField(body, kAddressAt, address.value() - address.value() % kDoorbellStride, 8);
   return body;
 }
 
 absl::StatusOr<Gpa> DecodeDoorbell(std::span<const std::byte> body) {
-  if (body.size() != kDoorbellBytes || Get(body, 0, kAddressAt) != kFormat) return Bad("a doorbell");
-  const Gpa address(Get(body, kAddressAt, 8));
+  if (body.size() != kDoorbellBytes || GetField(body, 0, kAddressAt) != kFormat) return Bad("a doorbell");
+  const Gpa address(GetField(body, kAddressAt, 8));
   if (!MayBeDoorbell(address) || address.value() % kDoorbellStride != 0) return Bad("a doorbell");
   return address;
 }
 
 std::array<std::byte, kPingBytes> EncodePing() {
   std::array<std::byte, kPingBytes> body{};
-  Put(body, 0, kFormat, kPingBytes);
+  PutField(body, 0, kFormat, kPingBytes);
   return body;
 }
 
 absl::Status DecodePing(std::span<const std::byte> body) {
-  return body.size() == kPingBytes && Get(body, 0, kPingBytes) == kFormat ? absl::OkStatus() : Bad("a ping");
+  return body.size() == kPingBytes && GetField(body, 0, kPingBytes) == kFormat ? absl::OkStatus() : Bad("a ping");
 }
 
 std::array<std::byte, kPongBytes> EncodePong(uint64_t ticks) {
   std::array<std::byte, kPongBytes> body{};
-  Put(body, 0, kFormat, kTicksAt);
-  Put(body, kTicksAt, ticks, 8);
+  PutField(body, 0, kFormat, kTicksAt);
+  PutField(body, kTicksAt, ticks, 8);
   return body;
 }
 
 absl::StatusOr<uint64_t> DecodePong(std::span<const std::byte> body) {
-  if (body.size() != kPongBytes || Get(body, 0, kTicksAt) != kFormat) return Bad("a pong");
-  return Get(body, kTicksAt, 8);
+  if (body.size() != kPongBytes || GetField(body, 0, kTicksAt) != kFormat) return Bad("a pong");
+  return GetField(body, kTicksAt, 8);
 }
 
 absl::Status CheckMachineHeader(const Message& message, std::span<const std::byte> payload) {
-  if (message.type < kMachineInterruptType || message.type > kMachineDoorbellType) {
+  if (message.type < kMachineInterruptType || message.type > kMachineMoveWordType) {
     return absl::InvalidArgumentError(fmt::format("a message of unknown type {}", message.type));
   }
   const bool numbered = message.type != kMachineInterruptType && message.type != kMachineFailureType &&
@@ -181,6 +170,9 @@ MessageClass ClassOfMachineType(uint16_t type) {
     case kMachineAnswerType:
     case kMachineFailureType:
     case kMachineDoorbellType:
+    case kMachineMoveOrderType:
+    case kMachineMovePieceType:
+    case kMachineMoveWordType:
       return MessageClass::kFault;
     default:
       return MessageClass::kInvalidate;

@@ -25,6 +25,13 @@ inline constexpr uint16_t kMachineFailureType = kFirstUserType + 67;    // any t
 inline constexpr uint16_t kMachinePingType = kFirstUserType + 68;       // any to the I/O node, invalidate
 inline constexpr uint16_t kMachinePongType = kFirstUserType + 69;       // its answer, invalidate
 inline constexpr uint16_t kMachineDoorbellType = kFirstUserType + 70;   // any to the I/O node, fault; no answer
+// A vCPU's move (move_wire.h), all on fault.
+inline constexpr uint16_t kMachineMoveOrderType = kFirstUserType + 71;  // the I/O node to the source
+inline constexpr uint16_t kMachineMovePieceType = kFirstUserType + 72;  // the source to the target
+inline constexpr uint16_t kMachineMoveWordType = kFirstUserType + 73;   // either to the I/O node
+constexpr bool IsMoveType(uint16_t type) {
+  return type >= kMachineMoveOrderType && type <= kMachineMoveWordType;
+}
 
 // An access that one exit makes. Values are the wire's.
 enum class ExitKind : uint8_t { kPortRead = 1, kPortWrite = 2, kMmioRead = 3, kMmioWrite = 4 };

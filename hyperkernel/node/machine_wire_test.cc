@@ -7,19 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "hyperkernel/node/wire_testing.h"
+
 namespace hk {
 namespace {
 
-using Bytes = std::vector<std::byte>;
-
-Bytes Of(std::span<const std::byte> bytes) {
-  return {bytes.begin(), bytes.end()};
-}
-Bytes Raw(std::initializer_list<int> values) {
-  Bytes bytes;
-  for (const int value : values) bytes.push_back(static_cast<std::byte>(value));
-  return bytes;
-}
 constexpr std::array<std::byte, kMaxExitBytes> Data(uint64_t value) {
   std::array<std::byte, kMaxExitBytes> data{};
   for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<std::byte>(value >> (8 * i));

@@ -29,6 +29,13 @@ const prometheus::Histogram::BucketBoundaries& HelloBuckets() {
   return buckets;
 }
 
+// A vCPU stands still from some hundreds of microseconds to the seconds after which it is given up (move_steps.h).
+const prometheus::Histogram::BucketBoundaries& PauseBuckets() {
+  static const prometheus::Histogram::BucketBoundaries& buckets = *new prometheus::Histogram::BucketBoundaries{
+      1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1, 5};
+  return buckets;
+}
+
 prometheus::MetricFamily GaugeFamily(const std::string& name, const std::string& help, uint64_t value) {
   prometheus::ClientMetric metric;
   metric.gauge.value = static_cast<double>(value);
@@ -85,6 +92,20 @@ struct Metrics::Impl {
                                                           .Name("hyperkernel_requests_total")
                                                           .Help("Requests served, by method and gRPC code.")
                                                           .Register(*registry);
+  prometheus::Family<prometheus::Counter>& moves = prometheus::BuildCounter()
+                                                       .Name("hyperkernel_vcpu_moves_total")
+                                                       .Help(
+                                                           "Moves of vCPUs of this node's machines between nodes: "
+                                                           "made, refused (it is where it was), failed (lost).")
+                                                       .Register(*registry);
+  prometheus::Counter& moves_made = moves.Add({{"result", "made"}});
+  prometheus::Counter& moves_refused = moves.Add({{"result", "refused"}});
+  prometheus::Counter& moves_failed = moves.Add({{"result", "failed"}});
+  prometheus::Histogram& move_pause = prometheus::BuildHistogram()
+                                          .Name("hyperkernel_vcpu_move_pause_seconds")
+                                          .Help("For how long a vCPU stood still in a move that was made, at most.")
+                                          .Register(*registry)
+                                          .Add({}, PauseBuckets());
   std::unique_ptr<prometheus::Exposer> exposer;  // last: it reads the others from its own thread
 };
 
@@ -126,6 +147,15 @@ void Metrics::ObserveHello(const std::string& peer, std::chrono::microseconds ro
 
 void Metrics::CountHelloFailure(const std::string& peer) {
   impl_->hello_failures.Add({{"peer", peer}}).Increment();
+}
+
+void Metrics::CountMove(std::chrono::nanoseconds pause) {
+  impl_->moves_made.Increment();
+  impl_->move_pause.Observe(std::chrono::duration<double>(pause).count());
+}
+
+void Metrics::CountMoveNotMade(bool lost) {
+  (lost ? impl_->moves_failed : impl_->moves_refused).Increment();
 }
 
 void Metrics::CountRequest(const std::string& method, int code) {

@@ -38,6 +38,10 @@ class Metrics {
   void SetPeerUp(const std::string& peer, bool up);
   void ObserveHello(const std::string& peer, std::chrono::microseconds round_trip);
   void CountHelloFailure(const std::string& peer);
+  // One move of a vCPU that this node has had made, as the machine's I/O node, for as long as the guest missed it.
+  void CountMove(std::chrono::nanoseconds pause);
+  // One that was not made: the vCPU is where it was, or `lost`.
+  void CountMoveNotMade(bool lost);
   // One request of an operator or peer served; `code` is the gRPC code's number.
   void CountRequest(const std::string& method, int code);
 

@@ -24,6 +24,21 @@ TEST(MetricsTest, TextHasWhatWasTold) {
   EXPECT_THAT(text, HasSubstr("hyperkernel_requests_total{code=\"0\",method=\"ListNodes\"} 1\n"));
 }
 
+TEST(MetricsTest, MovesAreCountedByWhatBecameOfThem) {
+  Metrics metrics;
+  EXPECT_THAT(metrics.Text(), HasSubstr("hyperkernel_vcpu_moves_total{result=\"failed\"} 0\n"));
+  metrics.CountMove(std::chrono::microseconds(700));
+  metrics.CountMove(std::chrono::milliseconds(3));
+  metrics.CountMoveNotMade(/*lost=*/false);
+  metrics.CountMoveNotMade(/*lost=*/true);
+  const std::string text = metrics.Text();
+  EXPECT_THAT(text, HasSubstr("hyperkernel_vcpu_moves_total{result=\"made\"} 2\n"));
+  EXPECT_THAT(text, HasSubstr("hyperkernel_vcpu_moves_total{result=\"refused\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("hyperkernel_vcpu_moves_total{result=\"failed\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("hyperkernel_vcpu_move_pause_seconds_count 2\n"));
+  EXPECT_THAT(text, HasSubstr("hyperkernel_vcpu_move_pause_seconds_bucket{le=\"0.001\"} 1\n"));
+}
+
 class MetricsStoresTest : public OwnStoreTest {};
 
 TEST_F(MetricsStoresTest, BudgetsAreReadAtEachScrape) {

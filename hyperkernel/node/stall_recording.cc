@@ -58,7 +58,7 @@ void StallRecording::AddMove(VcpuId vcpu, NodeId to, Monotonic now) {
   record->mutable_move()->set_to(to.value());
 }
 
-void StallRecording::AddTick(Monotonic now) {
+void StallRecording::AddTick(Monotonic now, std::span<const v1::TraceRan> ran) {
   MutexLock lock(&mutex_);
   if (lost_ > 0) {
     if (v1::TraceRecord* const record = NewRecord(); record != nullptr) {
@@ -66,7 +66,10 @@ void StallRecording::AddTick(Monotonic now) {
       record->mutable_dropped()->set_stalls(std::exchange(lost_, 0));
     }
   }
-  if (v1::TraceRecord* const record = NewRecord(); record != nullptr) record->mutable_tick()->set_time_ns(Since(now));
+  v1::TraceRecord* const record = NewRecord();
+  if (record == nullptr) return;
+  record->mutable_tick()->set_time_ns(Since(now));
+  record->mutable_tick()->mutable_ran()->Assign(ran.begin(), ran.end());
 }
 
 void StallRecording::End() {

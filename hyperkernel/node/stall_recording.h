@@ -31,7 +31,8 @@ class StallRecording {
   void Add(std::span<const StallEvent> stalls);
   void AddDropped(NodeId node, uint64_t stalls, Monotonic now);
   void AddMove(VcpuId vcpu, NodeId to, Monotonic now);
-  void AddTick(Monotonic now);
+  // `ran`: what the policy was told of vCPUs.
+  void AddTick(Monotonic now, std::span<const v1::TraceRan> ran);
   void End();
 
   // What has come, or what comes first until then; empty: nothing did. The header is the first.

@@ -13,6 +13,7 @@ bool TscEstimate::Add(uint64_t sent, uint64_t remote, uint64_t received) {
   if (worse && !HK_MUTANT(tsc_last_exchange_counts)) return true;
   shortest_ = round_trip;
   best_.offset = static_cast<int64_t>(remote - (sent + round_trip / 2));
+  best_.at = received;
   best_.error = round_trip - round_trip / 2;
   return true;
 }

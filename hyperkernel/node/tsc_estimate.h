@@ -5,10 +5,15 @@
 
 namespace hk {
 
+// How many exchanges a measurement of clocks makes that nobody waits for: on a busy link some of them meet no queue at
+// all.
+inline constexpr uint32_t kClockExchanges = 64;
+
 // What to add to this node's counter to have the other's, and how wrong that may be. Plain value.
 struct TscOffset {
   int64_t offset = 0;
   uint64_t error = 0;      // ticks, either way
+  uint64_t at = 0;         // this node's counter then
   uint32_t exchanges = 0;  // that it was taken from; 0: it is known by itself
 };
 

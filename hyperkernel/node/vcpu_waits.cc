@@ -65,6 +65,12 @@ void VcpuWaits::OnThreadEnd(VcpuId vcpu, uint32_t thread) {
   if (entry.thread == thread) entry.thread = 0;  // else a renewed vCPU's thread has begun before this one's end
 }
 
+void VcpuWaits::OnRest(uint32_t thread, bool rests) {
+  MutexLock lock(&mutex_);
+  ThreadGather* const gather = meter_ == nullptr ? nullptr : meter_->GatherOf(thread);
+  if (gather != nullptr) gather->rests.store(rests, std::memory_order_relaxed);
+}
+
 std::vector<v1::VcpuTimes> VcpuWaits::Times(const VcpuGroup& vcpus) const {
   const Monotonic now = RealClock().Now();
   std::vector<v1::VcpuTimes> all;

@@ -28,6 +28,7 @@ class VcpuWaits final : public VcpuThreads {
 
   void OnThread(VcpuId vcpu, uint32_t thread) override;
   void OnThreadEnd(VcpuId vcpu, uint32_t thread) override;
+  void OnRest(uint32_t thread, bool rests) override;
 
   // Of those that are or were here, while they were; without their node.
   std::vector<v1::VcpuTimes> Times(const VcpuGroup& vcpus) const;

@@ -1,4 +1,4 @@
-// What a guest's nodes say of exits and clocks: nothing read beyond the body; what is taken is written the same.
+// What a guest's nodes say of exits, clocks and moves: nothing read beyond the body; what is taken is written the same.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -6,6 +6,7 @@
 
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/node/machine_wire.h"
+#include "hyperkernel/node/move_wire.h"
 
 namespace {
 
@@ -29,5 +30,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     HK_CHECK(std::ranges::all_of(failure->reason, [](char each) { return each >= ' ' && each <= '~'; }));
     HK_CHECK(hk::EncodeFailure(failure->vcpu, failure->reason).size == size);
   }
+  if (const auto order = hk::DecodeMoveOrder(body); order.ok()) Same(body, hk::EncodeMoveOrder(*order));
+  if (const auto piece = hk::DecodeMovePiece(body); piece.ok()) {
+    HK_CHECK(piece->total <= hk::kMostMovedBytes && piece->at + piece->bytes.size() <= piece->total);
+    HK_CHECK(piece->bytes.data() + piece->bytes.size() == body.data() + size);
+  }
+  if (const auto word = hk::DecodeMoveWord(body); word.ok()) {
+    HK_CHECK(std::ranges::all_of(word->refused, [](char each) { return each >= ' ' && each <= '~'; }));
+    HK_CHECK(hk::EncodeMoveWord(*word).size() == size);
+  }
+  if (const auto moved = hk::UnpackMoved(hk::VcpuId(1), body); moved.ok()) Same(body, hk::PackMoved(*moved));
   return 0;
 }

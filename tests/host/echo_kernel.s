@@ -191,7 +191,13 @@ start_others:
     mov eax, [eax + PVH_COMMAND_LINE]
     movzx ebp, byte ptr [eax]
     sub ebp, '0'
-    mov ebx, SHARED
+    movzx ecx, byte ptr [eax + 1]
+    sub ecx, '0'
+    cmp ecx, 9
+    ja 2f                       # one digit
+    imul ebp, ebp, 10
+    add ebp, ecx
+2:  mov ebx, SHARED
     mov eax, ALL_BUT_SELF | 0x4500
     call send
     mov eax, ALL_BUT_SELF | 0x4600 | TRAMPOLINE >> 12

@@ -124,7 +124,7 @@ class GuestIo : public testing::Test {
     store_ = *StateStore::Open(pattern + "/state");
     guests_ = *GuestManager::Open(
         store_.get(), "a", [](const v1::VmSpec&) { return absl::OkStatus(); },
-        [this](const v1::VmSpec&, uint64_t, MachineEvents* events) -> absl::StatusOr<std::unique_ptr<Machine>> {
+        [this](const v1::VmRecord&, MachineEvents* events) -> absl::StatusOr<std::unique_ptr<Machine>> {
           if (real_agent_) return std::make_unique<MachineWithAgent>(events, &alive_, directory_);
           auto machine = std::make_unique<FakeMachine>(events, &alive_, &agent_);
           machine_ = machine.get();

@@ -168,6 +168,7 @@ class Node:
         self.metrics_port = fields.pop('metrics_port', None)  # None: no metrics
         self.cluster = fields.pop('cluster', 'test')
         self.peers = fields.pop('peers', [])          # (name, address) pairs
+        self.peer_fields = {}                         # what else their entries have, by name
         self.tls = fields.pop('tls', None)            # (ca, certificate, key)
         self.extra = fields.pop('extra', '')          # configuration text
         self.hello_ms = fields.pop('hello_ms', HELLO_MS)
@@ -196,7 +197,7 @@ class Node:
         metrics = f'127.0.0.1:{self.metrics_port}' if self.metrics_port else 'none'
         lines += [f'  data: "127.0.0.1:{self.data_port}" metrics: "{metrics}" }}',
                   f'membership {{ hello_interval_ms: {self.hello_ms} unreachable_after_ms: {self.unreachable_ms} }}']
-        lines += [f'peers {{ name: "{name}" admin: "{address}" }}' for name, address in self.peers]
+        lines += [f'peers {{ name: "{name}" admin: "{address}" {self.peer_fields.get(name, "")} }}' for name, address in self.peers]
         if self.tls:
             lines.append('tls { ca: "%s" certificate: "%s" key: "%s" }' % tuple(self.tls))
         return '\n'.join(lines + [self.extra, ''])

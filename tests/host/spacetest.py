@@ -65,10 +65,12 @@ class TestCase(hktest.TestCase):
         if not has_userfaultfd():
             raise unittest.SkipTest('this user may not use userfaultfd')
 
-    def start(self, *names, **fields):
+    def start(self, *names, metrics_of=None, **fields):
         nodes = self.bed.cluster(*names, **fields)
         for node in nodes:
             node.budget_mib, node.swap_mib = self.budget_mib, self.swap_mib
+            if node.name == metrics_of:
+                node.metrics_port = hktest.free_port()
             node.start()
         for node in nodes:
             for other in nodes:

@@ -56,7 +56,7 @@ class VmMove(placedtest.TestCase):
         return sum(int(wait.get('ns', 0)) for wait in waits) / max(count, 1) / 1e6
 
     def test_moved_around_while_they_count(self):
-        a, b, c = self.start('a', 'b', 'c')
+        a, b, c = self.start('a', 'b', 'c', metrics_of='a')
         guest = self.boot(a, b, c)
         self.begin_rounds(guest)
         at = dict(enumerate('abc'))
@@ -78,6 +78,11 @@ class VmMove(placedtest.TestCase):
         took = time.monotonic() - begin
         self.end_rounds(guest)
         self.count(guest)
+        self.assertEqual(int(self.show(a)['vcpu_moves']), MOVES)
+        metrics = a.metrics()
+        self.assertEqual(metrics['hyperkernel_vcpu_moves_total{result="made"}'], MOVES)
+        self.assertEqual(metrics['hyperkernel_vcpu_moves_total{result="refused"}'], 0)
+        self.assertEqual(metrics['hyperkernel_vcpu_move_pause_seconds_count'], MOVES)
         stopped.sort()
         at_ends = {end: statistics.median(int(us) for us in re.findall(rf'{end}_us=(\d+)', a.log_text())) / 1000 for end in ('source', 'target')}
         print(f'HK_SEED={self.seed}: {MOVES} moves in {took:.1f} s; a vCPU stood still for {statistics.median(stopped):.2f} ms (median), '

@@ -122,16 +122,22 @@ class Console:
 
 
 class Hyperkernel:
-    """A daemon, and one guest at a time."""
+    """A daemon, or several that know one another, and one guest at a time, which the first has the devices of."""
     name = 'hyperkernel'
 
-    def __init__(self, budget_mib=600):
+    def __init__(self, budget_mib=600, names=('a',)):
         self.bed = hktest.Bed()
-        self.node = self.bed.node('a')
-        self.node.budget_mib = budget_mib
-        self.node.start()
+        self.nodes = self.bed.cluster(*names) if len(names) > 1 else [self.bed.node(*names)]
+        self.node = self.nodes[0]
+        for node in self.nodes:
+            node.budget_mib = budget_mib
+            node.start()
+        for node in self.nodes:
+            hktest.wait_for(lambda: sum(member.get('data_link', {}).get('state') == 'DATA_LINK_STATE_UP'
+                                        for member in node.members().values()) == len(names) - 1, f'{node.name} has its data plane', BOOT_S)
 
-    def _do(self, *argv):
+    def do(self, *argv):
+        """An order to the first daemon, which must succeed."""
         done = self.node.hkctl(*argv)
         assert done.code == 0, f'hkctl {" ".join(argv)}: {done.err}{self.node.log_text()[-2000:]}'
         return done
@@ -141,10 +147,10 @@ class Hyperkernel:
         """Gives the console and the time at which the start was asked for. The guest is gone afterwards."""
         spec = pathlib.Path(self.node.directory) / 'vm.textproto'
         spec.write_text(machine.spec('g'), encoding='utf-8')
-        self._do('vm', 'create', '-f', str(spec))
+        self.do('vm', 'create', '-f', str(spec))
         try:
             started = time.monotonic()
-            self._do('vm', 'start', 'g')
+            self.do('vm', 'start', 'g')
             console = Console([hktest.program('hkctl'), '--endpoint', self.node.endpoint, 'vm', 'console', 'g'])
             try:
                 yield console, started
@@ -152,10 +158,10 @@ class Hyperkernel:
                 console.close()
                 self.node.hkctl('vm', 'stop', 'g', '--force')
         finally:
-            self._do('vm', 'delete', 'g')
+            self.do('vm', 'delete', 'g')
 
     def vm(self):
-        return self._do('vm', 'show', 'g', '-o', 'json').json()
+        return self.do('vm', 'show', 'g', '-o', 'json').json()
 
     def close(self):
         try:

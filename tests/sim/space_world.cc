@@ -127,6 +127,13 @@ void SpaceWorld::DrawBoth() {
   programs_ = 1;
   operations_ = 30;
   think_ = microseconds(20);
+  if (!options_.gather) return;
+  network_.settings().most_delay = simulation_.Between(microseconds(100), milliseconds(2));
+  std::set<uint64_t> pages;
+  for (const uint64_t count = 4 + simulation_.Below(13); pages.size() < count;)
+    pages.insert(simulation_.Below(config_.pages));
+  pages_.clear();
+  for (const uint64_t page : pages) pages_.push_back(Gfn(page));
 }
 
 bool SpaceWorld::AllUp() const {

@@ -31,6 +31,8 @@ class SpaceWorld {
     bool join = false;
     bool again = false;  // with `leave`: alone, and that node comes again
     bool both = false;   // programs need two pages at once, as one instruction may; nothing but messages takes time
+    // With `both`: more pages than come while one is held, and threads that are known.
+    bool gather = false;
     bool keep_trace = false;
   };
   // What was seen. Plain value.
@@ -40,7 +42,7 @@ class SpaceWorld {
              swap_failures = 0, went_on = 0, lost_pages = 0, later_loads = 0, epochs = 0, stopped_by_lost = 0, pins = 0,
              left = 0, joined = 0, joiners_troubled = 0, joiners_refused = 0, joiners_lost = 0, zeroed = 0, batches = 0,
              empties = 0, peeks = 0, peeks_used = 0, peeks_refused = 0;
-    uint64_t both = 0, both_faults = 0, most_faults = 0;  // two pages had at once, faults for that, most for one
+    uint64_t both = 0, both_faults = 0, most_faults = 0;  // all pages had at once, faults for that, most for one
   };
   SpaceWorld(uint64_t seed, const Options& options);
   ~SpaceWorld();

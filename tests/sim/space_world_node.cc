@@ -13,8 +13,8 @@ using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
 namespace {
-// Of a program that needs two pages at once. In 1000 worlds the most is 348; without a hold, or with one that is always
-// as long, more than 10,000.
+// Of a program that needs its pages at once. Of two, in 1000 worlds the most is 348; without a hold, or with one that
+// is always as long, more than 10,000.
 constexpr uint64_t kMostFaults = 2000;
 }  // namespace
 
@@ -31,6 +31,7 @@ SpaceWorld::Node::Node(SpaceWorld* world, NodeId id, const TransportSettings& se
   for (uint16_t other = 0; other < world->node_count_; ++other) {
     if (NodeId(other) != id) (void)transport_->AddPeer(NodeId(other), SimNetwork::AddressOf(NodeId(other)));
   }
+  if (world->options_.gather) frames_.Watch();
   SpaceConfig config = world->config_;
   config.self = id;
   auto engine = SpaceEngine::Create(
@@ -75,8 +76,9 @@ void SpaceWorld::Node::OnStopped(const absl::Status& why) {
 void SpaceWorld::Node::Act(int left) {
   if (world_->options_.both) {
     ++unended_;
-    const uint64_t first = simulation().Below(2);
-    return TouchBoth(world_->pages_[first], world_->pages_[1 - first], 0, left);
+    std::vector<Gfn> pages = world_->pages_;
+    for (size_t i = pages.size(); i > 1; --i) std::swap(pages[i - 1], pages[simulation().Below(i)]);
+    return TouchAll(pages, 0, left);
   }
   Gfn page = world_->PickPage();
   const size_t word = simulation().Below(world_->words_);
@@ -155,20 +157,20 @@ void SpaceWorld::Node::Touch(Gfn page, size_t word, bool store, int left) {
   Fault(page, store, [this, page, word, store, left] { Touch(page, word, store, left); });
 }
 
-void SpaceWorld::Node::TouchBoth(Gfn first, Gfn second, uint64_t faults, int left) {
-  for (const Gfn page : {first, second}) {
+void SpaceWorld::Node::TouchAll(const std::vector<Gfn>& pages, uint64_t faults, int left) {
+  for (const Gfn page : pages) {
     if (frames_.access(page) == PageAccess::kWrite) continue;
     if (faults > kMostFaults) {
-      return world_->oracle_.Report(fmt::format("{} faults, and a program does not have two pages at once", faults));
+      return world_->oracle_.Report(fmt::format("{} faults, and a program does not have its pages at once", faults));
     }
-    return Fault(page, true, [this, first, second, faults, left] { TouchBoth(first, second, faults + 1, left); });
+    return Fault(page, true, [this, pages, faults, left] { TouchAll(pages, faults + 1, left); });
   }
   --unended_;
   ++world_->totals_.both;
   world_->totals_.both_faults += faults;
   world_->totals_.most_faults = std::max(world_->totals_.most_faults, faults);
-  Access(first, 0, true);
-  Access(second, 0, true);
+  for (const Gfn page : pages) Access(page, 0, true);
+  if (left == 1) frames_.EndOfThread();
   Next(left - 1);
 }
 
@@ -180,7 +182,8 @@ void SpaceWorld::Node::Fault(Gfn page, bool store, std::function<void()> again) 
     --programs_;
   });
   // The event is read a little later, when somebody else may have brought the page.
-  After(simulation().Between({}, microseconds(3)), [this, page, store] { engine_->OnFault(page, store); });
+  After(simulation().Between({}, microseconds(3)),
+        [this, page, store] { engine_->OnFault(page, store, SimFrames::kThread); });
 }
 
 void SpaceWorld::Node::Access(Gfn page, size_t word, bool store) {

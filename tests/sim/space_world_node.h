@@ -97,9 +97,9 @@ class SpaceWorld::Node final : public TransportHandler, public Timers {
   void PinAndStore(Gfn page, size_t word, int left);
   // As a thread under userfaultfd does it: again and again, until the page can be had.
   void Touch(Gfn page, size_t word, bool store, int left);
-  // As an instruction does that writes to both pages: what it has may go again while it waits for the other. `faults`
-  // so far.
-  void TouchBoth(Gfn first, Gfn second, uint64_t faults, int left);
+  // As an instruction does that writes to all of them: what it has may go again while it waits for another. `faults` so
+  // far.
+  void TouchAll(const std::vector<Gfn>& pages, uint64_t faults, int left);
   // The program waits until the page may be there, and does `again`.
   void Fault(Gfn page, bool store, std::function<void()> again);
   // Loads or stores a word, which must be possible now.
