@@ -10,6 +10,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/memory/space_engine.h"
 
 namespace hk {
 namespace {
@@ -98,8 +99,10 @@ struct alignas(64) InstanceRun {
 // Runs one test. The threads meet at a barrier before and after each round.
 class Runner {
  public:
-  Runner(SpaceCluster* cluster, const Litmus& litmus, Placement placement, Access access, uint64_t seed)
-      : cluster_(cluster),
+  Runner(std::span<std::byte* const> views, const Litmus& litmus, Placement placement, Access access, uint64_t seed,
+         const std::function<void(size_t)>& begin)
+      : views_(views),
+        begin_(begin),
         litmus_(litmus),
         access_(access),
         divided_(placement == Placement::kStraddle),
@@ -111,12 +114,15 @@ class Runner {
         if (op.kind == Kind::kLoad) register_is_x_[op.which] = op.x;
       }
     }
-    // Values of earlier tests in the same places are old.
+    // Values of earlier tests in the same places are old, and may be of two tests: of a half each.
     for (const Place& place : places_) {
       for (const uint64_t at : {place.x, place.y}) {
-        const uint64_t value = Load(cluster->view(0) + at, Access::kPlain);
+        const uint64_t value = Load(views[0] + at, Access::kPlain);
         first_round_ = std::max({first_round_, (value & 0xffffffff) / kValues + 1, (value >> 32) / kValues + 1});
       }
+    }
+    for (const Place& place : places_) {
+      for (const uint64_t at : {place.x, place.y}) Store(views[0] + at, Both(first_round_ - 1, 0), Access::kPlain);
     }
   }
 
@@ -131,8 +137,9 @@ class Runner {
 
  private:
   void Thread(size_t t, uint64_t rounds) {
+    begin_(t);
     std::mt19937_64 random(seed_ * 64 + t);
-    std::byte* const view = cluster_->view((t + seed_) % cluster_->size());
+    std::byte* const view = views_[(t + seed_) % views_.size()];
     std::array<size_t, kInstances> order;
     std::iota(order.begin(), order.end(), 0);
     for (uint64_t round = first_round_; round < first_round_ + rounds; round++) {
@@ -172,7 +179,8 @@ class Runner {
   }
   void JudgeOne(const InstanceRun& run, uint64_t round, size_t instance, int x_half, int y_half);
 
-  SpaceCluster* const cluster_;
+  const std::span<std::byte* const> views_;
+  const std::function<void(size_t)>& begin_;
   const Litmus& litmus_;
   const Access access_;
   const bool divided_;
@@ -244,9 +252,9 @@ const std::vector<Litmus>& AllLitmus() {
   return all;
 }
 
-LitmusResult RunLitmus(SpaceCluster* cluster, const Litmus& litmus, Placement placement, Access access, uint64_t runs,
-                       uint64_t seed) {
-  return Runner(cluster, litmus, placement, access, seed).Run(runs);
+LitmusResult RunLitmus(std::span<std::byte* const> views, const Litmus& litmus, Placement placement, Access access,
+                       uint64_t runs, uint64_t seed, const std::function<void(size_t thread)>& begin) {
+  return Runner(views, litmus, placement, access, seed, begin).Run(runs);
 }
 
 const char* Name(Placement placement) {

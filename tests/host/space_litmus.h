@@ -1,4 +1,4 @@
-// Litmus tests of x86-TSO on a guest-physical space: threads on the views of several nodes run them, many instances at
+// Litmus tests of x86-TSO on memory of several nodes: threads on the views of the nodes, or on their vCPUs, run them, many instances at
 // a time, and every outcome is held against what x86-TSO forbids.
 //
 // The names are those of the literature (Alglave et al., "Herding cats"; Sewell et al., "x86-TSO"). One round runs each
@@ -7,12 +7,13 @@
 // crosses pages: x86 keeps the order of accesses, not that of an access's halves.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
-
-#include "tests/host/space_cluster.h"
 
 namespace hk {
 
@@ -50,11 +51,12 @@ struct LitmusResult {
   std::map<std::string, uint64_t> outcomes;  // registers, then x and y at the end; of the first halves
   std::string first_forbidden;
 };
-// Pages that a cluster needs.
+// Pages of the memory that tests are run in.
 inline constexpr uint64_t kLitmusPages = 4096;
-// At least `runs` runs, each thread on a node of its own as far as there are.
-LitmusResult RunLitmus(SpaceCluster* cluster, const Litmus& litmus, Placement placement, Access access, uint64_t runs,
-                       uint64_t seed);
+// At least `runs` runs, each thread on a view of its own as far as there are: `views` are the same memory as its nodes
+// have it. `begin`: called by each thread, with its number, before anything else.
+LitmusResult RunLitmus(std::span<std::byte* const> views, const Litmus& litmus, Placement placement, Access access,
+                       uint64_t runs, uint64_t seed, const std::function<void(size_t thread)>& begin);
 
 const char* Name(Placement placement);
 const char* Name(Access access);

@@ -7,6 +7,7 @@
 #include <random>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "fmt/format.h"
 #include "gmock/gmock.h"
@@ -57,7 +58,9 @@ TEST_P(SpaceLitmus, HasNoForbiddenOutcome) {
   const uint64_t seed = NumberOr("HK_SEED", std::random_device()() % 1'000'000);
   const uint64_t runs = NumberOr("HK_LITMUS_RUNS", std::getenv("HK_SOAK") != nullptr ? 1'000'000 : 1000);
   const auto start = std::chrono::steady_clock::now();
-  const LitmusResult result = RunLitmus(cluster_.get(), litmus, placement, access, runs, seed);
+  std::vector<std::byte*> views;
+  for (size_t node = 0; node < cluster_->size(); node++) views.push_back(cluster_->view(node));
+  const LitmusResult result = RunLitmus(views, litmus, placement, access, runs, seed, [](size_t) {});
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   std::string outcomes;
   for (const auto& [outcome, count] : result.outcomes) outcomes += fmt::format("  {}: {}", outcome, count);

@@ -110,7 +110,7 @@ class Console:
         # The marks are put together by the shell, so that the echo of what is typed does not hold them.
         self.type(f"echo; echo be''gin; {{ {command}\n}} 2>&1; echo en''d $?".replace('\n', '; '))
         found, _ = self.expect(r'^begin\n((?:.*\n)*?)end (\d+)\n', timeout)
-        assert found[2] == '0', f'{command!r} ended with {found[2]}: {found[1][-2000:]}'
+        assert found[2] == '0', f'{command!r} ended with {found[2]}: {found[1][-12000:]}'
         return found[1]
 
     def close(self):
