@@ -1,5 +1,5 @@
-// The litmus tests of tests/host/space_litmus.h as a program of a Linux guest: each thread is pinned to a CPU of its own,
-// so that threads are on different nodes where the guest's vCPUs are.
+// The litmus tests of tests/host/space_litmus.h as a program of a Linux guest: each thread is pinned to a CPU of its
+// own, so that threads are on different nodes where the guest's vCPUs are.
 //
 //   guest_litmus RUNS SEED
 //
@@ -72,7 +72,8 @@ int Main(int argc, char** argv) {
       }
     }
   }
-  fmt::print("guest_litmus: {} on {} CPUs, HK_SEED={}\n", good ? "nothing forbidden" : "FORBIDDEN outcomes", cpus, seed);
+  fmt::print("guest_litmus: {} on {} CPUs, HK_SEED={}\n", good ? "nothing forbidden" : "FORBIDDEN outcomes", cpus,
+             seed);
   return good ? 0 : 1;
 }
 

@@ -1,5 +1,5 @@
-// Litmus tests of x86-TSO on memory of several nodes: threads on the views of the nodes, or on their vCPUs, run them, many instances at
-// a time, and every outcome is held against what x86-TSO forbids.
+// Litmus tests of x86-TSO on memory of several nodes: threads on the views of the nodes, or on their vCPUs, run them,
+// many instances at a time, and every outcome is held against what x86-TSO forbids.
 //
 // The names are those of the literature (Alglave et al., "Herding cats"; Sewell et al., "x86-TSO"). One round runs each
 // instance of a test once. A variable is never reset: its values grow with the round, and what is smaller than the
