@@ -26,7 +26,7 @@ SOAK = bool(os.environ.get('HK_SOAK'))
 ADDRESSES = {'a': '10.77.0.1', 'b': '10.77.0.2'} if HOSTS == 2 else {'a': '10.77.1.1', 'b': '10.77.1.2', 'c': '10.77.1.3'}  # of namespaces 1 to 3
 MIB = 256
 KERNEL, MODULES = os.environ['HK_KERNEL'], os.environ['HK_MODULES']
-BOOT_S, INIT_S, PROGRAM_S, MOVE_S, LOST_S = 240, 400, 500, 60, 120
+JOIN_S, BOOT_S, INIT_S, PROGRAM_S, LOST_S = 120, 240, 400, 400, 120
 # One round of each of the 49 tests; more when soaking.
 LITMUS_RUNS, MOVES = (1024, 100) if SOAK else (64, 6)
 PROGRAMS = ('redis-server=redis-check-rdb', 'redis-cli', 'stress-ng', 'sysbench', 'stressapptest', 'hackbench', 'fio')
@@ -80,7 +80,7 @@ class Across(hktest.TestCase):
         def linked():
             members = node.members()
             return all(members.get(other, {}).get('data_link', {}).get('state') == 'DATA_LINK_STATE_UP' for other in ADDRESSES if other != node.name)
-        hktest.wait_for(linked, f'{node.name} has its data plane to all others')
+        hktest.wait_for(linked, f'{node.name} has its data plane to all others', JOIN_S)
 
     def create(self, *disks):
         placement = ' '.join(f'placement {{ node: "{name}" memory_mib: {MIB} vcpus: 1 }}' for name in ADDRESSES)
