@@ -152,8 +152,8 @@ void GuestReplica::Drop() {
   removed_before_ = statistics.removed;
 }
 
-v1::Replica GuestReplica::Describe() const {
-  const uint64_t warm_entries = warm_->entries(), warm_bytes = warm_->bytes();
+v1::Replica GuestReplica::Describe(bool all) const {
+  const uint64_t warm_entries = all ? warm_->entries() : 0, warm_bytes = warm_->bytes();
   const ReplicaStatistics statistics = table_->Statistics();
   v1::Replica replica;
   replica.set_vm(name_);

@@ -58,7 +58,8 @@ class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
 
   // Forgets all, and gives up the warm frames. What is read from then on is known again.
   void Drop();
-  v1::Replica Describe() const;
+  // `all`: what takes time to count, too.
+  v1::Replica Describe(bool all = true) const;
 
   // Compares all entries with the disks, reading at most so fast. `progress` is called now and then, and at the end;
   // false from it ends all. Entries that are wrong are dropped. Errors: kAborted: ended so, or by the end of the run.
