@@ -112,6 +112,7 @@ bool DiskReplica::Copy(const BlockIo& io, const ReplicaRun& run) {
     from += take;
     left -= take;
   }
+  OnCopied();
   if (!guest_->table_->Confirm(run, {}) && !HK_MUTANT(replica_hit_not_confirmed)) return false;
   // The guest's page is to be the block's from now on: a second copy is not worth its memory.
   if (IsWhole(io) && run.frame.file_generation != guest_->table_->file_generation()) {

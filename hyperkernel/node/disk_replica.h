@@ -13,7 +13,7 @@
 namespace hk {
 
 // One disk's. `memory` outlives it.
-class DiskReplica final : public BlockReplica {
+class DiskReplica : public BlockReplica {
  public:
   DiskReplica(std::shared_ptr<GuestReplica> guest, DiskId disk, GuestMemory* memory)
       : guest_(std::move(guest)), disk_(disk), memory_(memory) {}
@@ -23,6 +23,10 @@ class DiskReplica final : public BlockReplica {
   void End(BlockIo* io, bool ok) override;
   uint32_t FlushBegins() override { return guest_->table_->FlushBegins(disk_); }
   void FlushEnds(uint32_t flush, bool ok) override { guest_->table_->FlushEnds(disk_, flush, ok); }
+
+ protected:
+  // A hit's bytes were copied, and are about to be confirmed. Tests step in here.
+  virtual void OnCopied() {}
 
  private:
   // The request in the table's terms; good until the next call.
