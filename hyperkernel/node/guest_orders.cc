@@ -5,6 +5,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/guest_manager.h"
 #include "hyperkernel/node/machine_policy.h"
@@ -279,7 +280,7 @@ void GuestManager::ForgetUnlessLive(const std::string& name) {
 absl::Status GuestManager::Restart(const std::string& name, v1::VmState state, const std::string& stop_reason,
                                    const std::string& start_reason, bool cold) {
   HK_RETURN_IF_ERROR(ForceStop(name, state, stop_reason, true));
-  if (cold) Forget(name);
+  if (cold && !HK_MUTANT(reset_forgets_nothing_cold)) Forget(name);
   const absl::Status status = Start(name, true, start_reason);
   if (!status.ok()) ForgetUnlessLive(name);
   return status;

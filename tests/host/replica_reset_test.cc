@@ -1,5 +1,5 @@
-// A guest's disk over its resets, driven through its queue: what was read or written before is read from memory, and what
-// is read is always what a plain model of the disk says.
+// A guest's disk over its resets, driven through its queue: what was read or written before is read from memory, and
+// what is read is always what a plain model of the disk says.
 #include <cstdlib>
 #include <random>
 #include <string>
