@@ -100,8 +100,8 @@ class FrameStore {
   const std::vector<std::string>& warnings() const { return warnings_; }
   // Of it, what is reserved now: of what is promised, frames may take any part. Without what is spare.
   uint64_t reserved_bytes() const {
-    const uint64_t spare = room_->spare.load();
-    return room_->reserved.load() - spare;
+    const uint64_t spare = room_->spare.load(), reserved = room_->reserved.load();
+    return reserved > spare ? reserved - spare : 0;  // between the two loads either may have changed
   }
   // What frames take that go when somebody needs the room.
   uint64_t spare_bytes() const { return room_->spare.load(); }

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -35,6 +36,10 @@ uint64_t ImageNumber(const struct stat& status) {
   return number == 0 ? 1 : number;
 }
 
+uint64_t Nanoseconds(const timespec& time) {
+  return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(time.tv_nsec);
+}
+
 // The same file anew, for reading, without the locks of the first.
 OwnedFd OpenAnew(int fd) {
   const int direct = ::fcntl(fd, F_GETFL) & O_DIRECT;
@@ -45,6 +50,7 @@ bool ReadAll(int fd, uint64_t offset, std::span<std::byte> to) {
   for (size_t done = 0; done < to.size();) {
     const ssize_t n = ::pread(fd, to.data() + done, to.size() - done, static_cast<off_t>(offset + done));
     if (n < 0 && errno == EINTR) continue;
+    if (n == 0) errno = EIO;  // the image is shorter than it was
     if (n <= 0) return false;
     done += static_cast<size_t>(n);
   }
@@ -118,10 +124,10 @@ std::unique_ptr<BlockReplica> GuestReplica::AttachDisk(size_t number, const Disk
   struct stat status {};
   if (::fstat(image.fd.get(), &status) != 0) return nullptr;
   const DiskId id(static_cast<uint8_t>(number));
+  // The later of two: a time of modification can be set back by anybody who may write to the file.
   const DiskImageIdentity identity{.image = ImageNumber(status),
                                    .bytes = image.bytes,
-                                   .changed_ns = static_cast<uint64_t>(status.st_mtim.tv_sec) * 1'000'000'000 +
-                                                 static_cast<uint64_t>(status.st_mtim.tv_nsec)};
+                                   .changed_ns = std::max(Nanoseconds(status.st_mtim), Nanoseconds(status.st_ctim))};
   GuestMemory* memory = nullptr;
   {
     MutexLock lock(&mutex_);
@@ -192,7 +198,8 @@ std::shared_ptr<FrameFile> GuestReplica::FileOf(const FrameRef& frame, uint64_t*
   return warm_->Find(frame, offset);
 }
 
-GuestReplica::Verdict GuestReplica::Compare(const Claim& claim, std::span<std::byte> page, std::span<std::byte> block) {
+absl::StatusOr<GuestReplica::Verdict> GuestReplica::Compare(const Claim& claim, std::span<std::byte> page,
+                                                            std::span<std::byte> block) {
   std::shared_ptr<Disk> disk;
   {
     MutexLock lock(&mutex_);
@@ -201,8 +208,11 @@ GuestReplica::Verdict GuestReplica::Compare(const Claim& claim, std::span<std::b
   uint64_t offset = 0;
   const std::shared_ptr<FrameFile> file = FileOf(claim.frame, &offset);
   if (disk == nullptr || file == nullptr) return Verdict::kGone;
-  const bool read = file->Read(offset, page).ok();
-  if (!read || !ReadAll(disk->image.get(), claim.entry.ssa.block << kBlockShift, block)) return Verdict::kGone;
+  HK_RETURN_IF_ERROR(file->Read(offset, page));
+  if (!ReadAll(disk->image.get(), claim.entry.ssa.block << kBlockShift, block)) {
+    return ErrnoStatus(errno, fmt::format("vm '{}': disk {} block {} cannot be read for the comparison", name_,
+                                          claim.entry.ssa.disk.value(), claim.entry.ssa.block));
+  }
   if (std::memcmp(page.data(), block.data(), page.size()) == 0) return Verdict::kRight;
   // Nothing has changed the block or the page while they were read, if the entry is the same still.
   Verdict verdict = Verdict::kGone;
@@ -246,7 +256,7 @@ absl::Status GuestReplica::Verify(uint32_t mib_per_second,
     });
     if (!same) return absl::AbortedError(fmt::format("vm '{}' was reset meanwhile; verify again", name_));
     for (const Claim& claim : claims) {
-      const Verdict verdict = Compare(claim, page, block);
+      HK_ASSIGN_OR_RETURN(const Verdict verdict, Compare(claim, page, block));
       found.set_done(found.done() + 1);
       if (verdict == Verdict::kGone) found.set_gone(found.gone() + 1);
       if (verdict != Verdict::kWrong) continue;

@@ -62,7 +62,8 @@ class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
   v1::Replica Describe(bool all = true) const;
 
   // Compares all entries with the disks, reading at most so fast. `progress` is called now and then, and at the end;
-  // false from it ends all. Entries that are wrong are dropped. Errors: kAborted: ended so, or by the end of the run.
+  // false from it ends all. Entries that are wrong are dropped. Errors: kAborted: ended so, or by a reset; errno
+  // of a disk that cannot be read.
   absl::Status Verify(uint32_t mib_per_second, const std::function<bool(const v1::ReplicaVerification&)>& progress);
 
  private:
@@ -88,9 +89,9 @@ class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
   uint64_t WallNs() const;
   // The file that has a frame, the present one included.
   std::shared_ptr<FrameFile> FileOf(const FrameRef& frame, uint64_t* offset) const;
-  // True if the page has the block's bytes, or it is not known any more.
+  // Gone: it is not claimed any more.
   enum class Verdict { kRight, kGone, kWrong };
-  Verdict Compare(const Claim& claim, std::span<std::byte> page, std::span<std::byte> block);
+  absl::StatusOr<Verdict> Compare(const Claim& claim, std::span<std::byte> page, std::span<std::byte> block);
 
   const std::string name_;
   const std::shared_ptr<ReplicaTable> table_;
