@@ -30,8 +30,14 @@ class Recorder final : public StoreListener {
     if (watched_ != nullptr) seen_ = *watched_;
     times_.fetch_add(1);
   }
-  void Watch(const std::byte* at) { watched_ = at; }
-  std::byte seen() const { return seen_; }
+  void Watch(const std::byte* at) {
+    MutexLock lock(&mutex_);
+    watched_ = at;
+  }
+  std::byte seen() {
+    MutexLock lock(&mutex_);
+    return seen_;
+  }
   uint64_t times() const { return times_.load(); }
   std::vector<uint64_t> Take() {
     MutexLock lock(&mutex_);

@@ -37,6 +37,12 @@
 
 namespace hk {
 
+// Whether nobody else may write to an image that was opened so. A device that is only read from, and not claimed, is
+// anybody's, whatever locks others look at.
+inline bool IsLockedAgainstWriters(const DiskImage& image, bool exclusive) {
+  return !image.block_device || !image.read_only || exclusive;
+}
+
 // One guest's. See above.
 class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
  public:

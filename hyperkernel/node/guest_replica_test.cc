@@ -315,5 +315,30 @@ TEST_F(GuestReplicaTest, VerificationFindsWhatIsNotOnTheDisk) {
   EXPECT_TRUE(absl::IsAborted(replica_->Verify(65536, [](const auto&) { return false; })));
 }
 
+TEST(GuestReplicaDisks, OnlyThoseThatNobodyElseWritesTo) {
+  const struct {
+    bool block_device, read_only, exclusive, tracked;
+  } kCases[] = {{false, false, false, true},
+                {false, true, false, true},
+                {true, false, false, true},
+                {true, true, true, true},
+                {true, true, false, false}};
+  for (const auto& c : kCases) {
+    DiskImage image;
+    image.block_device = c.block_device;
+    image.read_only = c.read_only;
+    EXPECT_EQ(IsLockedAgainstWriters(image, c.exclusive), c.tracked) << c.block_device << c.read_only << c.exclusive;
+  }
+}
+
+// The machine is reset, or its disk becomes unreadable, while it is compared.
+TEST_F(GuestReplicaTest, VerificationThatCannotGoOnSaysWhy) {
+  EXPECT_EQ(Read(10, 4), BlocksText(10, 4));
+  std::filesystem::resize_file(image(), 11 * kBlockSize);
+  const absl::Status shorter = replica_->Verify(65536, [](const auto&) { return true; });
+  EXPECT_FALSE(shorter.ok());
+  EXPECT_THAT(std::string(shorter.message()), HasSubstr("vm 'g': disk 0 block 11 cannot be read"));
+}
+
 }  // namespace
 }  // namespace hk

@@ -97,10 +97,10 @@ absl::Status MachineVirtio::Add(const v1::VmSpec& spec, MachineBackends backends
   for (int i = 0; i < spec.disks_size(); i++) {
     const v1::DiskSpec& disk = spec.disks(i);
     DiskImage& image = backends.disks[static_cast<size_t>(i)];
-    // One that others may write to cannot be tracked: a device that is not claimed, whatever locks others look at.
-    const bool locked = !image.block_device || !disk.readonly() || disk.exclusive();
     std::unique_ptr<BlockReplica> account;
-    if (replica != nullptr && locked) account = replica->AttachDisk(static_cast<size_t>(i), image);
+    if (replica != nullptr && IsLockedAgainstWriters(image, disk.exclusive())) {
+      account = replica->AttachDisk(static_cast<size_t>(i), image);
+    }
     auto blk = VirtioBlk::Create(std::move(image), {.serial = disk.serial(),
                                                     .queues = static_cast<uint16_t>(std::max(disk.queues(), 1u)),
                                                     .bps_limit = disk.bps_limit(),
