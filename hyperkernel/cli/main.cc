@@ -15,6 +15,7 @@
 #include "hyperkernel/cli/completion.h"
 #include "hyperkernel/cli/node_commands.h"
 #include "hyperkernel/cli/output.h"
+#include "hyperkernel/cli/replica_commands.h"
 #include "hyperkernel/cli/space_commands.h"
 #include "hyperkernel/cli/vm_commands.h"
 #include "hyperkernel/cli/vm_exec.h"
@@ -98,6 +99,7 @@ int main(int argc, char** argv) {
   hk::cli::AddNodeCommands(&app, &options, &exit_code);
   hk::cli::AddVmCommands(&app, &options, &exit_code);
   hk::cli::AddSpaceCommands(&app, &options, &exit_code);
+  hk::cli::AddReplicaCommands(&app, &options, &exit_code);
   CLI::App* completion = app.add_subcommand("completion", "Prints a shell's completion script")->require_subcommand(1);
   CLI::App* bash = completion->add_subcommand("bash", "For bash: source <(hkctl completion bash)");
   completion->footer("Examples:\n  source <(hkctl completion bash)");

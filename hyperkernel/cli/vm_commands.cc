@@ -151,8 +151,10 @@ int Delete(const Options& options, const std::string& name) {
   return code;
 }
 
-int Control(const Options& options, const std::string& what, const std::string& name, v1::VmAction action) {
+int Control(const Options& options, const std::string& what, const std::string& name, v1::VmAction action,
+            bool cold = false) {
   v1::ControlVmRequest request;
+  request.set_cold(cold);
   request.set_name(name);
   request.set_action(action);
   v1::ControlVmResponse response;
@@ -307,9 +309,14 @@ void AddVmCommands(CLI::App* app, const Options* options, int* exit_code) {
   stop->add_flag("--force", *force, "Do not ask the guest");
   stop->callback(
       [=] { *exit_code = Control(*options, "stop", *name, *force ? v1::VM_ACTION_FORCE_STOP : v1::VM_ACTION_STOP); });
-  AddNamed(vm, "reset", "Presses the reset button", "Examples:\n  hkctl vm reset web", name)->callback([=] {
-    *exit_code = Control(*options, "reset", *name, v1::VM_ACTION_RESET);
-  });
+  auto cold = std::make_shared<bool>(false);
+  CLI::App* reset =
+      AddNamed(vm, "reset", "Presses the reset button",
+               "What the machine's memory holds of its disks is read from there by the next run, not from the "
+               "disks\n(hkctl replica).\n\nExamples:\n  hkctl vm reset web\n  hkctl vm reset web --cold",
+               name);
+  reset->add_flag("--cold", *cold, "Have all read from the disks again");
+  reset->callback([=] { *exit_code = Control(*options, "reset", *name, v1::VM_ACTION_RESET, *cold); });
   AddNamed(vm, "pause", "Holds the machine's vCPUs", "Examples:\n  hkctl vm pause web", name)->callback([=] {
     *exit_code = Control(*options, "pause", *name, v1::VM_ACTION_PAUSE);
   });

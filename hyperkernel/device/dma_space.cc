@@ -8,6 +8,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -75,6 +76,20 @@ void DmaChain::Release() {
   for (const Piece& piece : pieces_) space_->Unpin(piece);
   pieces_.clear();
   std::exchange(space_, nullptr)->Leave();
+}
+
+void DmaChain::ForEachWrittenByOthers(const std::function<void(Gfn)>& page) const {
+  if (space_ == nullptr) return;
+  for (const Piece& piece : pieces_) {
+    DmaPins::Place place;
+    HK_CHECK(space_->pins_->Find(piece.gpa, &place));
+    const uint64_t own = piece.access == DmaAccess::kWrite ? 1 : 0;
+    const size_t pages = PagesOf(piece.gpa, piece.bytes.size());
+    for (size_t i = 0; i < pages; ++i) {
+      const uint64_t word = space_->pins_->Word(place.page + i).load();
+      if (word >> 32 > own && !HK_MUTANT(replica_other_writers_unseen)) page(Gfn(GfnOf(piece.gpa).value() + i));
+    }
+  }
 }
 
 absl::StatusOr<std::unique_ptr<DmaSpace>> DmaSpace::Create(GuestMemory* memory, DmaPins* pins,

@@ -50,6 +50,7 @@ class DmaPins {
   Count Of(Gfn gfn) const;
 
  private:
+  friend class DmaChain;
   friend class DmaSpace;
   explicit DmaPins(std::vector<RamRange> ranges) : ranges_(std::move(ranges)) {}
 
@@ -89,6 +90,9 @@ class DmaChain {
 
   std::span<const Piece> pieces() const { return pieces_; }
   bool open() const { return space_ != nullptr; }
+  // Calls `page` for each page of the chain that somebody else may be writing to now: it is pinned for writing more
+  // often than a piece of this chain has it. Who pins it later, does so after this call.
+  void ForEachWrittenByOthers(const std::function<void(Gfn)>& page) const;
   // Sets the dirty bits of the written pieces (all of them, whole), unpins, forgets the pieces. Does nothing if closed.
   void Release();
 

@@ -129,5 +129,25 @@ TEST_F(DmaSpaceTest, NoDirtyBitIsLostBetweenThreads) {
   EXPECT_EQ(seen, kRounds);
 }
 
+TEST_F(DmaSpaceTest, WhoElseMayWriteIsSeen) {
+  DmaChain reading(2), writing(2), other(2);
+  ASSERT_TRUE(space_->Map(&reading, 0x1000, 0x2000, DmaAccess::kRead).ok());
+  ASSERT_TRUE(space_->Map(&writing, 0x8000, 0x2000, DmaAccess::kWrite).ok());
+  const auto seen = [](const DmaChain& chain) {
+    std::vector<uint64_t> pages;
+    chain.ForEachWrittenByOthers([&pages](Gfn page) { pages.push_back(page.value()); });
+    return pages;
+  };
+  EXPECT_THAT(seen(reading), IsEmpty());
+  EXPECT_THAT(seen(writing), IsEmpty()) << "its own does not count";
+  ASSERT_TRUE(space_->Map(&other, 0x2ff8, 8, DmaAccess::kWrite).ok());
+  ASSERT_TRUE(space_->Map(&other, 0x9000, 8, DmaAccess::kWrite).ok());
+  EXPECT_THAT(seen(reading), ElementsAre(2));
+  EXPECT_THAT(seen(writing), ElementsAre(9));
+  other.Release();
+  EXPECT_THAT(seen(reading), IsEmpty());
+  EXPECT_THAT(seen(writing), IsEmpty());
+}
+
 }  // namespace
 }  // namespace hk

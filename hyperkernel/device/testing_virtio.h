@@ -25,7 +25,9 @@ class TestVirtioMachine {
   static constexpr uint8_t kSlot = 1;
   static constexpr uint64_t kMsiAddress = 0xfee00000;
 
-  explicit TestVirtioMachine(VirtioDevice* device, uint16_t queue_size = 16) : queue_size_(queue_size) {
+  // `other`: its memory, which has views for a guest and outlives it; null: `memory`.
+  explicit TestVirtioMachine(VirtioDevice* device, uint16_t queue_size = 16, GuestMemory* other = nullptr)
+      : guest(other == nullptr ? &memory : other), queue_size_(queue_size) {
     transport = std::make_unique<VirtioPci>("test", device, space.get(), loop.get(), &interrupts);
     HK_CHECK(root->Add(kSlot, transport.get()).ok());
     bar = Config(0x10, 4) & ~0xfull;
@@ -91,8 +93,9 @@ class TestVirtioMachine {
       SetCommon(VIRTIO_PCI_COMMON_Q_SELECT, q, 2);
       SetCommon(VIRTIO_PCI_COMMON_Q_SIZE, queue_size_, 2);
       if (msix) SetCommon(VIRTIO_PCI_COMMON_Q_MSIX, q + 1, 2);
-      drivers.push_back(std::make_unique<TestDriver>(&memory, kRings + q * 0x4000, queue_size_));
-      HK_CHECK(memory.Write(Gpa(kRings + q * 0x4000), std::vector<std::byte>(0x4000)).ok());
+      drivers.push_back(std::make_unique<TestDriver>(
+          [this](Gpa gpa, uint64_t bytes) { return FindForGuest(gpa, bytes); }, kRings + q * 0x4000, queue_size_));
+      drivers.back()->SetText(kRings + q * 0x4000, std::string(0x4000, 0));
       const Virtqueue::Layout layout = drivers.back()->layout();
       SetCommon(VIRTIO_PCI_COMMON_Q_DESCLO, layout.descriptors, 4);
       SetCommon(VIRTIO_PCI_COMMON_Q_DESCHI, layout.descriptors >> 32, 4);
@@ -139,9 +142,17 @@ class TestVirtioMachine {
     }
   }
 
+  // Where the guest itself reads and writes.
+  std::byte* FindForGuest(Gpa gpa, uint64_t bytes) {
+    if (guest == &memory) return memory.Find(gpa, bytes);
+    const GuestMemory::Slot& slot = guest->slots().front();
+    return gpa.value() + bytes <= slot.bytes ? slot.guest_view + gpa.value() : nullptr;
+  }
+
   FakeGuestMemory memory{{{Gpa(0), kRam}}};
-  std::unique_ptr<DmaPins> pins = *DmaPins::Create(memory);
-  std::unique_ptr<DmaSpace> space = *DmaSpace::Create(&memory, pins.get());
+  GuestMemory* const guest;
+  std::unique_ptr<DmaPins> pins = *DmaPins::Create(*guest);
+  std::unique_ptr<DmaSpace> space = *DmaSpace::Create(guest, pins.get());
   RecordingInterrupts interrupts;
   Bus mmio;
   std::unique_ptr<PciRoot> root = *PciRoot::Create(&mmio, &interrupts);

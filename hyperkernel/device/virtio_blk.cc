@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
@@ -46,6 +47,7 @@ VirtioBlk::VirtioBlk(DiskImage image, Options options)
   for (size_t i = 0; i < kRequests; ++i) {
     requests_.push_back(std::make_unique<Request>());
     requests_.back()->iov.reserve(kQueueSize + 8);
+    requests_.back()->io.segments.reserve(kQueueSize + 8);
     free_.push_back(requests_.back().get());
   }
   for (auto& done : done_) done.reserve(kQueueSize);
@@ -106,8 +108,11 @@ void VirtioBlk::Stop() {
     if (error < 0 && error != -EINTR) ::usleep(kRetryUs);  // out of memory, for now
     while (::io_uring_peek_cqe(&ring_, &cqe) == 0) {
       auto* const request = static_cast<Request*>(::io_uring_cqe_get_data(cqe));
+      const int result = cqe->res;
       ::io_uring_cqe_seen(&ring_, cqe);
       --in_flight_;
+      // Of a transfer it is not known whether all of it was done; of a flush it is.
+      TellEnd(request, request->told == Request::Told::kFlush && result >= 0);
       Free(request);
     }
   }
@@ -196,6 +201,10 @@ absl::Status VirtioBlk::Begin(Request* request) {
       if (image_.read_only) {
         Finish(request, VIRTIO_BLK_S_OK);
       } else {
+        if (options_.replica != nullptr) {
+          request->flush = options_.replica->FlushBegins();
+          request->told = Request::Told::kFlush;
+        }
         Submit(request);
       }
       break;
@@ -230,11 +239,59 @@ void VirtioBlk::BeginTransfer(Request* request, bool write) {
   if (!write) request->data_bytes = request->bytes;
   if (request->bytes == 0) return Finish(request, VIRTIO_BLK_S_OK);
   bucket_.Spend(request->bytes);
-  if (!GatherData(request, write)) return TransferThroughBounce(request, write);
+  const bool suits = GatherData(request, write);
+  request->gaps.assign(1, {.offset = request->offset, .bytes = request->bytes});
+  request->next_gap = 0;
+  TellBegin(request, write ? BlockIoKind::kWrite : BlockIoKind::kRead);
+  if (!suits) return TransferThroughBounce(request, write);
+  if (request->told == Request::Told::kIo && !write) options_.replica->Serve(&request->io, &request->gaps);
+  if (!SubmitGap(request)) Finish(request, VIRTIO_BLK_S_OK);
+}
+
+void VirtioBlk::TellBegin(Request* request, BlockIoKind kind) {
+  if (options_.replica == nullptr) return;
+  request->io.kind = kind;
+  request->io.extent = {.offset = request->offset, .bytes = request->bytes};
+  options_.replica->Begin(&request->io, request->chain.dma);
+  request->told = Request::Told::kIo;
+}
+
+void VirtioBlk::TellEnd(Request* request, bool ok) {
+  switch (std::exchange(request->told, Request::Told::kNothing)) {
+    case Request::Told::kNothing:
+      return;
+    case Request::Told::kIo:
+      return options_.replica->End(&request->io, ok);
+    case Request::Told::kFlush:
+      return options_.replica->FlushEnds(request->flush, ok);
+  }
+}
+
+bool VirtioBlk::SubmitGap(Request* request) {
+  if (request->next_gap == request->gaps.size()) return false;
+  const BlockExtent gap = request->gaps[request->next_gap++];
+  request->offset = gap.offset;
+  request->bytes = gap.bytes;
+  request->iov.clear();
+  request->iov_first = 0;
+  uint64_t skip = gap.offset - request->io.extent.offset, left = gap.bytes;
+  for (const BlockSegment& segment : request->io.segments) {
+    const uint64_t skipped = std::min<uint64_t>(skip, segment.bytes.size());
+    skip -= skipped;
+    const uint64_t take = std::min<uint64_t>(left, segment.bytes.size() - skipped);
+    if (take == 0) continue;
+    request->iov.push_back({.iov_base = segment.bytes.data() + skipped, .iov_len = take});
+    left -= take;
+  }
+  HK_CHECK(left == 0);
   Submit(request);
+  return true;
 }
 
 bool VirtioBlk::GatherData(Request* request, bool write) {
+  bool suits = true;
+  request->io.extent = {.offset = request->offset, .bytes = request->bytes};
+  request->io.segments.clear();
   uint64_t skip = write ? sizeof(virtio_blk_outhdr) : 0;
   uint64_t left = request->bytes;
   for (const DmaChain::Piece& piece : write ? request->chain.readable() : request->chain.writable()) {
@@ -243,11 +300,11 @@ bool VirtioBlk::GatherData(Request* request, bool write) {
     const uint64_t take = std::min<uint64_t>(left, piece.bytes.size() - skipped);
     if (take == 0) continue;
     std::byte* const base = piece.bytes.data() + skipped;
-    if (reinterpret_cast<uintptr_t>(base) % image_.alignment != 0 || take % image_.alignment != 0) return false;
-    request->iov.push_back({.iov_base = base, .iov_len = take});
+    suits = suits && reinterpret_cast<uintptr_t>(base) % image_.alignment == 0 && take % image_.alignment == 0;
+    request->io.segments.push_back({.gpa = Gpa(piece.gpa.value() + skipped), .bytes = {base, take}});
     left -= take;
   }
-  return true;
+  return suits;
 }
 
 // Memory that O_DIRECT does not take: copied, piece by piece, while everything else of this disk waits. Linux never
@@ -287,6 +344,8 @@ void VirtioBlk::BeginZeroing(Request* request) {
   if (request->bytes == 0) return Finish(request, VIRTIO_BLK_S_OK);
   const bool unmap = discard || (segment.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) != 0;
   request->mode = FALLOC_FL_KEEP_SIZE | (unmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+  request->io.segments.clear();
+  TellBegin(request, BlockIoKind::kErase);
   Submit(request);
 }
 
@@ -354,6 +413,7 @@ void VirtioBlk::OnCompletion(Request* request, int result) {
       auto moved = static_cast<uint64_t>(result);
       request->offset += moved;
       request->bytes -= moved;
+      if (request->bytes == 0 && SubmitGap(request)) return;
       if (request->bytes == 0) return Finish(request, VIRTIO_BLK_S_OK);
       // Short: go on where it stopped.
       while (moved > 0) {
@@ -396,6 +456,7 @@ bool VirtioBlk::WriteZeros(uint64_t offset, uint64_t bytes) {
 
 // The status byte is the last one the device may write, and counts as written (5.2.6).
 void VirtioBlk::Finish(Request* request, uint8_t status) {
+  TellEnd(request, status == VIRTIO_BLK_S_OK);
   const std::byte value{status};
   CopyTo(request->chain, request->chain.writable_bytes - 1, std::span(&value, 1));
   // What lies between data and status was not written: say only what was.

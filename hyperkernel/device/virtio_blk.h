@@ -8,6 +8,8 @@
 //  2. At most kRequests requests are in flight, and none begins while those pin as much as is allowed; a queue that
 //     finds no slot, or too much pinned, is looked at again when that has changed.
 //  3. A request is answered once, with a status byte, also if memory was blocked meanwhile (then when it is not).
+//  4. With a replica: what was begun there is ended there, before the guest is told and before its pages are given
+//  back.
 #pragma once
 
 #include <liburing.h>
@@ -20,6 +22,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "hyperkernel/device/block_replica.h"
 #include "hyperkernel/device/disk_image.h"
 #include "hyperkernel/device/token_bucket.h"
 #include "hyperkernel/device/virtio_device.h"
@@ -47,6 +50,8 @@ class VirtioBlk final : public VirtioDevice {
     // Most that the guest is told to ask for at once, through the size of its segments (SIZE_MAX), which is a page at
     // least: all of a request is pinned together. 0: no bound.
     uint64_t most_request_bytes = 0;
+    // Told of all requests, and asked for what reads wish for; null: nobody is.
+    std::unique_ptr<BlockReplica> replica = {};
   };
 
   // Errors: kInvalidArgument for the options, errno of io_uring_setup.
@@ -72,10 +77,15 @@ class VirtioBlk final : public VirtioDevice {
     size_t iov_first = 0;    // of those in `iov`
     uint16_t queue = 0;
     uint32_t type = 0;
-    uint64_t offset = 0;      // in the image, of what is left
-    uint64_t bytes = 0;       // left
-    uint64_t data_bytes = 0;  // written to the guest on success
-    int mode = 0;             // fallocate
+    uint64_t offset = 0;            // in the image, of what is left
+    uint64_t bytes = 0;             // left
+    uint64_t data_bytes = 0;        // written to the guest on success
+    int mode = 0;                   // fallocate
+    BlockIo io;                     // all of it, as it was asked for
+    std::vector<BlockExtent> gaps;  // of a transfer: what the image is asked for, one after the other
+    size_t next_gap = 0;
+    enum class Told : uint8_t { kNothing, kIo, kFlush } told = Told::kNothing;  // the replica, of what has begun
+    uint32_t flush = 0;
   };
   // A request that is answered but not yet in the used ring.
   struct Done {
@@ -95,8 +105,12 @@ class VirtioBlk final : public VirtioDevice {
   void BeginTransfer(Request* request, bool write);
   void BeginZeroing(Request* request);
   void BeginIdentify(Request* request);
-  // False if a piece of memory does not suit O_DIRECT.
+  // Sets the request's segments. False if a piece of memory does not suit O_DIRECT.
   bool GatherData(Request* request, bool write);
+  // Submits the next gap. False: there is none.
+  bool SubmitGap(Request* request);
+  void TellBegin(Request* request, BlockIoKind kind);
+  void TellEnd(Request* request, bool ok);
   void Submit(Request* request);
   void TransferThroughBounce(Request* request, bool write);
   bool WriteZeros(uint64_t offset, uint64_t bytes);

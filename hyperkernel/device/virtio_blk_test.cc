@@ -46,6 +46,51 @@ class TemporaryImage {
   std::string directory_;
 };
 
+// Remembers what a disk tells; serves what it is told to, full of 'h'.
+class RecordingReplica final : public BlockReplica {
+ public:
+  // What it saw, and what it leaves to the image of the next reads. Plain value; outlives the disk.
+  struct Log {
+    std::vector<std::string> lines;
+    std::optional<std::vector<BlockExtent>> gaps;
+  };
+  explicit RecordingReplica(Log* log) : log_(log) {}
+  void Begin(BlockIo* io, const DmaChain& chain) override {
+    uint64_t bytes = 0;
+    for (const BlockSegment& segment : io->segments) bytes += segment.bytes.size();
+    EXPECT_EQ(bytes, io->kind == BlockIoKind::kErase ? 0 : io->extent.bytes);
+    EXPECT_TRUE(chain.open());
+    const char* const kinds[] = {"read", "write", "erase"};
+    Add(kinds[static_cast<size_t>(io->kind)] + (" " + std::to_string(io->extent.offset)) + "+" +
+        std::to_string(io->extent.bytes));
+    io->place = ++open_;
+  }
+  void Serve(BlockIo* io, std::vector<BlockExtent>* gaps) override {
+    Add("serve");
+    if (!log_->gaps.has_value()) return;
+    for (const BlockSegment& segment : io->segments) std::memset(segment.bytes.data(), 'h', segment.bytes.size());
+    *gaps = *log_->gaps;
+  }
+  void End(BlockIo* io, bool ok) override {
+    EXPECT_NE(io->place, 0u);
+    io->place = 0;
+    Add(ok ? "end" : "failed");
+  }
+  uint32_t FlushBegins() override {
+    Add("flush");
+    return 17;
+  }
+  void FlushEnds(uint32_t flush, bool ok) override {
+    EXPECT_EQ(flush, 17u);
+    Add(ok ? "flushed" : "flush failed");
+  }
+
+ private:
+  void Add(std::string line) { log_->lines.push_back(std::move(line)); }
+  Log* const log_;
+  uint32_t open_ = 0;
+};
+
 // A disk with two queues, buffered or with O_DIRECT.
 class VirtioBlkTest : public testing::TestWithParam<bool> {
  protected:
@@ -410,6 +455,75 @@ TEST(TokenBucketTest, KeepsTheAverageWithDebt) {
   TokenBucket unlimited(0, 0, now);
   unlimited.Spend(1 << 30);
   EXPECT_TRUE(unlimited.MayStart(now));
+}
+
+TEST_P(VirtioBlkTest, TellsItsReplicaOfEachRequestOnce) {
+  RecordingReplica::Log log;
+  VirtioBlk::Options options;
+  options.replica = std::make_unique<RecordingReplica>(&log);
+  Open(std::move(options));
+  const auto told = [&log] { return std::exchange(log.lines, {}); };
+  using ::testing::ElementsAre;
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, 8, {{kData, 4096, true}, {kData + 0x3000, 4096, true}}), VIRTIO_BLK_S_OK);
+  EXPECT_THAT(told(), ElementsAre("read 4096+8192", "serve", "end"));
+  EXPECT_EQ(Text(kData, 4096), std::string(4096, 'i'));
+  EXPECT_EQ(Do(VIRTIO_BLK_T_OUT, 16, {{kData, 4096, false}}), VIRTIO_BLK_S_OK);
+  EXPECT_THAT(told(), ElementsAre("write 8192+4096", "end"));
+  EXPECT_EQ(Do(VIRTIO_BLK_T_FLUSH, 0, {}), VIRTIO_BLK_S_OK);
+  EXPECT_THAT(told(), ElementsAre("flush", "flushed"));
+  const virtio_blk_discard_write_zeroes erase{64, 8, 0};
+  SetText(kData, std::string(reinterpret_cast<const char*>(&erase), sizeof erase));
+  for (const uint32_t type : {VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES}) {
+    EXPECT_EQ(Do(type, 0, {{kData, 16, false}}), VIRTIO_BLK_S_OK);
+    EXPECT_THAT(told(), ElementsAre("erase 32768+4096", "end"));
+  }
+  // Through the bounce buffer if memory does not suit O_DIRECT; of what is refused nobody hears.
+  EXPECT_EQ(Do(VIRTIO_BLK_T_OUT, 8, {{kData + 5, 4096, false}}), VIRTIO_BLK_S_OK);
+  EXPECT_THAT(told(), ElementsAre("write 4096+4096", "end"));
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, kImageBytes / 512, {{kData, 4096, true}}), VIRTIO_BLK_S_IOERR);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, 8, {{kData, 100, true}}), VIRTIO_BLK_S_IOERR);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_GET_ID, 0, {{kData, 20, true}}), VIRTIO_BLK_S_OK);
+  EXPECT_TRUE(told().empty());
+  // The image is shorter than it was: the request fails, or is short.
+  std::filesystem::resize_file(image_.path(), 8192);
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, 8, {{kData, 8192, true}}), VIRTIO_BLK_S_IOERR);
+  EXPECT_THAT(told(), ElementsAre("read 4096+8192", "serve", "failed"));
+}
+
+TEST_P(VirtioBlkTest, ReadsOnlyWhatItsReplicaDoesNotHave) {
+  RecordingReplica::Log log;
+  VirtioBlk::Options options;
+  options.replica = std::make_unique<RecordingReplica>(&log);
+  Open(std::move(options));
+  const std::vector<TestBuffer> data = {{kData, 4096, true}, {kData + 0x3000, 5 * 4096, true}};
+  const auto text = [this] { return Text(kData, 4096) + Text(kData + 0x3000, 5 * 4096); };
+  const std::string h(4096, 'h'), i(4096, 'i');
+  log.gaps.emplace();
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, 8, data), VIRTIO_BLK_S_OK);
+  EXPECT_EQ(written_, 6u * 4096 + 1);
+  EXPECT_EQ(text(), h + h + h + h + h + h);
+  log.gaps = {{4096, 2 * 4096}, {4 * 4096, 4096}, {6 * 4096, 4096}};
+  EXPECT_EQ(Do(VIRTIO_BLK_T_IN, 8, data), VIRTIO_BLK_S_OK);
+  EXPECT_EQ(written_, 6u * 4096 + 1);
+  EXPECT_EQ(text(), i + i + h + i + h + i);
+  EXPECT_THAT(log.lines, testing::ElementsAre("read 4096+24576", "serve", "end", "read 4096+24576", "serve", "end"));
+}
+
+TEST_P(VirtioBlkTest, AResetEndsWhatItsReplicaWasToldOf) {
+  RecordingReplica::Log log;
+  VirtioBlk::Options options;
+  options.replica = std::make_unique<RecordingReplica>(&log);
+  Open(std::move(options));
+  SetHeader(VIRTIO_BLK_T_IN, 0);
+  for (uint64_t i = 0; i < 5; ++i) {
+    machine_->drivers[0]->Add({{kHeader, 16, false}, {kData + i * 0x10000, 0x10000, true}, {kStatus + i, 1, true}});
+  }
+  machine_->Notify(0);
+  ASSERT_TRUE(machine_->Start()) << "a reset waits for I/O in flight";
+  const auto count = [&log](const char* prefix) {
+    return std::count_if(log.lines.begin(), log.lines.end(), [&](const auto& l) { return l.starts_with(prefix); });
+  };
+  EXPECT_EQ(count("read"), count("end") + count("failed"));
 }
 
 }  // namespace

@@ -41,6 +41,9 @@ class FrameFile {
   absl::Status Allocate(uint64_t offset, uint64_t bytes) const;
   // Takes the range's frames back, out of every mapping.
   absl::Status Punch(uint64_t offset, uint64_t bytes) const;
+  // No more than so many bytes of frames are taken from now on, and they are spare (FrameReservation::MakeSpare). Not
+  // thread-safe.
+  void MakeSpare(uint64_t bytes) { reservation_.MakeSpare(bytes); }
 
  private:
   FrameFile(std::string path, OwnedFd file, FrameReservation reservation, uint64_t bytes)
@@ -49,7 +52,7 @@ class FrameFile {
 
   const std::string path_;
   const OwnedFd file_;
-  const FrameReservation reservation_;
+  FrameReservation reservation_;
   const uint64_t bytes_;
 };
 

@@ -17,6 +17,7 @@
 #include <string_view>
 
 #include "fmt/format.h"
+#include "hyperkernel/base/check.h"
 #include "hyperkernel/base/fd.h"
 #include "hyperkernel/base/file.h"
 #include "hyperkernel/base/mutant.h"
@@ -191,25 +192,67 @@ absl::StatusOr<FrameStore> FrameStore::Open(const std::string& directory, uint64
 }
 
 FrameReservation& FrameReservation::operator=(FrameReservation&& other) noexcept {
-  std::swap(reserved_, other.reserved_);
+  std::swap(room_, other.room_);
   std::swap(bytes_, other.bytes_);
+  std::swap(spare_, other.spare_);
   return *this;
 }
 
 FrameReservation::~FrameReservation() {
-  if (reserved_ != nullptr) reserved_->fetch_sub(bytes_);
+  if (room_ == nullptr) return;
+  if (spare_) room_->spare.fetch_sub(bytes_);
+  room_->reserved.fetch_sub(bytes_);
+}
+
+void FrameReservation::MakeSpare(uint64_t bytes) {
+  if (room_ == nullptr) return;
+  HK_CHECK(bytes <= bytes_);
+  if (spare_) {
+    room_->spare.fetch_sub(bytes_ - bytes);
+    room_->reserved.fetch_sub(bytes_ - bytes);
+  } else {
+    room_->reserved.fetch_sub(bytes_ - bytes);
+    room_->spare.fetch_add(bytes);
+  }
+  bytes_ = bytes;
+  spare_ = true;
+}
+
+uint64_t FrameStore::TryReserve(uint64_t bytes) const {
+  uint64_t reserved = room_->reserved.load();
+  do {
+    if (bytes > budget_bytes_ - reserved) return bytes - (budget_bytes_ - reserved);
+  } while (!room_->reserved.compare_exchange_weak(reserved, reserved + bytes));
+  return 0;
 }
 
 absl::StatusOr<FrameReservation> FrameStore::Reserve(uint64_t bytes) const {
-  uint64_t reserved = reserved_->load();
-  do {
-    if (bytes > budget_bytes_ - reserved) {
-      return absl::ResourceExhaustedError(fmt::format(
-          "{} MiB of guest memory do not fit: the budget is {} MiB (frame_store.budget_mib), {} MiB are taken",
-          bytes >> 20, budget_bytes_ >> 20, reserved >> 20));
+  uint64_t missing = TryReserve(bytes);
+  if (missing > 0 && bytes <= budget_bytes_ && !HK_MUTANT(warm_frames_keep_room)) {
+    std::vector<std::shared_ptr<SpareFrames>> holders;
+    {
+      MutexLock lock(&room_->mutex);
+      std::erase_if(room_->holders, [](const auto& holder) { return holder.expired(); });
+      for (const auto& holder : room_->holders) {
+        if (std::shared_ptr<SpareFrames> there = holder.lock(); there != nullptr) holders.push_back(std::move(there));
+      }
     }
-  } while (!reserved_->compare_exchange_weak(reserved, reserved + bytes));
-  return FrameReservation(reserved_, bytes);
+    for (const std::shared_ptr<SpareFrames>& holder : holders) {
+      holder->GiveBack(missing);
+      missing = TryReserve(bytes);
+      if (missing == 0) break;
+    }
+  }
+  if (missing == 0) return FrameReservation(room_, bytes);
+  return absl::ResourceExhaustedError(
+      fmt::format("{} MiB of guest memory do not fit: the budget is {} MiB (frame_store.budget_mib), {} MiB are taken",
+                  bytes >> 20, budget_bytes_ >> 20, reserved_bytes() >> 20));
+}
+
+void FrameStore::AddSpare(std::weak_ptr<SpareFrames> holder) const {
+  MutexLock lock(&room_->mutex);
+  std::erase_if(room_->holders, [](const auto& known) { return known.expired(); });
+  room_->holders.push_back(std::move(holder));
 }
 
 absl::Status FrameStore::EnsureCapacity() const {

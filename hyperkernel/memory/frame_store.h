@@ -35,9 +35,28 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "hyperkernel/base/mutex.h"
 
 namespace hk {
+
+// Who has frames that nobody needs, though they may save work: they go when the room is needed. Thread-safe.
+class SpareFrames {
+ public:
+  virtual ~SpareFrames() = default;
+  // So many bytes more are needed: frames are given back, and their room (FrameReservation::MakeSpare), as far as there
+  // are any. Called by whoever reserves, with no lock of the store held.
+  virtual void GiveBack(uint64_t bytes) = 0;
+};
+
+// The books of a frame store. Thread-safe.
+struct FrameRoom {
+  std::atomic<uint64_t> reserved{0};  // all that is promised, spare too
+  std::atomic<uint64_t> spare{0};     // of it
+  Mutex mutex;
+  std::vector<std::weak_ptr<SpareFrames>> holders ABSL_GUARDED_BY(mutex);
+};
 
 // Room in a frame store for one guest, given back when destroyed. Movable; thread-safe to destroy.
 class FrameReservation {
@@ -47,12 +66,16 @@ class FrameReservation {
   FrameReservation& operator=(FrameReservation&& other) noexcept;
   ~FrameReservation();
 
+  // From now on it is for `bytes` only, at most what it was for, and those are spare: they are in nobody's way. The
+  // frames beyond were given back before. Not thread-safe.
+  void MakeSpare(uint64_t bytes);
+
  private:
   friend class FrameStore;
-  FrameReservation(std::shared_ptr<std::atomic<uint64_t>> reserved, uint64_t bytes)
-      : reserved_(std::move(reserved)), bytes_(bytes) {}
-  std::shared_ptr<std::atomic<uint64_t>> reserved_;  // null: nothing is held
+  FrameReservation(std::shared_ptr<FrameRoom> room, uint64_t bytes) : room_(std::move(room)), bytes_(bytes) {}
+  std::shared_ptr<FrameRoom> room_;  // null: nothing is held
   uint64_t bytes_ = 0;
+  bool spare_ = false;
 };
 
 // An opened frame store. Thread-safe: only asks the kernel.
@@ -75,10 +98,18 @@ class FrameStore {
   uint64_t budget_bytes() const { return budget_bytes_; }
   // What an operator should know, one line each.
   const std::vector<std::string>& warnings() const { return warnings_; }
-  // Of it, what is reserved now: of what is promised, frames may take any part.
-  uint64_t reserved_bytes() const { return reserved_->load(); }
-  // Takes room for `bytes` of frames. Errors: kResourceExhausted, saying how much there is.
+  // Of it, what is reserved now: of what is promised, frames may take any part. Without what is spare.
+  uint64_t reserved_bytes() const {
+    const uint64_t spare = room_->spare.load(), reserved = room_->reserved.load();
+    return reserved > spare ? reserved - spare : 0;  // between the two loads either may have changed
+  }
+  // What frames take that go when somebody needs the room.
+  uint64_t spare_bytes() const { return room_->spare.load(); }
+  // Takes room for `bytes` of frames; spare frames go for it if need be. Errors: kResourceExhausted, saying how much
+  // there is.
   absl::StatusOr<FrameReservation> Reserve(uint64_t bytes) const;
+  // `holder` is asked for its spare frames from now on, as long as it is there.
+  void AddSpare(std::weak_ptr<SpareFrames> holder) const;
   // Bytes of frames held now. On a tmpfs of its own: what the file system uses; on a shared one: the sum over the
   // directory's files. Errors: errno of the failing call.
   absl::StatusOr<uint64_t> UsedBytes() const;
@@ -89,7 +120,10 @@ class FrameStore {
 
   std::string directory_;
   uint64_t budget_bytes_;
-  std::shared_ptr<std::atomic<uint64_t>> reserved_ = std::make_shared<std::atomic<uint64_t>>(0);
+  // Takes room for `bytes`, and returns 0; or how many bytes there are too few.
+  uint64_t TryReserve(uint64_t bytes) const;
+
+  std::shared_ptr<FrameRoom> room_ = std::make_shared<FrameRoom>();
   bool own_mount_ = false;
   std::vector<std::string> warnings_;
 };

@@ -25,6 +25,24 @@ namespace {
 constexpr uint64_t kMib = 1 << 20;
 constexpr int kNoNamespaces = 77;  // exit status of a child
 
+// Has spare frames, and gives them back by the MiB.
+class Holder final : public SpareFrames {
+ public:
+  explicit Holder(FrameReservation reservation, uint64_t bytes) : reservation_(std::move(reservation)), bytes_(bytes) {
+    reservation_.MakeSpare(bytes_);
+  }
+  void GiveBack(uint64_t bytes) override {
+    asked.push_back(bytes);
+    bytes_ -= std::min(bytes_, (bytes + kMib - 1) / kMib * kMib);
+    reservation_.MakeSpare(bytes_);
+  }
+  std::vector<uint64_t> asked;
+
+ private:
+  FrameReservation reservation_;
+  uint64_t bytes_;
+};
+
 class FrameStoreTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -195,6 +213,32 @@ TEST_F(FrameStoreTest, RefusesHugePagesAndOtherFileSystems) {
   const auto store = FrameStore::Open(directory_, 16 * kMib);
   ASSERT_TRUE(store.ok()) << store.status();
   EXPECT_THAT(std::string(store->EnsureCapacity().message()), testing::HasSubstr("remount,huge=never"));
+}
+
+TEST_F(FrameStoreTest, SpareFramesAreInNobodysWay) {
+  const auto store = FrameStore::Open(directory_, 32 * kMib);
+  ASSERT_TRUE(store.ok()) << store.status();
+  const auto one = store->Reserve(8 * kMib);
+  const auto holder = std::make_shared<Holder>(*store->Reserve(20 * kMib), 16 * kMib);
+  store->AddSpare(holder);
+  EXPECT_EQ(store->reserved_bytes(), 8 * kMib);
+  EXPECT_EQ(store->spare_bytes(), 16 * kMib);
+  const auto fits = store->Reserve(8 * kMib);
+  ASSERT_TRUE(fits.ok()) << fits.status();
+  EXPECT_TRUE(holder->asked.empty()) << "there was room";
+  const auto some = store->Reserve(4 * kMib);
+  ASSERT_TRUE(some.ok()) << some.status();
+  EXPECT_THAT(holder->asked, testing::ElementsAre(4 * kMib)) << "what is missing, not more";
+  EXPECT_EQ(store->spare_bytes(), 12 * kMib);
+  EXPECT_TRUE(absl::IsResourceExhausted(store->Reserve(33 * kMib).status()));
+  EXPECT_EQ(store->spare_bytes(), 12 * kMib) << "nothing goes for what can never fit";
+  const auto all = store->Reserve(12 * kMib);
+  ASSERT_TRUE(all.ok()) << all.status();
+  EXPECT_EQ(store->spare_bytes(), 0u);
+  EXPECT_EQ(store->reserved_bytes(), 32 * kMib);
+  const absl::Status none = store->Reserve(kMib).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(none));
+  EXPECT_THAT(std::string(none.message()), testing::HasSubstr("32 MiB are taken"));
 }
 
 }  // namespace

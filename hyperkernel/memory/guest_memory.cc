@@ -9,6 +9,8 @@
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/mapping.h"
+#include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/memory/fault_stripe.h"
 #include "hyperkernel/memory/frame_file.h"
@@ -55,10 +57,12 @@ struct Range {
 
 class FileGuestMemory final : public GuestMemory {
  public:
-  FileGuestMemory(std::unique_ptr<FrameFile> file, std::vector<Range> ranges, FaultFailure on_failure)
+  FileGuestMemory(std::shared_ptr<FrameFile> file, std::vector<Range> ranges, FaultFailure on_failure)
       : file_(std::move(file)),
         ranges_(std::move(ranges)),
         frames_(file_->bytes() / kPageSize),
+        pinned_for_good_(file_->bytes() / kPageSize),
+        protection_((file_->bytes() + kStripeBytes - 1) / kStripeBytes),
         meter_((ranges_.back().ram.start.value() + ranges_.back().ram.bytes) / kPageSize),
         on_failure_(std::move(on_failure)) {}
 
@@ -73,11 +77,19 @@ class FileGuestMemory final : public GuestMemory {
   absl::Status Read(Gpa from, std::span<std::byte> to) const override;
   absl::Status Write(Gpa to, std::span<const std::byte> from) override;
   absl::StatusOr<std::byte*> Pin(Gpa start, uint64_t bytes, PageAccess access, PinnedPages* pins) override;
+  bool SetStoreListener(std::shared_ptr<StoreListener> listener) override {
+    HK_CHECK(listener_ == nullptr);
+    listener_ = std::move(listener);
+    return true;
+  }
+  absl::Status ProtectForReplica(Gfn first, uint64_t pages) override;
+  std::shared_ptr<FrameFile> frame_file() const override { return file_; }
 
  private:
   // Offset in the file of [start, start+bytes), which must lie in one range.
   absl::StatusOr<uint64_t> OffsetOf(Gpa start, uint64_t bytes) const;
-  absl::Status WriteToFile(Gpa to, std::span<const std::byte> from);
+  // A part of `from` that goes to file offset `offset`, in one stripe.
+  absl::Status WritePart(uint64_t offset, std::span<const std::byte> from);
   // Gives every page of it a frame, and a pointer in the service view.
   absl::StatusOr<std::byte*> Populate(Gpa start, uint64_t bytes);
   // These pages of the file have frames now.
@@ -87,9 +99,20 @@ class FileGuestMemory final : public GuestMemory {
   // A fault of the guest view at file offset `stripe` + `offset`. Returns what was filled.
   absl::StatusOr<ViewRange> OnFault(FaultStripe* view, uint64_t stripe, uint64_t stripe_bytes, uint64_t offset);
 
-  const std::unique_ptr<FrameFile> file_;
+  // Tells the listener of the pages that [offset, offset+bytes) of the file touches.
+  void TellOf(uint64_t offset, uint64_t bytes);
+  // A store to a protected page of the guest view, at file offset `stripe` + `offset`. Returns the page.
+  absl::StatusOr<ViewRange> OnProtected(FaultStripe* view, uint64_t stripe, uint64_t offset);
+  Gfn GfnAt(uint64_t offset) const;
+  Mutex& ProtectionOf(uint64_t offset) { return protection_[offset / kStripeBytes]; }
+
+  const std::shared_ptr<FrameFile> file_;
   const std::vector<Range> ranges_;
   FrameBitmap frames_;
+  FrameBitmap pinned_for_good_;  // for writing
+  // One for each stripe: who tells of a store and permits it, or protects, holds it meanwhile.
+  std::vector<Mutex> protection_;
+  std::shared_ptr<StoreListener> listener_;  // null: nobody asks
   MemoryMeter meter_;
   const FaultFailure on_failure_;
   std::atomic<bool> failed_{false};
@@ -112,7 +135,8 @@ absl::Status FileGuestMemory::Map() {
         FaultStripe::Start(guest_view_.data() + at, size, [this, at, size](FaultStripe* view, ViewFault fault) {
           const ViewRange page{.start = fault.offset, .bytes = kPageSize};
           const Monotonic start = std::chrono::steady_clock::now();
-          const absl::StatusOr<ViewRange> filled = OnFault(view, at, size, fault.offset);
+          const absl::StatusOr<ViewRange> filled =
+              fault.here ? OnProtected(view, at, fault.offset) : OnFault(view, at, size, fault.offset);
           if (!filled.ok()) view->MakeInaccessible(page);
           view->Wake(filled.ok() ? *filled : page);
           meter_.Waited(fault.write, std::chrono::steady_clock::now() - start);
@@ -179,16 +203,70 @@ absl::Status FileGuestMemory::Read(Gpa from, std::span<std::byte> to) const {
   return file_->Read(offset, to);
 }
 
-absl::Status FileGuestMemory::Write(Gpa to, std::span<const std::byte> from) {
-  if (from.size() >= kPageSize) return WriteToFile(to, from);
-  HK_ASSIGN_OR_RETURN(std::byte* const at, Populate(to, from.size()));
-  if (!from.empty()) std::memcpy(at, from.data(), from.size());
+Gfn FileGuestMemory::GfnAt(uint64_t offset) const {
+  for (const Range& range : ranges_) {
+    if (offset - range.offset < range.ram.bytes) return GfnOf(Gpa(range.ram.start.value() + (offset - range.offset)));
+  }
+  HK_CHECK(false);
+}
+
+void FileGuestMemory::TellOf(uint64_t offset, uint64_t bytes) {
+  if (listener_ == nullptr || bytes == 0) return;
+  for (uint64_t page = offset / kPageSize; page <= (offset + bytes - 1) / kPageSize; page++) {
+    listener_->BeforeStore(GfnAt(page * kPageSize));
+  }
+}
+
+absl::StatusOr<ViewRange> FileGuestMemory::OnProtected(FaultStripe* view, uint64_t stripe, uint64_t offset) {
+  const ViewRange page{.start = offset, .bytes = kPageSize};
+  absl::Status status;
+  {
+    MutexLock lock(&ProtectionOf(stripe));
+    if (!HK_MUTANT(replica_guest_store_untold)) TellOf(stripe + offset, kPageSize);
+    status = view->WriteProtect(page, false);
+  }
+  if (status.ok()) return page;
+  if (!failed_.exchange(true)) on_failure_(WithContext(status, "a page cannot be made writable"));
+  return status;
+}
+
+absl::Status FileGuestMemory::ProtectForReplica(Gfn first, uint64_t pages) {
+  if (listener_ == nullptr) return absl::FailedPreconditionError("nobody listens to stores");
+  if (pages == 0 || HK_MUTANT(replica_pages_unprotected)) return absl::OkStatus();
+  HK_ASSIGN_OR_RETURN(const uint64_t start, OffsetOf(GpaOf(first), pages * kPageSize));
+  const uint64_t end = start + pages * kPageSize;
+  for (uint64_t at = start; at < end;) {
+    const uint64_t stripe = at / kStripeBytes, part = std::min(end, (stripe + 1) * kStripeBytes) - at;
+    MutexLock lock(&ProtectionOf(at));
+    HK_RETURN_IF_ERROR(stripes_[stripe]->WriteProtect({.start = at - stripe * kStripeBytes, .bytes = part}, true));
+    for (uint64_t page = at / kPageSize; page < (at + part) / kPageSize; page++) {
+      if (pinned_for_good_.AllSet(page, 1)) TellOf(page * kPageSize, kPageSize);
+    }
+    at += part;
+  }
   return absl::OkStatus();
 }
 
-// Much at once: a page that is new is filled where it is made, neither zeroed before nor faulted in by the copy.
-absl::Status FileGuestMemory::WriteToFile(Gpa to, std::span<const std::byte> from) {
+absl::Status FileGuestMemory::Write(Gpa to, std::span<const std::byte> from) {
   HK_ASSIGN_OR_RETURN(const uint64_t offset, OffsetOf(to, from.size()));
+  for (size_t done = 0; done < from.size();) {
+    const uint64_t at = offset + done, in_stripe = kStripeBytes - at % kStripeBytes;
+    const size_t part = std::min<uint64_t>(from.size() - done, in_stripe);
+    MutexLock lock(&ProtectionOf(at));
+    TellOf(at, part);
+    HK_RETURN_IF_ERROR(WritePart(at, from.subspan(done, part)));
+    done += part;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FileGuestMemory::WritePart(uint64_t offset, std::span<const std::byte> from) {
+  if (from.size() < kPageSize) {
+    HK_RETURN_IF_ERROR(Fill(offset, from.size()));
+    std::memcpy(service_view_.data() + offset, from.data(), from.size());
+    return absl::OkStatus();
+  }
+  // Much at once: a page that is new is filled where it is made, neither zeroed before nor faulted in by the copy.
   uint64_t done = 0;
   const absl::Status written = file_->Write(offset, from, &done);
   if (done > 0) SetFilled(offset / kPageSize, (offset + done - 1) / kPageSize - offset / kPageSize + 1);
@@ -201,11 +279,28 @@ absl::StatusOr<std::byte*> FileGuestMemory::Populate(Gpa start, uint64_t bytes) 
   return service_view_.data() + offset;
 }
 
-absl::StatusOr<std::byte*> FileGuestMemory::Pin(Gpa start, uint64_t bytes, PageAccess, PinnedPages*) {
-  return Populate(start, bytes);
+absl::StatusOr<std::byte*> FileGuestMemory::Pin(Gpa start, uint64_t bytes, PageAccess access, PinnedPages* pins) {
+  HK_ASSIGN_OR_RETURN(std::byte* const at, Populate(start, bytes));
+  if (access != PageAccess::kWrite || bytes == 0) return at;
+  const auto offset = static_cast<uint64_t>(at - service_view_.data());
+  // Before the listener is told: a protection that does not see it comes before that.
+  if (pins == nullptr)
+    pinned_for_good_.Set(offset / kPageSize, (offset + bytes - 1) / kPageSize - offset / kPageSize + 1);
+  TellOf(offset, bytes);
+  return at;
 }
 
 }  // namespace
+
+std::optional<uint64_t> FrameOffset(std::span<const RamRange> ranges, Gfn page) {
+  uint64_t offset = 0;
+  for (const RamRange& range : ranges) {
+    const uint64_t inside = GpaOf(page).value() - range.start.value();
+    if (inside < range.bytes) return offset + inside;
+    offset += range.bytes;
+  }
+  return std::nullopt;
+}
 
 absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(const FrameStore& frames, const std::string& name,
                                                                  uint64_t generation, std::vector<RamRange> ranges,

@@ -15,12 +15,17 @@
 //     and some pages around it. Nothing in the daemon touches the guest view.
 //  3. The service view is registered MISSING with FEATURE_SIGBUS: the kernel refuses to fill a hole through it.
 //  4. A page that cannot be filled is made inaccessible, never zero: its vCPU's KVM_RUN returns EFAULT.
+//  5. With a store listener: no byte of a page changes after ProtectForReplica returned and before the listener was
+//  told
+//     of the page, but by who has it pinned since before (dma_space.h, DmaChain::ForEachWrittenByOthers). Telling of a
+//     store and permitting it are one step to a protection of the same page: both are under the lock of its stripe.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,10 +34,12 @@
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/fault_meter.h"
+#include "hyperkernel/memory/frame_file.h"
 #include "hyperkernel/memory/frame_store.h"
 #include "hyperkernel/memory/page_frames.h"
 #include "hyperkernel/memory/pinned_pages.h"
 #include "hyperkernel/memory/space_engine.h"
+#include "hyperkernel/memory/store_listener.h"
 
 namespace hk {
 
@@ -41,6 +48,10 @@ struct RamRange {
   Gpa start;
   uint64_t bytes = 0;
 };
+
+// Where in the file of its frames a page of RAM in these ranges is, in bytes; nothing: it is not RAM. Ranges follow one
+// another in the file.
+std::optional<uint64_t> FrameOffset(std::span<const RamRange> ranges, Gfn page);
 
 // The RAM of one guest.
 class GuestMemory {
@@ -83,8 +94,9 @@ class GuestMemory {
   // kOutOfRange, kResourceExhausted; of a space also kAborted: not now, too much is pinned or a page is late; and
   // kUnavailable: it has stopped, and the guest with it.
   virtual absl::StatusOr<std::byte*> Pin(Gpa start, uint64_t bytes, PageAccess access, PinnedPages* pins) = 0;
-  // Most that may be pinned at a time, all together; 0: there is no bound, no page ever leaves this node, and what Pin
-  // gives is good for the life of this object.
+  // `pins` null: for good; the page may be written to at any time from then on, and is never tracked by a listener.
+  // Only where nothing is bound (most_pinned_bytes). Most that may be pinned at a time, all together; 0: there is no
+  // bound, no page ever leaves this node, and what Pin gives is good for the life of this object.
   virtual uint64_t most_pinned_bytes() const { return 0; }
   // The guest is being taken apart: whoever waits for pages of other nodes, now or later, gets an error. Pins that are
   // held stay.
@@ -93,6 +105,19 @@ class GuestMemory {
   virtual absl::Status state() const { return absl::OkStatus(); }
   // What vCPUs wait for; null: no page is ever on another node.
   virtual FaultMeter* faults() { return nullptr; }
+
+  // `listener` is told of stores to pages that ProtectForReplica was called for, and of the daemon's own to all pages.
+  // Once, before any vCPU or device runs; it is kept as long as the memory. False: this memory cannot tell (a space).
+  virtual bool SetStoreListener(std::shared_ptr<StoreListener> listener) { return static_cast<void>(listener), false; }
+  // To be called when the listener wishes to know of stores to the pages, which have frames: when it has returned,
+  // every store is told. Pages pinned for good are told at once. Errors: errno; stores may go untold then.
+  virtual absl::Status ProtectForReplica(Gfn first, uint64_t pages) {
+    return static_cast<void>(first), static_cast<void>(pages),
+           absl::UnimplementedError("stores to this memory are not told of");
+  }
+  // The file of its frames, which may be kept beyond the memory; where in it a page is says FrameOffset. Null: there is
+  // none that is this guest's alone.
+  virtual std::shared_ptr<FrameFile> frame_file() const { return nullptr; }
 };
 
 }  // namespace hk

@@ -4,6 +4,7 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <random>
 #include <string>
@@ -12,12 +13,44 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "hyperkernel/base/mutex.h"
 
 namespace hk {
 namespace {
 
 constexpr uint64_t kMib = 1 << 20;
 constexpr Gpa kLow{0}, kHigh{uint64_t{4} << 30};
+
+// Remembers what it was told, and what a page's first byte was then.
+class Recorder final : public StoreListener {
+ public:
+  void BeforeStore(Gfn page) override {
+    MutexLock lock(&mutex_);
+    told_.push_back(page.value());
+    if (watched_ != nullptr) seen_ = *watched_;
+    times_.fetch_add(1);
+  }
+  void Watch(const std::byte* at) {
+    MutexLock lock(&mutex_);
+    watched_ = at;
+  }
+  std::byte seen() {
+    MutexLock lock(&mutex_);
+    return seen_;
+  }
+  uint64_t times() const { return times_.load(); }
+  std::vector<uint64_t> Take() {
+    MutexLock lock(&mutex_);
+    return std::exchange(told_, {});
+  }
+
+ private:
+  Mutex mutex_;
+  std::vector<uint64_t> told_;
+  const std::byte* watched_ = nullptr;
+  std::byte seen_{};
+  std::atomic<uint64_t> times_{0};
+};
 
 class GuestMemoryTest : public testing::Test {
  protected:
@@ -212,6 +245,93 @@ TEST_F(GuestMemoryTest, AFullFrameStoreIsToldOnceAndNeverZeroes) {
   EXPECT_EQ(failure_.code(), absl::StatusCode::kResourceExhausted);
   ::close(pipe_ends[0]);
   ::close(pipe_ends[1]);
+}
+
+TEST_F(GuestMemoryTest, StoresToProtectedPagesAreToldBeforeTheyAreMade) {
+  auto memory = Make(8 * kMib, 8 * kMib);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_FALSE((*memory)->ProtectForReplica(Gfn(0), 1).ok()) << "nobody listens";
+  const auto recorder = std::make_shared<Recorder>();
+  ASSERT_TRUE((*memory)->SetStoreListener(recorder));
+  PinnedPages pins;
+  const Gfn high = GfnOf(kHigh);
+  const auto pinned = (*memory)->Pin(kHigh, 8 * kPageSize, PageAccess::kRead, &pins);
+  ASSERT_TRUE(pinned.ok()) << pinned.status();
+  std::byte* const view = (*memory)->slots()[1].guest_view;
+  view[0] = std::byte{1};  // mapped before; the others are not
+  EXPECT_TRUE(recorder->Take().empty());
+  ASSERT_TRUE((*memory)->ProtectForReplica(high, 4).ok());
+  recorder->Watch(*pinned);
+  for (uint64_t page = 0; page < 8; ++page) {
+    EXPECT_EQ(view[page * kPageSize + 5], std::byte{0}) << "reading is free";
+  }
+  EXPECT_TRUE(recorder->Take().empty());
+  view[0] = std::byte{2};
+  EXPECT_EQ(recorder->seen(), std::byte{1});
+  recorder->Watch(nullptr);
+  view[1] = std::byte{2};
+  view[3 * kPageSize] = std::byte{3};
+  view[5 * kPageSize] = std::byte{3};
+  EXPECT_THAT(recorder->Take(), testing::ElementsAre(high.value(), high.value() + 3)) << "once, and the protected only";
+  ASSERT_TRUE((*memory)->ProtectForReplica(high, 1).ok());
+  view[0] = std::byte{4};
+  EXPECT_THAT(recorder->Take(), testing::ElementsAre(high.value())) << "again, after a protection";
+  EXPECT_EQ((*memory)->ProtectForReplica(Gfn(8 * kMib / kPageSize), 1).code(), absl::StatusCode::kOutOfRange);
+}
+
+TEST_F(GuestMemoryTest, TheDaemonsOwnStoresAreTold) {
+  auto memory = Make(8 * kMib, 0);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  const auto recorder = std::make_shared<Recorder>();
+  ASSERT_TRUE((*memory)->SetStoreListener(recorder));
+  ASSERT_TRUE((*memory)->Write(Gpa(2 * kPageSize - 2), Bytes("over")).ok());
+  EXPECT_THAT(recorder->Take(), testing::ElementsAre(1, 2));
+  ASSERT_TRUE((*memory)->Write(Gpa(4 * kPageSize), Bytes(std::string(2 * kPageSize, 'x'))).ok());
+  EXPECT_THAT(recorder->Take(), testing::ElementsAre(4, 5));
+  PinnedPages pins;
+  ASSERT_TRUE((*memory)->Pin(Gpa(0), kPageSize, PageAccess::kRead, &pins).ok());
+  EXPECT_EQ(Text(**memory, Gpa(0), 8), std::string(8, 0));
+  EXPECT_TRUE(recorder->Take().empty());
+  ASSERT_TRUE((*memory)->Pin(Gpa(7 * kPageSize + 9), kPageSize, PageAccess::kWrite, &pins).ok());
+  EXPECT_THAT(recorder->Take(), testing::ElementsAre(7, 8));
+  ASSERT_TRUE((*memory)->ProtectForReplica(Gfn(6), 4).ok());
+  EXPECT_TRUE(recorder->Take().empty());
+  // For good: nobody tells of its stores, so it is told again whenever somebody would believe the page.
+  ASSERT_TRUE((*memory)->Pin(Gpa(8 * kPageSize), 4, PageAccess::kWrite, nullptr).ok());
+  EXPECT_THAT(recorder->Take(), testing::ElementsAre(8));
+  ASSERT_TRUE((*memory)->ProtectForReplica(Gfn(6), 4).ok());
+  EXPECT_THAT(recorder->Take(), testing::ElementsAre(8));
+}
+
+// What was not told since the protection has not changed since, however a store and the protection meet.
+TEST_F(GuestMemoryTest, NoStoreIsUntoldBesideAProtection) {
+  auto memory = Make(8 * kMib, 0);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  const auto recorder = std::make_shared<Recorder>();
+  ASSERT_TRUE((*memory)->SetStoreListener(recorder));
+  PinnedPages pins;
+  const auto pinned = (*memory)->Pin(Gpa(0), kPageSize, PageAccess::kRead, &pins);
+  ASSERT_TRUE(pinned.ok());
+  const std::atomic_ref<uint64_t> seen(*reinterpret_cast<uint64_t*>(*pinned));
+  std::atomic<bool> stop{false};
+  std::thread guest([&] {
+    const std::atomic_ref<uint64_t> word(*reinterpret_cast<uint64_t*>((*memory)->slots()[0].guest_view));
+    while (!stop.load()) word.fetch_add(1);
+  });
+  bool untold = false;
+  for (int round = 0; round < 300 && !untold; ++round) {
+    const uint64_t told = recorder->times();
+    EXPECT_TRUE((*memory)->ProtectForReplica(Gfn(0), 1).ok());
+    const uint64_t first = seen.load();
+    // Told last: what it is told of now may be a store that has been made.
+    for (int i = 0; i < 100 && !untold && recorder->times() == told; ++i) {
+      std::this_thread::yield();
+      untold = seen.load() != first && recorder->times() == told;
+    }
+  }
+  EXPECT_FALSE(untold);
+  stop.store(true);
+  guest.join();
 }
 
 }  // namespace

@@ -26,6 +26,7 @@
 #include "hyperkernel/node/descriptors.h"
 #include "hyperkernel/node/grpc_log.h"
 #include "hyperkernel/node/guest_manager.h"
+#include "hyperkernel/node/guest_replicas.h"
 #include "hyperkernel/node/kvm_machine.h"
 #include "hyperkernel/node/machine_parts.h"
 #include "hyperkernel/node/machine_peers.h"
@@ -122,6 +123,7 @@ struct Daemon::Parts {
   // Destroyed from below: what asks before what is asked. Hellos end with the cluster, the metrics read the transport.
   std::unique_ptr<DataPlane> data_plane;
   Metrics metrics;
+  std::optional<GuestReplicas> replicas;
   std::unique_ptr<StateStore> state;
   std::optional<SpaceRecords> space_records;
   std::optional<ClusterSpacePeers> space_peers;
@@ -134,8 +136,11 @@ struct Daemon::Parts {
   std::optional<PeerControlService> peers;
   std::unique_ptr<grpc::Server> server;
 
-  // The metrics outlive the spaces.
-  ~Parts() { metrics.ForgetSpaces(); }
+  // The metrics outlive the spaces and the replicas.
+  ~Parts() {
+    metrics.ForgetSpaces();
+    metrics.ForgetReplicas();
+  }
   absl::Status OpenState(const NodeSettings& settings, const Clock& clock, v1::NodeInfo* self);
   absl::Status StartDataPlane(const NodeSettings& settings, const Clock& clock, const v1::NodeInfo& self);
   ClusterHooks Hooks(const std::string& boot_id);
@@ -258,8 +263,8 @@ absl::StatusOr<std::unique_ptr<Machine>> Daemon::Parts::MakeMachine(const v1::Vm
                                                                     const v1::NodeInfo& self, const Clock& clock) {
   const v1::VmSpec& spec = record.spec();
   if (!IsPlaced(spec)) {
-    return MakeKvmMachine(spec, LocalMemory(spec, record.generation(), *frames), nullptr, nullptr, *kernels, clock,
-                          events);
+    return MakeKvmMachine(spec, LocalMemory(spec, record.generation(), *frames, replicas->BeginRun(record)), nullptr,
+                          nullptr, *kernels, clock, events);
   }
   const auto number_of = [this](const std::string& node) { return cluster->NumberOf(node); };
   HK_ASSIGN_OR_RETURN(MachinePolicy::Options options,
@@ -335,6 +340,8 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
                          parts->Hooks(self.boot_id()));
   parts->MakeSpaces(settings, clock);
   parts->MakeParts(self, clock);
+  parts->replicas.emplace(*parts->frames, clock);
+  parts->metrics.DescribeReplicas([replicas = &*parts->replicas] { return replicas->Samples(); });
   if (settings.metrics_listen.has_value()) {
     HK_RETURN_IF_ERROR(WithContext(parts->metrics.Serve(*settings.metrics_listen), "listen.metrics"));
   }
@@ -353,7 +360,8 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
                             return parts->MakeMachine(record, events, self, clock);
                           },
                           clock));
-  parts->admin.emplace(&*parts->cluster, parts->guests.get(), parts->spaces.get(), &parts->metrics);
+  parts->guests->SetForget([replicas = &*parts->replicas](const std::string& name) { replicas->Drop(name); });
+  parts->admin.emplace(&*parts->cluster, parts->guests.get(), parts->spaces.get(), &parts->metrics, &*parts->replicas);
   parts->peers.emplace(&*parts->cluster, parts->spaces.get(), parts->machine_parts.get(), self.boot_id(),
                        &parts->metrics);
   auto daemon = std::unique_ptr<Daemon>(new Daemon(std::move(parts)));

@@ -309,12 +309,14 @@ bool GuestManager::HandleEnd(const Ended& ended) {
     spec = guest->record.spec();
     after = guest->end_rule.Decide(ended.end, ended.reason, guest->record.spec().on_crash(), clock_.Now());
   }
-  absl::Status status = ForceStop(ended.name, after.state, after.reason);
-  if (status.ok() && after.restart) {
-    status = Start(ended.name, true, *after.restart);
+  absl::Status status;
+  if (after.restart) {
+    status = Restart(ended.name, after.state, after.reason, *after.restart, false);
     if (!status.ok() && ComesLater(spec, status)) {
       StartLater(ended.name, absl::Status(status.code(), fmt::format("{} ({})", MessageOf(status), after.reason)));
     }
+  } else {
+    status = ForceStop(ended.name, after.state, after.reason);
   }
   if (!status.ok()) log::Error("guest", "end of a guest", {{"guest", ended.name}, {"error", MessageOf(status)}});
   MutexLock lock(&mutex_);

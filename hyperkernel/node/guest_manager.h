@@ -50,6 +50,10 @@ class GuestManager {
   // The daemon ends: all machines are stopped at once, and none starts any more.
   void StopMachines();
 
+  // Called when nothing that is kept of a machine's run for the next one is to be used: it has ended for good, or
+  // begins cold. By any thread, without a lock; before the first machine runs, and at most once.
+  void SetForget(std::function<void(const std::string& name)> forget) { forget_ = std::move(forget); }
+
   // Starts what has autostart set, on a thread of its own and returns: one machine after another, by name, so that it
   // does not depend on chance who gets the memory. What waits, and what failed, is shown as the machine's reason. Once
   // only.
@@ -59,7 +63,8 @@ class GuestManager {
   std::vector<v1::Vm> List() const;
   absl::StatusOr<v1::Vm> Get(const std::string& name) const;
   absl::Status Delete(const std::string& name);
-  absl::StatusOr<v1::Vm> Control(const std::string& name, v1::VmAction action);
+  // `cold`: of a reset: nothing that is kept of the run before is used.
+  absl::StatusOr<v1::Vm> Control(const std::string& name, v1::VmAction action, bool cold = false);
   // As Machine has it. Errors: those, kNotFound, kFailedPrecondition if it is neither running nor paused.
   absl::StatusOr<VcpuMoved> MoveVcpu(const std::string& name, VcpuId vcpu, const std::string& node);
   // The channels of a machine's present or last run. Errors: kNotFound, kFailedPrecondition if it has not run since the
@@ -114,11 +119,20 @@ class GuestManager {
   bool CancelAutostart(const std::string& name);
   // `reason` is shown beside the state "running"; a `restart` goes on with the channels there are.
   absl::Status Start(const std::string& name, bool restart, const std::string& reason);
-  absl::Status ForceStop(const std::string& name, v1::VmState state, const std::string& reason);
+  // `again`: it is started again at once, and what is kept for that stays.
+  absl::Status ForceStop(const std::string& name, v1::VmState state, const std::string& reason, bool again = false);
+  // ForceStop, and Start as a restart; what is kept goes if it is not started.
+  absl::Status Restart(const std::string& name, v1::VmState state, const std::string& stop_reason,
+                       const std::string& start_reason, bool cold);
+  void Forget(const std::string& name) ABSL_LOCKS_EXCLUDED(mutex_) {
+    if (forget_) forget_(name);
+  }
+  // Unless somebody else has started it meanwhile.
+  void ForgetUnlessLive(const std::string& name) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status PauseOrUnpause(const std::string& name, bool pause);
   absl::Status Renew(const std::string& name);
   absl::Status PressPowerButton(const std::string& name);
-  absl::Status Reset(const std::string& name);
+  absl::Status Reset(const std::string& name, bool cold);
   void SetState(Guest* guest, v1::VmState state, std::string reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // REQUIRES: nobody else uses the guest (the lock is held, or the manager is being destroyed).
   void RecordStopped(Guest* guest);
@@ -143,6 +157,7 @@ class GuestManager {
   const MachineChecker check_;
   const MachineFactory make_;
   const Clock& clock_;
+  std::function<void(const std::string& name)> forget_;
   mutable Mutex mutex_;
   CondVar changed_;
   std::map<std::string, std::unique_ptr<Guest>> guests_ ABSL_GUARDED_BY(mutex_);

@@ -496,5 +496,38 @@ TEST_F(GuestManagerTest, NamesAreUniqueAndDryRunsDefineNothing) {
   EXPECT_EQ(manager_->Create(spec, false).status().code(), absl::StatusCode::kAlreadyExists);
 }
 
+// What a run leaves for the next one goes with the machine's end, not with its resets.
+TEST_F(GuestManagerTest, WhatIsKeptForTheNextRunGoesWithTheEnd) {
+  std::atomic<int> forgotten{0};
+  manager_->SetForget([&forgotten](const std::string& name) {
+    EXPECT_EQ(name, "g");
+    ++forgotten;
+  });
+  Create(v1::ON_CRASH_RESET);
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  ASSERT_TRUE(Do(v1::VM_ACTION_RESET).ok());
+  EXPECT_EQ(forgotten, 0) << "an operator's reset";
+  machine_->events()->OnEnd(MachineEnd::kReset, "");
+  AwaitState(v1::VM_STATE_RUNNING, 3);
+  machine_->events()->OnEnd(MachineEnd::kCrash, "triple fault");
+  AwaitState(v1::VM_STATE_RUNNING, 4);
+  EXPECT_EQ(forgotten, 0) << "the guest's own, and a crash that resets";
+  EXPECT_TRUE(absl::IsInvalidArgument(manager_->Control("g", v1::VM_ACTION_PAUSE, true).status()));
+  ASSERT_TRUE(manager_->Control("g", v1::VM_ACTION_RESET, true).ok());
+  EXPECT_EQ(forgotten, 1) << "cold";
+  fail_ = absl::ResourceExhaustedError("no memory");
+  EXPECT_FALSE(Do(v1::VM_ACTION_RESET).ok());
+  EXPECT_EQ(forgotten, 2) << "a reset that did not come to a run";
+  fail_ = absl::OkStatus();
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  ASSERT_TRUE(Do(v1::VM_ACTION_FORCE_STOP).ok());
+  EXPECT_EQ(forgotten, 3);
+  ASSERT_TRUE(Do(v1::VM_ACTION_START).ok());
+  machine_->events()->OnEnd(MachineEnd::kPowerOff, "");
+  AwaitState(v1::VM_STATE_STOPPED);
+  Await([&] { return forgotten == 4; });
+  manager_.reset();
+}
+
 }  // namespace
 }  // namespace hk

@@ -5,6 +5,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/guest_manager.h"
 #include "hyperkernel/node/machine_policy.h"
@@ -169,7 +170,8 @@ void GuestManager::RecordCpu(Guest* guest) {
   guest->record = std::move(record);
 }
 
-absl::Status GuestManager::ForceStop(const std::string& name, v1::VmState state, const std::string& reason) {
+absl::Status GuestManager::ForceStop(const std::string& name, v1::VmState state, const std::string& reason,
+                                     bool again) {
   std::unique_ptr<Machine> machine;
   std::unique_ptr<GuestEvents> events;
   Guest* guest = nullptr;
@@ -185,6 +187,7 @@ absl::Status GuestManager::ForceStop(const std::string& name, v1::VmState state,
     SetState(guest, v1::VM_STATE_STOPPING, reason);
   }
   machine.reset();
+  if (!again) Forget(name);
   MutexLock lock(&mutex_);
   GiveBack(guest);
   RecordStopped(guest);
@@ -265,15 +268,32 @@ absl::Status GuestManager::PressPowerButton(const std::string& name) {
   return absl::OkStatus();
 }
 
-absl::Status GuestManager::Reset(const std::string& name) {
+void GuestManager::ForgetUnlessLive(const std::string& name) {
+  {
+    MutexLock lock(&mutex_);
+    const auto found = guests_.find(name);
+    if (found != guests_.end() && (found->second->machine != nullptr || found->second->busy)) return;
+  }
+  Forget(name);
+}
+
+absl::Status GuestManager::Restart(const std::string& name, v1::VmState state, const std::string& stop_reason,
+                                   const std::string& start_reason, bool cold) {
+  HK_RETURN_IF_ERROR(ForceStop(name, state, stop_reason, true));
+  if (cold && !HK_MUTANT(reset_forgets_nothing_cold)) Forget(name);
+  const absl::Status status = Start(name, true, start_reason);
+  if (!status.ok()) ForgetUnlessLive(name);
+  return status;
+}
+
+absl::Status GuestManager::Reset(const std::string& name, bool cold) {
   {
     MutexLock lock(&mutex_);
     HK_ASSIGN_OR_RETURN(const Guest* guest, FindIdle(name));
     if (!IsLive(guest->state))
       return absl::FailedPreconditionError(fmt::format("vm '{}' is {}, not running", name, NameOf(guest->state)));
   }
-  HK_RETURN_IF_ERROR(ForceStop(name, v1::VM_STATE_STOPPED, "reset"));
-  return Start(name, true, "reset by an operator");
+  return Restart(name, v1::VM_STATE_STOPPED, "reset", "reset by an operator", cold);
 }
 
 bool GuestManager::CancelAutostart(const std::string& name) {
@@ -285,7 +305,8 @@ bool GuestManager::CancelAutostart(const std::string& name) {
   return true;
 }
 
-absl::StatusOr<v1::Vm> GuestManager::Control(const std::string& name, v1::VmAction action) {
+absl::StatusOr<v1::Vm> GuestManager::Control(const std::string& name, v1::VmAction action, bool cold) {
+  if (cold && action != v1::VM_ACTION_RESET) return absl::InvalidArgumentError("cold: is for a reset only");
   absl::Status status;
   switch (action) {
     case v1::VM_ACTION_START:
@@ -304,7 +325,7 @@ absl::StatusOr<v1::Vm> GuestManager::Control(const std::string& name, v1::VmActi
       }
       break;
     case v1::VM_ACTION_RESET:
-      status = Reset(name);
+      status = Reset(name, cold);
       break;
     case v1::VM_ACTION_PAUSE:
     case v1::VM_ACTION_UNPAUSE:

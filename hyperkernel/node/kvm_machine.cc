@@ -194,6 +194,10 @@ absl::Status KvmMachine::BuildMemory(Vm* vm) {
       });
   if (!memory.ok()) return memory.status();
   memory_ = *std::move(memory);
+  // Before anything writes to it, or may come to.
+  if (memory_source_.replica != nullptr && !memory_source_.replica->Attach(memory_.get())) {
+    memory_source_.replica = nullptr;
+  }
   for (const GuestMemory::Slot& slot : memory_->slots()) {
     HK_RETURN_IF_ERROR(vm->AddMemory({.start = slot.start, .bytes = slot.bytes, .host = slot.guest_view}).status());
   }
@@ -221,7 +225,7 @@ absl::Status KvmMachine::BuildDevices(MachineBackends backends, Vm* vm) {
                              {.console_output = [output](std::string_view bytes) { output(Channel::kSerial, bytes); },
                               .request = request}));
   HK_ASSIGN_OR_RETURN(virtio_, MachineVirtio::Create(spec_, std::move(backends), memory_.get(), &devices_->pci(),
-                                                     &devices_->interrupts(), output));
+                                                     &devices_->interrupts(), output, memory_source_.replica.get()));
   HK_RETURN_IF_ERROR(virtio_->AttachTo(vm));
   return virtio_->Start();
 }
@@ -418,7 +422,8 @@ absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, c
   return MachineBackends::Open(spec).status();
 }
 
-MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames) {
+MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames,
+                          std::shared_ptr<GuestReplica> replica) {
   const auto make = [name = spec.name(), generation, &frames](std::vector<RamRange> ranges,
                                                               GuestMemory::FaultFailure failed) {
     absl::StatusOr<std::unique_ptr<GuestMemory>> memory =
@@ -426,7 +431,7 @@ MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const Fra
     if (!memory.ok()) memory = WithContext(memory.status(), "memory_mib");
     return memory;
   };
-  return {.make = make, .ended = nullptr, .space = nullptr};
+  return {.make = make, .ended = nullptr, .space = nullptr, .replica = std::move(replica)};
 }
 
 absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, MachineMemory memory,

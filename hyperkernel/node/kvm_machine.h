@@ -11,6 +11,7 @@
 #include "hyperkernel/memory/frame_store.h"
 #include "hyperkernel/memory/guest_memory.h"
 #include "hyperkernel/memory/swap_store.h"
+#include "hyperkernel/node/guest_replica.h"
 #include "hyperkernel/node/machine.h"
 #include "hyperkernel/node/machine_policy.h"
 #include "hyperkernel/node/machine_spread.h"
@@ -38,10 +39,13 @@ struct MachineMemory {
   std::function<void()> ended;
   // What `make` has made; null: memory of this node alone.
   std::shared_ptr<MachineSpace> space;
+  // Who keeps account of what the memory holds of the disks; null: nobody, as of all memory over several nodes.
+  std::shared_ptr<GuestReplica> replica = nullptr;
 };
 
-// Memory of this node alone. `frames` outlives what it makes.
-MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames);
+// Memory of this node alone. `frames` outlives what it makes. `replica`: of the guest, its run has begun; or null.
+MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames,
+                          std::shared_ptr<GuestReplica> replica);
 
 // Makes a machine and lets it run. `spread`: null if all its vCPUs are here. `policy`: null if its memory is.
 // `kernels`, `clock` and `events` outlive it. Errors: one line, what could not be made.

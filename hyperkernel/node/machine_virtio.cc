@@ -66,15 +66,17 @@ VirtioConsole::Port PortOf(Channel channel, std::string name, const MachineVirti
 
 absl::StatusOr<std::unique_ptr<MachineVirtio>> MachineVirtio::Create(const v1::VmSpec& spec, MachineBackends backends,
                                                                      GuestMemory* memory, PciRoot* root,
-                                                                     InterruptSink* interrupts, Output output) {
+                                                                     InterruptSink* interrupts, Output output,
+                                                                     GuestReplica* replica) {
   std::unique_ptr<MachineVirtio> virtio(new MachineVirtio(root));
   root->SetDoorbellRegistrar(&virtio->doorbells_);
   HK_ASSIGN_OR_RETURN(virtio->set_, VirtioSet::Create(memory, root, interrupts, spec.name()));
-  HK_RETURN_IF_ERROR(virtio->Add(spec, std::move(backends), memory->most_pinned_bytes(), std::move(output)));
+  HK_RETURN_IF_ERROR(virtio->Add(spec, std::move(backends), memory->most_pinned_bytes(), std::move(output), replica));
   return virtio;
 }
 
-absl::Status MachineVirtio::Add(const v1::VmSpec& spec, MachineBackends backends, uint64_t most_pinned, Output output) {
+absl::Status MachineVirtio::Add(const v1::VmSpec& spec, MachineBackends backends, uint64_t most_pinned, Output output,
+                                GuestReplica* replica) {
   HK_CHECK(static_cast<int>(backends.disks.size()) == spec.disks_size());
   HK_CHECK(static_cast<int>(backends.nets.size()) == spec.nets_size());
   std::vector<VirtioConsole::Port> ports;
@@ -94,12 +96,17 @@ absl::Status MachineVirtio::Add(const v1::VmSpec& spec, MachineBackends backends
   }
   for (int i = 0; i < spec.disks_size(); i++) {
     const v1::DiskSpec& disk = spec.disks(i);
-    auto blk = VirtioBlk::Create(std::move(backends.disks[static_cast<size_t>(i)]),
-                                 {.serial = disk.serial(),
-                                  .queues = static_cast<uint16_t>(std::max(disk.queues(), 1u)),
-                                  .bps_limit = disk.bps_limit(),
-                                  .most_pinned_bytes = PinnedByDisk(most_pinned, spec.disks_size()),
-                                  .most_request_bytes = most_pinned / 2});
+    DiskImage& image = backends.disks[static_cast<size_t>(i)];
+    std::unique_ptr<BlockReplica> account;
+    if (replica != nullptr && IsLockedAgainstWriters(image, disk.exclusive())) {
+      account = replica->AttachDisk(static_cast<size_t>(i), image);
+    }
+    auto blk = VirtioBlk::Create(std::move(image), {.serial = disk.serial(),
+                                                    .queues = static_cast<uint16_t>(std::max(disk.queues(), 1u)),
+                                                    .bps_limit = disk.bps_limit(),
+                                                    .most_pinned_bytes = PinnedByDisk(most_pinned, spec.disks_size()),
+                                                    .most_request_bytes = most_pinned / 2,
+                                                    .replica = std::move(account)});
     if (!blk.ok()) return WithContext(blk.status(), fmt::format("disks[{}]", i));
     HK_RETURN_IF_ERROR(set_->Add(static_cast<uint8_t>(kFirstDiskSlot + i), fmt::format("disk{}", i), *std::move(blk)));
   }

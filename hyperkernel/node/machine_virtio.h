@@ -26,6 +26,7 @@
 #include "hyperkernel/device/virtio_set.h"
 #include "hyperkernel/kvm/vm.h"
 #include "hyperkernel/memory/guest_memory.h"
+#include "hyperkernel/node/guest_replica.h"
 #include "hyperkernel/node/machine.h"
 #include "hyperkernel/node/machine_backends.h"
 #include "proto/vm.pb.h"
@@ -59,10 +60,12 @@ class MachineVirtio {
   // What the guest wrote to the console or the agent's port; called by the console's worker, must not block.
   using Output = std::function<void(Channel channel, std::string_view bytes)>;
 
-  // `memory`, `root` and `interrupts` outlive it. REQUIRES: `backends` are those of `spec`.
+  // `memory`, `root` and `interrupts` outlive it. `replica`: attached to the memory; null: none. REQUIRES: `backends`
+  // are those of `spec`.
   static absl::StatusOr<std::unique_ptr<MachineVirtio>> Create(const v1::VmSpec& spec, MachineBackends backends,
                                                                GuestMemory* memory, PciRoot* root,
-                                                               InterruptSink* interrupts, Output output);
+                                                               InterruptSink* interrupts, Output output,
+                                                               GuestReplica* replica = nullptr);
 
   // Adds to a VM what makes these devices cheap: empty PCI slots as memory, doorbells as eventfds. Before its vCPUs
   // run; `vm` lives until MoveDoorbellsTo. Errors: as Vm::AddMemory.
@@ -85,7 +88,8 @@ class MachineVirtio {
  private:
   explicit MachineVirtio(PciRoot* root) : root_(root) {}
   // `most_pinned`: of the memory (GuestMemory::most_pinned_bytes).
-  absl::Status Add(const v1::VmSpec& spec, MachineBackends backends, uint64_t most_pinned, Output output);
+  absl::Status Add(const v1::VmSpec& spec, MachineBackends backends, uint64_t most_pinned, Output output,
+                   GuestReplica* replica);
 
   PciRoot* const root_;
   KvmDoorbells doorbells_;

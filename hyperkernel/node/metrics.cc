@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "hyperkernel/node/replica_collector.h"
 #include "hyperkernel/node/space_collector.h"
 #include "hyperkernel/node/transport_collector.h"
 
@@ -51,6 +52,8 @@ class StoreCollector final : public prometheus::Collectable {
         GaugeFamily("hyperkernel_frame_budget_bytes", "Most memory that frames may take.", frames_.budget_bytes()),
         GaugeFamily("hyperkernel_frames_reserved_bytes", "Of the budget, what machines and spaces have reserved.",
                     frames_.reserved_bytes()),
+        GaugeFamily("hyperkernel_frames_spare_bytes",
+                    "Memory of frames of runs before, which go when the room is needed.", frames_.spare_bytes()),
         GaugeFamily("hyperkernel_frames_used_bytes", "Memory that frames take now.", frames_.UsedBytes().value_or(0)),
         GaugeFamily("hyperkernel_swap_budget_bytes", "Most of the disk that swap may take.", swap_.budget_bytes()),
         GaugeFamily("hyperkernel_swap_reserved_bytes", "Of the budget, what spaces have reserved.",
@@ -70,6 +73,7 @@ struct Metrics::Impl {
   std::shared_ptr<StoreCollector> stores;
   std::shared_ptr<TransportCollector> transport;
   std::shared_ptr<SpaceCollector> spaces;
+  std::shared_ptr<ReplicaCollector> replicas;
   prometheus::Family<prometheus::Gauge>& build = prometheus::BuildGauge()
                                                      .Name("hyperkernel_build_info")
                                                      .Help("Always 1; the labels say what runs.")
@@ -137,6 +141,14 @@ void Metrics::ForgetSpaces() {
   if (impl_->spaces != nullptr) impl_->spaces->Forget();
 }
 
+void Metrics::DescribeReplicas(std::function<std::vector<v1::Replica>()> samples) {
+  impl_->replicas = std::make_shared<ReplicaCollector>(std::move(samples));
+}
+
+void Metrics::ForgetReplicas() {
+  if (impl_->replicas != nullptr) impl_->replicas->Forget();
+}
+
 void Metrics::SetPeerUp(const std::string& peer, bool up) {
   impl_->peer_up.Add({{"peer", peer}}).Set(up ? 1 : 0);
 }
@@ -174,6 +186,7 @@ absl::Status Metrics::Serve(const Address& address) {
   if (impl_->stores != nullptr) impl_->exposer->RegisterCollectable(impl_->stores);
   if (impl_->transport != nullptr) impl_->exposer->RegisterCollectable(impl_->transport);
   if (impl_->spaces != nullptr) impl_->exposer->RegisterCollectable(impl_->spaces);
+  if (impl_->replicas != nullptr) impl_->exposer->RegisterCollectable(impl_->replicas);
   return absl::OkStatus();
 }
 
@@ -186,6 +199,7 @@ std::string Metrics::Text() const {
   add(impl_->stores.get());
   add(impl_->transport.get());
   add(impl_->spaces.get());
+  add(impl_->replicas.get());
   return prometheus::TextSerializer().Serialize(families);
 }
 

@@ -14,6 +14,7 @@
 #include "hyperkernel/memory/swap_store.h"
 #include "hyperkernel/node/space_sample.h"
 #include "proto/node.pb.h"
+#include "proto/replica.pb.h"
 #include "rdma/transport.h"
 
 namespace hk {
@@ -35,6 +36,9 @@ class Metrics {
   void DescribeSpaces(std::function<std::vector<SpaceSample>()> samples);
   // Nobody asks for them any more when it returned.
   void ForgetSpaces();
+  // The same of the machines' storage replicas.
+  void DescribeReplicas(std::function<std::vector<v1::Replica>()> samples);
+  void ForgetReplicas();
   void SetPeerUp(const std::string& peer, bool up);
   void ObserveHello(const std::string& peer, std::chrono::microseconds round_trip);
   void CountHelloFailure(const std::string& peer);

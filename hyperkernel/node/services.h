@@ -9,6 +9,7 @@
 
 #include "hyperkernel/node/cluster.h"
 #include "hyperkernel/node/guest_manager.h"
+#include "hyperkernel/node/guest_replicas.h"
 #include "hyperkernel/node/machine_parts.h"
 #include "hyperkernel/node/metrics.h"
 #include "hyperkernel/node/space_manager.h"
@@ -34,8 +35,10 @@ class CallLimit {
 class AdminService final : public v1::Admin::Service {
  public:
   // All must outlive this object.
-  AdminService(Cluster* cluster, GuestManager* guests, SpaceManager* spaces, Metrics* metrics)
-      : cluster_(cluster), guests_(guests), spaces_(spaces), metrics_(metrics) {}
+  // `replicas` may be null.
+  AdminService(Cluster* cluster, GuestManager* guests, SpaceManager* spaces, Metrics* metrics,
+               GuestReplicas* replicas = nullptr)
+      : cluster_(cluster), guests_(guests), spaces_(spaces), metrics_(metrics), replicas_(replicas) {}
   grpc::Status GetVersion(grpc::ServerContext* context, const v1::GetVersionRequest* request,
                           v1::GetVersionResponse* response) override;
   grpc::Status ListNodes(grpc::ServerContext* context, const v1::ListNodesRequest* request,
@@ -88,6 +91,12 @@ class AdminService final : public v1::Admin::Service {
                      v1::SpaceTopResponse* response) override;
   grpc::Status TraceVm(grpc::ServerContext* context, const v1::TraceVmRequest* request,
                        grpc::ServerWriter<v1::TraceRecord>* writer) override;
+  grpc::Status ShowReplica(grpc::ServerContext* context, const v1::ShowReplicaRequest* request,
+                           v1::ShowReplicaResponse* response) override;
+  grpc::Status DropReplica(grpc::ServerContext* context, const v1::DropReplicaRequest* request,
+                           v1::DropReplicaResponse* response) override;
+  grpc::Status VerifyReplica(grpc::ServerContext* context, const v1::VerifyReplicaRequest* request,
+                             grpc::ServerWriter<v1::ReplicaVerification>* writer) override;
 
  private:
   // Calls that last as long as their client wants hold a thread each. There are 96 (daemon.cc), and hellos of 63 peers
@@ -99,6 +108,8 @@ class AdminService final : public v1::Admin::Service {
   // Runs `body` as one of kMaxLongCalls.
   grpc::Status ServeLong(const char* method, const grpc::ServerContext& context,
                          const std::function<grpc::Status()>& body, Role role = Role::kAdmin);
+  // Errors: kNotFound, or why the machine has none.
+  absl::StatusOr<std::shared_ptr<GuestReplica>> FindReplica(const std::string& name);
 
   std::atomic<int> long_calls_{0};
   CallLimit space_calls_{kMaxSpaceCalls};
@@ -106,6 +117,7 @@ class AdminService final : public v1::Admin::Service {
   GuestManager* const guests_;
   SpaceManager* const spaces_;
   Metrics* const metrics_;
+  GuestReplicas* const replicas_;
 };
 
 // What other nodes ask (proto/peer.proto).

@@ -60,7 +60,7 @@ grpc::Status AdminService::DeleteVm(grpc::ServerContext* context, const v1::Dele
 grpc::Status AdminService::ControlVm(grpc::ServerContext* context, const v1::ControlVmRequest* request,
                                      v1::ControlVmResponse* response) {
   return Serve(metrics_, "ControlVm", *context, Role::kAdmin, [&] {
-    absl::StatusOr<v1::Vm> vm = guests_->Control(request->name(), request->action());
+    absl::StatusOr<v1::Vm> vm = guests_->Control(request->name(), request->action(), request->cold());
     if (vm.ok()) *response->mutable_vm() = *std::move(vm);
     // It is another node that is not up: this one answers.
     if (absl::IsUnavailable(vm.status())) return ToGrpc(absl::FailedPreconditionError(MessageOf(vm.status())));

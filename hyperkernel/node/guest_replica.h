@@ -1,0 +1,120 @@
+// The storage replica of one guest whose memory is on this node alone: the table, what it hears of stores and disks,
+// and the frames of the runs before (storage-replica/README.md; DESIGN: storage replica, R2). It outlives the guest's
+// resets, and goes with its end.
+//
+// | step of a run                | here                                                                      |
+// |------------------------------|---------------------------------------------------------------------------|
+// | a run begins                 | BeginRun: the frames of the last one become warm                           |
+// | its memory was made          | Attach: from here on stores are told                                       |
+// | each of its disks            | AttachDisk: from here on its requests are told                             |
+// | its disks, then memory, ended | nothing is told any more; the file of its frames is kept for BeginRun      |
+//
+// Thread-safe. Disks' own accounts belong to their workers.
+//
+// Invariants:
+//  1. A frame file is kept from Attach until the run after the next, and every one that is kept counts in the budget.
+//  2. Nothing here fails a guest: what cannot be tracked is not, and is read from its disk.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/mutex.h"
+#include "hyperkernel/device/block_replica.h"
+#include "hyperkernel/device/disk_image.h"
+#include "hyperkernel/memory/guest_memory.h"
+#include "hyperkernel/node/warm_files.h"
+#include "proto/replica.pb.h"
+#include "storage-replica/replica_table.h"
+
+namespace hk {
+
+// Whether nobody else may write to an image that was opened so. A device that is only read from, and not claimed, is
+// anybody's, whatever locks others look at.
+inline bool IsLockedAgainstWriters(const DiskImage& image, bool exclusive) {
+  return !image.block_device || !image.read_only || exclusive;
+}
+
+// One guest's. See above.
+class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
+ public:
+  // For a guest with `pages` pages up to the end of its RAM, whose first run has frames of `generation` (not 0; those
+  // of later runs are greater). `frames` and `clock` outlive it. Errors: kInvalidArgument: the guest is too large;
+  // errno.
+  static absl::StatusOr<std::shared_ptr<GuestReplica>> Create(std::string name, uint64_t pages, uint64_t generation,
+                                                              const FrameStore& frames, const Clock& clock);
+
+  // A run begins, after another. Errors: kFailedPrecondition: the run before has not ended (its I/O does not); errno.
+  // After an error it is to be abandoned.
+  absl::Status BeginRun(uint64_t generation);
+  // The run's memory: is told who listens. `memory` goes after all disks that were attached. False: it cannot tell of
+  // stores, and nothing is tracked.
+  bool Attach(GuestMemory* memory);
+  // The account of a disk, for its device; its image is `image`, which nobody else may write to. `number`: its place in
+  // the specification. Null: it is not tracked. REQUIRES: Attach returned true.
+  std::unique_ptr<BlockReplica> AttachDisk(size_t number, const DiskImage& image);
+
+  // Forgets all, and gives up the warm frames. What is read from then on is known again.
+  void Drop();
+  // `all`: what takes time to count, too.
+  v1::Replica Describe(bool all = true) const;
+
+  // Compares all entries with the disks, reading at most so fast. `progress` is called now and then, and at the end;
+  // false from it ends all. Entries that are wrong are dropped. Errors: kAborted: ended so, or by a reset; errno
+  // of a disk that cannot be read.
+  absl::Status Verify(uint32_t mib_per_second, const std::function<bool(const v1::ReplicaVerification&)>& progress);
+
+ private:
+  friend class DiskReplica;
+  class Watch;
+  // A disk of the present run. Immutable.
+  struct Disk {
+    OwnedFd image;  // to read from, without locks
+  };
+  // What verification has to compare. Plain value.
+  struct Claim {
+    FrameRef frame;
+    ReplicaEntry entry;
+  };
+
+  GuestReplica(std::string name, std::shared_ptr<ReplicaTable> table, const Clock& clock)
+      : name_(std::move(name)),
+        table_(std::move(table)),
+        warm_(std::make_shared<WarmFiles>(table_)),
+        clock_(clock),
+        since_(clock.Wall()) {}
+  void MemoryGone();
+  uint64_t WallNs() const;
+  // The file that has a frame, the present one included.
+  std::shared_ptr<FrameFile> FileOf(const FrameRef& frame, uint64_t* offset) const;
+  // Gone: it is not claimed any more.
+  enum class Verdict { kRight, kGone, kWrong };
+  absl::StatusOr<Verdict> Compare(const Claim& claim, std::span<std::byte> page, std::span<std::byte> block);
+
+  const std::string name_;
+  const std::shared_ptr<ReplicaTable> table_;
+  const std::shared_ptr<WarmFiles> warm_;
+  const Clock& clock_;
+  std::atomic<uint64_t> hits_{0}, misses_{0}, saved_bytes_{0};
+  std::atomic<uint64_t> open_requests_{0};  // between Begin and End
+  mutable Mutex mutex_;
+  GuestMemory* memory_ ABSL_GUARDED_BY(mutex_) = nullptr;    // of the present run
+  std::shared_ptr<FrameFile> file_ ABSL_GUARDED_BY(mutex_);  // of the present or last run
+  std::vector<RamRange> ranges_ ABSL_GUARDED_BY(mutex_);
+  std::array<std::shared_ptr<Disk>, kMaxReplicaDisks> disks_ ABSL_GUARDED_BY(mutex_);
+  uint64_t resets_ ABSL_GUARDED_BY(mutex_) = 0;
+  WallTime since_ ABSL_GUARDED_BY(mutex_);
+  // What was counted before the last Drop.
+  uint64_t hits_before_ ABSL_GUARDED_BY(mutex_) = 0, misses_before_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t saved_before_ ABSL_GUARDED_BY(mutex_) = 0, removed_before_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace hk
