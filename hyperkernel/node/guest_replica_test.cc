@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hyperkernel/node/disk_replica.h"
+#include "hyperkernel/node/node_info.h"
 #include "hyperkernel/node/replica_testing.h"
 
 namespace hk {
@@ -237,6 +238,10 @@ TEST_F(GuestReplicaTest, WarmFramesGoWhenRoomIsNeededAndAreNotReadAfterwards) {
   EXPECT_EQ(Read(10, 200), BlocksText(10, 200));
   Reset();
   ASSERT_EQ(frames_->spare_bytes(), 200 * kPageSize);
+  v1::NodeInfo node;
+  RefreshNodeInfo(*frames_, SwapStore(directory_ + "/swap", 0), &node);
+  EXPECT_EQ(node.frames_reserved_bytes(), kRam);
+  EXPECT_LE(node.frames_used_bytes() + 200 * kPageSize, *frames_->UsedBytes()) << "placements count on the room";
   // Half of what is spare is needed, then all.
   const uint64_t free = frames_->budget_bytes() - kRam - 200 * kPageSize;
   const auto some = frames_->Reserve(free + 100 * kPageSize);

@@ -6,6 +6,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <memory>
 #include <vector>
@@ -102,7 +103,9 @@ v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity
 
 void RefreshNodeInfo(const FrameStore& frames, const SwapStore& swap, v1::NodeInfo* info) {
   info->set_memory_available_bytes(MemInfoBytes(ReadProc("/proc/meminfo"), "MemAvailable"));
-  info->set_frames_used_bytes(frames.UsedBytes().value_or(0));
+  // Without what goes when somebody needs the room: whoever looks for room has it.
+  const uint64_t used = frames.UsedBytes().value_or(0);
+  info->set_frames_used_bytes(used - std::min(used, frames.spare_bytes()));
   info->set_frames_reserved_bytes(frames.reserved_bytes());
   info->set_swap_used_bytes(swap.UsedBytes().value_or(0));
   info->set_swap_reserved_bytes(swap.reserved_bytes());
