@@ -30,6 +30,12 @@ class ByteQueue {
     count_ -= take;
     return take;
   }
+  // What is in it, which stays.
+  std::vector<std::byte> Copy() const {
+    std::vector<std::byte> copy(count_);
+    for (size_t i = 0; i < count_; ++i) copy[i] = bytes_[(first_ + i) % bytes_.size()];
+    return copy;
+  }
   void Clear() { first_ = count_ = 0; }
 
  private:

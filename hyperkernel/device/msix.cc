@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "hyperkernel/base/byte_archive.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/device/io_handler.h"
 
@@ -9,6 +10,7 @@ namespace hk {
 namespace {
 
 constexpr uint32_t kMasked = 1;
+constexpr uint16_t kStateVersion = 1;
 
 }  // namespace
 
@@ -69,6 +71,38 @@ void MsixTable::Reset() {
   enabled_ = masked_ = bus_master_ = false;
   entries_.assign(count_, Entry());
   pending_.assign(count_, false);
+}
+
+std::vector<std::byte> MsixTable::SaveState() {
+  MutexLock lock(&mutex_);
+  ByteWriter writer;
+  writer.Numbers(kStateVersion, static_cast<uint16_t>(count_));
+  for (size_t vector = 0; vector < count_; ++vector) {
+    const Entry& entry = entries_[vector];
+    writer.Numbers(entry.address, entry.data, entry.control, static_cast<bool>(pending_[vector]));
+  }
+  return writer.Take();
+}
+
+absl::Status MsixTable::RestoreState(std::span<const std::byte> bytes) {
+  std::vector<Entry> entries(count_);
+  std::vector<bool> pending(count_);
+  const auto fields = [&](ByteReader& reader) {
+    uint16_t count = 0;
+    reader.Number(count);
+    if (count != count_) return reader.Fail("another number of vectors");
+    for (size_t vector = 0; vector < count_; ++vector) {
+      Entry& entry = entries[vector];
+      bool waits = false;
+      reader.Numbers(entry.address, entry.data, entry.control, waits);
+      pending[vector] = waits;
+    }
+  };
+  if (absl::Status status = ReadVersioned("MSI-X table", kStateVersion, bytes, fields); !status.ok()) return status;
+  MutexLock lock(&mutex_);
+  entries_ = std::move(entries);
+  pending_ = std::move(pending);
+  return absl::OkStatus();
 }
 
 void MsixTable::ReadTable(uint64_t offset, std::span<std::byte> data) {

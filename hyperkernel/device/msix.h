@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/device/interrupt_line.h"
 
@@ -31,6 +32,9 @@ class MsixTable {
   void Notify(uint16_t vector);
   // As after power-on: all masked, nothing pending, disabled.
   void Reset();
+  // As Serial's. What of it is in the function's registers (SetControl) is not in it, and must be set after it.
+  std::vector<std::byte> SaveState();
+  absl::Status RestoreState(std::span<const std::byte> bytes);
 
   uint16_t vectors() const { return static_cast<uint16_t>(count_); }
   size_t table_bytes() const { return count_ * kEntryBytes; }

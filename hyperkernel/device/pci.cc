@@ -4,6 +4,7 @@
 
 #include "absl/status/statusor.h"
 #include "fmt/format.h"
+#include "hyperkernel/base/byte_archive.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
@@ -15,6 +16,8 @@ constexpr uint64_t kFunctionBytes = 4096;
 constexpr uint32_t kFunctionsPerSlot = 8;
 // Configuration address register (PCI 3.0, 3.2.2.3.2).
 constexpr uint32_t kConfigEnable = 0x80000000;
+constexpr uint32_t kConfigWritable = 0x80fffffc;
+constexpr uint16_t kStateVersion = 1;
 // QEMU's generic host bridge: no driver looks for it.
 constexpr PciConfig::Identity kHostBridge = {.vendor = 0x1b36, .device = 0x0008, .class_code = 0x060000};
 
@@ -172,6 +175,34 @@ std::vector<PciRoot::EmptyRange> PciRoot::EmptySlotPages() const {
   return ranges;
 }
 
+std::vector<std::byte> PciRoot::SaveState() {
+  ByteWriter writer;
+  writer.Number(kStateVersion);
+  {
+    MutexLock lock(&ports_.mutex);
+    writer.Number(ports_.address);
+  }
+  MutexLock lock(&host_bridge_->config_mutex_);
+  writer.Raw(host_bridge_->config_.Saved());
+  return writer.Take();
+}
+
+absl::Status PciRoot::RestoreState(std::span<const std::byte> bytes) {
+  uint32_t address = 0;
+  std::array<std::byte, PciConfig::kSavedBytes> bridge{};
+  const auto fields = [&](ByteReader& reader) {
+    reader.Number(address);
+    reader.Raw(bridge);
+  };
+  HK_RETURN_IF_ERROR(ReadVersioned("PCI bus", kStateVersion, bytes, fields));
+  {
+    MutexLock lock(&ports_.mutex);
+    ports_.address = address & kConfigWritable;
+  }
+  MutexLock lock(&host_bridge_->config_mutex_);
+  return WithContext(host_bridge_->config_.Restore(bridge), "host bridge");
+}
+
 // An access that runs over a function's end is nobody's: the function answers ones for what is beyond it.
 void PciRoot::Ecam::Read(uint64_t offset, std::span<std::byte> data) {
   root->ReadConfig(root->At(offset >> 20, offset >> 15 & 31, offset >> 12 & 7), offset & 0xfff, data);
@@ -207,7 +238,7 @@ void PciRoot::Ports::Write(uint64_t offset, std::span<const std::byte> data) {
   uint32_t selected = 0;
   {
     MutexLock lock(&mutex);
-    if (offset == 0 && data.size() == 4) address = static_cast<uint32_t>(LoadLe(data)) & 0x80fffffc;
+    if (offset == 0 && data.size() == 4) address = static_cast<uint32_t>(LoadLe(data)) & kConfigWritable;
     selected = address;
   }
   if (offset < 4 || (selected & kConfigEnable) == 0) return;

@@ -98,6 +98,10 @@ class PciRoot {
   // The I/O APIC pin of INTA of a slot, as the DSDT's _PRT must say.
   static constexpr uint8_t IntxPin(uint8_t slot) { return kFirstPciPin + slot % kPciPins; }
 
+  // The bus's own: the configuration address and the host bridge. The functions have theirs. As Serial's.
+  std::vector<std::byte> SaveState();
+  absl::Status RestoreState(std::span<const std::byte> bytes);
+
  private:
   friend class PciDevice;
   // A BAR on the bus.

@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstring>
 
+#include "fmt/format.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/device/io_handler.h"
 
@@ -67,6 +68,18 @@ void PciConfig::Write(uint32_t offset, std::span<const std::byte> data) {
     const std::byte mask = writable_[offset + i];
     bytes_[offset + i] = (bytes_[offset + i] & ~mask) | (data[i] & mask);
   }
+}
+
+absl::Status PciConfig::Restore(std::span<const std::byte, kSavedBytes> saved) {
+  for (size_t i = 0; i < kSavedBytes; ++i) {
+    std::byte fixed = ~writable_[i];
+    if (i == Offset(PciRegister::kStatus)) fixed &= ~std::byte{kPciStatusInterrupt};  // follows the device
+    if (((saved[i] ^ bytes_[i]) & fixed) != std::byte{0}) {
+      return absl::InvalidArgumentError(fmt::format("PCI register {:#x} is another function's", i));
+    }
+  }
+  Write(0, saved);
+  return absl::OkStatus();
 }
 
 uint16_t PciConfig::Get16(uint16_t offset) const {

@@ -10,6 +10,8 @@
 #include <optional>
 #include <span>
 
+#include "absl/status/status.h"
+
 namespace hk {
 
 // Register offsets of header type 0.
@@ -64,6 +66,12 @@ class PciConfig {
   // Accesses of any size and offset; beyond the end reads are all ones and writes are dropped.
   void Read(uint32_t offset, std::span<std::byte> data) const;
   void Write(uint32_t offset, std::span<const std::byte> data);
+
+  // The part that anybody can write to or has something in it: kSavedBytes. Restore takes over what the guest may
+  // write. Errors: kInvalidArgument: the rest is not this function's.
+  static constexpr size_t kSavedBytes = 256;
+  std::span<const std::byte> Saved() const { return std::span(bytes_).first(kSavedBytes); }
+  absl::Status Restore(std::span<const std::byte, kSavedBytes> saved);
 
   // For the device: without masks. REQUIRES: within the space.
   uint16_t Get16(uint16_t offset) const;

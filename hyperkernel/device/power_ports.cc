@@ -1,5 +1,6 @@
 #include "hyperkernel/device/power_ports.h"
 
+#include "hyperkernel/base/byte_archive.h"
 #include "hyperkernel/boot/address_map.h"
 
 namespace hk {
@@ -9,6 +10,7 @@ constexpr uint8_t kResetNow = 0x04;                                     // port 
 constexpr uint8_t kSleepEnable = 0x20, kSleepTypeMask = 0x1c;           // ACPI 4.8.3.7, table 4.19
 constexpr uint8_t kPvpanicPanicked = 0x01, kPvpanicCrashLoaded = 0x02;  // QEMU docs/specs/pvpanic
 constexpr uint64_t kPmTimerHz = 3'579'545;
+constexpr uint16_t kStateVersion = 1;  // of both
 
 }  // namespace
 
@@ -38,6 +40,29 @@ void PowerPorts::Reset() {
   line_.Deliver();
 }
 
+std::vector<std::byte> PowerPorts::SaveState() {
+  MutexLock lock(&mutex_);
+  ByteWriter writer;
+  writer.Numbers(kStateVersion, events_);
+  return writer.Take();
+}
+
+absl::Status PowerPorts::RestoreState(std::span<const std::byte> bytes) {
+  uint8_t events = 0;
+  const auto fields = [&](ByteReader& reader) {
+    reader.Number(events);
+    if ((events & ~kEventPowerButton) != 0) reader.Fail("an event that is not known");
+  };
+  if (absl::Status status = ReadVersioned("power ports", kStateVersion, bytes, fields); !status.ok()) return status;
+  {
+    MutexLock lock(&mutex_);
+    events_ = events;
+    line_.Set(events_ != 0);
+  }
+  line_.Deliver();
+  return absl::OkStatus();
+}
+
 void PowerPorts::Read(uint64_t offset, std::span<std::byte> data) {
   StoreLe(data, 0);
   MutexLock lock(&mutex_);
@@ -59,8 +84,25 @@ void PowerPorts::Write(uint64_t offset, std::span<const std::byte> data) {
   }
 }
 
+std::vector<std::byte> PmTimer::SaveState() {
+  ByteWriter writer;
+  writer.Numbers(kStateVersion, int64_t{std::chrono::nanoseconds(clock_->Now() - start_.load()).count()});
+  return writer.Take();
+}
+
+absl::Status PmTimer::RestoreState(std::span<const std::byte> bytes, std::chrono::nanoseconds missed) {
+  int64_t run_ns = 0;
+  const auto fields = [&](ByteReader& reader) {
+    reader.Number(run_ns);
+    if (run_ns < 0) reader.Fail("a time that has not been");
+  };
+  if (absl::Status status = ReadVersioned("PM timer", kStateVersion, bytes, fields); !status.ok()) return status;
+  start_ = clock_->Now() - std::chrono::nanoseconds(run_ns) - missed;
+  return absl::OkStatus();
+}
+
 void PmTimer::Read(uint64_t offset, std::span<std::byte> data) {
-  const uint64_t ns = std::chrono::duration_cast<std::chrono::nanoseconds>(clock_->Now() - start_).count();
+  const uint64_t ns = std::chrono::duration_cast<std::chrono::nanoseconds>(clock_->Now() - start_.load()).count();
   const uint64_t seconds = ns / 1'000'000'000, rest = ns % 1'000'000'000;
   const uint32_t ticks = static_cast<uint32_t>(seconds * kPmTimerHz + rest * kPmTimerHz / 1'000'000'000);
   StoreLe(data, ticks >> (8 * (offset & 3)));

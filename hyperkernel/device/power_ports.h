@@ -2,11 +2,15 @@
 // All are thread-safe; callbacks run in the vCPU's thread without a lock and must not block.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/device/interrupt_line.h"
@@ -47,6 +51,9 @@ class PowerPorts final : public IoHandler {
   // As if a person pressed it.
   void PressPowerButton();
   void Reset();
+  // As Serial's.
+  std::vector<std::byte> SaveState();
+  absl::Status RestoreState(std::span<const std::byte> bytes);
   void Read(uint64_t offset, std::span<std::byte> data) override;
   void Write(uint64_t offset, std::span<const std::byte> data) override;
 
@@ -64,12 +71,15 @@ class PmTimer final : public IoHandler {
 
   // `clock` outlives it.
   explicit PmTimer(const Clock* clock) : clock_(clock), start_(clock->Now()) {}
+  // As Serial's; `missed`: since it was saved. It has run on meanwhile.
+  std::vector<std::byte> SaveState();
+  absl::Status RestoreState(std::span<const std::byte> bytes, std::chrono::nanoseconds missed);
   void Read(uint64_t offset, std::span<std::byte> data) override;
   void Write(uint64_t offset, std::span<const std::byte> data) override;
 
  private:
   const Clock* const clock_;
-  const Monotonic start_;
+  std::atomic<Monotonic> start_;
 };
 
 // The pvpanic port (QEMU docs/specs/pvpanic): reads as the events it knows, a write tells of one.

@@ -2,6 +2,8 @@
 
 #include <ctime>
 
+#include "hyperkernel/base/byte_archive.h"
+
 namespace hk {
 namespace {
 
@@ -23,6 +25,8 @@ enum Index : uint8_t {
 constexpr uint8_t kDivider32kHz = 0x26;  // A: time base running; the update-in-progress bit is never set
 constexpr uint8_t k24Hours = 0x02;       // B: BCD, 24 hours
 constexpr uint8_t kValid = 0x80;         // D: the battery is good
+constexpr uint8_t kIndexMask = 0x7f;
+constexpr uint16_t kStateVersion = 1;
 
 uint8_t Bcd(int value) {
   return static_cast<uint8_t>(value / 10 << 4 | value % 10);
@@ -64,6 +68,24 @@ uint8_t Rtc::Register(uint8_t index) const {
   }
 }
 
+std::vector<std::byte> Rtc::SaveState() {
+  MutexLock lock(&mutex_);
+  ByteWriter writer;
+  writer.Numbers(kStateVersion, index_);
+  writer.Raw(std::as_bytes(std::span(stored_)));
+  return writer.Take();
+}
+
+absl::Status Rtc::RestoreState(std::span<const std::byte> bytes) {
+  MutexLock lock(&mutex_);
+  return ReadVersioned("real-time clock", kStateVersion, bytes,
+                       [this](ByteReader& reader) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+                         reader.Number(index_);
+                         reader.Raw(std::as_writable_bytes(std::span(stored_)));
+                         index_ &= kIndexMask;
+                       });
+}
+
 void Rtc::Read(uint64_t offset, std::span<std::byte> data) {
   FillOnes(data);
   if (offset != 1) return;  // the index port cannot be read
@@ -75,7 +97,7 @@ void Rtc::Write(uint64_t offset, std::span<const std::byte> data) {
   const uint8_t value = static_cast<uint8_t>(data[0]);
   MutexLock lock(&mutex_);
   if (offset == 0) {
-    index_ = value & 0x7f;  // the top bit masks NMI on a PC
+    index_ = value & kIndexMask;  // the top bit masks NMI on a PC
   } else {
     stored_[index_] = value;  // time and status registers never read it back
   }

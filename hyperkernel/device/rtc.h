@@ -6,7 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/device/io_handler.h"
@@ -20,6 +22,10 @@ class Rtc final : public IoHandler {
 
   // `clock` outlives it.
   explicit Rtc(const Clock* clock) : clock_(clock) {}
+
+  // As Serial's.
+  std::vector<std::byte> SaveState();
+  absl::Status RestoreState(std::span<const std::byte> bytes);
 
   void Read(uint64_t offset, std::span<std::byte> data) override;
   void Write(uint64_t offset, std::span<const std::byte> data) override;

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "hyperkernel/base/byte_archive.h"
+
 namespace hk {
 namespace {
 
@@ -14,6 +16,8 @@ constexpr uint8_t kLcrDivisorLatch = 0x80;
 constexpr uint8_t kMcrLoop = 0x10, kMcrAll = 0x1f;
 constexpr uint8_t kLsrData = 0x01, kLsrOverrun = 0x02, kLsrTransmitEmpty = 0x60;
 constexpr uint8_t kMsrIdle = 0xb0;  // carrier, data set ready, clear to send
+constexpr uint8_t kMsrDeltas = 0x0f;
+constexpr uint16_t kStateVersion = 1;
 
 }  // namespace
 
@@ -75,6 +79,37 @@ void Serial::Reset() {
   }
   line_.Deliver();
   if (has_room && callbacks_.room) callbacks_.room();
+}
+
+// Whoever was refused is told of room by the new port only after another refusal.
+template <typename Archive>
+void Serial::Fields(Archive& a) {
+  a.Numbers(ier_, fcr_, lcr_, mcr_, scratch_, divisor_, msr_delta_, transmit_interrupt_, overrun_);
+  std::vector<std::byte> input(input_count_);
+  for (size_t i = 0; i < input.size(); ++i) input[i] = std::byte{input_[(input_first_ + i) % kInputLimit]};
+  a.Bytes(input, kInputLimit);
+  if constexpr (Archive::kReads) {
+    if ((ier_ & ~kIerAll) != 0 || (mcr_ & ~kMcrAll) != 0 || (msr_delta_ & ~kMsrDeltas) != 0)
+      a.Fail("reserved bits set");
+    input_first_ = input_count_ = 0;
+    for (const std::byte byte : input) PushInput(static_cast<uint8_t>(byte));
+  }
+}
+
+std::vector<std::byte> Serial::SaveState() {
+  MutexLock lock(&mutex_);
+  return WriteVersioned(kStateVersion, [this](auto& a) ABSL_NO_THREAD_SAFETY_ANALYSIS { Fields(a); });
+}
+
+absl::Status Serial::RestoreState(std::span<const std::byte> bytes) {
+  {
+    MutexLock lock(&mutex_);
+    const auto fields = [this](auto& a) ABSL_NO_THREAD_SAFETY_ANALYSIS { Fields(a); };
+    if (absl::Status status = ReadVersioned("serial port", kStateVersion, bytes, fields); !status.ok()) return status;
+    line_.Set(InterruptIdentity() != kIirNone);
+  }
+  line_.Deliver();
+  return absl::OkStatus();
 }
 
 bool Serial::TakeRoom() {

@@ -9,7 +9,9 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/device/interrupt_line.h"
 #include "hyperkernel/device/io_handler.h"
@@ -35,6 +37,10 @@ class Serial final : public IoHandler {
   size_t Input(std::span<const std::byte> data);
   // As after power-on: registers and queued input are gone.
   void Reset();
+  // What a later object of the same kind goes on with (README.md, "Saved state"), and becoming that. REQUIRES: no other
+  // call is under way. Errors: kInvalidArgument in one line; the object is good for nothing but its destructor then.
+  std::vector<std::byte> SaveState();
+  absl::Status RestoreState(std::span<const std::byte> bytes);
 
   void Read(uint64_t offset, std::span<std::byte> data) override;
   void Write(uint64_t offset, std::span<const std::byte> data) override;
@@ -50,6 +56,8 @@ class Serial final : public IoHandler {
   bool TakeRoom() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   uint8_t InterruptIdentity() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   uint8_t ModemStatus() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  template <typename Archive>
+  void Fields(Archive& a) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool PushInput(uint8_t value) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   uint8_t PopInput() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

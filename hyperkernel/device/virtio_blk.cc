@@ -26,6 +26,7 @@ constexpr size_t kBounceBytes = 256 * 1024;
 constexpr size_t kBounceAlign = 4096;
 constexpr uint64_t kMinBurst = 1 << 20;
 constexpr unsigned kRetryUs = 1000;
+constexpr std::chrono::milliseconds kDrainLook(10);
 
 constexpr uint64_t Bit(int feature) {
   return uint64_t{1} << feature;
@@ -121,6 +122,25 @@ void VirtioBlk::Stop() {
   for (auto& done : done_) done.clear();
   starved_ = 0;
   run_ = nullptr;
+}
+
+// Looks up every so often: what the kernel did not take for want of memory is submitted again.
+absl::Status VirtioBlk::Drain(Monotonic deadline) {
+  while (in_flight_ > 0) {
+    const Monotonic now = std::chrono::steady_clock::now();
+    if (now >= deadline) return absl::DeadlineExceededError("I/O in flight does not end");
+    SubmitAll();
+    const auto left = std::min<std::chrono::nanoseconds>(deadline - now, kDrainLook);
+    __kernel_timespec wait{.tv_sec = 0, .tv_nsec = left.count()};
+    io_uring_cqe* cqe = nullptr;
+    static_cast<void>(::io_uring_wait_cqe_timeout(&ring_, &cqe, &wait));
+    Reap();
+  }
+  PublishDone();
+  const bool told = std::all_of(done_.begin(), done_.end(), [](const auto& done) { return done.empty(); });
+  // The driver of a broken device resets it and asks again.
+  if (!told && !run_->transport->broken()) return absl::UnavailableError("the rings are not there to answer in");
+  return absl::OkStatus();
 }
 
 // What is asked for is submitted in one system call, and what the kernel has done at once (from its page cache, or on a

@@ -68,6 +68,7 @@ class VirtioBlk final : public VirtioDevice {
   void Activate(VirtioRun* run) override;
   void OnDoorbell(uint16_t queue) override;
   void Stop() override;
+  absl::Status Drain(Monotonic deadline) override;
 
  private:
   // A request in flight, or a free slot.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "hyperkernel/base/byte_archive.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/status.h"
 
@@ -17,6 +18,7 @@ constexpr uint16_t kControlReceive = 2, kControlTransmit = 3;
 constexpr size_t kChunk = 4096;
 constexpr size_t kMaxName = 64;
 constexpr size_t kMaxControl = sizeof(virtio_console_control) + kMaxName;
+constexpr uint16_t kStateVersion = 1;
 
 }  // namespace
 
@@ -113,6 +115,37 @@ void VirtioConsole::Stop() {
   for (size_t port = 0; port < ports_.size(); ++port) {
     if (room[port] && ports_[port].room) ports_[port].room();
   }
+}
+
+// Whoever was refused is told of room only after another refusal.
+template <typename Archive>
+void VirtioConsole::Fields(Archive& a) {
+  uint32_t count = static_cast<uint32_t>(states_.size());
+  a.Numbers(columns_, rows_, count);
+  if constexpr (Archive::kReads) {
+    if (count != states_.size()) return a.Fail("another number of ports");
+  }
+  for (State& state : states_) {
+    a.Numbers(state.host_open, state.ready, state.guest_open, state.due);
+    std::vector<std::byte> input = state.input.Copy();
+    a.Bytes(input, kInputLimit);
+    if constexpr (Archive::kReads) {
+      if ((state.due & ~kAllMessages) != 0) a.Fail("a message that is not known");
+      state.input.Clear();
+      state.input.Push(input);
+    }
+  }
+}
+
+std::vector<std::byte> VirtioConsole::SaveState() {
+  MutexLock lock(&mutex_);
+  return WriteVersioned(kStateVersion, [this](auto& a) ABSL_NO_THREAD_SAFETY_ANALYSIS { Fields(a); });
+}
+
+absl::Status VirtioConsole::RestoreState(std::span<const std::byte> bytes) {
+  MutexLock lock(&mutex_);
+  const auto fields = [this](auto& a) ABSL_NO_THREAD_SAFETY_ANALYSIS { Fields(a); };
+  return ReadVersioned("console", kStateVersion, bytes, fields);
 }
 
 void VirtioConsole::OnDoorbell(uint16_t queue) {

@@ -58,10 +58,12 @@ class VirtioConsole final : public VirtioDevice {
   void OnDoorbell(uint16_t queue) override;
   void OnWake() override;
   void Stop() override;
+  std::vector<std::byte> SaveState() override;
+  absl::Status RestoreState(std::span<const std::byte> bytes) override;
 
  private:
   // Messages to the guest that are due for a port; each kind at most once, so a guest cannot make them pile up.
-  enum Message : uint8_t { kAdd = 1, kConsole = 2, kSize = 4, kName = 8, kOpen = 16 };
+  enum Message : uint8_t { kAdd = 1, kConsole = 2, kSize = 4, kName = 8, kOpen = 16, kAllMessages = 31 };
   struct State {
     ByteQueue input{kInputLimit};
     bool refused = false;
@@ -71,6 +73,8 @@ class VirtioConsole final : public VirtioDevice {
     uint8_t due = 0;
   };
 
+  template <typename Archive>
+  void Fields(Archive& a) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static uint16_t ReceiveQueue(size_t port) { return static_cast<uint16_t>(port == 0 ? 0 : 2 * port + 2); }
   void Wake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SendInput(size_t port);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -75,6 +76,18 @@ class VirtioDevice {
   virtual void OnWake() {}
   // The driver resets the device. On return no chain is open, and `run` is not used any more. Waits for I/O in flight.
   virtual void Stop() = 0;
+
+  // For a machine that is saved. All but RestoreState while active. The loop does not run: the caller is the worker.
+  //
+  // I/O in flight ends and is answered; nothing is begun. Errors: kDeadlineExceeded and others; the device goes on as
+  // if nothing had been asked.
+  virtual absl::Status Drain(Monotonic deadline) { return static_cast<void>(deadline), absl::OkStatus(); }
+  // Of an active one that is drained: what is neither in its options nor in its queues (README.md, "Saved state").
+  virtual std::vector<std::byte> SaveState() { return {}; }
+  // After Activate. Errors: kInvalidArgument in one line; the machine is not to be used.
+  virtual absl::Status RestoreState(std::span<const std::byte> bytes) {
+    return bytes.empty() ? absl::OkStatus() : absl::InvalidArgumentError("bytes where there are none");
+  }
 
  protected:
   // Serves a queue in a session: calls `serve` until there is nothing left, publishes, interrupts. `serve` pops and

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "fmt/format.h"
+#include "hyperkernel/base/byte_archive.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/device/virtio_net_format.h"
@@ -21,6 +22,7 @@ constexpr uint64_t Bit(int feature) {
 constexpr uint64_t kMultiqueue = Bit(VIRTIO_NET_F_MQ);
 constexpr uint64_t kMergeable = Bit(VIRTIO_NET_F_MRG_RXBUF);
 static_assert(sizeof(virtio_net_hdr_v1) == kNetHeaderBytes);
+constexpr uint16_t kStateVersion = 1;
 
 void LogFailure(const absl::Status& status) {
   if (!status.ok()) log::Warning("device", "network backend", {{"reason", MessageOf(status)}});
@@ -76,7 +78,8 @@ void VirtioNet::Activate(VirtioRun* run) {
   LogFailure(backend_->SetOffloads({.checksum = run->has(Bit(VIRTIO_NET_F_GUEST_CSUM)),
                                     .tso4 = run->has(Bit(VIRTIO_NET_F_GUEST_TSO4)),
                                     .tso6 = run->has(Bit(VIRTIO_NET_F_GUEST_TSO6))}));
-  LogFailure(backend_->SetActiveQueues(1));
+  active_pairs_ = 1;
+  LogFailure(backend_->SetActiveQueues(active_pairs_));
   for (size_t pair = 0; pair < pairs_; ++pair) {
     const absl::Status status = run->loop->Watch(backend_->queues()[pair], [this, pair] { Receive(pair); });
     if (!status.ok()) run->transport->MarkBroken(status);
@@ -87,6 +90,23 @@ void VirtioNet::Stop() {
   for (int fd : backend_->queues()) run_->loop->Unwatch(fd);
   for (Receiver& receiver : receivers_) receiver.bytes = 0;
   run_ = nullptr;
+}
+
+std::vector<std::byte> VirtioNet::SaveState() {
+  ByteWriter writer;
+  writer.Numbers(kStateVersion, active_pairs_);
+  return writer.Take();
+}
+
+absl::Status VirtioNet::RestoreState(std::span<const std::byte> bytes) {
+  uint16_t pairs = 0;
+  const auto fields = [&](ByteReader& reader) {
+    reader.Number(pairs);
+    if (pairs < 1 || pairs > pairs_) reader.Fail("queue pairs that there are not");
+  };
+  HK_RETURN_IF_ERROR(ReadVersioned("network card", kStateVersion, bytes, fields));
+  active_pairs_ = pairs;
+  return backend_->SetActiveQueues(pairs);
 }
 
 void VirtioNet::OnDoorbell(uint16_t queue) {
@@ -223,6 +243,7 @@ bool VirtioNet::HandleControl() {
   if (request.pairs < 1 || request.pairs > pairs_ || !run_->has(kMultiqueue)) return false;
   const absl::Status status = backend_->SetActiveQueues(request.pairs);
   LogFailure(status);
+  if (status.ok()) active_pairs_ = request.pairs;
   return status.ok();
 }
 

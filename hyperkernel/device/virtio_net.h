@@ -54,6 +54,9 @@ class VirtioNet final : public VirtioDevice {
   void Activate(VirtioRun* run) override;
   void OnDoorbell(uint16_t queue) override;
   void Stop() override;
+  // A frame that waits for the guest's buffers is not among it: it is lost, as on a wire.
+  std::vector<std::byte> SaveState() override;
+  absl::Status RestoreState(std::span<const std::byte> bytes) override;
 
  private:
   // The receive side of a queue pair.
@@ -78,6 +81,7 @@ class VirtioNet final : public VirtioDevice {
   std::vector<Receiver> receivers_;
   std::vector<DescriptorChain> merged_;
   DescriptorChain chain_{kQueueSize + 8};
+  uint16_t active_pairs_ = 1;
   VirtioRun* run_ = nullptr;
 
   std::atomic<uint64_t> received_ = 0, sent_ = 0, dropped_receive_ = 0, dropped_send_ = 0;

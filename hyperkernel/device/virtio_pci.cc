@@ -486,18 +486,22 @@ void VirtioPci::Start() {
   }
   for (size_t i = 0; i < configs.size(); ++i) {
     if (!configs[i].enabled) continue;
-    const absl::Status status = queues_[i].Enable({.size = configs[i].size,
-                                                   .descriptors = configs[i].descriptors,
-                                                   .available = configs[i].available,
-                                                   .used = configs[i].used,
-                                                   .event_index = run_.has(kVirtioEventIndex),
-                                                   .indirect = run_.has(kVirtioIndirect)});
+    const absl::Status status = queues_[i].Enable(LayoutOf(configs[i]));
     if (!status.ok()) MarkBroken(WithContext(status, fmt::format("queue {}", i)));
   }
   running_ = true;
   driver_ok_ = true;
   device_->Activate(&run_);
   RingAll();  // requests may wait from before
+}
+
+Virtqueue::Layout VirtioPci::LayoutOf(const QueueConfig& config) const {
+  return {.size = config.size,
+          .descriptors = config.descriptors,
+          .available = config.available,
+          .used = config.used,
+          .event_index = run_.has(kVirtioEventIndex),
+          .indirect = run_.has(kVirtioIndirect)};
 }
 
 void VirtioPci::StopDevice() {

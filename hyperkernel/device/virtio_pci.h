@@ -76,6 +76,13 @@ class VirtioPci final : public PciDevice, public VirtioTransport {
   // Resets device, transport and configuration registers (BARs keep their places, decoding is off), as a machine reset
   // does; waits until the worker has stopped the device. REQUIRES: vCPUs do not run. Errors: kDeadlineExceeded.
   absl::Status ResetAndWait(Monotonic deadline);
+  // For a machine that is saved, or made from what was. REQUIRES of the three: vCPUs do not run, nor does the loop.
+  // Drain: as VirtioDevice. SaveState: drained; registers, queues and the device's own. RestoreState: added to its
+  // root, and to nothing that was used; begins to work when the loop starts. Errors: kInvalidArgument in one line; good
+  // for nothing but its destructor then.
+  absl::Status Drain(Monotonic deadline);
+  std::vector<std::byte> SaveState();
+  absl::Status RestoreState(std::span<const std::byte> bytes);
   // Whether a driver uses the device. For tests and listings.
   bool active() const { return driver_ok_.load(); }
 
@@ -89,6 +96,12 @@ class VirtioPci final : public PciDevice, public VirtioTransport {
     uint64_t available = 0;
     uint64_t used = 0;
   };
+
+  template <typename Archive>
+  void RegisterFields(Archive& a) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool RegistersAreLegal() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  Virtqueue::Layout LayoutOf(const QueueConfig& config) const;
+  absl::Status RunAgain(const std::vector<Virtqueue::Progress>& progress, std::span<const std::byte> device);
 
   void AddCapabilities();
   uint8_t AddVirtioCapability(uint8_t type, uint32_t offset, uint32_t bytes, bool with_extra, uint32_t extra)

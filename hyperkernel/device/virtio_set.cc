@@ -46,6 +46,35 @@ absl::Status VirtioSet::ResetAndBlock(Monotonic deadline) {
   return absl::OkStatus();
 }
 
+absl::Status VirtioSet::Hold(Monotonic deadline) {
+  for (Member& member : members_) member.loop->Stop();
+  for (Member& member : members_) {
+    if (absl::Status status = member.transport->Drain(deadline); !status.ok()) {
+      const absl::Status again = GoOn();
+      if (!again.ok()) return WithContext(again, MessageOf(status));
+      return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status VirtioSet::GoOn() {
+  return Start();
+}
+
+void VirtioSet::SaveStates(const std::function<void(const std::string& name, std::vector<std::byte> bytes)>& put) {
+  for (Member& member : members_) put(member.name, member.transport->SaveState());
+}
+
+absl::Status VirtioSet::RestoreStates(
+    const std::function<absl::StatusOr<std::span<const std::byte>>(const std::string& name)>& find) {
+  for (Member& member : members_) {
+    HK_ASSIGN_OR_RETURN(const std::span<const std::byte> bytes, find(member.name));
+    HK_RETURN_IF_ERROR(member.transport->RestoreState(bytes));
+  }
+  return absl::OkStatus();
+}
+
 void VirtioSet::Unblock() {
   for (Member& member : members_) {
     member.space->Unblock();

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,6 +44,18 @@ class VirtioSet {
   absl::Status ResetAndBlock(Monotonic deadline);
   // Lets devices access memory again.
   void Unblock();
+
+  // For a machine that is saved: all stop working, and their I/O in flight ends and is answered; memory stays theirs.
+  // REQUIRES: started; vCPUs are stopped. Errors: kDeadlineExceeded and others with the device; they work on then.
+  absl::Status Hold(Monotonic deadline);
+  // They work again. REQUIRES: held.
+  absl::Status GoOn();
+  // Calls `put` with the name and the state of each. REQUIRES: held.
+  void SaveStates(const std::function<void(const std::string& name, std::vector<std::byte> bytes)>& put);
+  // Each becomes what `find` has under its name. REQUIRES: not started, all devices added, vCPUs do not run. Errors:
+  // those of `find`; kInvalidArgument with the device. The set is good for nothing but its destructor then.
+  absl::Status RestoreStates(
+      const std::function<absl::StatusOr<std::span<const std::byte>>(const std::string& name)>& find);
 
   // Names of the devices whose driver broke the protocol and has not reset them since.
   std::vector<std::string> Broken() const;

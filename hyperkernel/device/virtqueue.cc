@@ -91,6 +91,13 @@ absl::Status Virtqueue::Enable(const Layout& layout) {
   return absl::OkStatus();
 }
 
+void Virtqueue::GoOnFrom(Progress progress) {
+  HK_DCHECK(enabled() && !rings_.open());
+  next_available_ = progress.next_available;
+  next_used_ = published_ = progress.next_used;
+  left_ = 0;
+}
+
 void Virtqueue::Disable() {
   HK_DCHECK(!rings_.open());
   layout_ = {};

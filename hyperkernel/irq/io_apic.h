@@ -10,9 +10,13 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "hyperkernel/irq/interrupt_message.h"
 
 namespace hk {
@@ -30,6 +34,11 @@ struct IoApicState {
 
   bool operator==(const IoApicState&) const = default;
 };
+
+// The byte form: every field in its order, little-endian, no padding.
+std::vector<std::byte> EncodeIoApic(const IoApicState& state);
+// Errors: kInvalidArgument: another length, or another version. What the fields may be, IoApic::Restore says.
+absl::StatusOr<IoApicState> DecodeIoApic(std::span<const std::byte> bytes);
 
 // The one I/O APIC of a guest.
 class IoApic final {

@@ -92,6 +92,19 @@ void PvClock::Restore(VcpuId vcpu, const PvClockVcpuState& state) {
   vcpus_[vcpu.value()] = state;
 }
 
+PvClockState PvClock::SaveAll() {
+  MutexLock lock(&mutex_);
+  return {.origin = origin_, .wall_clock_msr = wall_clock_msr_, .wall_version = wall_version_};
+}
+
+void PvClock::RestoreAll(const PvClockState& state) {
+  HK_CHECK(state.origin.tsc_khz > 0);
+  MutexLock lock(&mutex_);
+  origin_ = state.origin;
+  wall_clock_msr_ = state.wall_clock_msr;
+  wall_version_ = state.wall_version;
+}
+
 absl::Status PvClock::SetOrigin(const PvClockOrigin& origin, std::span<const VcpuId> vcpus) {
   HK_CHECK(origin.tsc_khz > 0);
   MutexLock lock(&mutex_);

@@ -39,6 +39,13 @@ struct PvClockVcpuState {
   friend bool operator==(const PvClockVcpuState&, const PvClockVcpuState&) = default;
 };
 
+// What of the clock belongs to the guest. Plain value.
+struct PvClockState {
+  PvClockOrigin origin;
+  uint64_t wall_clock_msr = 0;
+  uint32_t wall_version = 0;
+};
+
 // Factor from TSC ticks to nanoseconds as the guest applies it: (ticks << shift) * multiplier >> 32, a negative shift
 // being one to the right. Plain value.
 struct PvClockScale {
@@ -64,6 +71,11 @@ class PvClock {
   // For a vCPU that leaves or arrives. The page travels as guest memory; it is not rewritten.
   PvClockVcpuState Save(VcpuId vcpu);
   void Restore(VcpuId vcpu, const PvClockVcpuState& state);
+
+  // What belongs to all vCPUs, for a machine that is saved, and its setting: nothing is written to guest memory.
+  // REQUIRES of the latter: the vCPUs do not run; state.origin.tsc_khz > 0.
+  PvClockState SaveAll();
+  void RestoreAll(const PvClockState& state);
 
   // Changes the origin and rewrites the pages of the given vCPUs (those of this node). The first error is returned,
   // the other pages are written all the same. REQUIRES: origin.tsc_khz > 0.

@@ -87,6 +87,35 @@ absl::Status VcpuGroup::Create(std::unique_ptr<Vm> vm, const std::vector<VcpuCon
   return absl::OkStatus();
 }
 
+absl::Status VcpuGroup::CreateFrom(std::unique_ptr<Vm> vm, std::map<VcpuId, VcpuState> states,
+                                   EnvironmentOf environment, Monotonic deadline) {
+  MutexLock operation(&operation_);
+  HK_CHECK(vm_ == nullptr);
+  vm_ = std::move(vm);
+  environment_ = std::move(environment);
+  if (states.size() != slots_.size() || states.rbegin()->first.value() >= slots_.size()) {
+    return absl::InvalidArgumentError(fmt::format("states of {} vCPUs, expected {}", states.size(), slots_.size()));
+  }
+  for (auto& [id, state] : states) {
+    HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> vcpu,
+                        Vcpu::CreateFrom(vm_.get(), id, std::move(state), environment_(id), deadline));
+    Slot& slot = *slots_[id.value()];
+    MutexLock lock(&slot.mutex);
+    slot.vcpu = std::move(vcpu);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::map<VcpuId, VcpuState>> VcpuGroup::Save(Monotonic deadline) {
+  MutexLock operation(&operation_);
+  std::map<VcpuId, VcpuState> states;
+  for (Vcpu* vcpu : Present()) {
+    if (vcpu->state() == Vcpu::State::kFailed) return absl::FailedPreconditionError(vcpu->failure());
+    HK_ASSIGN_OR_RETURN(states[vcpu->id()], vcpu->SaveState(deadline));
+  }
+  return states;
+}
+
 std::vector<Vcpu*> VcpuGroup::Present() const {
   std::vector<Vcpu*> vcpus;
   for (const auto& slot : slots_) {

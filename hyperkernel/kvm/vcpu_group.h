@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -44,6 +45,11 @@ class VcpuGroup final : public VcpuWaker {
   // Makes those of this node, paused. REQUIRES: called once; configs ascending by id. Errors: those of Vcpu::Create.
   absl::Status Create(std::unique_ptr<Vm> vm, const std::vector<VcpuConfig>& configs, EnvironmentOf environment);
 
+  // Makes those of `states` instead, paused: each goes on from there with the next Resume. REQUIRES: called once;
+  // instead of Create. Errors: those of Vcpu::CreateFrom; kInvalidArgument: not each of the guest's once.
+  absl::Status CreateFrom(std::unique_ptr<Vm> vm, std::map<VcpuId, VcpuState> states, EnvironmentOf environment,
+                          Monotonic deadline);
+
   // Boots vCPU 0; the others wait for SIPI. REQUIRES: vCPU 0 is one of them (a node without it calls Resume). Errors:
   // those of Vcpu::Start.
   absl::Status Start(const InitialCpuState& boot, Monotonic deadline);
@@ -56,6 +62,9 @@ class VcpuGroup final : public VcpuWaker {
   // before anything is given up. REQUIRES: created. Errors (invariant 3): its own; kDeadlineExceeded;
   // kFailedPrecondition if a vCPU has failed; what could not be made.
   absl::Status Renew(const std::function<absl::Status(Vm*)>& while_held, Monotonic deadline);
+  // The states of all. REQUIRES: created, and paused (Pause) since. Errors: kFailedPrecondition if a vCPU has failed or
+  // runs; kDeadlineExceeded; errno.
+  absl::StatusOr<std::map<VcpuId, VcpuState>> Save(Monotonic deadline);
   // Makes the KVM vCPU of one that is to join, which takes some hosts milliseconds, if it is not here. Not needed.
   // REQUIRES: created.
   // Errors: as Vm::TakeVcpu and WriteCpuid.

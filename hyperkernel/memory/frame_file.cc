@@ -4,8 +4,10 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "fmt/format.h"
@@ -28,8 +30,42 @@ absl::StatusOr<std::unique_ptr<FrameFile>> FrameFile::Create(const FrameStore& f
   return std::unique_ptr<FrameFile>(new FrameFile(path, std::move(file), std::move(reservation), bytes));
 }
 
+absl::StatusOr<std::unique_ptr<FrameFile>> FrameFile::Reopen(const FrameStore& frames, const std::string& name,
+                                                             uint64_t generation, uint64_t bytes, uint64_t inode) {
+  HK_ASSIGN_OR_RETURN(FrameReservation reservation, frames.Reserve(bytes));
+  const std::string path = frames.PathOf(name, generation);
+  OwnedFd file(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  struct stat info {};
+  if (!file.valid() || ::fstat(file.get(), &info) != 0) return ErrnoStatus(errno, path);
+  if (!S_ISREG(info.st_mode) || info.st_uid != ::geteuid() || info.st_nlink != 1 || info.st_ino != inode ||
+      static_cast<uint64_t>(info.st_size) != bytes) {
+    return absl::FailedPreconditionError(path + ": not the frame file that was left");
+  }
+  return std::unique_ptr<FrameFile>(new FrameFile(path, std::move(file), std::move(reservation), bytes));
+}
+
+absl::StatusOr<uint64_t> FrameFile::Inode() const {
+  struct stat info {};
+  if (::fstat(file_.get(), &info) != 0) return ErrnoStatus(errno, path_);
+  return info.st_ino;
+}
+
+absl::Status FrameFile::ForEachRun(const std::function<bool(uint64_t offset, uint64_t bytes)>& found) const {
+  for (uint64_t at = 0; at < bytes_;) {
+    const off_t data = ::lseek(file_.get(), static_cast<off_t>(at), SEEK_DATA);
+    if (data < 0 && errno == ENXIO) return absl::OkStatus();
+    const off_t hole = data < 0 ? data : ::lseek(file_.get(), data, SEEK_HOLE);
+    if (hole < 0) return ErrnoStatus(errno, fmt::format("seek {}", path_));
+    const uint64_t begin = static_cast<uint64_t>(data), end = std::min(bytes_, static_cast<uint64_t>(hole));
+    if (end <= begin) return absl::DataLossError(fmt::format("seek {}: the file changes", path_));
+    if (!found(begin, end - begin)) return absl::OkStatus();
+    at = end;
+  }
+  return absl::OkStatus();
+}
+
 FrameFile::~FrameFile() {
-  ::unlink(path_.c_str());
+  if (!keep_) ::unlink(path_.c_str());
 }
 
 absl::StatusOr<Mapping> FrameFile::MapGuestView() const {

@@ -2,8 +2,10 @@
 // memory on one node).
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -25,8 +27,17 @@ class FrameFile {
   // file is there.
   static absl::StatusOr<std::unique_ptr<FrameFile>> Create(const FrameStore& frames, const std::string& name,
                                                            uint64_t generation, uint64_t bytes, uint64_t most_bytes);
+  // The file that Keep left, with all its frames. kNotFound: there is none; kFailedPrecondition: it is not one that
+  // Create made with so many bytes, or another one than that of this inode. It goes with the object again.
+  static absl::StatusOr<std::unique_ptr<FrameFile>> Reopen(const FrameStore& frames, const std::string& name,
+                                                           uint64_t generation, uint64_t bytes, uint64_t inode);
   ~FrameFile();
 
+  // The file stays when the object goes, for the next daemon.
+  void Keep() { keep_ = true; }
+  absl::StatusOr<uint64_t> Inode() const;
+  // Calls `found` for the runs of whole pages that have frames, in their order; ends early if it returns false.
+  absl::Status ForEachRun(const std::function<bool(uint64_t offset, uint64_t bytes)>& found) const;
   uint64_t bytes() const { return bytes_; }
   const std::string& path() const { return path_; }
   int fd() const { return file_.get(); }
@@ -54,6 +65,7 @@ class FrameFile {
   const OwnedFd file_;
   FrameReservation reservation_;
   const uint64_t bytes_;
+  std::atomic<bool> keep_{false};
 };
 
 // The daemon's own mapping of a frame file: a touch of a hole is SIGBUS and takes no frame. Immutable.

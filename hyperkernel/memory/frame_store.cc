@@ -276,12 +276,12 @@ std::string FrameStore::PathOf(const std::string& guest, uint64_t generation) co
   return fmt::format("{}/{}.{}", directory_, guest, generation);
 }
 
-absl::StatusOr<int> FrameStore::RemoveLeftovers() const {
+absl::StatusOr<int> FrameStore::RemoveLeftovers(const std::set<std::string>& kept) const {
   const OpenDirectory open(::opendir(directory_.c_str()));
   if (open == nullptr) return ErrnoStatus(errno, directory_);
   int removed = 0;
   while (const dirent* entry = ::readdir(open.get())) {
-    if (!IsFrameFile(entry->d_name)) continue;
+    if (!IsFrameFile(entry->d_name) || kept.contains(entry->d_name)) continue;
     if (::unlinkat(::dirfd(open.get()), entry->d_name, 0) != 0)
       return ErrnoStatus(errno, fmt::format("{}/{}", directory_, entry->d_name));
     removed++;

@@ -31,6 +31,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -88,9 +89,10 @@ class FrameStore {
   // Checks the mount's options and grows it to the budget. REQUIRES: the caller holds the directory's lock, so that the
   // mount is not another daemon's.
   absl::Status EnsureCapacity() const;
-  // Removes the frame files that an earlier daemon left, that is one that was killed: no guest outlives its daemon.
-  // Returns how many there were. REQUIRES: as EnsureCapacity; no guest runs yet. Errors: errno, naming the file.
-  absl::StatusOr<int> RemoveLeftovers() const;
+  // Removes the frame files that an earlier daemon left, but for those in `kept`, by name: no other guest outlives its
+  // daemon. Returns how many were removed. REQUIRES: as EnsureCapacity; no guest runs yet. Errors: errno, naming the
+  // file.
+  absl::StatusOr<int> RemoveLeftovers(const std::set<std::string>& kept = {}) const;
 
   const std::string& directory() const { return directory_; }
   // Where the frames of a guest's generation are.

@@ -4,10 +4,12 @@
 #include <atomic>
 #include <bit>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/log.h"
 #include "hyperkernel/base/mapping.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/mutex.h"
@@ -66,8 +68,16 @@ class FileGuestMemory final : public GuestMemory {
         meter_((ranges_.back().ram.start.value() + ranges_.back().ram.bytes) / kPageSize),
         on_failure_(std::move(on_failure)) {}
 
+  ~FileGuestMemory() override {
+    stop_counting_ = true;
+    if (counter_.joinable()) counter_.join();
+  }
+
   // Makes both views. Called once, before anything else.
   absl::Status Map();
+  // Finds out which pages of the file have frames already, on a thread of its own; until then they are not counted, and
+  // filling one does nothing. REQUIRES: mapped; once.
+  void CountFrames();
 
   const std::vector<Slot>& slots() const override { return slots_; }
   uint64_t bytes() const override { return file_->bytes(); }
@@ -119,7 +129,9 @@ class FileGuestMemory final : public GuestMemory {
   Mapping guest_view_;
   ServiceView service_view_;
   std::vector<Slot> slots_;
-  std::vector<std::unique_ptr<FaultStripe>> stripes_;  // last: their threads use everything above
+  std::vector<std::unique_ptr<FaultStripe>> stripes_;  // after what their threads use
+  std::atomic<bool> stop_counting_{false};
+  std::thread counter_;
 };
 
 absl::Status FileGuestMemory::Map() {
@@ -145,6 +157,18 @@ absl::Status FileGuestMemory::Map() {
     stripes_.push_back(*std::move(stripe));
   }
   return absl::OkStatus();
+}
+
+void FileGuestMemory::CountFrames() {
+  counter_ = std::thread([this] {
+    const absl::Status status = file_->ForEachRun([this](uint64_t offset, uint64_t bytes) {
+      for (uint64_t done = 0; done < bytes && !stop_counting_; done += kStripeBytes) {
+        SetFilled((offset + done) / kPageSize, std::min(kStripeBytes, bytes - done) / kPageSize);
+      }
+      return !stop_counting_;
+    });
+    if (!status.ok()) log::Warning("guest", "its frames are not counted", {{"error", MessageOf(status)}});
+  });
 }
 
 absl::StatusOr<uint64_t> FileGuestMemory::OffsetOf(Gpa start, uint64_t bytes) const {
@@ -290,6 +314,19 @@ absl::StatusOr<std::byte*> FileGuestMemory::Pin(Gpa start, uint64_t bytes, PageA
   return at;
 }
 
+std::vector<Range> Place(const std::vector<RamRange>& ranges) {
+  std::vector<Range> placed;
+  uint64_t bytes = 0;
+  for (const RamRange& ram : ranges) {
+    HK_CHECK(ram.start.value() % kPageSize == 0 && ram.bytes % kPageSize == 0 && ram.bytes > 0);
+    HK_CHECK(placed.empty() || placed.back().ram.start.value() + placed.back().ram.bytes <= ram.start.value());
+    placed.push_back({ram, bytes});
+    bytes += ram.bytes;
+  }
+  HK_CHECK(!placed.empty());
+  return placed;
+}
+
 }  // namespace
 
 std::optional<uint64_t> FrameOffset(std::span<const RamRange> ranges, Gfn page) {
@@ -305,17 +342,24 @@ std::optional<uint64_t> FrameOffset(std::span<const RamRange> ranges, Gfn page) 
 absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(const FrameStore& frames, const std::string& name,
                                                                  uint64_t generation, std::vector<RamRange> ranges,
                                                                  FaultFailure on_failure) {
-  std::vector<Range> placed;
-  uint64_t bytes = 0;
-  for (const RamRange& ram : ranges) {
-    HK_CHECK(ram.start.value() % kPageSize == 0 && ram.bytes % kPageSize == 0 && ram.bytes > 0);
-    HK_CHECK(placed.empty() || placed.back().ram.start.value() + placed.back().ram.bytes <= ram.start.value());
-    placed.push_back({ram, bytes});
-    bytes += ram.bytes;
-  }
+  std::vector<Range> placed = Place(ranges);
+  const uint64_t bytes = placed.back().offset + placed.back().ram.bytes;
   HK_ASSIGN_OR_RETURN(std::unique_ptr<FrameFile> file, FrameFile::Create(frames, name, generation, bytes, bytes));
   auto memory = std::make_unique<FileGuestMemory>(std::move(file), std::move(placed), std::move(on_failure));
   HK_RETURN_IF_ERROR(memory->Map());
+  return memory;
+}
+
+absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Reopen(const FrameStore& frames, const std::string& name,
+                                                                 uint64_t generation, uint64_t inode,
+                                                                 std::vector<RamRange> ranges,
+                                                                 FaultFailure on_failure) {
+  std::vector<Range> placed = Place(ranges);
+  const uint64_t bytes = placed.back().offset + placed.back().ram.bytes;
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<FrameFile> file, FrameFile::Reopen(frames, name, generation, bytes, inode));
+  auto memory = std::make_unique<FileGuestMemory>(std::move(file), std::move(placed), std::move(on_failure));
+  HK_RETURN_IF_ERROR(memory->Map());
+  memory->CountFrames();
   return memory;
 }
 

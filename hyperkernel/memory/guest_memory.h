@@ -72,6 +72,11 @@ class GuestMemory {
   static absl::StatusOr<std::unique_ptr<GuestMemory>> Create(const FrameStore& frames, const std::string& name,
                                                              uint64_t generation, std::vector<RamRange> ranges,
                                                              FaultFailure on_failure);
+  // The same of the file that such memory left behind (FrameFile::Keep), with all that was in it. Takes as long for
+  // much memory as for little: which pages have frames is found out meanwhile. Errors: as FrameFile::Reopen, and errno.
+  static absl::StatusOr<std::unique_ptr<GuestMemory>> Reopen(const FrameStore& frames, const std::string& name,
+                                                             uint64_t generation, uint64_t inode,
+                                                             std::vector<RamRange> ranges, FaultFailure on_failure);
   virtual ~GuestMemory() = default;
 
   virtual const std::vector<Slot>& slots() const = 0;

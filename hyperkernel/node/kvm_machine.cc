@@ -2,6 +2,7 @@
 
 #include <x86intrin.h>
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <optional>
@@ -25,6 +26,7 @@
 #include "hyperkernel/node/machine_counters.h"
 #include "hyperkernel/node/machine_cpu.h"
 #include "hyperkernel/node/machine_devices.h"
+#include "hyperkernel/node/machine_saving.h"
 #include "hyperkernel/node/machine_virtio.h"
 #include "hyperkernel/node/machine_voice.h"
 #include "hyperkernel/node/move_steps.h"
@@ -64,6 +66,8 @@ class KvmMachine final : public Machine, public ExitHandler {
 
   absl::Status Build(MachineBackends backends);
   absl::Status Run();
+  // Instead of both. Paused then.
+  absl::Status BuildFrom(const MachineState& state, MachineBackends backends);
 
   size_t Input(Channel channel, std::string_view bytes) override {
     return channel == Channel::kSerial ? devices_->ConsoleInput(bytes) : virtio_->Input(channel, bytes);
@@ -74,6 +78,9 @@ class KvmMachine final : public Machine, public ExitHandler {
   absl::Status Unpause() override;
   absl::Status Renew(Monotonic deadline) override;
   absl::StatusOr<VcpuMoved> MoveVcpu(VcpuId vcpu, const std::string& node) override;
+  absl::StatusOr<MachineState> Save() override;
+  absl::Status GoOn() override;
+  void LeaveFrames() override;
   uint64_t frame_bytes() const override { return memory_->frame_bytes(); }
   SpaceStatistics memory_statistics() const override { return memory_->Statistics(); }
   std::vector<ExtentUse> memory_uses(uint64_t first, size_t most) const override { return memory_->Uses(first, most); }
@@ -96,10 +103,15 @@ class KvmMachine final : public Machine, public ExitHandler {
  private:
   absl::Status BuildMemory(Vm* vm);
   absl::Status BuildDevices(MachineBackends backends, Vm* vm);
+  absl::Status StartDevices();
   void EndDevices();
   absl::StatusOr<CpuModel> ChooseCpu(const Vm& vm);
-  absl::Status BuildInterrupts(bool x2apic);
+  absl::Status BuildInterrupts();
   absl::Status BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model);
+  // What each vCPU talks to.
+  VcpuGroup::EnvironmentOf Environments();
+  void MakeClock(const PvClockOrigin& origin);
+  MachineInterior Interior();
   void Crash(const std::string& reason);
   absl::Status StepTsc(uint64_t ticks);
 
@@ -122,7 +134,10 @@ class KvmMachine final : public Machine, public ExitHandler {
   const KernelCache& kernels_;
   const Clock& clock_;
   const std::shared_ptr<MachineVoice> voice_;
-  bool pm_timer_ = false;  // only for guests that have no clock of ours: see boot/README.md
+  bool pm_timer_ = false;          // only for guests that have no clock of ours: see boot/README.md
+  bool x2apic_ = false;            // local APICs begin in that mode
+  bool devices_work_ = false;      // they have threads, which a reset asks
+  std::atomic<bool> runs_{false};  // or is about to: not paused by an operator
   std::unique_ptr<GuestMemory> memory_;
   std::unique_ptr<PvClock> pv_clock_;
   VcpuWaits waits_;                   // before the vCPUs, whose threads tell it of themselves
@@ -159,6 +174,7 @@ KvmMachine::~KvmMachine() {
 // until it has: on a thread of its own, since nobody may have to wait for that.
 void KvmMachine::EndDevices() {
   if (virtio_ == nullptr) return;
+  if (!devices_work_) return virtio_.reset();  // no I/O is in flight, and nothing of the guest's is touched
   const absl::Status status = virtio_->Quiesce(clock_.Now() + kIoDeadline);
   if (status.ok()) return virtio_.reset();
   log::Error("guest", "I/O of a device does not end; its memory and images are kept until it does",
@@ -226,8 +242,32 @@ absl::Status KvmMachine::BuildDevices(MachineBackends backends, Vm* vm) {
                               .request = request}));
   HK_ASSIGN_OR_RETURN(virtio_, MachineVirtio::Create(spec_, std::move(backends), memory_.get(), &devices_->pci(),
                                                      &devices_->interrupts(), output, memory_source_.replica.get()));
-  HK_RETURN_IF_ERROR(virtio_->AttachTo(vm));
+  return virtio_->AttachTo(vm);
+}
+
+absl::Status KvmMachine::StartDevices() {
+  devices_work_ = true;
   return virtio_->Start();
+}
+
+void KvmMachine::MakeClock(const PvClockOrigin& origin) {
+  pv_clock_ = std::make_unique<PvClock>(
+      origin, spec_.vcpus(), [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
+}
+
+VcpuGroup::EnvironmentOf KvmMachine::Environments() {
+  PvEoi::WordAt guest_word;
+  if (memory_->most_pinned_bytes() == 0) {
+    guest_word = [this](Gpa at) { return memory_->Pin(at, sizeof(uint32_t), PageAccess::kWrite, nullptr); };
+  }
+  return [this, guest_word](VcpuId id) {
+    return VcpuEnvironment{.devices = this,
+                           .interrupts = &interrupts_->vcpu(id),
+                           .clock = pv_clock_.get(),
+                           .guest_word = guest_word,
+                           .paced = memory_source_.space != nullptr,
+                           .threads = &waits_};
+  };
 }
 
 absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& model) {
@@ -236,11 +276,7 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
   const uint32_t tsc_khz = vm->facts().tsc_khz;
   const auto wall = static_cast<uint64_t>(
       std::chrono::duration_cast<std::chrono::nanoseconds>(clock_.Wall().time_since_epoch()).count());
-  if (tsc_khz != 0) {
-    pv_clock_ = std::make_unique<PvClock>(
-        PvClockOrigin{.wall_ns = wall, .tsc_khz = tsc_khz, .stable = !tsc_unstable()}, spec_.vcpus(),
-        [this](Gpa to, std::span<const std::byte> bytes) { return memory_->Write(to, bytes); });
-  }
+  if (tsc_khz != 0) MakeClock({.wall_ns = wall, .tsc_khz = tsc_khz, .stable = !tsc_unstable()});
   const std::vector<std::string> nodes = VcpuNodes(spec_);
   const uint32_t package = VcpusOfPackage<std::string>(nodes);
   const auto config = [model, count = spec_.vcpus(), package, offset](VcpuId id) {
@@ -255,18 +291,7 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
     policy_->SetLocal(memory_->faults());
     policy_->SetTimes([this] { return vcpu_times(); });
   }
-  PvEoi::WordAt guest_word;
-  if (memory_->most_pinned_bytes() == 0) {
-    guest_word = [this](Gpa at) { return memory_->Pin(at, sizeof(uint32_t), PageAccess::kWrite, nullptr); };
-  }
-  HK_RETURN_IF_ERROR(vcpus_->Create(std::move(vm), configs, [this, guest_word](VcpuId id) {
-    return VcpuEnvironment{.devices = this,
-                           .interrupts = &interrupts_->vcpu(id),
-                           .clock = pv_clock_.get(),
-                           .guest_word = guest_word,
-                           .paced = memory_source_.space != nullptr,
-                           .threads = &waits_};
-  }));
+  HK_RETURN_IF_ERROR(vcpus_->Create(std::move(vm), configs, Environments()));
   if (spread_ == nullptr) return absl::OkStatus();
   mover_.emplace(vcpus_.get(), interrupts_.get(), config);
   move_steps_->Begin(&*mover_);
@@ -288,8 +313,8 @@ absl::StatusOr<CpuModel> KvmMachine::ChooseCpu(const Vm& vm) {
   return CpuModel::Of(std::move(all));
 }
 
-absl::Status KvmMachine::BuildInterrupts(bool x2apic) {
-  const InterruptControllerOptions options{.vcpus = spec_.vcpus(), .x2apic = x2apic};
+absl::Status KvmMachine::BuildInterrupts() {
+  const InterruptControllerOptions options{.vcpus = spec_.vcpus(), .x2apic = x2apic_};
   if (spread_ == nullptr) {
     interrupts_ = std::make_unique<InterruptController>(options, &clock_, vcpus_.get());
     return absl::OkStatus();
@@ -303,8 +328,10 @@ absl::Status KvmMachine::Build(MachineBackends backends) {
   pm_timer_ = vm->facts().tsc_khz == 0;
   HK_ASSIGN_OR_RETURN(const CpuModel model, ChooseCpu(*vm));
   HK_RETURN_IF_ERROR(BuildMemory(vm.get()));
-  HK_RETURN_IF_ERROR(BuildInterrupts(model.has_x2apic()));
+  x2apic_ = model.has_x2apic();
+  HK_RETURN_IF_ERROR(BuildInterrupts());
   HK_RETURN_IF_ERROR(BuildDevices(std::move(backends), vm.get()));
+  HK_RETURN_IF_ERROR(StartDevices());
   if (spread_ != nullptr) {
     move_steps_.emplace(spread_->link(), spec_.vcpus());
     HK_RETURN_IF_ERROR(spread_->Open(
@@ -331,6 +358,7 @@ void KvmMachine::Crash(const std::string& reason) {
 absl::Status KvmMachine::Run() {
   HK_ASSIGN_OR_RETURN(const InitialCpuState boot, LoadMachine(spec_, kernels_, pm_timer_, memory_.get()));
   if (spread_ != nullptr) HK_RETURN_IF_ERROR(spread_->Resume());
+  runs_ = true;
   return vcpus_->Start(boot, clock_.Now() + kPauseDeadline);
 }
 
@@ -338,11 +366,13 @@ absl::Status KvmMachine::Pause() {
   if (spread_ != nullptr) HK_RETURN_IF_ERROR(spread_->Hold());
   absl::Status status = vcpus_->Pause(clock_.Now() + kPauseDeadline);
   if (!status.ok() && spread_ != nullptr) static_cast<void>(spread_->Resume());
+  if (status.ok()) runs_ = false;
   return status;
 }
 
 absl::Status KvmMachine::Unpause() {
   if (spread_ != nullptr) HK_RETURN_IF_ERROR(spread_->Resume());
+  runs_ = true;
   return vcpus_->Resume();
 }
 
@@ -356,6 +386,80 @@ absl::Status KvmMachine::Renew(Monotonic deadline) {
         return absl::OkStatus();
       },
       deadline);
+}
+
+MachineInterior KvmMachine::Interior() {
+  return {.vcpu_count = spec_.vcpus(),
+          .x2apic = x2apic_,
+          .pm_timer = pm_timer_,
+          .vcpus = vcpus_.get(),
+          .interrupts = interrupts_.get(),
+          .clock = pv_clock_.get(),
+          .devices = devices_.get(),
+          .virtio = virtio_.get()};
+}
+
+// vCPUs first: then nobody rings, and what devices have begun for the guest comes to its end.
+absl::StatusOr<MachineState> KvmMachine::Save() {
+  if (spread_ != nullptr || memory_source_.space != nullptr || memory_->frame_file() == nullptr) {
+    return absl::FailedPreconditionError("its vCPUs or its memory are on several nodes");
+  }
+  MachineState state;
+  const Monotonic deadline = clock_.Now() + kPauseDeadline;
+  state.held_ns = std::chrono::nanoseconds(clock_.Now().time_since_epoch()).count();
+  HK_RETURN_IF_ERROR(vcpus_->Pause(deadline));
+  if (const absl::Status held = virtio_->Hold(deadline); !held.ok()) {
+    if (runs_) HK_RETURN_IF_ERROR(vcpus_->Resume());
+    return held;
+  }
+  const auto fill = [&]() -> absl::Status {
+    // Its end is handled by this daemon.
+    if (voice_->HasEnded()) return absl::FailedPreconditionError("it has just ended");
+    HK_RETURN_IF_ERROR(memory_->state());
+    state.frame_bytes = memory_->frame_file()->bytes();
+    HK_ASSIGN_OR_RETURN(state.frame_inode, memory_->frame_file()->Inode());
+    HK_ASSIGN_OR_RETURN(state.sections, SaveInterior(Interior(), deadline));
+    return absl::OkStatus();
+  };
+  if (absl::Status status = fill(); !status.ok()) {
+    HK_RETURN_IF_ERROR(GoOn());
+    return status;
+  }
+  return state;
+}
+
+absl::Status KvmMachine::GoOn() {
+  HK_RETURN_IF_ERROR(virtio_->GoOn());
+  return runs_ ? vcpus_->Resume() : absl::OkStatus();
+}
+
+void KvmMachine::LeaveFrames() {
+  devices_work_ = false;
+  memory_->frame_file()->Keep();
+}
+
+// What the bytes say is looked at first, as far as it can be; then the order is that of Build.
+absl::Status KvmMachine::BuildFrom(const MachineState& state, MachineBackends backends) {
+  const Monotonic now = clock_.Now();
+  const auto missed = now.time_since_epoch() - std::chrono::nanoseconds(state.held_ns);
+  if (missed < std::chrono::nanoseconds(0)) return absl::InvalidArgumentError("it was held in the future");
+  SectionReader sections(&state.sections);
+  HK_ASSIGN_OR_RETURN(MachineBeginning beginning, ReadBeginning(&sections, spec_.vcpus(), missed));
+  x2apic_ = beginning.x2apic;
+  pm_timer_ = beginning.pm_timer;
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Vm::Create(spec_.vcpus()));
+  HK_RETURN_IF_ERROR(BuildMemory(vm.get()));
+  HK_RETURN_IF_ERROR(BuildInterrupts());
+  HK_RETURN_IF_ERROR(BuildDevices(std::move(backends), vm.get()));
+  if (beginning.clock.has_value()) {
+    MakeClock(beginning.clock->origin);
+    pv_clock_->RestoreAll(*beginning.clock);
+  }
+  HK_RETURN_IF_ERROR(RestoreDevices(beginning, &sections, missed, Interior()));
+  waits_.SetMeter(memory_->faults());
+  HK_RETURN_IF_ERROR(
+      vcpus_->CreateFrom(std::move(vm), std::move(beginning.vcpus), Environments(), now + kPauseDeadline));
+  return StartDevices();
 }
 
 absl::StatusOr<VcpuMoved> KvmMachine::MoveVcpu(VcpuId vcpu, const std::string& node) {
@@ -432,6 +536,24 @@ MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const Fra
     return memory;
   };
   return {.make = make, .ended = nullptr, .space = nullptr, .replica = std::move(replica)};
+}
+
+MachineMemory LeftMemory(const v1::VmSpec& spec, const MachineState& state, const FrameStore& frames,
+                         std::shared_ptr<GuestReplica> replica) {
+  const auto make = [name = spec.name(), generation = state.generation, inode = state.frame_inode, &frames](
+                        std::vector<RamRange> ranges, GuestMemory::FaultFailure failed) {
+    return GuestMemory::Reopen(frames, name, generation, inode, std::move(ranges), std::move(failed));
+  };
+  return {.make = make, .ended = nullptr, .space = nullptr, .replica = std::move(replica)};
+}
+
+absl::StatusOr<std::unique_ptr<Machine>> RestoreKvmMachine(const v1::VmSpec& spec, const MachineState& state,
+                                                           MachineMemory memory, const KernelCache& kernels,
+                                                           const Clock& clock, MachineEvents* events) {
+  HK_ASSIGN_OR_RETURN(MachineBackends backends, MachineBackends::Open(spec));
+  auto machine = std::make_unique<KvmMachine>(spec, std::move(memory), nullptr, nullptr, kernels, clock, events);
+  HK_RETURN_IF_ERROR(machine->BuildFrom(state, std::move(backends)));
+  return std::unique_ptr<Machine>(std::move(machine));
 }
 
 absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, MachineMemory memory,

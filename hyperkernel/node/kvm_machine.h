@@ -47,6 +47,16 @@ struct MachineMemory {
 MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames,
                           std::shared_ptr<GuestReplica> replica);
 
+// Of the file that the memory of a saved machine left, instead of a new one.
+MachineMemory LeftMemory(const v1::VmSpec& spec, const MachineState& state, const FrameStore& frames,
+                         std::shared_ptr<GuestReplica> replica);
+
+// Makes a machine of what Machine::Save gave, paused: Unpause has it go on. REQUIRES: `state` is of this machine, this
+// run and this boot of the host; `memory` is LeftMemory. Errors: one line; the memory is gone then.
+absl::StatusOr<std::unique_ptr<Machine>> RestoreKvmMachine(const v1::VmSpec& spec, const MachineState& state,
+                                                           MachineMemory memory, const KernelCache& kernels,
+                                                           const Clock& clock, MachineEvents* events);
+
 // Makes a machine and lets it run. `spread`: null if all its vCPUs are here. `policy`: null if its memory is.
 // `kernels`, `clock` and `events` outlive it. Errors: one line, what could not be made.
 absl::StatusOr<std::unique_ptr<Machine>> MakeKvmMachine(const v1::VmSpec& spec, MachineMemory memory,

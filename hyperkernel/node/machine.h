@@ -16,6 +16,7 @@
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/space_engine.h"
+#include "hyperkernel/node/machine_state.h"
 #include "proto/machine.pb.h"
 #include "proto/state.pb.h"
 #include "proto/vm.pb.h"
@@ -74,6 +75,13 @@ class Machine {
   // kFailedPrecondition: there is no such vCPU, the node has none of the machine's, or either node refuses: it is where
   // it was; kDataLoss: nobody knows where it is, and the machine ends.
   virtual absl::StatusOr<VcpuMoved> MoveVcpu(VcpuId vcpu, const std::string& node) = 0;
+  // For a machine that outlives its daemon: it stands still, and all of it but its memory is in the sections. Then
+  // either GoOn, which has it run if it did, or LeaveFrames, after which its memory stays when it is destroyed, and
+  // only that may follow. REQUIRES of all three: no other call is under way. Errors of Save: why it cannot be, or not
+  // now; it goes on as it was.
+  virtual absl::StatusOr<MachineState> Save() { return absl::UnimplementedError("this machine cannot be saved"); }
+  virtual absl::Status GoOn() { return absl::OkStatus(); }
+  virtual void LeaveFrames() {}
   virtual uint64_t frame_bytes() const = 0;
   // Its memory as a space's (guest_memory.h), and the first address after it.
   virtual SpaceStatistics memory_statistics() const = 0;

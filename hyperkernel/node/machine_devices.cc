@@ -11,6 +11,9 @@
 namespace hk {
 namespace {
 
+constexpr char kSerialSection[] = "serial", kRtcSection[] = "rtc", kPowerSection[] = "power", kPciSection[] = "pci",
+               kPmTimerSection[] = "pm_timer";
+
 // The I/O APIC's registers on the MMIO bus: 32-bit accesses.
 class IoApicWindow final : public IoHandler {
  public:
@@ -67,6 +70,8 @@ class StandardDevices final : public MachineDevices {
     return serial_.Input(std::as_bytes(std::span(bytes.data(), bytes.size())));
   }
   void PressPowerButton() override { power_.PressPowerButton(); }
+  void SaveStates(MachineSections* sections) override;
+  absl::Status RestoreStates(SectionReader* sections, std::chrono::nanoseconds missed) override;
 
  private:
   Sink sink_;
@@ -93,6 +98,29 @@ absl::Status StandardDevices::Wire() {
   HK_RETURN_IF_ERROR(ports_.Add(kPortPvpanic, kOnePort, &pvpanic_));
   if (pm_timer_declared_) HK_RETURN_IF_ERROR(ports_.Add(kPortPmTimer, PmTimer::kPorts, &pm_timer_));
   return ports_.Add(kPortPciConfig, PciRoot::kConfigPorts, pci_->ConfigPorts(&reset_));
+}
+
+void StandardDevices::SaveStates(MachineSections* sections) {
+  (*sections)[kSerialSection] = serial_.SaveState();
+  (*sections)[kRtcSection] = rtc_.SaveState();
+  (*sections)[kPowerSection] = power_.SaveState();
+  (*sections)[kPciSection] = pci_->SaveState();
+  if (pm_timer_declared_) (*sections)[kPmTimerSection] = pm_timer_.SaveState();
+}
+
+absl::Status StandardDevices::RestoreStates(SectionReader* sections, std::chrono::nanoseconds missed) {
+  using Bytes = std::span<const std::byte>;
+  HK_ASSIGN_OR_RETURN(const Bytes serial, sections->Take(kSerialSection));
+  HK_RETURN_IF_ERROR(serial_.RestoreState(serial));
+  HK_ASSIGN_OR_RETURN(const Bytes rtc, sections->Take(kRtcSection));
+  HK_RETURN_IF_ERROR(rtc_.RestoreState(rtc));
+  HK_ASSIGN_OR_RETURN(const Bytes power, sections->Take(kPowerSection));
+  HK_RETURN_IF_ERROR(power_.RestoreState(power));
+  HK_ASSIGN_OR_RETURN(const Bytes pci, sections->Take(kPciSection));
+  HK_RETURN_IF_ERROR(pci_->RestoreState(pci));
+  if (!pm_timer_declared_) return absl::OkStatus();
+  HK_ASSIGN_OR_RETURN(const Bytes pm_timer, sections->Take(kPmTimerSection));
+  return pm_timer_.RestoreState(pm_timer, missed);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The devices of one machine on their buses. Thread-safe once made.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string_view>
@@ -12,6 +13,7 @@
 #include "hyperkernel/device/pci.h"
 #include "hyperkernel/device/power_ports.h"
 #include "hyperkernel/irq/interrupt_controller.h"
+#include "hyperkernel/node/machine_state.h"
 
 namespace hk {
 
@@ -37,6 +39,10 @@ class MachineDevices {
   virtual InterruptSink& interrupts() = 0;
   virtual size_t ConsoleInput(std::string_view bytes) = 0;
   virtual void PressPowerButton() = 0;
+  // A section for each device, of its name; and taking them. `missed`: time since it was saved. REQUIRES: vCPUs do not
+  // run, and nobody else calls; of the latter: fresh. Errors: kInvalidArgument in one line.
+  virtual void SaveStates(MachineSections* sections) = 0;
+  virtual absl::Status RestoreStates(SectionReader* sections, std::chrono::nanoseconds missed) = 0;
 };
 
 }  // namespace hk

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -78,6 +79,17 @@ class MachineVirtio {
   // they may be destroyed without a wait. REQUIRES: vCPUs are stopped. Errors: kDeadlineExceeded with the device:
   // memory must be kept, images stay locked.
   absl::Status Quiesce(Monotonic deadline) { return set_->ResetAndBlock(deadline); }
+
+  // As VirtioSet's.
+  absl::Status Hold(Monotonic deadline) { return set_->Hold(deadline); }
+  absl::Status GoOn() { return set_->GoOn(); }
+  void SaveStates(const std::function<void(const std::string& name, std::vector<std::byte> bytes)>& put) {
+    set_->SaveStates(put);
+  }
+  absl::Status RestoreStates(
+      const std::function<absl::StatusOr<std::span<const std::byte>>(const std::string& name)>& find) {
+    return set_->RestoreStates(find);
+  }
 
   // As Machine's, for the console's two channels.
   size_t Input(Channel channel, std::string_view bytes);

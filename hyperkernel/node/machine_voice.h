@@ -31,6 +31,11 @@ class MachineVoice {
     end_is_news_ = false;
     events_->OnEnd(end, reason);
   }
+  // An end was told.
+  bool HasEnded() {
+    MutexLock lock(&mutex_);
+    return !end_is_news_;
+  }
   // The machine is being taken apart: its end is no news any more, its output still is.
   void ForgetEnd() {
     MutexLock lock(&mutex_);
