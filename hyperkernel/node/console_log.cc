@@ -54,6 +54,11 @@ uint64_t ConsoleLog::LastLines(uint64_t lines) const {
   return written_ - history_.size() + end;
 }
 
+std::string ConsoleLog::Kept() const {
+  MutexLock lock(&mutex_);
+  return history_;
+}
+
 uint64_t ConsoleLog::written() const {
   MutexLock lock(&mutex_);
   return written_;

@@ -34,6 +34,8 @@ class ConsoleLog {
   uint64_t oldest() const;
   uint64_t LastLines(uint64_t lines) const;
   uint64_t written() const;
+  // All that is kept.
+  std::string Kept() const;
 
  private:
   mutable Mutex mutex_;

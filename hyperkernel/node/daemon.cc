@@ -27,6 +27,7 @@
 #include "hyperkernel/node/grpc_log.h"
 #include "hyperkernel/node/guest_manager.h"
 #include "hyperkernel/node/guest_replicas.h"
+#include "hyperkernel/node/kept_guests.h"
 #include "hyperkernel/node/kvm_machine.h"
 #include "hyperkernel/node/machine_parts.h"
 #include "hyperkernel/node/machine_peers.h"
@@ -45,6 +46,8 @@ namespace hk {
 namespace {
 
 constexpr std::chrono::seconds kStopDeadline(3);
+// Of a restart: consoles and logs that are followed are cut off by then.
+constexpr std::chrono::seconds kKeepStopDeadline(1);
 // Requests served at once; beyond it gRPC answers RESOURCE_EXHAUSTED. 63 peers' hellos and some operators fit.
 constexpr int kMaxServerThreads = 112;
 // No request of an operator or peer is larger; a stranger's must not take memory.
@@ -117,6 +120,8 @@ struct Daemon::Parts {
   std::optional<DirectoryLock> data_lock;
   std::optional<DirectoryLock> frame_lock;
   std::optional<FrameStore> frames;
+  std::optional<KeptGuests> kept;
+  LeftGuests left;
   std::optional<SwapStore> swap;
   std::optional<KernelCache> kernels;
   OwnedFd data_address;  // over TCP the data plane's
@@ -148,6 +153,7 @@ struct Daemon::Parts {
   void MakeParts(const v1::NodeInfo& self, const Clock& clock);
   absl::StatusOr<std::unique_ptr<Machine>> MakeMachine(const v1::VmRecord& record, MachineEvents* events,
                                                        const v1::NodeInfo& self, const Clock& clock);
+  void TakeOverGuests(const Clock& clock);
   absl::Status Serve(const NodeSettings& settings);
 };
 
@@ -166,7 +172,11 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   if (!second.ok()) return WithContext(second.status(), "frame_store.directory");
   frame_lock = *std::move(second);
   HK_RETURN_IF_ERROR(WithContext(frames->EnsureCapacity(), "frame_store.directory"));
-  const absl::StatusOr<int> leftovers = frames->RemoveLeftovers();
+  kept.emplace(*frames, identity->node_id(), ReadBootId());
+  absl::StatusOr<LeftGuests> found = kept->Take();
+  if (!found.ok()) return WithContext(found.status(), "frame_store.directory");
+  left = *std::move(found);
+  const absl::StatusOr<int> leftovers = frames->RemoveLeftovers(left.frame_files);
   if (!leftovers.ok()) return WithContext(leftovers.status(), "frame_store.directory");
   if (*leftovers > 0)
     log::Warning("daemon", "frames of guests that ended with an earlier daemon were removed",
@@ -284,6 +294,20 @@ absl::StatusOr<std::unique_ptr<Machine>> Daemon::Parts::MakeMachine(const v1::Vm
                         clock, events);
 }
 
+// Those that their last daemon left. What cannot go on ends with its frames.
+void Daemon::Parts::TakeOverGuests(const Clock& clock) {
+  for (const auto& [name, reason] : left.refused) guests->NotKept(name, reason);
+  for (const MachineState& saved : left.states) {
+    const auto restore = [&](const v1::VmRecord& record, MachineEvents* events) {
+      return RestoreKvmMachine(record.spec(), saved,
+                               LeftMemory(record.spec(), saved, *frames, replicas->BeginRun(record)), *kernels, clock,
+                               events);
+    };
+    if (!guests->TakeOver(saved, restore).ok()) ::unlink(frames->PathOf(saved.name, saved.generation).c_str());
+  }
+  left = {};
+}
+
 absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -329,7 +353,8 @@ absl::Status Daemon::Parts::Serve(const NodeSettings& settings) {
 
 Daemon::Daemon(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
-absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settings, const Clock& clock) {
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settings, const Clock& clock,
+                                                      std::function<absl::Status()> restart) {
   RouteGrpcLog(log::Level::kDebug);  // until it serves: what fails is told by the status
   auto parts = std::make_unique<Parts>();
   v1::NodeInfo self;
@@ -361,7 +386,9 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
                           },
                           clock));
   parts->guests->SetForget([replicas = &*parts->replicas](const std::string& name) { replicas->Drop(name); });
-  parts->admin.emplace(&*parts->cluster, parts->guests.get(), parts->spaces.get(), &parts->metrics, &*parts->replicas);
+  parts->TakeOverGuests(clock);  // they stand still until then
+  parts->admin.emplace(&*parts->cluster, parts->guests.get(), parts->spaces.get(), &parts->metrics, &*parts->replicas,
+                       std::move(restart));
   parts->peers.emplace(&*parts->cluster, parts->spaces.get(), parts->machine_parts.get(), self.boot_id(),
                        &parts->metrics);
   auto daemon = std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
@@ -378,6 +405,18 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
              {"metrics", self.metrics_address()},
              {"transport", self.transport()}});
   return daemon;
+}
+
+// Nobody orders anything while machines are saved; what ends with the daemon ends before, so that no machine stands
+// still for it.
+void Daemon::KeepGuests() {
+  parts_->server->Shutdown(std::chrono::system_clock::now() + kKeepStopDeadline);
+  parts_->guests->StopUnkept();
+  parts_->machine_parts->StopAll();
+  parts_->spaces->StopAll();
+  const int kept =
+      parts_->guests->KeepMachines([this](const MachineState& state) { return parts_->kept->Write(state); });
+  log::Info("daemon", "guests are left to the next daemon", {{"guests", fmt::to_string(kept)}});
 }
 
 Daemon::~Daemon() {

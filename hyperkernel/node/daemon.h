@@ -4,6 +4,7 @@
 // nothing behind but directories. Stop order is the reverse, bounded by kStopDeadline.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -16,9 +17,15 @@ namespace hk {
 class Daemon {
  public:
   // Serves when it returns. `clock` must outlive the daemon. Errors: one line naming the field or path.
-  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const NodeSettings& settings, const Clock& clock);
+  // `restart`: begins a restart that keeps guests, which then calls KeepGuests; called by a request. Errors: why it
+  // cannot be. May be empty: the daemon cannot be asked.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const NodeSettings& settings, const Clock& clock,
+                                                       std::function<absl::Status()> restart = nullptr);
   // Stops serving; requests in flight get kStopDeadline to end.
   ~Daemon();
+  // Stops serving, and leaves the machines that run to the next daemon (README.md, "Restarts that keep guests"). Only
+  // the destructor may follow, or the process' end.
+  void KeepGuests();
 
  private:
   struct Parts;

@@ -24,6 +24,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -49,6 +50,22 @@ class GuestManager {
 
   // The daemon ends: all machines are stopped at once, and none starts any more.
   void StopMachines();
+
+  // For a restart that keeps guests; guest_keeping.cc. From now on no machine starts, and those that cannot be kept are
+  // stopped.
+  void StopUnkept();
+  // Has all others stand still, one after another, and gives `write` the state of each: when that has succeeded it is
+  // not run any more here, and its memory stays. What cannot be saved goes on, and `write` gets a state that says why.
+  // Returns how many are kept. REQUIRES: after StopUnkept; nothing but StopMachines may follow.
+  using WriteState = std::function<absl::Status(const MachineState& state)>;
+  int KeepMachines(const WriteState& write);
+  // A machine goes on where its last daemon left it; `restore` makes it, paused. Errors: one line, which is its reason
+  // too: it is stopped then. REQUIRES: before Autostart.
+  using RestoreMachine =
+      std::function<absl::StatusOr<std::unique_ptr<Machine>>(const v1::VmRecord& record, MachineEvents* events)>;
+  absl::Status TakeOver(const MachineState& state, const RestoreMachine& restore);
+  // Of one that was to be kept and is not: why.
+  void NotKept(const std::string& name, const std::string& reason);
 
   // Called when nothing that is kept of a machine's run for the next one is to be used: it has ended for good, or
   // begins cold. By any thread, without a lock; before the first machine runs, and at most once.
@@ -133,6 +150,8 @@ class GuestManager {
   absl::Status Renew(const std::string& name);
   absl::Status PressPowerButton(const std::string& name);
   absl::Status Reset(const std::string& name, bool cold);
+  absl::StatusOr<Guest*> BeginTakeOver(const MachineState& state) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<MachineState> SaveMachine(Guest* guest) ABSL_LOCKS_EXCLUDED(mutex_);
   void SetState(Guest* guest, v1::VmState state, std::string reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // REQUIRES: nobody else uses the guest (the lock is held, or the manager is being destroyed).
   void RecordStopped(Guest* guest);
@@ -163,6 +182,9 @@ class GuestManager {
   std::map<std::string, std::unique_ptr<Guest>> guests_ ABSL_GUARDED_BY(mutex_);
   std::deque<Ended> ended_ ABSL_GUARDED_BY(mutex_);  // at most one per machine and generation
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool keeping_ ABSL_GUARDED_BY(mutex_) = false;  // nothing starts any more
+  // Machines that are the next daemon's.
+  std::vector<std::pair<std::unique_ptr<GuestEvents>, std::unique_ptr<Machine>>> kept_ ABSL_GUARDED_BY(mutex_);
   std::thread thread_;
   std::thread starter_;  // see Autostart
 };

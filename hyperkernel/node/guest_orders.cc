@@ -76,7 +76,7 @@ void GuestManager::StartDue() {
     v1::VmSpec spec;
     {
       MutexLock lock(&mutex_);
-      while (!stopping_) {
+      while (!stopping_ && !keeping_) {
         const Monotonic now = std::chrono::steady_clock::now();
         Guest* next = nullptr;
         for (const auto& [key, guest] : guests_) {
@@ -92,7 +92,7 @@ void GuestManager::StartDue() {
         }
         changed_.WaitUntil(&mutex_, next == nullptr ? now + kIdle : next->start_not_before);
       }
-      if (stopping_) return;
+      if (stopping_ || keeping_) return;
     }
     const absl::Status status = Start(name, false, "");
     if (status.ok()) continue;
@@ -114,7 +114,7 @@ absl::Status GuestManager::Start(const std::string& name, bool restart, const st
   {
     MutexLock lock(&mutex_);
     HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
-    if (stopping_) return absl::UnavailableError("the daemon ends");
+    if (stopping_ || keeping_) return absl::UnavailableError("the daemon ends");
     if (guest->machine != nullptr)
       return absl::FailedPreconditionError(fmt::format("vm '{}' is {} already", name, NameOf(guest->state)));
     record = guest->record;

@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint32_t kMagic = 0x534d4b48;  // "HKMS"
 constexpr char kWhat[] = "saved machine";
-constexpr size_t kMostName = 256, kMostSections = 1024;
+constexpr size_t kMostName = 256, kMostFailure = 4096, kMostSections = 1024;
 constexpr size_t kChecksumBytes = sizeof(uint64_t);
 
 template <typename Archive>
@@ -23,7 +23,10 @@ void Fields(Archive& a, Archived<Archive, MachineState>& state) {
   a.Text(state.boot_id, kMostName);
   a.Text(state.name, kMostName);
   a.Numbers(state.generation, state.spec_hash, state.frame_bytes, state.frame_inode, state.held_ns,
-            state.started_wall_ns, state.paused);
+            state.started_wall_ns, state.paused, state.stopping);
+  a.Text(state.failure, kMostFailure);
+  a.Text(state.serial_log, kMostKeptLogBytes);
+  a.Text(state.virtio_log, kMostKeptLogBytes);
 }
 
 void Sections(ByteWriter& writer, const MachineSections& sections) {

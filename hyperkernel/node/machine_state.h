@@ -31,10 +31,16 @@ struct MachineState {
   int64_t held_ns = 0;          // when its vCPUs were held, on the host's monotonic clock
   int64_t started_wall_ns = 0;  // when the run began, since 1970
   bool paused = false;          // by an operator: it is not to run
+  bool stopping = false;        // its power button was pressed
+  std::string failure;          // why there is no state, one line: then there are no sections
+  // What the consoles have shown, as far as it is kept.
+  std::string serial_log, virtio_log;
   MachineSections sections;
 };
 
 inline constexpr uint16_t kMachineStateVersion = 1;
+// Of each console.
+inline constexpr size_t kMostKeptLogBytes = 1 << 20;
 // No machine's is larger: 64 vCPUs of 128 KiB, devices, consoles.
 inline constexpr size_t kMostMachineStateBytes = 64 << 20;
 

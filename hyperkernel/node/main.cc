@@ -6,7 +6,9 @@
 #include <malloc.h>
 #include <signal.h>
 #include <systemd/sd-daemon.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <string>
 
@@ -22,6 +24,7 @@
 #include "hyperkernel/node/descriptors.h"
 #include "hyperkernel/node/node_info.h"
 #include "hyperkernel/node/probe_report.h"
+#include "hyperkernel/node/restart.h"
 
 namespace {
 
@@ -52,27 +55,44 @@ int Probe(const std::string& format) {
 // One arena gives it back, and costs little where no hot path allocates.
 constexpr int kMaxArenas = 1;
 
-// Serves until SIGTERM or SIGINT.
-int Serve(const hk::NodeSettings& settings) {
+// Serves until SIGTERM or SIGINT. SIGUSR2, or `hkctl node restart`: the next daemon takes over the guests;
+// `keep_guests`: so it is with the others too, whenever that one starts.
+int Serve(const hk::NodeSettings& settings, const std::string& config_path, const hk::Restart& restart,
+          bool keep_guests) {
   hk::log::Init(settings.name, settings.log_level);
   // Blocked before the first thread starts, so that every thread inherits it and only sigwait sees them.
   sigset_t stops;
   sigemptyset(&stops);
   sigaddset(&stops, SIGTERM);
   sigaddset(&stops, SIGINT);
+  sigaddset(&stops, SIGUSR2);
   pthread_sigmask(SIG_BLOCK, &stops, nullptr);
   signal(SIGPIPE, SIG_IGN);
   // gRPC stops to listen for good when accept() finds no descriptor left, so 1,000 silent connections under the usual
   // soft limit would cut this node off until it is restarted; and spaces take two for each GiB.
   hk::RaiseDescriptorLimit();
   mallopt(M_ARENA_MAX, kMaxArenas);
-  auto daemon = hk::Daemon::Start(settings, hk::RealClock());
+  const auto ask = [&]() -> absl::Status {
+    HK_RETURN_IF_ERROR(restart.Check(config_path));
+    return kill(getpid(), SIGUSR2) == 0 ? absl::OkStatus() : hk::ErrnoStatus(errno, "kill");
+  };
+  auto daemon = hk::Daemon::Start(settings, hk::RealClock(), ask);
   if (!daemon.ok()) return Complain(daemon.status(), kExitFailed);
   sd_notify(0, "READY=1");
   int signal_number = 0;
-  sigwait(&stops, &signal_number);
+  while (sigwait(&stops, &signal_number) == 0 && signal_number == SIGUSR2) {
+    if (const absl::Status checked = restart.Check(config_path); !checked.ok()) {
+      hk::log::Error("daemon", "is not restarted", {{"error", hk::MessageOf(checked)}});
+      continue;
+    }
+    hk::log::Info("daemon", "restarting");
+    (*daemon)->KeepGuests();
+    // Whoever starts this program again finds the guests.
+    return Complain(restart.Become(), kExitFailed);
+  }
   sd_notify(0, "STOPPING=1");
   hk::log::Info("daemon", "stopping", {{"signal", signal_number == SIGTERM ? "SIGTERM" : "SIGINT"}});
+  if (keep_guests) (*daemon)->KeepGuests();
   daemon->reset();
   hk::log::Info("daemon", "stopped");
   return 0;
@@ -89,6 +109,10 @@ int main(int argc, char** argv) {
   CLI::Option* probe_flag =
       app.add_flag("--probe", probe, "Print what this host can do, and exit; needs no configuration and no daemon");
   app.add_flag("--check-config", check, "Check the configuration, touch nothing, and exit")->excludes(probe_flag);
+  bool keep_guests = false;
+  app.add_flag(
+      "--keep-guests", keep_guests,
+      "When stopped by a signal, leave guests of this node to the next daemon, paused, instead of ending them");
   std::string format = "table";
   app.add_option("-o,--output", format, "Form of --probe's output")
       ->check(CLI::IsMember({"table", "json"}))
@@ -114,5 +138,5 @@ int main(int argc, char** argv) {
                settings->cluster, settings->peers.size());
     return Flushed(0);
   }
-  return Serve(*settings);
+  return Serve(*settings, config_path, hk::Restart(argv), keep_guests);
 }

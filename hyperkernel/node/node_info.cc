@@ -72,6 +72,11 @@ HostFacts ReadHostFacts() {
   return {.host_name = names.nodename, .memory_bytes = MemInfoBytes(ReadProc("/proc/meminfo"), "MemTotal")};
 }
 
+std::string ReadBootId() {
+  const std::string boot_id = ReadProc("/proc/sys/kernel/random/boot_id");
+  return boot_id.substr(0, boot_id.find('\n'));
+}
+
 v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity& identity,
                             const std::string& transport, WallTime started) {
   utsname names{};
@@ -86,8 +91,7 @@ v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity
   info.set_pid(::getpid());
   info.set_host_name(names.nodename);
   info.set_kernel(names.release);
-  const std::string boot_id = ReadProc("/proc/sys/kernel/random/boot_id");
-  info.set_boot_id(boot_id.substr(0, boot_id.find('\n')));
+  info.set_boot_id(ReadBootId());
   info.set_cpu_model(ValueOf(ReadProc("/proc/cpuinfo"), "model name"));
   info.set_cpus(static_cast<uint32_t>(::get_nprocs()));
   info.set_memory_total_bytes(MemInfoBytes(ReadProc("/proc/meminfo"), "MemTotal"));

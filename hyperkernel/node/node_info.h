@@ -16,6 +16,9 @@ namespace hk {
 // Reads the host's name and memory size.
 HostFacts ReadHostFacts();
 
+// The id of this boot of the host's kernel; "" if it has none.
+std::string ReadBootId();
+
 // Everything about this node that does not change while the daemon runs. `transport` is the data plane in use.
 v1::NodeInfo StaticNodeInfo(const NodeSettings& settings, const v1::NodeIdentity& identity,
                             const std::string& transport, WallTime started);

@@ -35,10 +35,15 @@ class CallLimit {
 class AdminService final : public v1::Admin::Service {
  public:
   // All must outlive this object.
-  // `replicas` may be null.
+  // `replicas` may be null; `restart` begins one (daemon.h), and may be empty.
   AdminService(Cluster* cluster, GuestManager* guests, SpaceManager* spaces, Metrics* metrics,
-               GuestReplicas* replicas = nullptr)
-      : cluster_(cluster), guests_(guests), spaces_(spaces), metrics_(metrics), replicas_(replicas) {}
+               GuestReplicas* replicas = nullptr, std::function<absl::Status()> restart = nullptr)
+      : cluster_(cluster),
+        guests_(guests),
+        spaces_(spaces),
+        metrics_(metrics),
+        replicas_(replicas),
+        restart_(std::move(restart)) {}
   grpc::Status GetVersion(grpc::ServerContext* context, const v1::GetVersionRequest* request,
                           v1::GetVersionResponse* response) override;
   grpc::Status ListNodes(grpc::ServerContext* context, const v1::ListNodesRequest* request,
@@ -47,6 +52,8 @@ class AdminService final : public v1::Admin::Service {
                        v1::GetNodeResponse* response) override;
   grpc::Status ProbeNode(grpc::ServerContext* context, const v1::ProbeNodeRequest* request,
                          v1::ProbeNodeResponse* response) override;
+  grpc::Status RestartNode(grpc::ServerContext* context, const v1::RestartNodeRequest* request,
+                           v1::RestartNodeResponse* response) override;
   grpc::Status CreateVm(grpc::ServerContext* context, const v1::CreateVmRequest* request,
                         v1::CreateVmResponse* response) override;
   grpc::Status ListVms(grpc::ServerContext* context, const v1::ListVmsRequest* request,
@@ -118,6 +125,7 @@ class AdminService final : public v1::Admin::Service {
   SpaceManager* const spaces_;
   Metrics* const metrics_;
   GuestReplicas* const replicas_;
+  const std::function<absl::Status()> restart_;
 };
 
 // What other nodes ask (proto/peer.proto).

@@ -175,6 +175,7 @@ class Node:
         self.unreachable_ms = fields.pop('unreachable_ms', UNREACHABLE_MS)
         self.budget_mib = BUDGET_MIB
         self.swap_mib = 0
+        self.arguments = []                           # of the daemon, beyond --config
         assert not fields, fields
         self.config = os.path.join(self.directory, 'node.textproto')
         self.log = os.path.join(self.directory, 'log')
@@ -213,7 +214,7 @@ class Node:
         self.write_config()
         with open(self.log, 'ab') as log:
             # The daemon dies with this process even if that is killed.
-            self.process = subprocess.Popen(['setpriv', '--pdeathsig', 'KILL', '--', *prefix, program('hyperkerneld'), '--config', self.config],
+            self.process = subprocess.Popen(['setpriv', '--pdeathsig', 'KILL', '--', *prefix, program('hyperkerneld'), '--config', self.config, *self.arguments],
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environment())
         if wait:
             wait_for(self._serves, f'{self.name} serves')
