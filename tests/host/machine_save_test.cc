@@ -24,7 +24,7 @@
 namespace hk {
 namespace {
 
-constexpr std::chrono::seconds kDeadline(30);
+constexpr std::chrono::seconds kDeadline(20);
 constexpr uint32_t kBlocks = 2048, kBlockWords = 1024;
 
 // What the guest says.
@@ -38,12 +38,13 @@ class Listener final : public MachineEvents {
   }
   void OnEnd(MachineEnd, const std::string& reason) override { OnOutput(Channel::kSerial, "ended: " + reason); }
   // The text, once `what` is in it so many times, or it has gone wrong, or in time.
-  std::string Await(const std::string& what, int times) {
+  std::string Await(const std::string& what, int times, bool* in_time = nullptr) {
     const auto deadline = std::chrono::steady_clock::now() + kDeadline;
     MutexLock lock(&mutex_);
     while (Count(what) < times && Count("wrong") + Count("twice") + Count("ended") == 0 &&
            said_.WaitUntil(&mutex_, deadline)) {
     }
+    if (in_time != nullptr) *in_time = Count(what) == times;
     return text_;
   }
 
@@ -103,7 +104,9 @@ class MachineSave : public testing::Test {
   // Everything that was asked for is answered once, and the timer ticks.
   void Check() {
     machine_->Input(Channel::kSerial, "x");
-    const std::string text = guest_.Await("answered\r\n", ++checks_);
+    bool answered = false;
+    const std::string text = guest_.Await("answered\r\n", ++checks_, &answered);
+    EXPECT_TRUE(answered) << text;
     EXPECT_THAT(text, testing::EndsWith("all requests answered\r\n"));
     EXPECT_THAT(text, testing::Not(testing::AnyOf(testing::HasSubstr("wrong"), testing::HasSubstr("twice"))));
   }
