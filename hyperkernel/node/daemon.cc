@@ -173,7 +173,7 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   frame_lock = *std::move(second);
   HK_RETURN_IF_ERROR(WithContext(frames->EnsureCapacity(), "frame_store.directory"));
   kept.emplace(*frames, identity->node_id(), ReadBootId());
-  absl::StatusOr<LeftGuests> found = kept->Take();
+  absl::StatusOr<LeftGuests> found = kept->Look();
   if (!found.ok()) return WithContext(found.status(), "frame_store.directory");
   left = *std::move(found);
   const absl::StatusOr<int> leftovers = frames->RemoveLeftovers(left.frame_files);
@@ -298,12 +298,16 @@ absl::StatusOr<std::unique_ptr<Machine>> Daemon::Parts::MakeMachine(const v1::Vm
 void Daemon::Parts::TakeOverGuests(const Clock& clock) {
   for (const auto& [name, reason] : left.refused) guests->NotKept(name, reason);
   for (const MachineState& saved : left.states) {
-    const auto restore = [&](const v1::VmRecord& record, MachineEvents* events) {
+    const auto restore = [&](const v1::VmRecord& record,
+                             MachineEvents* events) -> absl::StatusOr<std::unique_ptr<Machine>> {
+      HK_RETURN_IF_ERROR(kept->Use(saved));
       return RestoreKvmMachine(record.spec(), saved,
                                LeftMemory(record.spec(), saved, *frames, replicas->BeginRun(record)), *kernels, clock,
                                events);
     };
-    if (!guests->TakeOver(saved, restore).ok()) ::unlink(frames->PathOf(saved.name, saved.generation).c_str());
+    if (guests->TakeOver(saved, restore).ok()) continue;
+    static_cast<void>(kept->Use(saved));  // if it has not come to that
+    ::unlink(frames->PathOf(saved.name, saved.generation).c_str());
   }
   left = {};
 }

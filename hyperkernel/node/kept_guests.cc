@@ -16,6 +16,7 @@ namespace hk {
 namespace {
 
 constexpr std::string_view kSuffix = ".state";
+constexpr std::string_view kUnfinished = ".state.";  // ReplaceFile was killed; guests' names have no dots
 
 std::string NameOf(const MachineState& state) {
   return fmt::format("{}.{}", state.name, state.generation);
@@ -31,6 +32,12 @@ absl::Status KeptGuests::Write(MachineState state) const {
                      {reinterpret_cast<const char*>(bytes.data()), bytes.size()}, 0600);
 }
 
+absl::Status KeptGuests::Use(const MachineState& state) const {
+  const std::string path = fmt::format("{}/{}{}", frames_.directory(), NameOf(state), kSuffix);
+  if (HK_MUTANT(saved_machine_used_twice) || ::unlink(path.c_str()) == 0) return absl::OkStatus();
+  return ErrnoStatus(errno, path);
+}
+
 absl::StatusOr<MachineState> KeptGuests::Read(const std::string& path, const std::string& stem) const {
   HK_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kMostMachineStateBytes));
   HK_ASSIGN_OR_RETURN(MachineState state, DecodeMachineState(std::as_bytes(std::span(text))));
@@ -41,7 +48,7 @@ absl::StatusOr<MachineState> KeptGuests::Read(const std::string& path, const std
   return state;
 }
 
-absl::StatusOr<LeftGuests> KeptGuests::Take() const {
+absl::StatusOr<LeftGuests> KeptGuests::Look() const {
   std::vector<std::string> stems;
   std::error_code error;
   const std::filesystem::directory_iterator end;
@@ -49,6 +56,8 @@ absl::StatusOr<LeftGuests> KeptGuests::Take() const {
     const std::string name = at->path().filename().string();
     if (name.size() > kSuffix.size() && name.ends_with(kSuffix)) {
       stems.push_back(name.substr(0, name.size() - kSuffix.size()));
+    } else if (name.find(kUnfinished) != std::string::npos) {
+      ::unlink(at->path().c_str());
     }
   }
   if (error) return ErrnoStatus(error.value(), frames_.directory());
@@ -56,11 +65,11 @@ absl::StatusOr<LeftGuests> KeptGuests::Take() const {
   for (const std::string& stem : stems) {
     const std::string path = fmt::format("{}/{}{}", frames_.directory(), stem, kSuffix);
     absl::StatusOr<MachineState> state = Read(path, stem);
-    if (!HK_MUTANT(saved_machine_used_twice) && ::unlink(path.c_str()) != 0) return ErrnoStatus(errno, path);
     if (state.ok()) {
       left.frame_files.insert(stem);
       left.states.push_back(*std::move(state));
     } else {
+      ::unlink(path.c_str());
       left.refused[stem.substr(0, stem.rfind('.'))] = MessageOf(state.status());
     }
   }

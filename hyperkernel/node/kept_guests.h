@@ -34,9 +34,12 @@ class KeptGuests {
   // Makes the file, as durable as the frames when it returns. REQUIRES: the machine stands still, and nothing of this
   // process changes its memory any more.
   absl::Status Write(MachineState state) const;
-  // Reads all, and removes each before it returns: whatever happens then, none is used twice. REQUIRES: the frame
-  // store's lock is held. Errors: errno, naming the directory or a file that cannot be removed.
-  absl::StatusOr<LeftGuests> Take() const;
+  // Reads all, and removes those that are not to be believed. REQUIRES: the frame store's lock is held. Errors: errno,
+  // naming the directory.
+  absl::StatusOr<LeftGuests> Look() const;
+  // Removes the file of one of them, before it is used: whatever happens then, it is not used again. Errors: errno, and
+  // it must not be used.
+  absl::Status Use(const MachineState& state) const;
 
  private:
   absl::StatusOr<MachineState> Read(const std::string& path, const std::string& stem) const;

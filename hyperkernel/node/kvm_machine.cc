@@ -2,6 +2,7 @@
 
 #include <x86intrin.h>
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -13,6 +14,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/log.h"
+#include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/boot/address_map.h"
 #include "hyperkernel/boot/linux_loader.h"
@@ -46,6 +48,8 @@ constexpr std::chrono::milliseconds kEndPause(500);
 constexpr std::chrono::milliseconds kClockStepDeadline(100);
 // A disk answers or fails within this, unless it is a network's; hkctl waits for its answer longer.
 constexpr std::chrono::seconds kIoDeadline(5);
+
+constexpr char kDisksSection[] = "disks";
 
 // One running guest. Members are in the order they depend on one another; the destructor stops the vCPUs first.
 class KvmMachine final : public Machine, public ExitHandler {
@@ -419,6 +423,7 @@ absl::StatusOr<MachineState> KvmMachine::Save() {
     state.frame_bytes = memory_->frame_file()->bytes();
     HK_ASSIGN_OR_RETURN(state.frame_inode, memory_->frame_file()->Inode());
     HK_ASSIGN_OR_RETURN(state.sections, SaveInterior(Interior(), deadline));
+    HK_ASSIGN_OR_RETURN(state.sections[kDisksSection], IdentifyDisks(spec_));
     return absl::OkStatus();
   };
   if (absl::Status status = fill(); !status.ok()) {
@@ -444,6 +449,11 @@ absl::Status KvmMachine::BuildFrom(const MachineState& state, MachineBackends ba
   const auto missed = now.time_since_epoch() - std::chrono::nanoseconds(state.held_ns);
   if (missed < std::chrono::nanoseconds(0)) return absl::InvalidArgumentError("it was held in the future");
   SectionReader sections(&state.sections);
+  HK_ASSIGN_OR_RETURN(const std::span<const std::byte> disks, sections.Take(kDisksSection));
+  HK_ASSIGN_OR_RETURN(const std::vector<std::byte> disks_now, IdentifyDisks(spec_));
+  if (!std::ranges::equal(disks, disks_now) && !HK_MUTANT(saved_machine_with_other_disks)) {
+    return absl::FailedPreconditionError("an image of its disks was changed while it stood still");
+  }
   HK_ASSIGN_OR_RETURN(MachineBeginning beginning, ReadBeginning(&sections, spec_.vcpus(), missed));
   x2apic_ = beginning.x2apic;
   pm_timer_ = beginning.pm_timer;

@@ -1,5 +1,9 @@
 #include "hyperkernel/node/machine_saving.h"
 
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
 #include <string>
 #include <utility>
 
@@ -42,6 +46,21 @@ void Fields(Archive& a, Archived<Archive, PvClockState>& clock) {
 }
 
 }  // namespace
+
+absl::StatusOr<std::vector<std::byte>> IdentifyDisks(const v1::VmSpec& spec) {
+  ByteWriter writer;
+  writer.Number(kVersion);
+  for (const v1::DiskSpec& disk : spec.disks()) {
+    struct stat info {};
+    if (::stat(disk.path().c_str(), &info) != 0) return ErrnoStatus(errno, disk.path());
+    // A device's node is not written to by writing to the device.
+    const bool file = S_ISREG(info.st_mode);
+    writer.Numbers(uint64_t{info.st_dev}, uint64_t{info.st_ino}, uint64_t{info.st_rdev},
+                   file ? int64_t{info.st_size} : int64_t{0}, file ? int64_t{info.st_mtim.tv_sec} : int64_t{0},
+                   file ? int64_t{info.st_mtim.tv_nsec} : int64_t{0});
+  }
+  return writer.Take();
+}
 
 absl::StatusOr<MachineSections> SaveInterior(const MachineInterior& machine, Monotonic deadline) {
   MachineSections sections;

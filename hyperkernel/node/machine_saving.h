@@ -17,6 +17,7 @@
 #include "hyperkernel/node/machine_devices.h"
 #include "hyperkernel/node/machine_state.h"
 #include "hyperkernel/node/machine_virtio.h"
+#include "proto/vm.pb.h"
 
 namespace hk {
 
@@ -34,6 +35,10 @@ struct MachineInterior {
 
 // REQUIRES: vCPUs are paused, devices held. Errors: those of VcpuGroup::Save.
 absl::StatusOr<MachineSections> SaveInterior(const MachineInterior& machine, Monotonic deadline);
+
+// What shows whether an image was changed by somebody else meanwhile: of each disk, the file, its size and when it was
+// last written to. Errors: errno with the path.
+absl::StatusOr<std::vector<std::byte>> IdentifyDisks(const v1::VmSpec& spec);
 
 // What must be known before the parts are made, or is put into them when they are. Plain value.
 struct MachineBeginning {

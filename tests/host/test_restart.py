@@ -3,6 +3,7 @@ import glob
 import os
 import re
 import signal
+import socket
 import struct
 import unittest
 
@@ -172,6 +173,32 @@ class Restart(hktest.TestCase):
                 self.assertEqual(glob.glob(os.path.join(self.node.frame_directory, 'g.*')), [])
                 self.assert_exit(self.node.hkctl('vm', 'start', 'g'), 0)
                 self.wait_log('g', 'reading')
+
+    @needs_kvm
+    def test_an_image_that_was_changed(self):
+        self.start_keeping()
+        self.reader()
+        self.stop_keeping()
+        with open(os.path.join(self.node.directory, 'g.img'), 'r+b') as file:
+            file.write(bytes(4))
+        self.node.start()
+        shown = self.show()
+        self.assertEqual(shown['state'], 'VM_STATE_STOPPED')
+        self.assertIn('an image of its disks was changed', shown['reason'])
+        self.assertEqual(glob.glob(os.path.join(self.node.frame_directory, 'g.*')), [])
+
+    @needs_kvm
+    def test_a_daemon_that_cannot_start_loses_nothing(self):
+        self.start_keeping()
+        self.reader()
+        self.stop_keeping()
+        with socket.socket() as taken:
+            taken.bind(('127.0.0.1', self.node.data_port))
+            taken.listen()
+            self.assertIn('listen.data', self.node.fails_to_start())
+        self.node.start()
+        self.assertIn('kept over a restart', self.show()['reason'])
+        self.check_reader()
 
     @needs_kvm
     def test_a_new_daemon_that_would_not_start(self):
