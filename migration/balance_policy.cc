@@ -92,7 +92,7 @@ void BalancePolicy::OnMoved(VcpuId id, NodeId to, Monotonic /*now*/) {
     if (lack.holder == to) known = lack.pages();
     lack = Lack();
   }
-  vcpu.node = to;
+  const NodeId from = std::exchange(vcpu.node, to);
   vcpu.known_here = known;
   vcpu.parted = parting_.has_value() && parting_->vcpu == id && parting_->to == to;
   vcpu.lost_before = vcpu.share + vcpu.ready;
@@ -102,6 +102,7 @@ void BalancePolicy::OnMoved(VcpuId id, NodeId to, Monotonic /*now*/) {
   vcpu.stays_until = window_ + StayAfter(vcpu.parted ? 0 : vcpu.doubts);
   vcpu.parts_from = window_ + StayAfter(vcpu.vain_partings + 1);
   settled_ = window_ + (vcpu.parted ? kLeastStay : kSettle);
+  comes_after_[{to, from}] = window_ + (vcpu.parted ? 0 : kComeAfter);
   for (Vcpu& each : vcpus_) each.sustained = each.ready_for = 0;
 }
 
@@ -218,6 +219,11 @@ bool BalancePolicy::WasRefused(const Vcpu& vcpu, NodeId node) const {
   return refused != vcpu.refused.end() && window_ < refused->second;
 }
 
+bool BalancePolicy::ComesAfter(NodeId from, NodeId to) const {
+  const auto comes = comes_after_.find({from, to});
+  return comes != comes_after_.end() && window_ < comes->second && !HK_MUTANT(policy_goes_where_others_left);
+}
+
 std::vector<PolicyMove> BalancePolicy::Decide(Monotonic now) {
   if (!window_began_.has_value()) window_began_ = now;
   const nanoseconds length = now - *window_began_;
@@ -248,6 +254,7 @@ std::optional<PolicyMove> BalancePolicy::Approach() {
     vcpu.sustained = wants != nullptr ? vcpu.sustained + 1 : 0;
     if (vcpu.sustained < kSustained || window_ < vcpu.stays_until || window_ < settled_) continue;
     if (gain <= most || WasRefused(vcpu, *wants->holder) || !Takes(*wants, vcpu)) continue;
+    if (ComesAfter(vcpu.node, *wants->holder)) continue;
     most = gain;
     best = PolicyMove{.vcpu = VcpuId(static_cast<uint32_t>(i)), .to = *wants->holder, .waited = wants->share};
   }

@@ -248,6 +248,17 @@ TEST_F(BalanceTest, WhoWasMovedByAnybodyStaysAWhile) {
   EXPECT_EQ(windows, BalancePolicy::kLeastStay);
 }
 
+TEST_F(BalanceTest, NobodyGoesWhereOneHasJustComeFrom) {
+  policy_.OnMoved(kSecond, kA, now_);
+  EXPECT_FALSE(Lacks(BalancePolicy::kComeAfter - 1, 900));
+  EXPECT_TRUE(Lacks(5, 900)) << "it lasts";
+  // Elsewhere it may go, and the same way.
+  policy_.OnMoved(kFirst, kA, now_);
+  for (uint64_t i = 0; i < BalancePolicy::kComeAfter; ++i) Decide();
+  policy_.OnMoved(kSecond, kB, now_);
+  EXPECT_TRUE(Lacks(BalancePolicy::kSettle + 3, 900)) << "after the other";
+}
+
 TEST_F(BalanceTest, WhoIsRefusedIsNotAskedAgainSoon) {
   ASSERT_TRUE(Lacks(10, 900));
   policy_.OnRefused(kFirst, kB, now_);
