@@ -103,7 +103,13 @@ void BalancePolicy::OnMoved(VcpuId id, NodeId to, Monotonic /*now*/) {
   vcpu.parts_from = window_ + StayAfter(vcpu.vain_partings + 1);
   settled_ = window_ + (vcpu.parted ? kLeastStay : kSettle);
   comes_after_[{to, from}] = window_ + (vcpu.parted ? 0 : kComeAfter);
-  for (Vcpu& each : vcpus_) each.sustained = each.ready_for = 0;
+  follow_.reset();
+  if (!vcpu.parted) follow_ = to;
+  for (Vcpu& each : vcpus_) {
+    const bool follows = each.node != to && (each.wants == to || each.wants == from);
+    if (!follows || vcpu.parted) each.sustained = 0;
+    each.ready_for = 0;
+  }
 }
 
 void BalancePolicy::OnRefused(VcpuId id, NodeId to, Monotonic /*now*/) {
@@ -252,7 +258,9 @@ std::optional<PolicyMove> BalancePolicy::Approach() {
       gain = *gained;
     }
     vcpu.sustained = wants != nullptr ? vcpu.sustained + 1 : 0;
-    if (vcpu.sustained < kSustained || window_ < vcpu.stays_until || window_ < settled_) continue;
+    vcpu.wants = wants != nullptr ? wants->holder : std::nullopt;
+    if (vcpu.sustained < kSustained || window_ < vcpu.stays_until) continue;
+    if (window_ < settled_ && (vcpu.wants != follow_ || HK_MUTANT(policy_none_follows))) continue;
     if (gain <= most || WasRefused(vcpu, *wants->holder) || !Takes(*wants, vcpu)) continue;
     if (ComesAfter(vcpu.node, *wants->holder)) continue;
     most = gain;

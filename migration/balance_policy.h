@@ -22,7 +22,8 @@
 //     cores, or if its part of them is kLikelier times what it has now.
 //  7. One vCPU at a time, the one that gains most; of those the first; one on the I/O node, whose devices would be far
 //     from it, only for 1 / kStaysAtDevices of that. After a move, by whomever, all begin rule 5 anew, and none is
-//     moved for kSettle windows: of two that take pages from each other, one goes to the other.
+//     moved for kSettle windows: of two that take pages from each other, one goes to the other. But those elsewhere
+//     that wanted to go to one of the two nodes may follow at once to where it went.
 //  8. A vCPU that was moved stays for kLeastStay windows. If it waits then kStillWaits as much as before, the move was
 //     of no use, and it stays kLonger times as long as it had to the last time. One of use makes up for those before.
 //  9. A node that refused a vCPU is not asked for it again for kRefused windows.
@@ -107,6 +108,7 @@ class BalancePolicy final : public PlacementPolicy {
     std::array<Lack, kHolders> lacks;
     double known_here = 0;               // pages of its node that it lacked when it came
     uint64_t sustained = 0;              // windows in which it might go somewhere by rules 2 to 4
+    std::optional<NodeId> wants;         // where, in the last of them
     uint64_t stays_until = 0;            // window
     uint64_t doubts = 0;                 // moves of no use since one of use
     std::optional<uint64_t> judged;      // window
@@ -151,6 +153,7 @@ class BalancePolicy final : public PlacementPolicy {
   std::optional<Monotonic> window_began_;
   uint64_t window_ = 0;           // number
   uint64_t settled_ = 0;          // in which window
+  std::optional<NodeId> follow_;  // until then: where one has gone
   uint64_t stalls_ = 0, ns_ = 0;  // in this window, of all
   double mean_ns_ = 0;            // running, of a stall
 };
