@@ -188,7 +188,7 @@ TEST_F(FrameStoreTest, IsMountedWhereTheKernelRefusesNoswap) {
     if (::write(file.get(), map.data(), map.size()) < 0) ::_exit(kNoNamespaces);
     const auto store = FrameStore::Open(directory_, 16 * kMib);
     EXPECT_TRUE(store.ok()) << store.status();
-    EXPECT_TRUE(HasOption("huge=never") || HasOption("size=20480k")) << "not a mount of its own";
+    EXPECT_TRUE(HasOption("huge=never") || HasOption("size=21504k")) << "not a mount of its own";
     EXPECT_FALSE(HasOption("noswap"));
     const auto larger = FrameStore::Open(directory_, 64 * kMib);
     EXPECT_TRUE(larger.ok() && larger->EnsureCapacity().ok());

@@ -17,7 +17,9 @@ class GuestReplicasTest : public OwnStoreTest {
  protected:
   void SetUp() override {
     OpenStore(64 << 20);
-    replicas_.emplace(*frames_, RealClock());
+    auto site = FindReplicaSite(*frames_, RealClock(), "node");
+    ASSERT_TRUE(site.ok()) << site.status();
+    replicas_.emplace(*std::move(site));
   }
   static v1::VmRecord Record(uint64_t generation = 1) {
     v1::VmRecord record;

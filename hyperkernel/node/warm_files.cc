@@ -44,6 +44,36 @@ absl::Status WarmFiles::Add(std::shared_ptr<FrameFile> file, std::vector<RamRang
   return absl::OkStatus();
 }
 
+absl::Status WarmFiles::Adopt(const FrameStore& frames, const std::string& name, std::vector<RamRange> ranges,
+                              uint64_t generation) {
+  File warm{.generation = generation, .file = nullptr, .ranges = std::move(ranges), .held = {}, .count = 0};
+  warm.held.assign(EndOf(warm.ranges), false);
+  const std::vector<bool> served = Served(generation, warm.held.size());
+  uint64_t bytes = 0;
+  for (const RamRange& range : warm.ranges) bytes += range.bytes;
+  std::vector<bool> kept(bytes / kPageSize);  // by the place in the file
+  const auto place = [&warm](uint64_t frame) { return FrameOffset(warm.ranges, Gfn(frame)); };
+  for (uint64_t frame = 0; frame < served.size(); ++frame) {
+    if (served[frame] && place(frame).has_value()) kept[*place(frame) / kPageSize] = true;
+  }
+  absl::StatusOr<std::unique_ptr<FrameFile>> file = FrameFile::Adopt(frames, name, generation, bytes, &kept);
+  if (file.ok()) warm.file = *std::move(file);
+  for (uint64_t frame = 0; frame < served.size(); ++frame) {
+    if (!served[frame]) continue;
+    if (warm.file != nullptr && place(frame).has_value() && kept[*place(frame) / kPageSize]) {
+      warm.held[frame] = true;
+      ++warm.count;
+    } else {
+      table_->RemoveFrames({.file_generation = generation, .frame = frame}, 1);
+    }
+  }
+  if (!file.ok() || warm.count == 0) return file.status();
+  MutexLock lock(&mutex_);
+  const auto later = [generation](const File& known) { return known.generation > generation; };
+  files_.insert(std::find_if(files_.begin(), files_.end(), later), std::move(warm));
+  return absl::OkStatus();
+}
+
 bool WarmFiles::Punch(File* file, uint64_t first, uint64_t count) {
   if (!HK_MUTANT(warm_frames_left_in_table)) {
     table_->RemoveFrames({.file_generation = file->generation, .frame = first}, count);
@@ -136,6 +166,12 @@ void WarmFiles::Drop() {
 void WarmFiles::WithTable(const std::function<void(ReplicaTable& table)>& body) {
   MutexLock lock(&mutex_);
   body(*table_);
+}
+
+bool WarmFiles::Holds(uint64_t generation) const {
+  MutexLock lock(&mutex_);
+  return std::any_of(files_.begin(), files_.end(),
+                     [generation](const File& file) { return file.generation == generation; });
 }
 
 uint64_t WarmFiles::bytes() const {

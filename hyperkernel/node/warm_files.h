@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -35,6 +36,12 @@ class WarmFiles final : public SpareFrames {
   // abandoned.
   absl::Status Add(std::shared_ptr<FrameFile> file, std::vector<RamRange> ranges, uint64_t next);
 
+  // The same for the file NAME.`generation` of RAM in `ranges` that a killed daemon left: of a bank of the table, which
+  // an earlier process made. Frames without an entry are given back; where there is none, nor any more are its entries.
+  // `frames` outlives it. Errors: as FrameFile::Adopt; the bank has no entries then. Before AddSpare.
+  absl::Status Adopt(const FrameStore& frames, const std::string& name, std::vector<RamRange> ranges,
+                     uint64_t generation);
+
   // The file that has the frame, and where; null: it is gone. The frame may go at any time: ReplicaTable::Confirm.
   std::shared_ptr<FrameFile> Find(const FrameRef& frame, uint64_t* offset) const;
   // Frames whose blocks are elsewhere in memory now go.
@@ -45,6 +52,8 @@ class WarmFiles final : public SpareFrames {
   // Runs `body` while no bank of the table changes.
   void WithTable(const std::function<void(ReplicaTable& table)>& body);
 
+  // Whether the file of this generation is one of them.
+  bool Holds(uint64_t generation) const;
   // Memory that they take, and the entries of the table that are theirs.
   uint64_t bytes() const;
   uint64_t entries() const;
