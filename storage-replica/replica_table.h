@@ -193,6 +193,8 @@ class ReplicaTable {
   uint64_t file_generation() const;
   // Of all banks that are in use, the smallest first.
   std::vector<uint64_t> FileGenerations() const;
+  // Above every generation that a request has, or will have before it is raised.
+  uint64_t generation_limit() const { return generation_limit_.load(std::memory_order_acquire); }
   // Every request from now on has this generation or a greater one. REQUIRES: no request has begun; as of Create.
   void BeginGenerationsAt(uint64_t generation);
   ReplicaStatistics Statistics() const;

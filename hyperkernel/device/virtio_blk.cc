@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/virtio_blk.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,10 +13,12 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/mutant.h"
+#include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -35,6 +38,40 @@ constexpr uint64_t Bit(int feature) {
 constexpr uint64_t kMostSegmentPages = (uint64_t{1} << 30) / kPageSize;
 
 }  // namespace
+
+// Thread-safe. The callbacks of a run of the device that has ended are not heard any more.
+struct VirtioBlk::Permits {
+  struct Permit {
+    Request* request = nullptr;
+    absl::Status status;
+  };
+  OwnedFd event;  // of the disk's loop
+  Mutex mutex;
+  uint64_t run ABSL_GUARDED_BY(mutex) = 0;
+  std::vector<Permit> given ABSL_GUARDED_BY(mutex);
+
+  uint64_t CurrentRun() {
+    MutexLock lock(&mutex);
+    return run;
+  }
+  void Give(uint64_t of_run, Permit permit) {
+    MutexLock lock(&mutex);
+    if (of_run != run) return;
+    given.push_back(std::move(permit));
+    ::eventfd_write(event.get(), 1);
+  }
+  std::vector<Permit> Take() {
+    MutexLock lock(&mutex);
+    eventfd_t count = 0;
+    ::eventfd_read(event.get(), &count);
+    return std::exchange(given, {});
+  }
+  void EndRun() {
+    MutexLock lock(&mutex);
+    ++run;
+    given.clear();
+  }
+};
 
 VirtioBlk::VirtioBlk(DiskImage image, Options options)
     : image_(std::move(image)),
@@ -58,6 +95,11 @@ absl::StatusOr<std::unique_ptr<VirtioBlk>> VirtioBlk::Create(DiskImage image, Op
     return absl::InvalidArgumentError(fmt::format("disk queues: {} is not 1 to {}", options.queues, kMaxQueues));
   }
   std::unique_ptr<VirtioBlk> disk(new VirtioBlk(std::move(image), std::move(options)));
+  if (disk->options_.replica != nullptr) {
+    disk->permits_ = std::make_shared<Permits>();
+    disk->permits_->event = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!disk->permits_->event.valid()) return ErrnoStatus(errno, "eventfd");
+  }
   if (const int error = ::io_uring_queue_init(2 * kRequests, &disk->ring_, 0); error < 0) {
     return ErrnoStatus(-error, "io_uring_setup");
   }
@@ -97,7 +139,10 @@ void VirtioBlk::ReadConfig(uint64_t offset, std::span<std::byte> data) {
 
 void VirtioBlk::Activate(VirtioRun* run) {
   run_ = run;
-  const absl::Status status = run->loop->Watch(ring_.ring_fd, [this] { OnCompletions(); });
+  absl::Status status = run->loop->Watch(ring_.ring_fd, [this] { OnCompletions(); });
+  if (status.ok() && permits_ != nullptr) {
+    status = run->loop->Watch(permits_->event.get(), [this] { OnPermits(); });
+  }
   if (!status.ok()) run->transport->MarkBroken(status);
 }
 
@@ -117,6 +162,13 @@ void VirtioBlk::Stop() {
     }
   }
   run_->loop->Unwatch(ring_.ring_fd);
+  if (permits_ != nullptr) {
+    run_->loop->Unwatch(permits_->event.get());
+    permits_->EndRun();
+    for (const auto& request : requests_) {
+      if (std::exchange(request->waiting, false)) Free(request.get());
+    }
+  }
   run_->loop->SetTimer(std::nullopt);
   for (auto& done : done_) done.clear();
   starved_ = 0;
@@ -239,18 +291,54 @@ void VirtioBlk::BeginTransfer(Request* request, bool write) {
   if (!write) request->data_bytes = request->bytes;
   if (request->bytes == 0) return Finish(request, VIRTIO_BLK_S_OK);
   bucket_.Spend(request->bytes);
-  const bool suits = GatherData(request, write);
+  request->suits = GatherData(request, write);
+  request->io.kind = write ? BlockIoKind::kWrite : BlockIoKind::kRead;
+  if (write && !MayChange(request)) return;
+  StartTransfer(request, write);
+}
+
+void VirtioBlk::StartTransfer(Request* request, bool write) {
   request->gaps.assign(1, {.offset = request->offset, .bytes = request->bytes});
   request->next_gap = 0;
-  TellBegin(request, write ? BlockIoKind::kWrite : BlockIoKind::kRead);
-  if (!suits) return TransferThroughBounce(request, write);
+  TellBegin(request);
+  if (!request->suits) return TransferThroughBounce(request, write);
   if (request->told == Request::Told::kIo && !write) options_.replica->Serve(&request->io, &request->gaps);
   if (!SubmitGap(request)) Finish(request, VIRTIO_BLK_S_OK);
 }
 
-void VirtioBlk::TellBegin(Request* request, BlockIoKind kind) {
+bool VirtioBlk::MayChange(Request* request) {
+  request->io.extent = {.offset = request->offset, .bytes = request->bytes};
+  if (options_.replica == nullptr || HK_MUTANT(disk_writes_unasked)) return true;
+  request->waiting = !options_.replica->MayChange(
+      request->io, [permits = permits_, request, run = permits_->CurrentRun()](const absl::Status& status) {
+        permits->Give(run, {.request = request, .status = status});
+      });
+  return !request->waiting;
+}
+
+void VirtioBlk::OnPermits() {
+  for (const Permits::Permit& permit : permits_->Take()) {
+    Request* const request = permit.request;
+    request->waiting = false;
+    if (!permit.status.ok()) {
+      Finish(request, VIRTIO_BLK_S_IOERR);
+      continue;
+    }
+    if (!MayChange(request)) continue;
+    if (request->io.kind == BlockIoKind::kErase) {
+      StartZeroing(request);
+    } else {
+      StartTransfer(request, true);
+    }
+  }
+  SubmitAll();
+  Reap();
+  SubmitAll();
+  PublishDone();
+}
+
+void VirtioBlk::TellBegin(Request* request) {
   if (options_.replica == nullptr) return;
-  request->io.kind = kind;
   request->io.extent = {.offset = request->offset, .bytes = request->bytes};
   options_.replica->Begin(&request->io, request->chain.dma);
   request->told = Request::Told::kIo;
@@ -345,7 +433,12 @@ void VirtioBlk::BeginZeroing(Request* request) {
   const bool unmap = discard || (segment.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) != 0;
   request->mode = FALLOC_FL_KEEP_SIZE | (unmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
   request->io.segments.clear();
-  TellBegin(request, BlockIoKind::kErase);
+  request->io.kind = BlockIoKind::kErase;
+  if (MayChange(request)) StartZeroing(request);
+}
+
+void VirtioBlk::StartZeroing(Request* request) {
+  TellBegin(request);
   Submit(request);
 }
 

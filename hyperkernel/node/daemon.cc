@@ -143,7 +143,7 @@ struct Daemon::Parts {
     metrics.ForgetReplicas();
   }
   absl::Status OpenState(const NodeSettings& settings, const Clock& clock, v1::NodeInfo* self);
-  absl::Status RecoverReplicas(const std::string& node_id, const Clock& clock);
+  absl::Status RecoverReplicas(const std::string& directory, const std::string& node_id, const Clock& clock);
   absl::Status StartDataPlane(const NodeSettings& settings, const Clock& clock, const v1::NodeInfo& self);
   ClusterHooks Hooks(const std::string& boot_id);
   void MakeSpaces(const NodeSettings& settings, const Clock& clock);
@@ -181,7 +181,7 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   absl::StatusOr<std::unique_ptr<StateStore>> opened = StateStore::Open(settings.data_directory + "/state");
   if (!opened.ok()) return WithContext(opened.status(), "data_directory");
   state = *std::move(opened);
-  HK_RETURN_IF_ERROR(RecoverReplicas(identity->node_id(), clock));
+  HK_RETURN_IF_ERROR(RecoverReplicas(settings.data_directory, identity->node_id(), clock));
   space_records.emplace(state.get());
   const absl::StatusOr<std::vector<v1::SpaceRecord>> ended = space_records->TakeLeftovers();
   if (!ended.ok()) return WithContext(ended.status(), "data_directory");
@@ -203,9 +203,11 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
 }
 
 // Before anybody makes frames.
-absl::Status Daemon::Parts::RecoverReplicas(const std::string& node_id, const Clock& clock) {
+absl::Status Daemon::Parts::RecoverReplicas(const std::string& directory, const std::string& node_id,
+                                            const Clock& clock) {
   absl::StatusOr<ReplicaSite> site = FindReplicaSite(*frames, clock, node_id);
   if (!site.ok()) return WithContext(site.status(), "frame_store.directory");
+  site->databases = directory + "/replicas";
   replicas.emplace(*std::move(site));
   const absl::StatusOr<std::vector<v1::VmRecord>> records = GuestRecords(state.get()).List();
   if (!records.ok()) return WithContext(records.status(), "data_directory");

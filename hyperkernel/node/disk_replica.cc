@@ -57,6 +57,11 @@ DiskIo DiskReplica::Translate(const BlockIo& io) {
           .segments = segments_};
 }
 
+bool DiskReplica::MayChange(const BlockIo& io, std::function<void(const absl::Status&)> ready) {
+  DurableReplica* const durable = guest_->durable_.get();
+  return durable == nullptr || HK_MUTANT(replica_write_before_mark) || durable->BeginWrite(Translate(io), ready);
+}
+
 void DiskReplica::Begin(BlockIo* io, const DmaChain& chain) {
   guest_->open_requests_.fetch_add(1);
   const DiskIo request = Translate(*io);
@@ -184,8 +189,12 @@ void DiskReplica::Serve(BlockIo* io, std::vector<BlockExtent>* gaps) {
 void DiskReplica::End(BlockIo* io, bool ok) {
   const DiskIo request = Translate(*io);
   const bool sums = ok && io->kind != BlockIoKind::kErase;
-  guest_->table_->End({.generation = io->generation, .place = io->place}, request, ok,
-                      sums ? Checksums(*io, request) : std::span<const uint64_t>(), guest_->WallNs());
+  const uint32_t flush =
+      guest_->table_->End({.generation = io->generation, .place = io->place}, request, ok,
+                          sums ? Checksums(*io, request) : std::span<const uint64_t>(), guest_->WallNs());
+  if (io->kind != BlockIoKind::kRead && guest_->durable_ != nullptr && !HK_MUTANT(replica_write_before_mark)) {
+    guest_->durable_->EndWrite(request, flush);
+  }
   guest_->open_requests_.fetch_sub(1);
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -21,6 +22,7 @@ class DiskReplica : public BlockReplica {
   DiskReplica(std::shared_ptr<GuestReplica> guest, DiskId disk, GuestMemory* memory)
       : guest_(std::move(guest)), disk_(disk), memory_(memory) {}
 
+  bool MayChange(const BlockIo& io, std::function<void(const absl::Status&)> ready) override;
   void Begin(BlockIo* io, const DmaChain& chain) override;
   void Serve(BlockIo* io, std::vector<BlockExtent>* gaps) override;
   void End(BlockIo* io, bool ok) override;

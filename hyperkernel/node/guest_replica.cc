@@ -12,6 +12,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/file.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/disk_replica.h"
@@ -80,10 +81,13 @@ class GuestReplica::Watch final : public StoreListener {
 absl::StatusOr<std::shared_ptr<GuestReplica>> GuestReplica::Create(const ReplicaSite& site, ReplicaOwner owner,
                                                                    uint64_t generation) {
   HK_ASSIGN_OR_RETURN(ReplicaTablePath path, ReplicaTablePath::Create(*site.frames, owner.name, generation));
-  HK_ASSIGN_OR_RETURN(std::unique_ptr<ReplicaTable> table,
-                      ReplicaTable::Create(path.TakeFile(), IdentityOf(site, owner), generation, kGenerationStep,
-                                           MakeTableRoom(*site.frames)));
+  OpenedStore store = OpenStore(site, owner, 0);
+  const uint64_t first = store.ok() ? (*store)->first_generation() : kGenerationStep;
+  HK_ASSIGN_OR_RETURN(
+      std::unique_ptr<ReplicaTable> table,
+      ReplicaTable::Create(path.TakeFile(), IdentityOf(site, owner), generation, first, MakeTableRoom(*site.frames)));
   std::shared_ptr<GuestReplica> replica(new GuestReplica(site, std::move(owner), std::move(path), std::move(table)));
+  replica->KeepDurable(std::move(store));
   site.frames->AddSpare(replica->warm_);
   return replica;
 }
@@ -112,8 +116,44 @@ absl::StatusOr<std::shared_ptr<GuestReplica>> GuestReplica::Recover(const Replic
                  {{"guest", replica->owner_.name}, {"error", MessageOf(taken)}});
   }
   if (replica->warm_->bytes() == 0) return absl::NotFoundError("it knows of no page");
+  // The table is what is true; the database is written anew from it.
+  OpenedStore store = OpenStore(site, replica->owner_, replica->table_->generation_limit());
+  if (store.ok()) replica->table_->BeginGenerationsAt((*store)->first_generation());
+  replica->KeepDurable(std::move(store));
   site.frames->AddSpare(replica->warm_);
   return replica;
+}
+
+GuestReplica::~GuestReplica() {
+  // Whoever asks for spare frames from now on finds none here: nobody but this uses the table.
+  warm_->Drop();
+  durable_.reset();
+  if (database_.empty()) return;
+  if (const absl::Status removed = DurableStore::Remove(database_); !removed.ok()) {
+    log::Warning("replica", "the database of a machine stays", {{"guest", owner_.name}, {"error", MessageOf(removed)}});
+  }
+}
+
+GuestReplica::OpenedStore GuestReplica::OpenStore(const ReplicaSite& site, const ReplicaOwner& owner, uint64_t above) {
+  if (!owner.durable) return absl::FailedPreconditionError("no_durable_replica is set in the machine's specification");
+  if (site.databases.empty()) return absl::FailedPreconditionError("this node has no place for it");
+  HK_RETURN_IF_ERROR(MakeDirectories(site.databases, 0700));
+  OpenedStore store =
+      DurableStore::Open({.directory = DatabaseOf(site, owner), .identity = IdentityOf(site, owner), .above = above});
+  if (!store.ok()) {
+    log::Warning("replica", "the machine's replica has no durable form",
+                 {{"guest", owner.name}, {"error", MessageOf(store.status())}});
+  }
+  return store;
+}
+
+void GuestReplica::KeepDurable(OpenedStore store) {
+  if (store.ok()) {
+    durable_ = std::make_unique<DurableReplica>(*std::move(store), table_.get(), clock_);
+    return;
+  }
+  MutexLock lock(&mutex_);
+  not_durable_because_ = MessageOf(store.status());
 }
 
 absl::Status GuestReplica::BeginRun(uint64_t generation) {
@@ -181,6 +221,7 @@ std::unique_ptr<BlockReplica> GuestReplica::AttachDisk(size_t number, const Disk
     // Nobody's lock was on it while no run was, and it has no time of change that counts.
     if (image.block_device) table.DropDisk(id);
     table.AttachDisk(id, identity, image.read_only);
+    if (durable_ != nullptr) durable_->NoteDisk(id, identity);
     dropped = table.Statistics().removed - before;
   });
   if (dropped > 0) {
@@ -197,12 +238,23 @@ void GuestReplica::Drop() {
   });
   const ReplicaStatistics statistics = table_->Statistics();
   MutexLock lock(&mutex_);
+  if (durable_ == nullptr && owner_.durable && !database_.empty()) {
+    // One that could not be opened: the next start makes a new one.
+    const absl::Status removed = DurableStore::Remove(database_);
+    not_durable_because_ =
+        removed.ok() ? "it was dropped; the machine's next start makes a new one" : MessageOf(removed);
+  }
   since_ = clock_.Wall();
   resets_ = 0;
   hits_before_ = hits_.load();
   misses_before_ = misses_.load();
   saved_before_ = saved_bytes_.load();
   removed_before_ = statistics.removed;
+}
+
+absl::Status GuestReplica::SyncDurable(Monotonic deadline) {
+  if (durable_ == nullptr) return absl::FailedPreconditionError("the replica has no durable form");
+  return durable_->Sync(deadline);
 }
 
 v1::Replica GuestReplica::Describe(bool all) const {
@@ -224,6 +276,9 @@ v1::Replica GuestReplica::Describe(bool all) const {
   uint32_t disks = 0;
   for (const auto& disk : disks_) disks += disk != nullptr;
   replica.set_disks(disks);
+  const absl::Status durable = durable_ == nullptr ? absl::UnavailableError("") : durable_->statistics().status;
+  replica.set_durable(durable.ok());
+  if (!durable.ok()) replica.set_not_durable_because(durable_ == nullptr ? not_durable_because_ : MessageOf(durable));
   replica.set_recovered(statistics.recovered);
   replica.set_mismatched(statistics.mismatched);
   return replica;

@@ -14,7 +14,9 @@
 //
 // Invariants:
 //  1. A frame file is kept from Attach until the run after the next, and every one that is kept counts in the budget.
-//  2. Nothing here fails a guest: what cannot be tracked is not, and is read from its disk.
+//  2. Nothing here fails a guest: what cannot be tracked is not, and is read from its disk; if there can be no durable
+//  form, the replica does without. But a write of a disk is refused that a database, which can neither be written nor
+//  be given up, would not know of.
 #pragma once
 
 #include <array>
@@ -35,6 +37,7 @@
 #include "hyperkernel/node/replica_site.h"
 #include "hyperkernel/node/warm_files.h"
 #include "proto/replica.pb.h"
+#include "storage-replica/durable_replica.h"
 #include "storage-replica/replica_table.h"
 
 namespace hk {
@@ -52,6 +55,8 @@ class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
   // kInvalidArgument: the guest is too large; kResourceExhausted: no room for the table; errno.
   static absl::StatusOr<std::shared_ptr<GuestReplica>> Create(const ReplicaSite& site, ReplicaOwner owner,
                                                               uint64_t generation);
+  // Its frames, its table and its database go.
+  ~GuestReplica();
   // What a daemon that was killed left of the guest's: the table that began with `table`, and all frame files that it
   // tells of, with RAM in `ranges`; they are warm. `last`: the generation of the last run that was begun. What is not
   // taken over is removed, or is the caller's to remove. Errors: as ReplicaTable::Open; kFailedPrecondition: it does
@@ -74,6 +79,8 @@ class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
   bool Holds(uint64_t generation) const { return warm_->Holds(generation); }
   // Forgets all, and gives up the warm frames. What is read from then on is known again.
   void Drop();
+  // Waits until the durable form has all that happened before. Errors: why not, or that there is none.
+  absl::Status SyncDurable(Monotonic deadline);
   // `all`: what takes time to count, too.
   v1::Replica Describe(bool all = true) const;
 
@@ -85,6 +92,7 @@ class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
  private:
   friend class DiskReplica;
   class Watch;
+  using OpenedStore = absl::StatusOr<std::unique_ptr<DurableStore>>;
   // A disk of the present run. Immutable.
   struct Disk {
     OwnedFd image;  // to read from, without locks
@@ -100,8 +108,13 @@ class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
         path_(std::move(path)),
         table_(std::move(table)),
         warm_(std::make_shared<WarmFiles>(table_)),
+        database_(DatabaseOf(site, owner_)),
         clock_(*site.clock),
         since_(clock_.Wall()) {}
+  // The database, whose generations are above this one. Errors: why there is none.
+  static OpenedStore OpenStore(const ReplicaSite& site, const ReplicaOwner& owner, uint64_t above);
+  // From here on it is written. Before the guest runs.
+  void KeepDurable(OpenedStore store);
   void MemoryGone();
   // A run of an earlier daemon's entries was not confirmed; says so once, if it was for its bytes.
   void NoteMismatch();
@@ -116,7 +129,9 @@ class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
   const ReplicaTablePath path_;
   const std::shared_ptr<ReplicaTable> table_;
   const std::shared_ptr<WarmFiles> warm_;
+  const std::string database_;  // its directory
   const Clock& clock_;
+  std::unique_ptr<DurableReplica> durable_;  // null: there is none. Set before the replica is anybody's
   std::atomic<uint64_t> hits_{0}, misses_{0}, saved_bytes_{0};
   std::atomic<bool> mismatch_told_{false};
   std::atomic<uint64_t> open_requests_{0};  // between Begin and End
@@ -125,6 +140,7 @@ class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
   std::shared_ptr<FrameFile> file_ ABSL_GUARDED_BY(mutex_);  // of the present or last run
   std::vector<RamRange> ranges_ ABSL_GUARDED_BY(mutex_);
   std::array<std::shared_ptr<Disk>, kMaxReplicaDisks> disks_ ABSL_GUARDED_BY(mutex_);
+  std::string not_durable_because_ ABSL_GUARDED_BY(mutex_);
   uint64_t resets_ ABSL_GUARDED_BY(mutex_) = 0;
   WallTime since_ ABSL_GUARDED_BY(mutex_);
   // What was counted before the last Drop.

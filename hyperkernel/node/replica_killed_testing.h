@@ -37,11 +37,14 @@ class KilledReplicaTest : public ReplicaGuestTest {
     HK_CHECK(child > 0);
     return child;
   }
-  // A daemon's life with the guest's first run, whatever `life` does in it; no destructor runs at its end.
-  void Live(const std::function<void()>& life) {
+  // A daemon's life, with the guest's first run if `run`, and whatever `life` does in it; no destructor runs at its
+  // end.
+  void Live(const std::function<void()>& life, bool run = true) {
     const pid_t child = Fork([&] {
-      MakeReplica();
-      BeginRun();
+      if (run) {
+        MakeReplica();
+        BeginRun();
+      }
       life();
     });
     int status = 0;

@@ -7,13 +7,18 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <set>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "fmt/format.h"
 #include "hyperkernel/base/file.h"
+#include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/boot/address_map.h"
+#include "storage-replica/durable_store.h"
 
 namespace hk {
 namespace {
@@ -62,6 +67,24 @@ ReplicaOwner OwnerOf(const v1::VmRecord& record) {
           .guest = GuestId(XXH3_64bits(known_by.data(), known_by.size())),
           .pages = (last.start.value() + last.bytes) / kPageSize,
           .durable = !spec.no_durable_replica()};
+}
+
+std::string DatabaseOf(const ReplicaSite& site, const ReplicaOwner& owner) {
+  if (site.databases.empty() || !owner.durable) return "";
+  return fmt::format("{}/{}-{:016x}", site.databases, owner.name, owner.guest.value());
+}
+
+void RemoveOtherDatabases(const ReplicaSite& site, const std::vector<ReplicaOwner>& owners) {
+  std::set<std::string> kept;
+  for (const ReplicaOwner& owner : owners) kept.insert(DatabaseOf(site, owner));
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(site.databases, error)) {
+    const std::string path = entry.path().string();
+    if (kept.contains(path)) continue;
+    const absl::Status removed = DurableStore::Remove(path);
+    if (removed.ok()) continue;
+    log::Warning("replica", "a database of a machine that is not there stays", {{"error", MessageOf(removed)}});
+  }
 }
 
 absl::StatusOr<ReplicaTablePath> ReplicaTablePath::OpenPath(std::string path, int flags) {

@@ -4,9 +4,12 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/fd.h"
 #include "hyperkernel/memory/frame_store.h"
 #include "proto/state.pb.h"
 #include "storage-replica/table_file.h"
@@ -36,6 +39,11 @@ absl::StatusOr<ReplicaSite> FindReplicaSite(const FrameStore& frames, const Cloc
 
 // Whose the replica of this machine is. A machine that was deleted and defined anew is another.
 ReplicaOwner OwnerOf(const v1::VmRecord& record);
+
+// Where the durable form of this machine's replica is; "": it has none.
+std::string DatabaseOf(const ReplicaSite& site, const ReplicaOwner& owner);
+// Removes the databases of all machines but these. What cannot be removed is logged.
+void RemoveOtherDatabases(const ReplicaSite& site, const std::vector<ReplicaOwner>& owners);
 
 // The table of a replica, in the frame store: a name there, and room that is the store's.
 class ReplicaTablePath {
