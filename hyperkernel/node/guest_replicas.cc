@@ -71,7 +71,7 @@ std::shared_ptr<GuestReplica> GuestReplicas::RecoverOne(const v1::VmRecord& reco
   log::Info("replica", "memory that a killed daemon left is kept for what it holds of the machine's disks",
             {{"guest", spec.name()},
              {"entries", fmt::to_string(shown.recovered())},
-             {"mib", fmt::to_string(shown.warm_bytes() >> 20)}});
+             {"kib", fmt::to_string(shown.warm_bytes() >> 10)}});
   return *std::move(recovered);
 }
 

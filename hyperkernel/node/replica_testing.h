@@ -7,9 +7,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -98,6 +100,12 @@ class ReplicaGuestTest : public OwnStoreTest {
     memory_ = *std::move(memory);
     ASSERT_TRUE(replica_->Attach(memory_.get()));
     auto image = DiskImage::Open({.path = this->image(), .buffered = true});
+    // The kernel may still be busy with requests of a process that was killed; until then they hold its lock.
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (absl::IsFailedPrecondition(image.status()) && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::yield();
+      image = DiskImage::Open({.path = this->image(), .buffered = true});
+    }
     ASSERT_TRUE(image.ok()) << image.status();
     std::unique_ptr<BlockReplica> account = replica_->AttachDisk(0, *image);
     ASSERT_NE(account, nullptr);
