@@ -75,8 +75,8 @@ class GuestReplica : public std::enable_shared_from_this<GuestReplica> {
   // the specification. Null: it is not tracked. REQUIRES: Attach returned true.
   std::unique_ptr<BlockReplica> AttachDisk(size_t number, const DiskImage& image);
 
-  // Whether the frame file of this generation is kept, of a run that has ended.
-  bool Holds(uint64_t generation) const { return warm_->Holds(generation); }
+  // Of the frame files that are kept of runs that have ended.
+  std::vector<uint64_t> WarmGenerations() const { return warm_->Generations(); }
   // Forgets all, and gives up the warm frames. What is read from then on is known again.
   void Drop();
   // Waits until the durable form has all that happened before. Errors: why not, or that there is none.

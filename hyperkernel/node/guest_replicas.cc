@@ -15,8 +15,17 @@ namespace hk {
 
 namespace {
 
+// More than any machine's: what a record says is not believed to be sound.
+constexpr uint64_t kMostMemoryMib = uint64_t{1} << 32;
+
 bool HasReplica(const v1::VmSpec& spec) {
-  return !spec.no_replica() && spec.disks_size() > 0 && !IsPlaced(spec);
+  const bool sound = spec.memory_mib() > 0 && spec.memory_mib() <= kMostMemoryMib;
+  return sound && !spec.no_replica() && spec.disks_size() > 0 && !IsPlaced(spec);
+}
+
+// The last part of a path.
+std::string NameIn(const std::string& path) {
+  return path.substr(path.rfind('/') + 1);
 }
 
 }  // namespace
@@ -33,13 +42,11 @@ absl::StatusOr<int> GuestReplicas::Recover(const std::vector<v1::VmRecord>& reco
     if (table == tables.end()) continue;
     if (auto replica = RecoverOne(record, table->second)) kept[table->first] = std::move(replica);
   }
-  // Of those that are kept, each file that is there is in use: what is not was removed.
   std::set<std::string> files;
-  for (const FrameStore::Leftover& file : left) {
-    const auto replica = kept.find(file.guest);
-    if (replica == kept.end()) continue;
-    if (file.table ? file.generation == tables[file.guest] : replica->second->Holds(file.generation)) {
-      files.insert(file.file);
+  for (const auto& [name, replica] : kept) {
+    files.insert(NameIn(site_.frames->TablePathOf(name, tables[name])));
+    for (const uint64_t generation : replica->WarmGenerations()) {
+      files.insert(NameIn(site_.frames->PathOf(name, generation)));
     }
   }
   HK_ASSIGN_OR_RETURN(const int removed, site_.frames->RemoveLeftovers(files));

@@ -274,8 +274,17 @@ TEST_F(ReplicaRecoveryTest, OfSeveralTablesTheLastCounts) {
   std::ofstream(frames_->TablePathOf("g", 0)) << "one that was left behind by a run that did not end";
   std::ofstream(frames_->PathOf("g", 7)) << "frames of it";
   std::ofstream(frames_->PathOf("other", 1)) << "a machine that is not defined here";
-  ASSERT_TRUE(Recover());
+  // Numbers that are the same, or none.
+  for (const char* name :
+       {"/g.01", "/g.001.replica", "/g.99999999999999999999999", "/g.99999999999999999999999.replica"}) {
+    std::ofstream(directory_ + name) << "x";
+  }
+  v1::VmRecord unsound = Record();
+  unsound.mutable_spec()->set_name("other");
+  unsound.mutable_spec()->set_memory_mib(0);
+  ASSERT_TRUE(Recover({Record(), unsound}));
   EXPECT_EQ(Files(), 2u);
+  EXPECT_TRUE(std::filesystem::exists(FramePath()) && std::filesystem::exists(TablePath()));
 }
 
 // Pages are not tracked where the store has no room for their table, and all goes on.

@@ -168,10 +168,11 @@ void WarmFiles::WithTable(const std::function<void(ReplicaTable& table)>& body) 
   body(*table_);
 }
 
-bool WarmFiles::Holds(uint64_t generation) const {
+std::vector<uint64_t> WarmFiles::Generations() const {
   MutexLock lock(&mutex_);
-  return std::any_of(files_.begin(), files_.end(),
-                     [generation](const File& file) { return file.generation == generation; });
+  std::vector<uint64_t> generations;
+  for (const File& file : files_) generations.push_back(file.generation);
+  return generations;
 }
 
 uint64_t WarmFiles::bytes() const {

@@ -52,8 +52,8 @@ class WarmFiles final : public SpareFrames {
   // Runs `body` while no bank of the table changes.
   void WithTable(const std::function<void(ReplicaTable& table)>& body);
 
-  // Whether the file of this generation is one of them.
-  bool Holds(uint64_t generation) const;
+  // Of the files that there are.
+  std::vector<uint64_t> Generations() const;
   // Memory that they take, and the entries of the table that are theirs.
   uint64_t bytes() const;
   uint64_t entries() const;
