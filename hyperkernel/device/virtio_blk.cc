@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/virtio_blk.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,12 +12,10 @@
 #include <cstring>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/mutant.h"
-#include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/status.h"
 
 namespace hk {
@@ -39,40 +36,6 @@ constexpr uint64_t kMostSegmentPages = (uint64_t{1} << 30) / kPageSize;
 
 }  // namespace
 
-// Thread-safe. The callbacks of a run of the device that has ended are not heard any more.
-struct VirtioBlk::Permits {
-  struct Permit {
-    Request* request = nullptr;
-    absl::Status status;
-  };
-  OwnedFd event;  // of the disk's loop
-  Mutex mutex;
-  uint64_t run ABSL_GUARDED_BY(mutex) = 0;
-  std::vector<Permit> given ABSL_GUARDED_BY(mutex);
-
-  uint64_t CurrentRun() {
-    MutexLock lock(&mutex);
-    return run;
-  }
-  void Give(uint64_t of_run, Permit permit) {
-    MutexLock lock(&mutex);
-    if (of_run != run) return;
-    given.push_back(std::move(permit));
-    ::eventfd_write(event.get(), 1);
-  }
-  std::vector<Permit> Take() {
-    MutexLock lock(&mutex);
-    eventfd_t count = 0;
-    ::eventfd_read(event.get(), &count);
-    return std::exchange(given, {});
-  }
-  void EndRun() {
-    MutexLock lock(&mutex);
-    ++run;
-    given.clear();
-  }
-};
-
 VirtioBlk::VirtioBlk(DiskImage image, Options options)
     : image_(std::move(image)),
       options_(std::move(options)),
@@ -83,6 +46,7 @@ VirtioBlk::VirtioBlk(DiskImage image, Options options)
       bucket_(options_.bps_limit, std::max(options_.bps_limit / 10, kMinBurst), std::chrono::steady_clock::now()) {
   for (size_t i = 0; i < kRequests; ++i) {
     requests_.push_back(std::make_unique<Request>());
+    requests_.back()->number = i;
     requests_.back()->iov.reserve(kQueueSize + 8);
     requests_.back()->io.segments.reserve(kQueueSize + 8);
     free_.push_back(requests_.back().get());
@@ -96,9 +60,8 @@ absl::StatusOr<std::unique_ptr<VirtioBlk>> VirtioBlk::Create(DiskImage image, Op
   }
   std::unique_ptr<VirtioBlk> disk(new VirtioBlk(std::move(image), std::move(options)));
   if (disk->options_.replica != nullptr) {
-    disk->permits_ = std::make_shared<Permits>();
-    disk->permits_->event = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (!disk->permits_->event.valid()) return ErrnoStatus(errno, "eventfd");
+    disk->permits_ = BlockPermits::Create();
+    if (disk->permits_ == nullptr) return ErrnoStatus(errno, "eventfd");
   }
   if (const int error = ::io_uring_queue_init(2 * kRequests, &disk->ring_, 0); error < 0) {
     return ErrnoStatus(-error, "io_uring_setup");
@@ -141,7 +104,7 @@ void VirtioBlk::Activate(VirtioRun* run) {
   run_ = run;
   absl::Status status = run->loop->Watch(ring_.ring_fd, [this] { OnCompletions(); });
   if (status.ok() && permits_ != nullptr) {
-    status = run->loop->Watch(permits_->event.get(), [this] { OnPermits(); });
+    status = run->loop->Watch(permits_->event(), [this] { OnPermits(); });
   }
   if (!status.ok()) run->transport->MarkBroken(status);
 }
@@ -163,7 +126,7 @@ void VirtioBlk::Stop() {
   }
   run_->loop->Unwatch(ring_.ring_fd);
   if (permits_ != nullptr) {
-    run_->loop->Unwatch(permits_->event.get());
+    run_->loop->Unwatch(permits_->event());
     permits_->EndRun();
     for (const auto& request : requests_) {
       if (std::exchange(request->waiting, false)) Free(request.get());
@@ -309,16 +272,13 @@ void VirtioBlk::StartTransfer(Request* request, bool write) {
 bool VirtioBlk::MayChange(Request* request) {
   request->io.extent = {.offset = request->offset, .bytes = request->bytes};
   if (options_.replica == nullptr || HK_MUTANT(disk_writes_unasked)) return true;
-  request->waiting = !options_.replica->MayChange(
-      request->io, [permits = permits_, request, run = permits_->CurrentRun()](const absl::Status& status) {
-        permits->Give(run, {.request = request, .status = status});
-      });
+  request->waiting = !options_.replica->MayChange(request->io, permits_->CallbackFor(request->number));
   return !request->waiting;
 }
 
 void VirtioBlk::OnPermits() {
-  for (const Permits::Permit& permit : permits_->Take()) {
-    Request* const request = permit.request;
+  for (const BlockPermits::Permit& permit : permits_->Take()) {
+    Request* const request = requests_[permit.request].get();
     request->waiting = false;
     if (!permit.status.ok()) {
       Finish(request, VIRTIO_BLK_S_IOERR);

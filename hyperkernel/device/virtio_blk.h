@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "hyperkernel/device/block_permits.h"
 #include "hyperkernel/device/block_replica.h"
 #include "hyperkernel/device/disk_image.h"
 #include "hyperkernel/device/token_bucket.h"
@@ -74,6 +75,7 @@ class VirtioBlk final : public VirtioDevice {
   // A request in flight, or a free slot.
   struct Request {
     DescriptorChain chain{kQueueSize + 8};
+    size_t number = 0;       // its place in requests_
     std::vector<iovec> iov;  // what is left to do
     size_t iov_first = 0;    // of those in `iov`
     uint16_t queue = 0;
@@ -90,8 +92,6 @@ class VirtioBlk final : public VirtioDevice {
     bool suits = false;    // O_DIRECT takes the memory as it is
     bool waiting = false;  // until it may change the disk
   };
-  // Where another thread says which requests may be asked about again; may outlive the disk.
-  struct Permits;
   // A request that is answered but not yet in the used ring.
   struct Done {
     uint16_t head = 0;
@@ -150,7 +150,7 @@ class VirtioBlk final : public VirtioDevice {
   const bool limited_;
   TokenBucket bucket_;
   VirtioRun* run_ = nullptr;
-  std::shared_ptr<Permits> permits_;  // null without a replica
+  std::shared_ptr<BlockPermits> permits_;  // null without a replica
 };
 
 }  // namespace hk

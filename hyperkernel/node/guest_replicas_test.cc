@@ -90,7 +90,8 @@ TEST_F(GuestReplicasTest, MetricsAreOfThoseThatAreThere) {
   metrics.DescribeReplicas([this] { return replicas_->Samples(); });
   EXPECT_THAT(metrics.Text(), testing::Not(HasSubstr("hyperkernel_replica")));
   const auto replica = replicas_->BeginRun(Record());
-  for (const char* name : {"entries", "warm_bytes", "hits_total", "misses_total", "saved_bytes_total"}) {
+  for (const char* name :
+       {"entries", "warm_bytes", "hits_total", "misses_total", "saved_bytes_total", "mismatched_total", "durable"}) {
     EXPECT_THAT(metrics.Text(), HasSubstr(std::string("hyperkernel_replica_") + name + "{vm=\"g\"} 0\n"));
   }
   metrics.ForgetReplicas();
