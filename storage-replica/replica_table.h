@@ -164,6 +164,9 @@ class ReplicaTable {
   // longer tracked at all, 0 if there is none: the oldest, where there were kTableBanks. Errors: errno; the table is to
   // be abandoned.
   absl::StatusOr<uint64_t> Reset(uint64_t new_file_generation);
+  // The present bank, of which nothing is served, is for another frame file; no other bank changes. A process that dies
+  // within leaves a table that is refused. REQUIRES: as Reset.
+  void RenamePresent(uint64_t new_file_generation);
   // A frame file of before, whose entries come by Restore, is a warm file. Errors: kResourceExhausted: there are
   // kTableBanks already.
   absl::Status AddWarm(uint64_t file_generation);

@@ -42,8 +42,10 @@ absl::StatusOr<std::unique_ptr<GuestManager>> GuestManager::Open(StateStore* sto
       auto guest = std::make_unique<Guest>();
       guest->record = std::move(record);
       guest->since = clock.Wall();
-      if (guest->record.running())
+      if (guest->record.running()) {
+        guest->ran_when_killed = true;
         guest->reason = "its daemon ended without stopping it (killed, or the host went down)";
+      }
       const std::string name = guest->record.spec().name();
       manager->guests_[name] = std::move(guest);
     }

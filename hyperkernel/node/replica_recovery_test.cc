@@ -260,6 +260,22 @@ TEST_F(ReplicaRecoveryTest, WarmFramesGoForAGuestThatNeedsTheRoom) {
   EXPECT_EQ(frames_->spare_bytes(), 0u);
 }
 
+// An image that is locked, or a kernel that is not there: however often it is tried, what was left is kept.
+TEST_F(ReplicaRecoveryTest, StartsThatFailLoseNothing) {
+  LiveAndRead();
+  ASSERT_TRUE(Recover());
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_EQ(replicas_->BeginRun(Record(++generation_)), replica_);
+    if (i % 2 == 0) continue;
+    BeginRun();
+    EndRun();
+  }
+  Boot();
+  SpoilImage();
+  EXPECT_EQ(Read(10, kSet), BlocksText(10, kSet));
+  EXPECT_EQ(misses(), 0u);
+}
+
 TEST_F(ReplicaRecoveryTest, WhatIsDroppedIsGone) {
   LiveAndRead();
   ASSERT_TRUE(Recover());

@@ -27,6 +27,14 @@ std::vector<bool> WarmFiles::Served(uint64_t generation, size_t frames) const {
 absl::Status WarmFiles::Add(std::shared_ptr<FrameFile> file, std::vector<RamRange> ranges, uint64_t next) {
   MutexLock lock(&mutex_);
   const uint64_t generation = table_->file_generation();
+  bool any = HK_MUTANT(warm_failed_runs_count);
+  table_->ForEachServed(generation, [&any](uint64_t) { any = true; });
+  if (!any) {
+    // A run that has read nothing, or did not come to be: it takes no bank from one that has.
+    table_->RenamePresent(next);
+    std::erase_if(files_, [generation](const File& known) { return known.generation == generation; });
+    return absl::OkStatus();
+  }
   HK_ASSIGN_OR_RETURN(const uint64_t gone, table_->Reset(next));
   std::erase_if(files_, [gone](const File& known) { return known.generation == gone; });
   if (file == nullptr) return absl::OkStatus();

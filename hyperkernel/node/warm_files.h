@@ -31,9 +31,9 @@ class WarmFiles final : public SpareFrames {
   explicit WarmFiles(std::shared_ptr<ReplicaTable> table) : table_(std::move(table)) {}
 
   // A run has ended, and another begins: its file, of RAM in `ranges`, whose frames the table has as its present ones,
-  // becomes warm; all frames without an entry are given back at once. `next`: the generation of the next run's file. A
-  // file of a run that was never in use is null. REQUIRES: as ReplicaTable::Reset. Errors: of that; the table is to be
-  // abandoned.
+  // becomes warm; all frames without an entry are given back at once, and of a run without any entry the file. `next`:
+  // the generation of the next run's file. A file of a run that was never in use is null. REQUIRES: as
+  // ReplicaTable::Reset. Errors: of that; the table is to be abandoned.
   absl::Status Add(std::shared_ptr<FrameFile> file, std::vector<RamRange> ranges, uint64_t next);
 
   // The same for the file NAME.`generation` of RAM in `ranges` that a killed daemon left: of a bank of the table, which

@@ -1,5 +1,6 @@
 """A daemon that is killed (SIGKILL) beside a machine that has read its disk: the next daemon's machine reads it from memory, and never what is
 not so any more. Real daemons, a guest program that drives its virtio disk."""
+import fcntl
 import glob
 import os
 import random
@@ -130,6 +131,23 @@ class ReplicaKilled(hktest.TestCase):
         self.assert_fails(self.node.hkctl('replica', 'show', 'g'), 1, 'stopped, not running')
         self.assertEqual(self.read(), sum_of(self.data))
         self.assertEqual(self.show()['misses'], BLOCKS)
+
+    def test_an_image_that_is_locked_for_a_while_still(self):
+        """As by the kernel, that is busy with the dead daemon's I/O: the machine's autostart waits for it."""
+        self.assert_exit(self.node.hkctl('vm', 'delete', 'g'), 0)
+        path = os.path.join(self.node.directory, 'g.textproto')
+        with open(path, 'a', encoding='utf-8') as file:
+            file.write('autostart: true\n')
+        self.assert_exit(self.node.hkctl('vm', 'create', '-f', path), 0)
+        self.read()
+        start = self.restart()
+        with open(self.image, 'rb') as holder:
+            fcntl.fcntl(holder, fcntl.F_OFD_SETLK, struct.pack('hhqqi4x', fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
+            start()
+            hktest.wait_for(lambda: 'waits to start' in self.node.hkctl('vm', 'show', 'g').out, 'the autostart waits')
+        hktest.wait_for(lambda: self.node.hkctl('vm', 'show', 'g', '-o', 'json').json()['state'] == 'VM_STATE_RUNNING', 'the machine runs')
+        self.type_d().expect(f'read: sum {sum_of(self.data)} of all')
+        self.assertEqual(self.show()['hits'], BLOCKS)
 
     def test_what_is_dropped_or_deleted_is_gone(self):
         self.read()
