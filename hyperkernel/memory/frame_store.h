@@ -131,6 +131,8 @@ class FrameStore {
   bool TakeBeside(uint64_t bytes) const;
   void GiveBeside(uint64_t bytes) const { room_->beside.fetch_sub(bytes); }
   uint64_t beside_bytes() const { return room_->beside.load(); }
+  // The most that there is room for, all together. 0: the file system has nothing beyond the budget.
+  uint64_t most_beside_bytes() const { return room_->most_beside.load(); }
   // Bytes of frames held now. On a tmpfs of its own: what the file system uses; on a shared one: the sum over the
   // directory's files. Without what is beside them. Errors: errno of the failing call.
   absl::StatusOr<uint64_t> UsedBytes() const;

@@ -194,6 +194,12 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   }
   *self = StaticNodeInfo(settings, *identity, transport, clock.Wall());
   for (const std::string& warning : frames->warnings()) self->add_warnings(warning);
+  if (frames->most_beside_bytes() == 0) {
+    self->add_warnings(fmt::format(
+        "the tmpfs at {} has no room beyond frame_store.budget_mib: what machines' memory holds of their disks is "
+        "forgotten if the daemon is killed; lower the budget by a 24th, or mount a larger tmpfs",
+        settings.frame_directory));
+  }
   if (transport != "tcp") {
     self->add_warnings(
         "pages travel over verbs, which neither encrypts nor authenticates: the fabric must be trusted; set transport: "

@@ -340,6 +340,13 @@ absl::StatusOr<GuestReplica::Verdict> GuestReplica::Compare(const Claim& claim, 
 
 absl::Status GuestReplica::Verify(uint32_t mib_per_second,
                                   const std::function<bool(const v1::ReplicaVerification&)>& progress) {
+  {
+    MutexLock lock(&mutex_);
+    if (memory_ == nullptr) {
+      return absl::FailedPreconditionError(fmt::format(
+          "vm '{}' does not run; its disks are compared while it does: hkctl vm start {}", owner_.name, owner_.name));
+    }
+  }
   const uint64_t rate = uint64_t{mib_per_second == 0 ? kDefaultMibPerSecond : mib_per_second} << 20;
   const std::unique_ptr<std::byte, decltype(&std::free)> memory(
       static_cast<std::byte*>(std::aligned_alloc(kPageSize, 2 * kPageSize)), &std::free);

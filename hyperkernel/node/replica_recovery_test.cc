@@ -52,6 +52,7 @@ TEST_F(ReplicaRecoveryTest, TheNextDaemonsGuestBootsWarm) {
   EXPECT_EQ(frames_->spare_bytes(), kKept * kPageSize);
   EXPECT_EQ(frames_->reserved_bytes(), 0u);
   EXPECT_GT(frames_->beside_bytes(), 0u);
+  EXPECT_THAT(std::string(replica_->Verify(0, [](const auto&) { return true; }).message()), HasSubstr("does not run"));
   Boot();
   SpoilImage();
   EXPECT_EQ(Read(10, 2), BlocksText(10, 2));
@@ -318,6 +319,23 @@ TEST_F(ReplicaRecoveryTest, WithoutRoomForTheTableNothingIsTracked) {
   Reset();
   EXPECT_EQ(Read(10, kSet), BlocksText(10, kSet));
   frames_->GiveBeside(taken - kPageSize);
+}
+
+// A tmpfs that somebody else made, just large enough for the frames: as if there were no daemon's death.
+TEST_F(ReplicaRecoveryTest, WhereThereIsNoRoomForAnyTableItHasNoName) {
+  const auto full = FrameStore::Open(directory_, frames_->budget_bytes() + frames_->most_beside_bytes());
+  ASSERT_TRUE(full.ok()) << full.status();
+  ASSERT_EQ(full->most_beside_bytes(), 0u);
+  site_.frames = &*full;
+  MakeReplica();
+  EXPECT_EQ(Files(), 0u);
+  BeginRun();
+  EXPECT_EQ(Read(10, kSet), BlocksText(10, kSet));
+  Reset();
+  SpoilImage();
+  EXPECT_EQ(Read(10, kSet), BlocksText(10, kSet));
+  EndRun();
+  replica_.reset();
 }
 
 }  // namespace

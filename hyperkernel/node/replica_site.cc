@@ -1,6 +1,7 @@
 #include "hyperkernel/node/replica_site.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -95,6 +96,11 @@ absl::StatusOr<ReplicaTablePath> ReplicaTablePath::OpenPath(std::string path, in
 
 absl::StatusOr<ReplicaTablePath> ReplicaTablePath::Create(const FrameStore& frames, const std::string& name,
                                                           uint64_t generation) {
+  if (frames.most_beside_bytes() == 0) {
+    OwnedFd nameless(::memfd_create("hk-replica", MFD_CLOEXEC));
+    if (!nameless.valid()) return ErrnoStatus(errno, "memory for the replica table");
+    return ReplicaTablePath("", std::move(nameless));
+  }
   std::string path = frames.TablePathOf(name, generation);
   // One of that name is of a machine that is no more; who still has it open keeps what it had.
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, path);
@@ -107,11 +113,11 @@ absl::StatusOr<ReplicaTablePath> ReplicaTablePath::Open(const FrameStore& frames
 }
 
 ReplicaTablePath::~ReplicaTablePath() {
-  if (path_ != nullptr) ::unlink(path_->c_str());
+  if (path_ != nullptr && !path_->empty()) ::unlink(path_->c_str());
 }
 
 std::shared_ptr<TableRoom> MakeTableRoom(const FrameStore& frames) {
-  return std::make_shared<StoreTableRoom>(frames);
+  return frames.most_beside_bytes() == 0 ? nullptr : std::make_shared<StoreTableRoom>(frames);
 }
 
 }  // namespace hk

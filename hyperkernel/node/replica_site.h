@@ -48,7 +48,8 @@ void RemoveOtherDatabases(const ReplicaSite& site, const std::vector<ReplicaOwne
 // The table of a replica, in the frame store: a name there, and room that is the store's.
 class ReplicaTablePath {
  public:
-  // A new, empty file, whatever was there. Errors: errno with the path.
+  // A new, empty file, whatever was there; without a name, and so gone with the process, if the store has no room for
+  // any table. Errors: errno with the path.
   static absl::StatusOr<ReplicaTablePath> Create(const FrameStore& frames, const std::string& name,
                                                  uint64_t generation);
   // One that is there. Errors: as Create.
@@ -70,7 +71,7 @@ class ReplicaTablePath {
   OwnedFd file_;
 };
 
-// Counts what tables take beside the frames of a store.
+// Counts what tables take beside the frames of a store; null: it has no room for any, and they are not in it.
 std::shared_ptr<TableRoom> MakeTableRoom(const FrameStore& frames);
 
 }  // namespace hk
