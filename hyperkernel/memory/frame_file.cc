@@ -4,12 +4,16 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "fmt/format.h"
+#include "hyperkernel/base/check.h"
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/userfaultfd_trial.h"
 
 namespace hk {
@@ -26,6 +30,54 @@ absl::StatusOr<std::unique_ptr<FrameFile>> FrameFile::Create(const FrameStore& f
     return ErrnoStatus(error, fmt::format("ftruncate {}", path));
   }
   return std::unique_ptr<FrameFile>(new FrameFile(path, std::move(file), std::move(reservation), bytes));
+}
+
+absl::StatusOr<std::unique_ptr<FrameFile>> FrameFile::Adopt(const FrameStore& frames, const std::string& name,
+                                                            uint64_t generation, uint64_t bytes,
+                                                            std::vector<bool>* kept) {
+  HK_CHECK(kept->size() == bytes / kPageSize);
+  const std::string path = frames.PathOf(name, generation);
+  OwnedFd file(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  struct stat info {};
+  if (!file.valid() || ::fstat(file.get(), &info) != 0) return ErrnoStatus(errno, path);
+  if (!S_ISREG(info.st_mode) || info.st_uid != ::geteuid() || info.st_nlink != 1) {
+    return absl::FailedPreconditionError(path + ": not a frame file of this daemon's");
+  }
+  if (static_cast<uint64_t>(info.st_size) != bytes) {
+    return absl::FailedPreconditionError(fmt::format("{}: {} bytes of frames, not {}", path, info.st_size, bytes));
+  }
+  // From here on it goes with the object.
+  std::unique_ptr<FrameFile> adopted(new FrameFile(path, std::move(file), FrameReservation(), bytes));
+  for (size_t at = 0; at < kept->size();) {
+    const auto next = std::find(kept->begin() + static_cast<ptrdiff_t>(at), kept->end(), true);
+    const auto end = static_cast<size_t>(next - kept->begin());
+    if (end > at) HK_RETURN_IF_ERROR(adopted->Punch(at * kPageSize, (end - at) * kPageSize));
+    at = static_cast<size_t>(std::find(next, kept->end(), false) - kept->begin());
+  }
+  HK_RETURN_IF_ERROR(adopted->LookForHoles(kept));
+  const auto count = static_cast<uint64_t>(std::count(kept->begin(), kept->end(), true));
+  HK_ASSIGN_OR_RETURN(adopted->reservation_, frames.Reserve(count * kPageSize));
+  adopted->MakeSpare(count * kPageSize);
+  return adopted;
+}
+
+absl::Status FrameFile::LookForHoles(std::vector<bool>* kept) const {
+  const auto clear = [kept](uint64_t from, uint64_t to) {
+    std::fill(kept->begin() + static_cast<ptrdiff_t>(from / kPageSize),
+              kept->begin() + static_cast<ptrdiff_t>(to / kPageSize), false);
+  };
+  for (uint64_t at = 0; at < bytes_;) {
+    const off_t data = ::lseek(file_.get(), static_cast<off_t>(at), SEEK_DATA);
+    if (data < 0 && errno != ENXIO) return ErrnoStatus(errno, fmt::format("seek {}", path_));
+    const uint64_t begin = data < 0 ? bytes_ : std::min(bytes_, static_cast<uint64_t>(data) / kPageSize * kPageSize);
+    clear(at, begin);
+    if (begin == bytes_) break;
+    const off_t hole = ::lseek(file_.get(), static_cast<off_t>(begin), SEEK_HOLE);
+    if (hole < 0) return ErrnoStatus(errno, fmt::format("seek {}", path_));
+    at = std::min(bytes_, (static_cast<uint64_t>(hole) + kPageSize - 1) / kPageSize * kPageSize);
+    if (at <= begin) return absl::DataLossError(fmt::format("seek {}: the file changes", path_));
+  }
+  return absl::OkStatus();
 }
 
 FrameFile::~FrameFile() {
