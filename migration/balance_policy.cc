@@ -92,7 +92,7 @@ void BalancePolicy::OnMoved(VcpuId id, NodeId to, Monotonic /*now*/) {
     if (lack.holder == to) known = lack.pages();
     lack = Lack();
   }
-  vcpu.node = to;
+  const NodeId from = std::exchange(vcpu.node, to);
   vcpu.known_here = known;
   vcpu.parted = parting_.has_value() && parting_->vcpu == id && parting_->to == to;
   vcpu.lost_before = vcpu.share + vcpu.ready;
@@ -102,7 +102,14 @@ void BalancePolicy::OnMoved(VcpuId id, NodeId to, Monotonic /*now*/) {
   vcpu.stays_until = window_ + StayAfter(vcpu.parted ? 0 : vcpu.doubts);
   vcpu.parts_from = window_ + StayAfter(vcpu.vain_partings + 1);
   settled_ = window_ + (vcpu.parted ? kLeastStay : kSettle);
-  for (Vcpu& each : vcpus_) each.sustained = each.ready_for = 0;
+  comes_after_[{to, from}] = window_ + (vcpu.parted ? 0 : kComeAfter);
+  follow_.reset();
+  if (!vcpu.parted) follow_ = to;
+  for (Vcpu& each : vcpus_) {
+    const bool follows = each.node != to && (each.wants == to || each.wants == from);
+    if (!follows || vcpu.parted) each.sustained = 0;
+    each.ready_for = 0;
+  }
 }
 
 void BalancePolicy::OnRefused(VcpuId id, NodeId to, Monotonic /*now*/) {
@@ -218,6 +225,11 @@ bool BalancePolicy::WasRefused(const Vcpu& vcpu, NodeId node) const {
   return refused != vcpu.refused.end() && window_ < refused->second;
 }
 
+bool BalancePolicy::ComesAfter(NodeId from, NodeId to) const {
+  const auto comes = comes_after_.find({from, to});
+  return comes != comes_after_.end() && window_ < comes->second && !HK_MUTANT(policy_goes_where_others_left);
+}
+
 std::vector<PolicyMove> BalancePolicy::Decide(Monotonic now) {
   if (!window_began_.has_value()) window_began_ = now;
   const nanoseconds length = now - *window_began_;
@@ -246,8 +258,11 @@ std::optional<PolicyMove> BalancePolicy::Approach() {
       gain = *gained;
     }
     vcpu.sustained = wants != nullptr ? vcpu.sustained + 1 : 0;
-    if (vcpu.sustained < kSustained || window_ < vcpu.stays_until || window_ < settled_) continue;
+    vcpu.wants = wants != nullptr ? wants->holder : std::nullopt;
+    if (vcpu.sustained < kSustained || window_ < vcpu.stays_until) continue;
+    if (window_ < settled_ && (vcpu.wants != follow_ || HK_MUTANT(policy_none_follows))) continue;
     if (gain <= most || WasRefused(vcpu, *wants->holder) || !Takes(*wants, vcpu)) continue;
+    if (ComesAfter(vcpu.node, *wants->holder)) continue;
     most = gain;
     best = PolicyMove{.vcpu = VcpuId(static_cast<uint32_t>(i)), .to = *wants->holder, .waited = wants->share};
   }

@@ -22,7 +22,8 @@
 //     cores, or if its part of them is kLikelier times what it has now.
 //  7. One vCPU at a time, the one that gains most; of those the first; one on the I/O node, whose devices would be far
 //     from it, only for 1 / kStaysAtDevices of that. After a move, by whomever, all begin rule 5 anew, and none is
-//     moved for kSettle windows: of two that take pages from each other, one goes to the other.
+//     moved for kSettle windows: of two that take pages from each other, one goes to the other. But those elsewhere
+//     that wanted to go to one of the two nodes may follow at once to where it went.
 //  8. A vCPU that was moved stays for kLeastStay windows. If it waits then kStillWaits as much as before, the move was
 //     of no use, and it stays kLonger times as long as it had to the last time. One of use makes up for those before.
 //  9. A node that refused a vCPU is not asked for it again for kRefused windows.
@@ -31,6 +32,8 @@
 //     where it was placed, or if that is full where most cores are free; of several the one that was ready for longest.
 //     Rules 7 and 9 hold, and 8, in which ready time counts as waiting; but none is moved until that is known, and if
 //     it was of no use, rule 2 takes it back, and it parts from the others kLonger times as late as the last time.
+// 11. After a move from one node to another none goes the other way for kComeAfter windows, unless by rule 10: what it
+//     used where it was comes after it, and those whom it has joined wait for that once.
 //
 // Bounded: 9 KiB for each vCPU, whatever comes.
 #pragma once
@@ -40,6 +43,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "migration/page_sketch.h"
@@ -58,7 +62,7 @@ class BalancePolicy final : public PlacementPolicy {
   static constexpr std::chrono::milliseconds kMoveCost{50};
   static constexpr uint64_t kLeastStay = 5, kLonger = 4, kMostDoubts = 5;  // 5 s to 85 min
   static constexpr double kStillWaits = 0.75;
-  static constexpr uint64_t kRefused = 60;
+  static constexpr uint64_t kRefused = 60, kComeAfter = 20;
   static constexpr double kAgain = 2, kCrowd = 2.0 / 3, kLikelier = 3, kStaysAtDevices = 2.0 / 3, kLeastReady = 0.3,
                           kFull = 0.75;
 
@@ -104,6 +108,7 @@ class BalancePolicy final : public PlacementPolicy {
     std::array<Lack, kHolders> lacks;
     double known_here = 0;               // pages of its node that it lacked when it came
     uint64_t sustained = 0;              // windows in which it might go somewhere by rules 2 to 4
+    std::optional<NodeId> wants;         // where, in the last of them
     uint64_t stays_until = 0;            // window
     uint64_t doubts = 0;                 // moves of no use since one of use
     std::optional<uint64_t> judged;      // window
@@ -134,6 +139,8 @@ class BalancePolicy final : public PlacementPolicy {
   // Rule 6, of the lack's holder.
   bool Takes(const Lack& lack, const Vcpu& vcpu) const;
   bool WasRefused(const Vcpu& vcpu, NodeId node) const;
+  // Rule 11.
+  bool ComesAfter(NodeId from, NodeId to) const;
   // Rules 2 to 9, and 10.
   std::optional<PolicyMove> Approach();
   std::optional<PolicyMove> Part();
@@ -141,10 +148,12 @@ class BalancePolicy final : public PlacementPolicy {
   const std::optional<NodeId> io_node_;
   std::map<NodeId, Told> nodes_;
   std::vector<Vcpu> vcpus_;
-  std::optional<PolicyMove> parting_;  // is to be done
+  std::map<std::pair<NodeId, NodeId>, uint64_t> comes_after_;  // until which window; by who might go: from, to
+  std::optional<PolicyMove> parting_;                          // is to be done
   std::optional<Monotonic> window_began_;
   uint64_t window_ = 0;           // number
   uint64_t settled_ = 0;          // in which window
+  std::optional<NodeId> follow_;  // until then: where one has gone
   uint64_t stalls_ = 0, ns_ = 0;  // in this window, of all
   double mean_ns_ = 0;            // running, of a stall
 };

@@ -145,4 +145,21 @@ class PolicyWorld {
   PlacementPolicy* policy() { return policy_.get(); }
 };
 
+inline constexpr NodeId kA{1}, kB{2}, kC{3};
+inline constexpr VcpuId kFirst{0}, kSecond{1};
+
+// Three nodes with so many cores each.
+inline PolicyMachine Machine(std::vector<NodeId> vcpus, uint32_t most = 8) {
+  return {.nodes = {{kA, most}, {kB, most}, {kC, most}}, .vcpus = std::move(vcpus)};
+}
+
+// Writes to pages of [first, end), by chance.
+inline PolicyWorld::Program Wander(uint64_t first, uint64_t end, uint64_t seed, int reads_of_4 = 2) {
+  auto random = std::make_shared<TestRandom>(seed);
+  return [=] {
+    return PolicyWorld::Access{.page = first + random->Below(end - first),
+                               .write = random->Below(4) >= static_cast<uint64_t>(reads_of_4)};
+  };
+}
+
 }  // namespace hk

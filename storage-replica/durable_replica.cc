@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/log.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
 
@@ -280,7 +281,11 @@ void DurableReplica::Finish(Round* round, const absl::Status& written) {
 void DurableReplica::GiveUp(const absl::Status& why) {
   const absl::Status abandoned = store_->Abandon();
   MutexLock lock(&mutex_);
-  if (state_ == State::kWorking) statistics_.status = why;
+  if (state_ == State::kWorking) {
+    statistics_.status = why;
+    log::Error("replica", "the database is given up; what it says does not count any more",
+               {{"error", std::string(why.message())}, {"writes", abandoned.ok() ? "go on" : "are refused"}});
+  }
   state_ = abandoned.ok() ? State::kAbandoned : State::kBroken;
   queue_.clear();
 }

@@ -150,6 +150,28 @@ absl::StatusOr<std::unique_ptr<DurableStore>> DurableStore::Open(const Options& 
   return store;
 }
 
+absl::Status DurableStore::Remove(const std::string& directory) {
+  rocksdb::Env* const env = rocksdb::Env::Default();
+  if (env->FileExists(directory).IsNotFound()) return absl::OkStatus();
+  const auto path = [&directory](std::string_view name) { return fmt::format("{}/{}", directory, name); };
+  const auto remove = [&](std::string_view name) {
+    const rocksdb::Status removed = env->DeleteFile(path(name));
+    return removed.IsNotFound() || removed.IsPathNotFound() ? absl::OkStatus() : FromRocks(removed, path(name));
+  };
+  std::vector<std::string> files;
+  HK_RETURN_IF_ERROR(FromRocks(env->GetChildren(directory, &files), directory));
+  std::erase_if(files, [](const std::string& name) { return name == "." || name == ".."; });
+  if (!files.empty()) {
+    if (!env->FileExists(path(kOwnName)).ok()) return Foreign(directory, "it is not a replica's; it is left as it is");
+    // What is left, if this process dies in here, is thrown away by the next opening.
+    HK_RETURN_IF_ERROR(remove(kMarkName));
+    const rocksdb::Options all(DatabaseOptions(env), rocksdb::ColumnFamilyOptions());
+    HK_RETURN_IF_ERROR(FromRocks(rocksdb::DestroyDB(directory, all), directory));
+    HK_RETURN_IF_ERROR(remove(kOwnName));
+  }
+  return FromRocks(env->DeleteDir(directory), directory);
+}
+
 absl::Status DurableStore::OpenDatabase() {
   const std::string& directory = options_.directory;
   HK_RETURN_IF_ERROR(FromRocks(env_->CreateDirIfMissing(directory), directory));
@@ -213,10 +235,10 @@ absl::Status DurableStore::CheckContents() {
     generation = *number;
   }
   if (families_.size() != kFamilies) return Foreign(directory, "it has parts that this program does not know");
-  if (generation >= kMaxGeneration - kGenerationsPerOpening) {
+  if (std::max(generation, options_.above) >= kMaxGeneration - kGenerationsPerOpening) {
     return Foreign(directory, "its generations have run out; hkctl replica drop removes it");
   }
-  first_generation_ = generation + kGenerationsPerOpening;
+  first_generation_ = std::max(generation, options_.above) / kGenerationStep * kGenerationStep + kGenerationsPerOpening;
   rocksdb::WriteBatch batch;
   rocksdb::ColumnFamilyHandle* const meta = families_[kMetaFamily];
   batch.Put(meta, ToSlice(kFormatKey), NumberValue(kDurableVersion));

@@ -46,6 +46,7 @@ class DurableStore {
   struct Options {
     std::string directory;
     TableIdentity identity;
+    uint64_t above = 0;  // a table that is there already gave out generations below this one
     rocksdb::Env* env = nullptr;
   };
 
@@ -54,6 +55,10 @@ class DurableStore {
   // directory's lock.
   static absl::StatusOr<std::unique_ptr<DurableStore>> Open(const Options& options);
   ~DurableStore();
+
+  // Removes what Open made, and the directory. Nothing if it is not there. Errors: kFailedPrecondition: it is not a
+  // replica's, and is left as it is; kUnavailable: what RocksDB says. REQUIRES: it is not open.
+  static absl::Status Remove(const std::string& directory);
 
   // The frames of this node that rows name are gone: another boot, or another frame store.
   bool frames_lost() const { return frames_lost_; }

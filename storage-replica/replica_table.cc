@@ -46,17 +46,18 @@ ReplicaTable::ReplicaTable(std::unique_ptr<TableFile> file)
 ReplicaTable::~ReplicaTable() = default;
 
 absl::StatusOr<std::unique_ptr<ReplicaTable>> ReplicaTable::Create(OwnedFd file, const TableIdentity& identity,
-                                                                   uint64_t file_generation,
-                                                                   uint64_t first_generation) {
+                                                                   uint64_t file_generation, uint64_t first_generation,
+                                                                   std::shared_ptr<TableRoom> room) {
   HK_ASSIGN_OR_RETURN(std::unique_ptr<TableFile> made,
-                      TableFile::Create(std::move(file), identity, file_generation, first_generation));
+                      TableFile::Create(std::move(file), identity, file_generation, first_generation, std::move(room)));
   std::unique_ptr<ReplicaTable> table(new ReplicaTable(std::move(made)));
   HK_RETURN_IF_ERROR(table->MakeIndex());
   return table;
 }
 
-absl::StatusOr<std::unique_ptr<ReplicaTable>> ReplicaTable::Open(OwnedFd file, const TableIdentity& identity) {
-  HK_ASSIGN_OR_RETURN(std::unique_ptr<TableFile> opened, TableFile::Open(std::move(file), identity));
+absl::StatusOr<std::unique_ptr<ReplicaTable>> ReplicaTable::Open(OwnedFd file, const TableIdentity& identity,
+                                                                 std::shared_ptr<TableRoom> room) {
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<TableFile> opened, TableFile::Open(std::move(file), identity, std::move(room)));
   std::unique_ptr<ReplicaTable> table(new ReplicaTable(std::move(opened)));
   HK_RETURN_IF_ERROR(table->MakeIndex());
   table->Recover();
@@ -281,6 +282,22 @@ uint64_t ReplicaTable::file_generation() const {
   return file_->header().bank[file_->current_bank()].file_generation.load(std::memory_order_acquire);
 }
 
+std::vector<uint64_t> ReplicaTable::FileGenerations() const {
+  std::vector<uint64_t> generations;
+  for (const BankRecord& bank : file_->header().bank) {
+    const uint64_t generation = bank.file_generation.load(std::memory_order_acquire);
+    if (generation != 0) generations.push_back(generation);
+  }
+  std::sort(generations.begin(), generations.end());
+  return generations;
+}
+
+void ReplicaTable::BeginGenerationsAt(uint64_t generation) {
+  if (generation <= generation_.load(std::memory_order_relaxed)) return;
+  LimitAbove(generation);
+  generation_.store(generation, std::memory_order_relaxed);
+}
+
 ReplicaStatistics ReplicaTable::Statistics() const {
   ReplicaStatistics statistics;
   for (uint32_t i = 0; i < kStripes; ++i) {
@@ -292,6 +309,7 @@ ReplicaStatistics ReplicaTable::Statistics() const {
   statistics.found = found_.load(std::memory_order_relaxed);
   statistics.not_found = not_found_.load(std::memory_order_relaxed);
   statistics.refused = refused_.load(std::memory_order_relaxed);
+  statistics.mismatched = mismatched_.load(std::memory_order_relaxed);
   statistics.impossible = impossible_.load(std::memory_order_relaxed);
   statistics.recovered = recovered_;
   statistics.dropped = dropped_;

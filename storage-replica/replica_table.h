@@ -83,6 +83,7 @@ struct ReplicaStatistics {
   uint64_t refused = 0;     // pages that were not tracked for want of memory
   uint64_t recovered = 0;   // entries of an earlier process
   uint64_t dropped = 0;     // entries of an earlier process that were not believed
+  uint64_t mismatched = 0;  // entries of an earlier process whose page was not what its checksum says
   uint64_t impossible = 0;  // requests that ended without having begun: own errors
   uint64_t bytes = 0;       // memory of the table
 };
@@ -104,10 +105,12 @@ class ReplicaTable {
   // As TableFile::Create.
   static absl::StatusOr<std::unique_ptr<ReplicaTable>> Create(OwnedFd file, const TableIdentity& identity,
                                                               uint64_t file_generation,
-                                                              uint64_t first_generation = kGenerationStep);
+                                                              uint64_t first_generation = kGenerationStep,
+                                                              std::shared_ptr<TableRoom> room = nullptr);
   // As TableFile::Open; entries of an earlier process are Unchecked, those that cannot be checked are dropped, and so
   // are those of disks until they are attached. REQUIRES: that process has ended.
-  static absl::StatusOr<std::unique_ptr<ReplicaTable>> Open(OwnedFd file, const TableIdentity& identity);
+  static absl::StatusOr<std::unique_ptr<ReplicaTable>> Open(OwnedFd file, const TableIdentity& identity,
+                                                            std::shared_ptr<TableRoom> room = nullptr);
   ~ReplicaTable();
 
   // --- Disks. REQUIRES: the disk has no request in flight.
@@ -161,6 +164,9 @@ class ReplicaTable {
   // longer tracked at all, 0 if there is none: the oldest, where there were kTableBanks. Errors: errno; the table is to
   // be abandoned.
   absl::StatusOr<uint64_t> Reset(uint64_t new_file_generation);
+  // The present bank, of which nothing is served, is for another frame file; no other bank changes. A process that dies
+  // within leaves a table that is refused. REQUIRES: as Reset.
+  void RenamePresent(uint64_t new_file_generation);
   // A frame file of before, whose entries come by Restore, is a warm file. Errors: kResourceExhausted: there are
   // kTableBanks already.
   absl::Status AddWarm(uint64_t file_generation);
@@ -188,6 +194,12 @@ class ReplicaTable {
   uint32_t SkipEmpty(uint32_t slot) const;
 
   uint64_t file_generation() const;
+  // Of all banks that are in use, the smallest first.
+  std::vector<uint64_t> FileGenerations() const;
+  // Above every generation that a request has, or will have before it is raised.
+  uint64_t generation_limit() const { return generation_limit_.load(std::memory_order_acquire); }
+  // Every request from now on has this generation or a greater one. REQUIRES: no request has begun; as of Create.
+  void BeginGenerationsAt(uint64_t generation);
   ReplicaStatistics Statistics() const;
 
  private:
@@ -257,7 +269,7 @@ class ReplicaTable {
   Mutex limit_;  // who stores a new limit of generations
   std::atomic<uint64_t> generation_;
   std::atomic<uint64_t> generation_limit_;
-  std::atomic<uint64_t> found_{0}, not_found_{0}, refused_{0}, impossible_{0};
+  std::atomic<uint64_t> found_{0}, not_found_{0}, refused_{0}, mismatched_{0}, impossible_{0};
   uint64_t recovered_ = 0, dropped_ = 0;
 };
 

@@ -83,6 +83,13 @@ absl::StatusOr<uint64_t> ReplicaTable::Reset(uint64_t new_file_generation) {
   return least;
 }
 
+void ReplicaTable::RenamePresent(uint64_t new_file_generation) {
+  const uint32_t present = file_->current_bank();
+  HK_CHECK(new_file_generation != 0 && !SlotOf({.file_generation = new_file_generation, .frame = 0}).has_value());
+  RemoveFrames(FrameOf(static_cast<uint32_t>(present * file_->bank_slots())), file_->pages());
+  file_->NameBank(present, new_file_generation);
+}
+
 absl::Status ReplicaTable::AddWarm(uint64_t file_generation) {
   HK_CHECK(file_generation != 0 && !SlotOf({.file_generation = file_generation}).has_value());
   for (uint32_t bank = 0; bank < kTableBanks; ++bank) {

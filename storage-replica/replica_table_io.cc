@@ -238,7 +238,9 @@ bool ReplicaTable::Confirm(const ReplicaRun& run, std::span<const uint64_t> chec
       Apply(*slot, {.type = EntryEventType::kChecked, .generation = entry.generation}, false);
     } else {
       all = false;
-      if (i < checksums.size()) Apply(*slot, {.type = EntryEventType::kWritten}, false);
+      if (i >= checksums.size()) continue;
+      mismatched_.fetch_add(1, std::memory_order_relaxed);
+      Apply(*slot, {.type = EntryEventType::kWritten}, false);
     }
   }
   return all;

@@ -423,5 +423,24 @@ TEST_F(ReplicaTableTest, AFullFileSystemLeavesPagesUntracked) {
   EXPECT_EQ(table_->Statistics().bytes - before, kChunkSlots * sizeof(TableSlot));
 }
 
+TEST(ReplicaTableFiles, ThePresentBankMayBeOfAnotherFile) {
+  const MemoryFile file;
+  auto table = *ReplicaTable::Create(file.Fd(), TestIdentity(kPages), 3);
+  EXPECT_EQ(table->Reset(5).value(), 0u);
+  EXPECT_THAT(table->FileGenerations(), testing::ElementsAre(3, 5));
+  table->RenamePresent(9);
+  EXPECT_EQ(table->file_generation(), 9u);
+  const uint64_t begin = 7 * kGenerationStep;
+  table->BeginGenerationsAt(begin);
+  table->BeginGenerationsAt(kGenerationStep);
+  EXPECT_GT(table->generation_limit(), begin);
+  table.reset();
+  auto opened = ReplicaTable::Open(file.Fd(), TestIdentity(kPages));
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_THAT((*opened)->FileGenerations(), testing::ElementsAre(3, 9));
+  const DiskIo io{.kind = DiskIoKind::kRead, .disk = DiskId(0), .offset = 0, .segments = {}};
+  EXPECT_GT((*opened)->Begin(io, 0).generation, begin);
+}
+
 }  // namespace
 }  // namespace hk

@@ -58,31 +58,42 @@ absl::Status Lock(int fd) {
 absl::Status Damaged(std::string_view what) {
   return absl::DataLossError(fmt::format("{}: {}", kWhat, what));
 }
+absl::Status NoRoom() {
+  return absl::ResourceExhaustedError(fmt::format("{}: there is no room for it", kWhat));
+}
 absl::Status Foreign(std::string_view what) {
   return absl::FailedPreconditionError(fmt::format("{}: {}", kWhat, what));
 }
 
 }  // namespace
 
-TableFile::TableFile(OwnedFd file, Mapping mapping, uint64_t pages)
-    : file_(std::move(file)),
+TableFile::TableFile(OwnedFd file, Mapping mapping, uint64_t pages, std::shared_ptr<TableRoom> room)
+    : room_(std::move(room)),
+      file_(std::move(file)),
       mapping_(std::move(mapping)),
       header_(reinterpret_cast<TableHeader*>(mapping_.data())),
       slots_(reinterpret_cast<TableSlot*>(mapping_.data() + kTableHeaderBytes)),
       bank_slots_(BankSlots(pages)),
       chunks_(new std::atomic<uint8_t>[kTableBanks * BankSlots(pages) / kChunkSlots]()) {}
 
-absl::StatusOr<std::unique_ptr<TableFile>> TableFile::Map(OwnedFd file, uint64_t pages) {
+TableFile::~TableFile() {
+  GiveRoom(BytesInUse());
+}
+
+absl::StatusOr<std::unique_ptr<TableFile>> TableFile::Map(OwnedFd file, uint64_t pages,
+                                                          std::shared_ptr<TableRoom> room) {
   HK_ASSIGN_OR_RETURN(Mapping mapping, Mapping::Create(FileBytes(pages), PROT_READ | PROT_WRITE,
                                                        MAP_SHARED | MAP_NORESERVE, file.get(), kWhat));
   // Entries are few beside each other; and no child process is to have them.
   ::madvise(mapping.data(), mapping.size(), MADV_NOHUGEPAGE);
   ::madvise(mapping.data(), mapping.size(), MADV_DONTFORK);
-  return std::unique_ptr<TableFile>(new TableFile(std::move(file), std::move(mapping), pages));
+  if (room != nullptr && !room->Take(kTableHeaderBytes)) return NoRoom();
+  return std::unique_ptr<TableFile>(new TableFile(std::move(file), std::move(mapping), pages, std::move(room)));
 }
 
 absl::StatusOr<std::unique_ptr<TableFile>> TableFile::Create(OwnedFd file, const TableIdentity& identity,
-                                                             uint64_t file_generation, uint64_t first_generation) {
+                                                             uint64_t file_generation, uint64_t first_generation,
+                                                             std::shared_ptr<TableRoom> room) {
   HK_RETURN_IF_ERROR(CheckIdentity(identity));
   HK_CHECK(file_generation != 0 && first_generation != 0 && first_generation % kGenerationStep == 0 &&
            first_generation < kMaxGeneration);
@@ -91,7 +102,7 @@ absl::StatusOr<std::unique_ptr<TableFile>> TableFile::Create(OwnedFd file, const
     return ErrnoStatus(errno, fmt::format("size of the {}", kWhat));
   }
   HK_RETURN_IF_ERROR(Allocate(file.get(), 0, kTableHeaderBytes));
-  HK_ASSIGN_OR_RETURN(std::unique_ptr<TableFile> table, Map(std::move(file), identity.pages));
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<TableFile> table, Map(std::move(file), identity.pages, std::move(room)));
   TableHeader& header = table->header();
   header.version = kTableVersion;
   header.header_bytes = kTableHeaderBytes;
@@ -109,7 +120,8 @@ absl::StatusOr<std::unique_ptr<TableFile>> TableFile::Create(OwnedFd file, const
   return table;
 }
 
-absl::StatusOr<std::unique_ptr<TableFile>> TableFile::Open(OwnedFd file, const TableIdentity& identity) {
+absl::StatusOr<std::unique_ptr<TableFile>> TableFile::Open(OwnedFd file, const TableIdentity& identity,
+                                                           std::shared_ptr<TableRoom> room) {
   HK_RETURN_IF_ERROR(CheckIdentity(identity));
   struct stat info;
   if (::fstat(file.get(), &info) != 0) return ErrnoStatus(errno, kWhat);
@@ -132,7 +144,7 @@ absl::StatusOr<std::unique_ptr<TableFile>> TableFile::Open(OwnedFd file, const T
                                FileBytes(identity.pages)));
   }
   HK_RETURN_IF_ERROR(Allocate(file.get(), 0, kTableHeaderBytes));
-  HK_ASSIGN_OR_RETURN(std::unique_ptr<TableFile> table, Map(std::move(file), identity.pages));
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<TableFile> table, Map(std::move(file), identity.pages, std::move(room)));
   HK_RETURN_IF_ERROR(table->CheckHeader(identity));
   HK_RETURN_IF_ERROR(table->FindChunks());
   for (uint32_t bank = 0; bank < kTableBanks; ++bank) {
@@ -181,9 +193,14 @@ absl::Status TableFile::FindChunks() {
     if (data >= end) return absl::OkStatus();
     const uint64_t first = (static_cast<uint64_t>(data) - kTableHeaderBytes) / kChunkBytes;
     const uint64_t last = (static_cast<uint64_t>(std::min(hole, end)) - 1 - kTableHeaderBytes) / kChunkBytes;
+    if (!TakeRoom((last - first + 1) * kChunkBytes)) return NoRoom();
     // A chunk may have got only some of its pages before the process died.
-    HK_RETURN_IF_ERROR(
-        Allocate(file_.get(), kTableHeaderBytes + first * kChunkBytes, (last - first + 1) * kChunkBytes));
+    const absl::Status made =
+        Allocate(file_.get(), kTableHeaderBytes + first * kChunkBytes, (last - first + 1) * kChunkBytes);
+    if (!made.ok()) {
+      GiveRoom((last - first + 1) * kChunkBytes);
+      return made;
+    }
     for (uint64_t chunk = first; chunk <= last; ++chunk) chunks_[chunk].store(kHere, std::memory_order_release);
     at = static_cast<off_t>(kTableHeaderBytes + (last + 1) * kChunkBytes);
   }
@@ -198,15 +215,19 @@ TableSlot* TableFile::FindOrMake(uint32_t slot) {
   if (seen == kRefused) return nullptr;
   MutexLock lock(&making_);
   if (chunks_[chunk].load(std::memory_order_relaxed) == kUntouched) {
-    const absl::Status made = Allocate(file_.get(), kTableHeaderBytes + chunk * kChunkBytes, kChunkBytes);
-    chunks_[chunk].store(made.ok() ? kHere : kRefused, std::memory_order_release);
+    const bool room = TakeRoom(kChunkBytes);
+    const bool made = room && Allocate(file_.get(), kTableHeaderBytes + chunk * kChunkBytes, kChunkBytes).ok();
+    if (room && !made) GiveRoom(kChunkBytes);
+    chunks_[chunk].store(made ? kHere : kRefused, std::memory_order_release);
   }
   return Find(slot);
 }
 
 absl::Status TableFile::ClearBank(uint32_t bank) {
   const uint64_t chunks = bank_slots_ / kChunkSlots;
+  uint64_t held = 0;
   for (uint64_t chunk = bank * chunks; chunk < (bank + 1) * chunks; ++chunk) {
+    held += HasMemory(chunk) ? kChunkBytes : 0;
     chunks_[chunk].store(kUntouched, std::memory_order_release);
   }
   while (::fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -214,6 +235,7 @@ absl::Status TableFile::ClearBank(uint32_t bank) {
                      static_cast<off_t>(chunks * kChunkBytes)) != 0) {
     if (errno != EINTR) return ErrnoStatus(errno, fmt::format("clearing the {}", kWhat));
   }
+  GiveRoom(held);
   return absl::OkStatus();
 }
 

@@ -21,6 +21,16 @@
 
 namespace hk {
 
+// Who counts the memory of a table's file where that is shared with others. Thread-safe.
+class TableRoom {
+ public:
+  virtual ~TableRoom() = default;
+  // So many bytes more are to be taken. False: there is no room for them.
+  virtual bool Take(uint64_t bytes) = 0;
+  // They are not in use any more.
+  virtual void Give(uint64_t bytes) = 0;
+};
+
 // An open table file. Thread-safe for different slots; of one slot's bytes the table takes care.
 class TableFile {
  public:
@@ -28,11 +38,14 @@ class TableFile {
   // whose requests count from `first_generation` (a multiple of kGenerationStep, not 0, below kMaxGeneration). Errors:
   // kInvalidArgument for the identity; kFailedPrecondition: another process uses it; errno of the failing call.
   static absl::StatusOr<std::unique_ptr<TableFile>> Create(OwnedFd file, const TableIdentity& identity,
-                                                           uint64_t file_generation, uint64_t first_generation);
+                                                           uint64_t file_generation, uint64_t first_generation,
+                                                           std::shared_ptr<TableRoom> room = nullptr);
   // Takes a file that Create made, maybe in another process. Errors, one line each: kFailedPrecondition: another
   // process uses it, or it is another guest's, node's, boot's or frame store's, or of another format version;
-  // kDataLoss: damaged; errno.
-  static absl::StatusOr<std::unique_ptr<TableFile>> Open(OwnedFd file, const TableIdentity& identity);
+  // kDataLoss: damaged; kResourceExhausted: there is no room for what it has; errno.
+  static absl::StatusOr<std::unique_ptr<TableFile>> Open(OwnedFd file, const TableIdentity& identity,
+                                                         std::shared_ptr<TableRoom> room = nullptr);
+  ~TableFile();
 
   const TableHeader& header() const { return *header_; }
   TableHeader& header() { return *header_; }
@@ -65,13 +78,19 @@ class TableFile {
  private:
   static constexpr uint8_t kUntouched = 0, kHere = 1, kRefused = 2;
 
-  TableFile(OwnedFd file, Mapping mapping, uint64_t pages);
-  static absl::StatusOr<std::unique_ptr<TableFile>> Map(OwnedFd file, uint64_t pages);
+  TableFile(OwnedFd file, Mapping mapping, uint64_t pages, std::shared_ptr<TableRoom> room);
+  // With room for the header.
+  static absl::StatusOr<std::unique_ptr<TableFile>> Map(OwnedFd file, uint64_t pages, std::shared_ptr<TableRoom> room);
+  bool TakeRoom(uint64_t bytes) { return room_ == nullptr || room_->Take(bytes); }
+  void GiveRoom(uint64_t bytes) {
+    if (room_ != nullptr) room_->Give(bytes);
+  }
   // Which chunks an earlier process was given.
   absl::Status FindChunks();
   absl::Status CheckHeader(const TableIdentity& identity) const;
   bool BankHolds(uint32_t bank) const;
 
+  const std::shared_ptr<TableRoom> room_;  // null: nobody counts. What is in use was taken there
   const OwnedFd file_;
   const Mapping mapping_;
   TableHeader* const header_;

@@ -183,5 +183,56 @@ TEST_F(TableFileTest, AnyBytesAreRefusedOrServeNothingElse) {
   }
 }
 
+// Room for so many bytes.
+class SmallRoom final : public TableRoom {
+ public:
+  explicit SmallRoom(uint64_t bytes) : left_(bytes), all_(bytes) {}
+  bool Take(uint64_t bytes) override {
+    if (bytes > left_) return false;
+    left_ -= bytes;
+    return true;
+  }
+  void Give(uint64_t bytes) override { left_ += bytes; }
+  uint64_t taken() const { return all_ - left_; }
+
+ private:
+  uint64_t left_, all_;
+};
+
+TEST(TableRoomTest, WhatIsInUseIsCountedAndNoMore) {
+  constexpr uint64_t kChunk = kChunkSlots * sizeof(TableSlot);
+  const MemoryFile file;
+  const TableIdentity identity = TestIdentity(4 * kChunkSlots);
+  const auto room = std::make_shared<SmallRoom>(kTableHeaderBytes + 2 * kChunk);
+  {
+    const auto table = *TableFile::Create(file.Fd(), identity, 1, kGenerationStep, room);
+    EXPECT_EQ(room->taken(), kTableHeaderBytes);
+    EXPECT_NE(table->FindOrMake(0), nullptr);
+    EXPECT_NE(table->FindOrMake(1), nullptr);
+    EXPECT_NE(table->FindOrMake(kChunkSlots), nullptr);
+    EXPECT_EQ(table->FindOrMake(2 * kChunkSlots), nullptr) << "no room";
+    EXPECT_EQ(room->taken(), table->BytesInUse());
+    ASSERT_TRUE(table->ClearBank(0).ok());
+    EXPECT_EQ(room->taken(), kTableHeaderBytes);
+    for (const uint32_t slot : {2 * kChunkSlots, uint32_t{0}}) {
+      ASSERT_NE(table->FindOrMake(slot), nullptr) << "there is room again";
+      StoreState(*table->SlotAt(slot), EntryState::kBusy, 1);
+    }
+  }
+  EXPECT_EQ(room->taken(), 0u);
+  {
+    const auto table = TableFile::Open(file.Fd(), identity, room);
+    ASSERT_TRUE(table.ok()) << table.status();
+    EXPECT_EQ(room->taken(), kTableHeaderBytes + 2 * kChunk);
+  }
+  for (const uint64_t less : {kTableHeaderBytes - 1, kTableHeaderBytes + 2 * kChunk - 1}) {
+    const auto small = std::make_shared<SmallRoom>(less);
+    EXPECT_TRUE(absl::IsResourceExhausted(TableFile::Open(file.Fd(), identity, small).status()));
+    EXPECT_EQ(small->taken(), 0u);
+  }
+  EXPECT_TRUE(absl::IsResourceExhausted(
+      TableFile::Create(MemoryFile().Fd(), identity, 1, kGenerationStep, std::make_shared<SmallRoom>(1)).status()));
+}
+
 }  // namespace
 }  // namespace hk

@@ -78,7 +78,8 @@ void AddReplicaCommands(CLI::App* app, const Options* options, int* exit_code) {
                           ->fallthrough();
   replica->footer(
       "A running machine on one node has one unless its specification says no_replica: after a reset it reads what\n"
-      "its memory held from there, not from its disks.\n\nExamples:\n  hkctl replica show web");
+      "its memory held from there, not from its disks. So it does when it is started again after its daemon was "
+      "killed.\n\nExamples:\n  hkctl replica show web");
   auto name = std::make_shared<std::string>();
   const auto add = [&](const char* command, const char* help, const char* footer) {
     CLI::App* added = replica->add_subcommand(command, help)->fallthrough();

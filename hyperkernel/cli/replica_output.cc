@@ -34,6 +34,15 @@ std::string ReplicaText(const v1::Replica& replica, std::chrono::system_clock::t
                                       replica.hits(), asked));
   AppendLine(&out, "Saved", HumanBytes(replica.bytes_saved()));
   AppendLine(&out, "Removed", fmt::format("{} entries", replica.removed()));
+  if (replica.recovered() > 0) {
+    AppendLine(&out, "Recovered",
+               replica.mismatched() == 0
+                   ? fmt::format("{} entries of a daemon that was killed", replica.recovered())
+                   : fmt::format("{} entries of a daemon that was killed, {} of them WRONG and dropped",
+                                 replica.recovered(), replica.mismatched()));
+  }
+  AppendLine(&out, "Durable",
+             replica.durable() ? "yes" : fmt::format("no: {}", Printable(replica.not_durable_because())));
   AppendLine(&out, "Table", HumanBytes(replica.table_bytes()));
   AppendLine(&out, "Age", Ago(replica.since(), now));
   AppendLine(&out, "Resets", fmt::to_string(replica.resets()));

@@ -27,6 +27,15 @@ TEST(ReplicaOutput, ShowsWhatItSaves) {
   EXPECT_THAT(text, HasSubstr("75.0 % (3 of 4 blocks)"));
   EXPECT_THAT(text, HasSubstr("12 KiB"));
   EXPECT_THAT(text, HasSubstr("34s"));
+  EXPECT_THAT(text, Not(HasSubstr("Recovered")));
+  replica.set_not_durable_because("it is not\x1b");
+  EXPECT_THAT(ReplicaText(replica, now), HasSubstr("no: it is not?\n"));
+  replica.set_durable(true);
+  replica.set_recovered(7);
+  EXPECT_THAT(ReplicaText(replica, now), HasSubstr("yes\n"));
+  EXPECT_THAT(ReplicaText(replica, now), HasSubstr("7 entries of a daemon that was killed\n"));
+  replica.set_mismatched(2);
+  EXPECT_THAT(ReplicaText(replica, now), HasSubstr("2 of them WRONG"));
 }
 
 TEST(ReplicaOutput, SaysHowFarVerificationIsAndWhatIsWrong) {

@@ -34,6 +34,28 @@ std::string What(const char* command, const std::string& name) {
   return fmt::format("space {} {}", command, name);
 }
 
+// "c=768M" becomes "c=805306368".
+const CLI::Validator BytesOfNode(
+    [](std::string& node) -> std::string {
+      const size_t equals = node.find('=');
+      if (equals == std::string::npos) return "";
+      std::string size = node.substr(equals + 1);
+      const std::string wrong = size.starts_with('-') ? "is negative" : CLI::AsSizeValue(false)(size);
+      node = node.substr(0, equals + 1) + size;
+      return wrong.empty() ? "" : fmt::format("{}: {}", node, wrong);
+    },
+    "");
+
+// A name, or one that BytesOfNode made.
+void AddNode(const std::string& node, v1::CreateSpaceRequest* request) {
+  const size_t equals = node.find('=');
+  request->add_nodes(node.substr(0, equals));
+  if (equals == std::string::npos) return;
+  v1::SpaceNodeFrames& own = *request->add_own_frames();
+  own.set_node(node.substr(0, equals));
+  own.set_frames_bytes(std::strtoull(node.c_str() + equals + 1, nullptr, 10));
+}
+
 int Create(const Options& options, const v1::CreateSpaceRequest& request) {
   v1::CreateSpaceResponse response;
   const int code =
@@ -264,6 +286,7 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
                               "had are lost with them.\n\n"
                               "Examples:\n  hkctl space create pool --memory 640M --nodes a,b,c\n"
                               "  hkctl space create pool --memory 640M --frames 240M --nodes a,b,c\n"
+                              "  hkctl space create pool --memory 1G --frames 256M --nodes a,b,c=768M\n"
                               "  hkctl space create big --memory 64G --frames 8G --swap 16G --nodes a,b,c\n"
                               "  hkctl space create scratch --memory 64M --nodes a,b -o json",
                               name);
@@ -288,7 +311,10 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
       ->add_option("--vcpus", *vcpus,
                    "Virtual CPUs that will run on each node at once: --frames must have 8 pages for each. Default: 1")
       ->check(CLI::Range(1, 255));
-  create->add_option("--nodes", *nodes, "Nodes, with commas between")
+  create
+      ->add_option("--nodes", *nodes,
+                   "Nodes, with commas between; one with a bound of its own, instead of --frames: NODE=SIZE")
+      ->transform(BytesOfNode)
       ->delimiter(',')
       ->allow_extra_args(false)
       ->required();
@@ -299,7 +325,7 @@ void AddSpaceCommands(CLI::App* app, const Options* options, int* exit_code) {
     request.set_node_frames_bytes(*frames);
     request.set_node_swap_bytes(*swap);
     request.set_node_vcpus(*vcpus);
-    for (const std::string& node : *nodes) request.add_nodes(node);
+    for (const std::string& node : *nodes) AddNode(node, &request);
     *exit_code = Create(*options, request);
   });
 

@@ -93,6 +93,16 @@ std::string PrefetchText(const v1::SpaceTopResponse& top) {
   return any ? "\n" + table.ToString() : "";
 }
 
+// "512 MiB at most on each node, 1.00 GiB on b, for 4 vCPUs".
+std::string FramesText(const v1::Space& space) {
+  std::string out = space.node_frames_bytes() == 0 ? std::string("all of it at most on each node")
+                                                   : HumanBytes(space.node_frames_bytes()) + " at most on each node";
+  for (const v1::SpaceNodeFrames& own : space.own_frames())
+    out += fmt::format(", {} on {}", HumanBytes(own.frames_bytes()), Printable(own.node()));
+  if (space.node_vcpus() > 0) out += fmt::format(", for {} vCPUs", space.node_vcpus());
+  return out;
+}
+
 }  // namespace
 
 std::string StateName(v1::SpaceState state) {
@@ -129,10 +139,7 @@ std::string SpaceText(const v1::Space& space, std::chrono::system_clock::time_po
   out += Line("Id", fmt::format("{:#x}", space.id()));
   out += Line("Memory",
               fmt::format("{}, {} in frames here", HumanBytes(space.memory_bytes()), HumanBytes(space.frame_bytes())));
-  if (space.node_frames_bytes() > 0)
-    out +=
-        Line("Frames", fmt::format("{} at most on each node{}", HumanBytes(space.node_frames_bytes()),
-                                   space.node_vcpus() == 0 ? "" : fmt::format(", for {} vCPUs", space.node_vcpus())));
+  if (space.node_frames_bytes() > 0 || space.own_frames_size() > 0) out += Line("Frames", FramesText(space));
   if (space.node_swap_bytes() > 0) out += Line("Swap", HumanBytes(space.node_swap_bytes()) + " at most on each node");
   out += Line("Nodes", Join(space.nodes()));
   out += Line("Coordinator", Printable(space.coordinator()));

@@ -1,15 +1,17 @@
 // What keeps account of which pages of guest memory hold which blocks of a disk, as the disk sees it: told of each
 // request, it may answer reads. What the account is made of is not the disk's to know.
 //
-// A request goes: Begin; for a read perhaps Serve; the I/O of what is left; End. Stores to a request's pages are told
-// to the account from Begin on.
+// A request goes: of a write or erase MayChange, until it may; Begin; for a read perhaps Serve; the I/O of what is
+// left; End. Stores to a request's pages are told to the account from Begin on.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/device/dma_space.h"
 
@@ -44,6 +46,10 @@ struct BlockIo {
 class BlockReplica {
  public:
   virtual ~BlockReplica() = default;
+  // Of a write or erase: whether it may begin, and then it does. False: first it is written down that it may; then
+  // `ready` is called, once, by another thread, perhaps before this returns, perhaps after this object is gone, and
+  // this is to be asked again. With an error: it must not begin.
+  virtual bool MayChange(const BlockIo& io, std::function<void(const absl::Status&)> ready) = 0;
   // The request is about to be submitted. `chain`: has its memory pinned.
   virtual void Begin(BlockIo* io, const DmaChain& chain) = 0;
   // Of a read: copies into its segments what need not be read from the disk, and says what must, in order, in `gaps`.

@@ -47,6 +47,7 @@ VirtioBlk::VirtioBlk(DiskImage image, Options options)
       bucket_(options_.bps_limit, std::max(options_.bps_limit / 10, kMinBurst), std::chrono::steady_clock::now()) {
   for (size_t i = 0; i < kRequests; ++i) {
     requests_.push_back(std::make_unique<Request>());
+    requests_.back()->number = i;
     requests_.back()->iov.reserve(kQueueSize + 8);
     requests_.back()->io.segments.reserve(kQueueSize + 8);
     free_.push_back(requests_.back().get());
@@ -59,6 +60,10 @@ absl::StatusOr<std::unique_ptr<VirtioBlk>> VirtioBlk::Create(DiskImage image, Op
     return absl::InvalidArgumentError(fmt::format("disk queues: {} is not 1 to {}", options.queues, kMaxQueues));
   }
   std::unique_ptr<VirtioBlk> disk(new VirtioBlk(std::move(image), std::move(options)));
+  if (disk->options_.replica != nullptr) {
+    disk->permits_ = BlockPermits::Create();
+    if (disk->permits_ == nullptr) return ErrnoStatus(errno, "eventfd");
+  }
   if (const int error = ::io_uring_queue_init(2 * kRequests, &disk->ring_, 0); error < 0) {
     return ErrnoStatus(-error, "io_uring_setup");
   }
@@ -98,7 +103,10 @@ void VirtioBlk::ReadConfig(uint64_t offset, std::span<std::byte> data) {
 
 void VirtioBlk::Activate(VirtioRun* run) {
   run_ = run;
-  const absl::Status status = run->loop->Watch(ring_.ring_fd, [this] { OnCompletions(); });
+  absl::Status status = run->loop->Watch(ring_.ring_fd, [this] { OnCompletions(); });
+  if (status.ok() && permits_ != nullptr) {
+    status = run->loop->Watch(permits_->event(), [this] { OnPermits(); });
+  }
   if (!status.ok()) run->transport->MarkBroken(status);
 }
 
@@ -118,6 +126,13 @@ void VirtioBlk::Stop() {
     }
   }
   run_->loop->Unwatch(ring_.ring_fd);
+  if (permits_ != nullptr) {
+    run_->loop->Unwatch(permits_->event());
+    permits_->EndRun();
+    for (const auto& request : requests_) {
+      if (std::exchange(request->waiting, false)) Free(request.get());
+    }
+  }
   run_->loop->SetTimer(std::nullopt);
   for (auto& done : done_) done.clear();
   starved_ = 0;
@@ -259,18 +274,51 @@ void VirtioBlk::BeginTransfer(Request* request, bool write) {
   if (!write) request->data_bytes = request->bytes;
   if (request->bytes == 0) return Finish(request, VIRTIO_BLK_S_OK);
   bucket_.Spend(request->bytes);
-  const bool suits = GatherData(request, write);
+  request->suits = GatherData(request, write);
+  request->io.kind = write ? BlockIoKind::kWrite : BlockIoKind::kRead;
+  if (write && !MayChange(request)) return;
+  StartTransfer(request, write);
+}
+
+void VirtioBlk::StartTransfer(Request* request, bool write) {
   request->gaps.assign(1, {.offset = request->offset, .bytes = request->bytes});
   request->next_gap = 0;
-  TellBegin(request, write ? BlockIoKind::kWrite : BlockIoKind::kRead);
-  if (!suits) return TransferThroughBounce(request, write);
+  TellBegin(request);
+  if (!request->suits) return TransferThroughBounce(request, write);
   if (request->told == Request::Told::kIo && !write) options_.replica->Serve(&request->io, &request->gaps);
   if (!SubmitGap(request)) Finish(request, VIRTIO_BLK_S_OK);
 }
 
-void VirtioBlk::TellBegin(Request* request, BlockIoKind kind) {
+bool VirtioBlk::MayChange(Request* request) {
+  request->io.extent = {.offset = request->offset, .bytes = request->bytes};
+  if (options_.replica == nullptr || HK_MUTANT(disk_writes_unasked)) return true;
+  request->waiting = !options_.replica->MayChange(request->io, permits_->CallbackFor(request->number));
+  return !request->waiting;
+}
+
+void VirtioBlk::OnPermits() {
+  for (const BlockPermits::Permit& permit : permits_->Take()) {
+    Request* const request = requests_[permit.request].get();
+    request->waiting = false;
+    if (!permit.status.ok()) {
+      Finish(request, VIRTIO_BLK_S_IOERR);
+      continue;
+    }
+    if (!MayChange(request)) continue;
+    if (request->io.kind == BlockIoKind::kErase) {
+      StartZeroing(request);
+    } else {
+      StartTransfer(request, true);
+    }
+  }
+  SubmitAll();
+  Reap();
+  SubmitAll();
+  PublishDone();
+}
+
+void VirtioBlk::TellBegin(Request* request) {
   if (options_.replica == nullptr) return;
-  request->io.kind = kind;
   request->io.extent = {.offset = request->offset, .bytes = request->bytes};
   options_.replica->Begin(&request->io, request->chain.dma);
   request->told = Request::Told::kIo;
@@ -365,7 +413,12 @@ void VirtioBlk::BeginZeroing(Request* request) {
   const bool unmap = discard || (segment.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) != 0;
   request->mode = FALLOC_FL_KEEP_SIZE | (unmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
   request->io.segments.clear();
-  TellBegin(request, BlockIoKind::kErase);
+  request->io.kind = BlockIoKind::kErase;
+  if (MayChange(request)) StartZeroing(request);
+}
+
+void VirtioBlk::StartZeroing(Request* request) {
+  TellBegin(request);
   Submit(request);
 }
 

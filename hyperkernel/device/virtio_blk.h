@@ -9,7 +9,8 @@
 //     finds no slot, or too much pinned, is looked at again when that has changed.
 //  3. A request is answered once, with a status byte, also if memory was blocked meanwhile (then when it is not).
 //  4. With a replica: what was begun there is ended there, before the guest is told and before its pages are given
-//  back.
+//  back. A write or erase that may not begin yet waits here, unknown to the kernel and the replica, with its chain
+//  open.
 #pragma once
 
 #include <liburing.h>
@@ -22,6 +23,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "hyperkernel/device/block_permits.h"
 #include "hyperkernel/device/block_replica.h"
 #include "hyperkernel/device/disk_image.h"
 #include "hyperkernel/device/token_bucket.h"
@@ -74,6 +76,7 @@ class VirtioBlk final : public VirtioDevice {
   // A request in flight, or a free slot.
   struct Request {
     DescriptorChain chain{kQueueSize + 8};
+    size_t number = 0;       // its place in requests_
     std::vector<iovec> iov;  // what is left to do
     size_t iov_first = 0;    // of those in `iov`
     uint16_t queue = 0;
@@ -87,6 +90,8 @@ class VirtioBlk final : public VirtioDevice {
     size_t next_gap = 0;
     enum class Told : uint8_t { kNothing, kIo, kFlush } told = Told::kNothing;  // the replica, of what has begun
     uint32_t flush = 0;
+    bool suits = false;    // O_DIRECT takes the memory as it is
+    bool waiting = false;  // until it may change the disk
   };
   // A request that is answered but not yet in the used ring.
   struct Done {
@@ -104,13 +109,18 @@ class VirtioBlk final : public VirtioDevice {
   // Starts a request that was popped. Errors: the driver broke the protocol.
   absl::Status Begin(Request* request);
   void BeginTransfer(Request* request, bool write);
+  void StartTransfer(Request* request, bool write);
   void BeginZeroing(Request* request);
+  void StartZeroing(Request* request);
+  // False: it waits, and is started by OnPermits.
+  bool MayChange(Request* request);
+  void OnPermits();
   void BeginIdentify(Request* request);
   // Sets the request's segments. False if a piece of memory does not suit O_DIRECT.
   bool GatherData(Request* request, bool write);
   // Submits the next gap. False: there is none.
   bool SubmitGap(Request* request);
-  void TellBegin(Request* request, BlockIoKind kind);
+  void TellBegin(Request* request);
   void TellEnd(Request* request, bool ok);
   void Submit(Request* request);
   void TransferThroughBounce(Request* request, bool write);
@@ -141,6 +151,7 @@ class VirtioBlk final : public VirtioDevice {
   const bool limited_;
   TokenBucket bucket_;
   VirtioRun* run_ = nullptr;
+  std::shared_ptr<BlockPermits> permits_;  // null without a replica
 };
 
 }  // namespace hk

@@ -74,6 +74,13 @@ absl::StatusOr<std::unique_ptr<Vcpu>> Vcpu::Create(Vm* vm, VcpuConfig config, co
   return vcpu;
 }
 
+absl::StatusOr<std::unique_ptr<Vcpu>> Vcpu::CreateEmpty(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment) {
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> vcpu, Spawn(vm, std::move(config), environment));
+  absl::Status made = vcpu->Execute([raw = vcpu.get()] { return raw->MakeTimer(); }, RealClock().Now() + kCreateLimit);
+  if (!made.ok()) return WithContext(made, fmt::format("vCPU {}", vcpu->id_.value()));
+  return vcpu;
+}
+
 absl::StatusOr<std::unique_ptr<Vcpu>> Vcpu::CreateFrom(Vm* vm, VcpuId id, VcpuState state,
                                                        const VcpuEnvironment& environment, Monotonic deadline) {
   VcpuConfig config = {.id = id, .cpuid = state.cpuid, .tsc_khz = state.tsc_khz, .tsc_offset = state.tsc_offset};

@@ -90,6 +90,10 @@ class Vcpu {
 
   // A vCPU in the INIT state that waits for SIPI, paused. Errors: what of it could not be made, with errno.
   static absl::StatusOr<std::unique_ptr<Vcpu>> Create(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment);
+  // One that has no state yet, and takes one by RestoreState alone: what of it takes time, its thread first of all, is
+  // there. Errors: as Create.
+  static absl::StatusOr<std::unique_ptr<Vcpu>> CreateEmpty(Vm* vm, VcpuConfig config,
+                                                           const VcpuEnvironment& environment);
   // A vCPU that goes on from `state`, paused. Errors: as Create, and those of WriteVcpuState; kDeadlineExceeded.
   static absl::StatusOr<std::unique_ptr<Vcpu>> CreateFrom(Vm* vm, VcpuId id, VcpuState state,
                                                           const VcpuEnvironment& environment, Monotonic deadline);

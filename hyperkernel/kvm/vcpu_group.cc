@@ -69,6 +69,7 @@ void VcpuGroup::Clear() {
   for (const auto& vcpu : doomed) vcpu->RequestStop();
   doomed.clear();
   leavers_.clear();
+  prepared_ = {};
   vm_.reset();
 }
 
@@ -186,6 +187,7 @@ absl::Status VcpuGroup::Renew(const std::function<absl::Status(Vm*)>& while_held
   MutexLock operation(&operation_);
   const std::vector<Vcpu*> vcpus = Present();
   leavers_.clear();
+  prepared_ = {};
   std::unique_ptr<Vm> vm;  // before the copies: it outlives them
   std::vector<std::unique_ptr<Vcpu>> copies;
   // Copies first: whatever is wrong with a vCPU shows before `while_held` changes anything.
@@ -209,17 +211,22 @@ absl::Status VcpuGroup::Prepare(const VcpuConfig& config) {
   MutexLock operation(&operation_);
   HK_CHECK(vm_ != nullptr);
   leavers_.clear();
+  prepared_ = {};
   HK_CHECK(config.id.value() < slots_.size());
   {
     const Slot& slot = *slots_[config.id.value()];
     MutexLock lock(&slot.mutex);
     if (slot.vcpu != nullptr) return absl::OkStatus();
   }
-  if (vm_->HasParked(config.id)) return absl::OkStatus();
-  HK_ASSIGN_OR_RETURN(VcpuFd fd, vm_->TakeVcpu(config.id));
-  const absl::Status status = WriteCpuid(fd, config.cpuid);
-  vm_->ParkVcpu(config.id, std::move(fd));
-  return status;
+  if (!vm_->HasParked(config.id)) {
+    HK_ASSIGN_OR_RETURN(VcpuFd fd, vm_->TakeVcpu(config.id));
+    const absl::Status status = WriteCpuid(fd, config.cpuid);
+    vm_->ParkVcpu(config.id, std::move(fd));
+    HK_RETURN_IF_ERROR(status);
+  }
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<Vcpu> vcpu, Vcpu::CreateEmpty(vm_.get(), config, environment_(config.id)));
+  prepared_ = {.id = config.id, .vcpu = std::move(vcpu)};
+  return absl::OkStatus();
 }
 
 absl::Status VcpuGroup::Leave(VcpuId id, const std::function<absl::Status(const VcpuState& state)>& take,
@@ -273,9 +280,13 @@ absl::Status VcpuGroup::Join(VcpuId id, VcpuState state, const std::function<abs
     MutexLock lock(&slot->mutex);
     if (slot->vcpu != nullptr) return absl::AlreadyExistsError(fmt::format("vCPU {} is here already", id.value()));
   }
-  HK_ASSIGN_OR_RETURN(
-      std::unique_ptr<Vcpu> made,
-      Vcpu::CreateFrom(vm_.get(), id, AfterTscSteps(std::move(state), tsc_stepped_), environment_(id), deadline));
+  state = AfterTscSteps(std::move(state), tsc_stepped_);
+  std::unique_ptr<Vcpu> made = prepared_.id == id ? std::move(prepared_.vcpu) : nullptr;
+  if (made != nullptr) {
+    HK_RETURN_IF_ERROR(made->RestoreState(vm_.get(), std::move(state), deadline));
+  } else {
+    HK_ASSIGN_OR_RETURN(made, Vcpu::CreateFrom(vm_.get(), id, std::move(state), environment_(id), deadline));
+  }
   Vcpu* const vcpu = made.get();
   {
     MutexLock lock(&slot->mutex);

@@ -65,9 +65,9 @@ class VcpuGroup final : public VcpuWaker {
   // The states of all. REQUIRES: created, and paused (Pause) since. Errors: kFailedPrecondition if a vCPU has failed or
   // runs; kDeadlineExceeded; errno.
   absl::StatusOr<std::map<VcpuId, VcpuState>> Save(Monotonic deadline);
-  // Makes the KVM vCPU of one that is to join, which takes some hosts milliseconds, if it is not here. Not needed.
-  // REQUIRES: created.
-  // Errors: as Vm::TakeVcpu and WriteCpuid.
+  // Makes the KVM vCPU and the thread of one that is to join, which takes some hosts milliseconds, if it is not here.
+  // Not needed; another Prepare, or a Renew, takes it back. REQUIRES: created.
+  // Errors: as Vm::TakeVcpu, WriteCpuid and Vcpu::CreateEmpty.
   absl::Status Prepare(const VcpuConfig& config);
   // Holds one vCPU, calls `take` with its state while it is held, for what else goes with it, and lets go of it: what
   // `take` has is all that is left of it, and may run elsewhere before this returns. Errors (invariant 3): kNotFound:
@@ -124,6 +124,12 @@ class VcpuGroup final : public VcpuWaker {
   std::unique_ptr<Vm> vm_ ABSL_GUARDED_BY(operation_);  // outlives the vCPUs in the slots
   // Have left: their threads end by themselves, and the next operation that uses vm_ sees that they have.
   std::vector<std::unique_ptr<Vcpu>> leavers_ ABSL_GUARDED_BY(operation_);
+  // Prepared, and not here yet: it has neither state nor slot.
+  struct Prepared {
+    VcpuId id;
+    std::unique_ptr<Vcpu> vcpu;
+  };
+  Prepared prepared_ ABSL_GUARDED_BY(operation_);
   const std::vector<std::unique_ptr<Slot>> slots_;
 };
 

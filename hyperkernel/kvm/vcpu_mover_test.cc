@@ -190,6 +190,43 @@ TEST_F(VcpuMoverTest, MovedBetweenExits) {
   MoveMany("count");
 }
 
+// What was prepared may never come, come without it, or come after what it was prepared for is gone.
+TEST_F(VcpuMoverTest, WhateverWasPrepared) {
+  TwoNodes guest("ipi_steady");
+  guest.Start();
+  guest.ExpectTicks(2);
+  const auto move = [&guest](uint32_t id, const std::function<void(Node&)>& before) {
+    Node& to = guest.Other(VcpuId(id));
+    before(to);
+    const auto moved = guest.Of(VcpuId(id)).mover->Leave(VcpuId(id), NodeId(1 - guest.at[id]), nullptr);
+    ASSERT_TRUE(moved.ok()) << moved.status();
+    const absl::Status arrived = to.mover->Arrive(*moved);
+    ASSERT_TRUE(arrived.ok()) << arrived;
+    guest.at[id] = static_cast<uint16_t>(1 - guest.at[id]);
+    guest.ExpectTicks(2);
+  };
+  move(1, [](Node&) {});
+  move(1, [](Node& to) {
+    for (int i = 0; i < 3; ++i) EXPECT_TRUE(to.mover->Prepare(VcpuId(1)).ok());
+  });
+  move(1, [](Node& to) {
+    EXPECT_TRUE(to.mover->Prepare(VcpuId(1)).ok());
+    EXPECT_TRUE(to.mover->Prepare(VcpuId(0)).ok()) << "it is here: nothing is to be made";
+  });
+  move(1, [](Node& to) {
+    EXPECT_TRUE(to.mover->Prepare(VcpuId(1)).ok());
+    EXPECT_TRUE(to.vcpus.Pause(Guard()).ok());
+    EXPECT_TRUE(to.vcpus.Resume().ok());
+  });
+  move(1, [](Node& to) {
+    EXPECT_TRUE(to.mover->Prepare(VcpuId(1)).ok());
+    const absl::Status renewed = to.vcpus.Renew([](Vm*) { return absl::OkStatus(); }, Guard());
+    EXPECT_TRUE(renewed.ok()) << renewed;
+  });
+  // The last one never comes.
+  EXPECT_TRUE(guest.Other(VcpuId(1)).mover->Prepare(VcpuId(1)).ok());
+}
+
 // Not every KVM keeps an offset, so this does not ask one.
 TEST(AtThisNode, TheTscGoesOnByTheNodesOffset) {
   VcpuState state;

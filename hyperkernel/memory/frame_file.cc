@@ -11,10 +11,28 @@
 #include <cerrno>
 
 #include "fmt/format.h"
+#include "hyperkernel/base/check.h"
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/userfaultfd_trial.h"
 
 namespace hk {
+namespace {
+
+// A file that an earlier process of this daemon left, of so many bytes.
+absl::StatusOr<OwnedFd> OpenLeft(const std::string& path, uint64_t bytes, struct stat* info) {
+  OwnedFd file(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  if (!file.valid() || ::fstat(file.get(), info) != 0) return ErrnoStatus(errno, path);
+  if (!S_ISREG(info->st_mode) || info->st_uid != ::geteuid() || info->st_nlink != 1) {
+    return absl::FailedPreconditionError(path + ": not a frame file of this daemon's");
+  }
+  if (static_cast<uint64_t>(info->st_size) != bytes) {
+    return absl::FailedPreconditionError(fmt::format("{}: {} bytes of frames, not {}", path, info->st_size, bytes));
+  }
+  return file;
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<FrameFile>> FrameFile::Create(const FrameStore& frames, const std::string& name,
                                                              uint64_t generation, uint64_t bytes, uint64_t most_bytes) {
@@ -30,17 +48,50 @@ absl::StatusOr<std::unique_ptr<FrameFile>> FrameFile::Create(const FrameStore& f
   return std::unique_ptr<FrameFile>(new FrameFile(path, std::move(file), std::move(reservation), bytes));
 }
 
+absl::StatusOr<std::unique_ptr<FrameFile>> FrameFile::Adopt(const FrameStore& frames, const std::string& name,
+                                                            uint64_t generation, uint64_t bytes,
+                                                            std::vector<bool>* kept) {
+  HK_CHECK(kept->size() == bytes / kPageSize);
+  const std::string path = frames.PathOf(name, generation);
+  struct stat info {};
+  HK_ASSIGN_OR_RETURN(OwnedFd file, OpenLeft(path, bytes, &info));
+  // From here on it goes with the object.
+  std::unique_ptr<FrameFile> adopted(new FrameFile(path, std::move(file), FrameReservation(), bytes));
+  for (size_t at = 0; at < kept->size();) {
+    const auto next = std::find(kept->begin() + static_cast<ptrdiff_t>(at), kept->end(), true);
+    const auto end = static_cast<size_t>(next - kept->begin());
+    if (end > at) HK_RETURN_IF_ERROR(adopted->Punch(at * kPageSize, (end - at) * kPageSize));
+    at = static_cast<size_t>(std::find(next, kept->end(), false) - kept->begin());
+  }
+  HK_RETURN_IF_ERROR(adopted->LookForHoles(kept));
+  const auto count = static_cast<uint64_t>(std::count(kept->begin(), kept->end(), true));
+  HK_ASSIGN_OR_RETURN(adopted->reservation_, frames.Reserve(count * kPageSize));
+  adopted->MakeSpare(count * kPageSize);
+  return adopted;
+}
+
+absl::Status FrameFile::LookForHoles(std::vector<bool>* kept) const {
+  const auto clear = [kept](uint64_t from, uint64_t to) {
+    std::fill(kept->begin() + static_cast<ptrdiff_t>(from / kPageSize),
+              kept->begin() + static_cast<ptrdiff_t>(to / kPageSize), false);
+  };
+  uint64_t seen = 0;
+  HK_RETURN_IF_ERROR(ForEachRun([&](uint64_t offset, uint64_t bytes) {
+    clear(seen, offset);
+    seen = offset + bytes;
+    return true;
+  }));
+  clear(seen, bytes_);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<FrameFile>> FrameFile::Reopen(const FrameStore& frames, const std::string& name,
                                                              uint64_t generation, uint64_t bytes, uint64_t inode) {
   HK_ASSIGN_OR_RETURN(FrameReservation reservation, frames.Reserve(bytes));
   const std::string path = frames.PathOf(name, generation);
-  OwnedFd file(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   struct stat info {};
-  if (!file.valid() || ::fstat(file.get(), &info) != 0) return ErrnoStatus(errno, path);
-  if (!S_ISREG(info.st_mode) || info.st_uid != ::geteuid() || info.st_nlink != 1 || info.st_ino != inode ||
-      static_cast<uint64_t>(info.st_size) != bytes) {
-    return absl::FailedPreconditionError(path + ": not the frame file that was left");
-  }
+  HK_ASSIGN_OR_RETURN(OwnedFd file, OpenLeft(path, bytes, &info));
+  if (info.st_ino != inode) return absl::FailedPreconditionError(path + ": not the frame file that was left");
   return std::unique_ptr<FrameFile>(new FrameFile(path, std::move(file), std::move(reservation), bytes));
 }
 

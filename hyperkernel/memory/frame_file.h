@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -31,6 +32,12 @@ class FrameFile {
   // Create made with so many bytes, or another one than that of this inode. It goes with the object again.
   static absl::StatusOr<std::unique_ptr<FrameFile>> Reopen(const FrameStore& frames, const std::string& name,
                                                            uint64_t generation, uint64_t bytes, uint64_t inode);
+  // A file that an earlier daemon left, as spare frames: of its pages only those set in `kept`, by their place in the
+  // file, are taken over, as far as they are there; all others go at once, and are not set on return. A page's bytes
+  // are whatever they are. Errors: kNotFound: there is none; kFailedPrecondition: it is not one that Create made with
+  // so many bytes; kResourceExhausted: it does not fit. After an error the file is as it was, or gone.
+  static absl::StatusOr<std::unique_ptr<FrameFile>> Adopt(const FrameStore& frames, const std::string& name,
+                                                          uint64_t generation, uint64_t bytes, std::vector<bool>* kept);
   ~FrameFile();
 
   // The file stays when the object goes, for the next daemon.
@@ -60,6 +67,8 @@ class FrameFile {
   FrameFile(std::string path, OwnedFd file, FrameReservation reservation, uint64_t bytes)
       : path_(std::move(path)), file_(std::move(file)), reservation_(std::move(reservation)), bytes_(bytes) {}
   absl::Status Fallocate(int mode, uint64_t offset, uint64_t bytes) const;
+  // Clears what of `kept` is a hole.
+  absl::Status LookForHoles(std::vector<bool>* kept) const;
 
   const std::string path_;
   const OwnedFd file_;

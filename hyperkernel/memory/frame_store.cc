@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstdlib>
 #include <memory>
 #include <optional>
@@ -29,6 +30,12 @@ namespace {
 
 // Room beyond the budget for what tmpfs itself counts: directories and the daemon's small files.
 constexpr uint64_t kSlackBytes = 4 << 20;
+constexpr std::string_view kTableSuffix = ".replica";
+
+// Room for tables: 160 bytes for each page at most, of all four runs that one knows (storage-replica/FORMAT.md).
+constexpr uint64_t RoomBeside(uint64_t budget_bytes) {
+  return (budget_bytes / 24 + (1 << 20)) & ~uint64_t{0xfffff};
+}
 
 struct FileSystem {
   bool tmpfs = false;
@@ -75,8 +82,13 @@ std::optional<std::string> MountOption(const std::string& directory, const char*
   return value;
 }
 
+// Of a mount of our own.
+uint64_t WholeBytes(uint64_t budget_bytes) {
+  return budget_bytes + RoomBeside(budget_bytes) + kSlackBytes;
+}
+
 std::string Options(uint64_t budget_bytes) {
-  return fmt::format("size={},huge=never,mode=0700", budget_bytes + kSlackBytes);
+  return fmt::format("size={},huge=never,mode=0700", WholeBytes(budget_bytes));
 }
 
 // Returns 0 or the errno. Without noswap where the kernel does not have it (before 6.4, in a user namespace).
@@ -94,12 +106,14 @@ bool IsForbidden(int error) {
 }
 
 absl::Status Grow(const std::string& directory, uint64_t budget_bytes, const FileSystem& found) {
-  if (found.size_bytes == 0 || found.size_bytes >= budget_bytes) return absl::OkStatus();  // size 0: no limit
+  const uint64_t wanted = WholeBytes(budget_bytes);
+  if (found.size_bytes == 0 || found.size_bytes >= wanted) return absl::OkStatus();  // size 0: no limit
   // Kernels from 6.4 to 6.17 refuse a remount that does not repeat noswap.
   const bool noswap = MountOption(directory, "noswap").has_value();
-  const std::string options = fmt::format("size={}{}", budget_bytes + kSlackBytes, noswap ? ",noswap" : "");
+  const std::string options = fmt::format("size={}{}", wanted, noswap ? ",noswap" : "");
   if (::mount("tmpfs", directory.c_str(), "tmpfs", MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_NOEXEC, options.c_str()) == 0)
     return absl::OkStatus();
+  if (found.size_bytes >= budget_bytes) return absl::OkStatus();  // for frames it is large enough
   return absl::FailedPreconditionError(
       fmt::format("the tmpfs at {} has {} MiB, less than frame_store.budget_mib {}: mount -o remount,{} {}", directory,
                   found.size_bytes >> 20, budget_bytes >> 20, options, directory));
@@ -144,14 +158,21 @@ absl::Status CheckNothingForeign(const std::string& directory) {
       fmt::format("{} holds files that are not this daemon's; name an empty or new directory", directory));
 }
 
-// GUEST.GENERATION, as PathOf makes them.
-bool IsFrameFile(std::string_view name) {
+// GUEST.GENERATION or GUEST.GENERATION.replica, as PathOf and TablePathOf make them; nothing: it is neither.
+std::optional<FrameStore::Leftover> ToLeftover(std::string_view name) {
+  FrameStore::Leftover left;
+  left.file = name;
+  left.table = name.ends_with(kTableSuffix);
+  if (left.table) name.remove_suffix(kTableSuffix.size());
   const size_t dot = name.rfind('.');
-  if (dot == std::string_view::npos || dot == 0 || dot + 1 == name.size()) return false;
-  return name.find_first_not_of("0123456789", dot + 1) == std::string_view::npos;
+  if (dot == std::string_view::npos || dot == 0 || dot + 1 == name.size()) return std::nullopt;
+  if (name.find_first_not_of("0123456789", dot + 1) != std::string_view::npos) return std::nullopt;
+  left.guest = name.substr(0, dot);
+  if (std::from_chars(name.data() + dot + 1, name.data() + name.size(), left.generation).ec != std::errc()) {
+    left.generation = 0;
+  }
+  return left;
 }
-
-// Blocks of one directory level; frame files are not nested.
 
 }  // namespace
 
@@ -163,6 +184,7 @@ absl::StatusOr<FrameStore> FrameStore::Open(const std::string& directory, uint64
   store.own_mount_ = found.mount_point;
   if (found.mount_point) {
     if (found.tmpfs) {
+      store.CountRoomBeside();
       const absl::StatusOr<uint64_t> swaps = CountSwapAreas();
       if (swaps.ok() && *swaps > 0 && !MountOption(directory, "noswap").has_value()) {
         store.warnings_.push_back(fmt::format(
@@ -179,6 +201,7 @@ absl::StatusOr<FrameStore> FrameStore::Open(const std::string& directory, uint64
   const int error = MountTmpfs(target, budget_bytes);
   if (error == 0) {
     store.own_mount_ = true;
+    store.CountRoomBeside();
     return store;
   }
   if (!IsForbidden(error)) return ErrnoStatus(error, fmt::format("mount a tmpfs at {}", directory));
@@ -187,6 +210,7 @@ absl::StatusOr<FrameStore> FrameStore::Open(const std::string& directory, uint64
         "{} is not on a tmpfs, and mounting one needs CAP_SYS_ADMIN: run as root, or mount -t tmpfs -o {} tmpfs {}",
         directory, Options(budget_bytes), directory));
   }
+  store.CountRoomBeside();
   store.warnings_.push_back(fmt::format("frame store {} shares a tmpfs: others may use up its space", directory));
   return store;
 }
@@ -263,7 +287,9 @@ absl::Status FrameStore::EnsureCapacity() const {
       return absl::FailedPreconditionError(
           fmt::format("the tmpfs at {} has huge={}: mount -o remount,huge=never {}", directory_, huge, directory_));
     }
-    return Grow(directory_, budget_bytes_, found);
+    HK_RETURN_IF_ERROR(Grow(directory_, budget_bytes_, found));
+    CountRoomBeside();
+    return absl::OkStatus();
   }
   if (found.size_bytes == 0 || found.size_bytes >= budget_bytes_) return absl::OkStatus();
   return absl::FailedPreconditionError(fmt::format(
@@ -276,23 +302,58 @@ std::string FrameStore::PathOf(const std::string& guest, uint64_t generation) co
   return fmt::format("{}/{}.{}", directory_, guest, generation);
 }
 
-absl::StatusOr<int> FrameStore::RemoveLeftovers(const std::set<std::string>& kept) const {
+std::string FrameStore::TablePathOf(const std::string& guest, uint64_t generation) const {
+  return fmt::format("{}{}", PathOf(guest, generation), kTableSuffix);
+}
+
+absl::StatusOr<std::vector<FrameStore::Leftover>> FrameStore::Leftovers() const {
   const OpenDirectory open(::opendir(directory_.c_str()));
   if (open == nullptr) return ErrnoStatus(errno, directory_);
-  int removed = 0;
+  std::vector<Leftover> left;
   while (const dirent* entry = ::readdir(open.get())) {
-    if (!IsFrameFile(entry->d_name) || kept.contains(entry->d_name)) continue;
-    if (::unlinkat(::dirfd(open.get()), entry->d_name, 0) != 0)
-      return ErrnoStatus(errno, fmt::format("{}/{}", directory_, entry->d_name));
+    if (std::optional<Leftover> found = ToLeftover(entry->d_name)) left.push_back(*std::move(found));
+  }
+  return left;
+}
+
+absl::StatusOr<int> FrameStore::RemoveLeftovers(const std::set<std::string>& kept) const {
+  HK_ASSIGN_OR_RETURN(const std::vector<Leftover> all, Leftovers());
+  int removed = 0;
+  for (const Leftover& left : all) {
+    if (kept.contains(left.file)) continue;
+    const std::string path = fmt::format("{}/{}", directory_, left.file);
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, path);
     removed++;
   }
   return removed;
 }
 
+void FrameStore::CountRoomBeside() const {
+  const absl::StatusOr<FileSystem> found = Look(directory_);
+  if (!found.ok()) return;
+  const uint64_t most = RoomBeside(budget_bytes_), taken = budget_bytes_ + (own_mount_ ? kSlackBytes : 0);
+  const uint64_t rest = found->size_bytes > taken ? found->size_bytes - taken : 0;
+  room_->most_beside.store(found->size_bytes == 0 ? most : std::min(most, rest));
+}
+
+bool FrameStore::TakeBeside(uint64_t bytes) const {
+  uint64_t taken = room_->beside.load();
+  do {
+    const uint64_t most = room_->most_beside.load();
+    if (taken > most || bytes > most - taken) return false;
+  } while (!room_->beside.compare_exchange_weak(taken, taken + bytes));
+  return true;
+}
+
 absl::StatusOr<uint64_t> FrameStore::UsedBytes() const {
-  if (!own_mount_) return BytesOfFiles(directory_);
-  HK_ASSIGN_OR_RETURN(const FileSystem found, Look(directory_));
-  return found.used_bytes;
+  uint64_t used = 0;
+  if (own_mount_) {
+    HK_ASSIGN_OR_RETURN(const FileSystem found, Look(directory_));
+    used = found.used_bytes;
+  } else {
+    HK_ASSIGN_OR_RETURN(used, BytesOfFiles(directory_));
+  }
+  return used - std::min(used, beside_bytes());
 }
 
 }  // namespace hk

@@ -9,6 +9,8 @@
 //  3. No huge pages: a 2 MiB page would come and go with the first 4 KiB (huge=never).
 //  4. Frames are not swapped (noswap), where the kernel has such mounts: from 6.4 on, not in a user namespace. What the
 //     mount began with stays: a remount cannot change it.
+//  6. Beside the frames of a guest lies the table of what is in them (storage-replica), with room of its own beyond the
+//     budget, as far as the file system has it: a table never takes what a frame was promised.
 //  5. The directory is the daemon's alone: its user's, writable by nobody else, no symbolic link. Guest memory is in
 //  it, and
 //     mounting over a directory hides what it holds.
@@ -22,6 +24,7 @@
 // | nothing mounted, no privilege, on a tmpfs  | used as it is, with a warning                                    |
 // | nothing mounted, no privilege, on a disk   | refused, with the mount command                                  |
 // | a tmpfs, too small, CAP_SYS_ADMIN          | grown (remount), once its lock is held                           |
+// | a tmpfs without room for tables, the same  | grown; without privilege used as it is: fewer pages are tracked  |
 // | a tmpfs, too small, no privilege           | refused, with the remount command                                |
 // | a tmpfs without noswap, and the host swaps | used as it is, with a warning                                    |
 // | a tmpfs with huge pages                    | refused, with the remount command                                |
@@ -55,6 +58,8 @@ class SpareFrames {
 struct FrameRoom {
   std::atomic<uint64_t> reserved{0};  // all that is promised, spare too
   std::atomic<uint64_t> spare{0};     // of it
+  // Of what lies beside the frames, beyond the budget.
+  std::atomic<uint64_t> beside{0}, most_beside{0};
   Mutex mutex;
   std::vector<std::weak_ptr<SpareFrames>> holders ABSL_GUARDED_BY(mutex);
 };
@@ -89,14 +94,24 @@ class FrameStore {
   // Checks the mount's options and grows it to the budget. REQUIRES: the caller holds the directory's lock, so that the
   // mount is not another daemon's.
   absl::Status EnsureCapacity() const;
-  // Removes the frame files that an earlier daemon left, but for those in `kept`, by name: no other guest outlives its
-  // daemon. Returns how many were removed. REQUIRES: as EnsureCapacity; no guest runs yet. Errors: errno, naming the
-  // file.
+  // A file that an earlier daemon left, that is one that was killed. Plain value.
+  struct Leftover {
+    std::string file;  // its name in the directory
+    std::string guest;
+    uint64_t generation = 0;  // of a number that is none: 0
+    bool table = false;       // else it has frames
+  };
+  // All of them. REQUIRES: as EnsureCapacity; no guest runs yet. Errors: errno, naming the directory.
+  absl::StatusOr<std::vector<Leftover>> Leftovers() const;
+  // Removes them but for those in `kept`, by name: no guest outlives its daemon. Returns how many were removed.
+  // REQUIRES, errors: as Leftovers.
   absl::StatusOr<int> RemoveLeftovers(const std::set<std::string>& kept = {}) const;
 
   const std::string& directory() const { return directory_; }
   // Where the frames of a guest's generation are.
   std::string PathOf(const std::string& guest, uint64_t generation) const;
+  // Where the table of a guest is that began with this generation.
+  std::string TablePathOf(const std::string& guest, uint64_t generation) const;
   uint64_t budget_bytes() const { return budget_bytes_; }
   // What an operator should know, one line each.
   const std::vector<std::string>& warnings() const { return warnings_; }
@@ -112,8 +127,14 @@ class FrameStore {
   absl::StatusOr<FrameReservation> Reserve(uint64_t bytes) const;
   // `holder` is asked for its spare frames from now on, as long as it is there.
   void AddSpare(std::weak_ptr<SpareFrames> holder) const;
+  // Room beside the frames, in this store's file system. False: there is none. What is taken is to be given back.
+  bool TakeBeside(uint64_t bytes) const;
+  void GiveBeside(uint64_t bytes) const { room_->beside.fetch_sub(bytes); }
+  uint64_t beside_bytes() const { return room_->beside.load(); }
+  // The most that there is room for, all together. 0: the file system has nothing beyond the budget.
+  uint64_t most_beside_bytes() const { return room_->most_beside.load(); }
   // Bytes of frames held now. On a tmpfs of its own: what the file system uses; on a shared one: the sum over the
-  // directory's files. Errors: errno of the failing call.
+  // directory's files. Without what is beside them. Errors: errno of the failing call.
   absl::StatusOr<uint64_t> UsedBytes() const;
 
  private:
@@ -124,6 +145,8 @@ class FrameStore {
   uint64_t budget_bytes_;
   // Takes room for `bytes`, and returns 0; or how many bytes there are too few.
   uint64_t TryReserve(uint64_t bytes) const;
+  // How much may lie beside the frames, as the file system is.
+  void CountRoomBeside() const;
 
   std::shared_ptr<FrameRoom> room_ = std::make_shared<FrameRoom>();
   bool own_mount_ = false;

@@ -188,7 +188,7 @@ TEST_F(FrameStoreTest, IsMountedWhereTheKernelRefusesNoswap) {
     if (::write(file.get(), map.data(), map.size()) < 0) ::_exit(kNoNamespaces);
     const auto store = FrameStore::Open(directory_, 16 * kMib);
     EXPECT_TRUE(store.ok()) << store.status();
-    EXPECT_TRUE(HasOption("huge=never") || HasOption("size=20480k")) << "not a mount of its own";
+    EXPECT_TRUE(HasOption("huge=never") || HasOption("size=21504k")) << "not a mount of its own";
     EXPECT_FALSE(HasOption("noswap"));
     const auto larger = FrameStore::Open(directory_, 64 * kMib);
     EXPECT_TRUE(larger.ok() && larger->EnsureCapacity().ok());
@@ -239,6 +239,38 @@ TEST_F(FrameStoreTest, SpareFramesAreInNobodysWay) {
   const absl::Status none = store->Reserve(kMib).status();
   EXPECT_TRUE(absl::IsResourceExhausted(none));
   EXPECT_THAT(std::string(none.message()), testing::HasSubstr("32 MiB are taken"));
+}
+
+TEST_F(FrameStoreTest, WhatLiesBesideTheFramesHasRoomOfItsOwn) {
+  const auto store = FrameStore::Open(directory_, 48 * kMib);
+  ASSERT_TRUE(store.ok()) << store.status();
+  const uint64_t most = store->most_beside_bytes();
+  EXPECT_GE(most, 2 * kMib);
+  EXPECT_FALSE(store->TakeBeside(most + 1));
+  ASSERT_TRUE(store->TakeBeside(most - 1));
+  EXPECT_FALSE(store->TakeBeside(2));
+  EXPECT_FALSE(store->TakeBeside(~uint64_t{0}));
+  EXPECT_TRUE(store->Reserve(48 * kMib).ok()) << "no frame's room was taken";
+  store->GiveBeside(most - 1);
+  EXPECT_EQ(store->beside_bytes(), 0u);
+}
+
+TEST_F(FrameStoreTest, LeftoversThatAreKeptStay) {
+  const auto store = FrameStore::Open(directory_, 32 * kMib);
+  ASSERT_TRUE(store.ok()) << store.status();
+  for (const char* name : {"web.12", "web.12.replica", "web.3", ".replica", "x.replica", "db.1.replica"})
+    Write(name, 1);
+  const auto all = store->Leftovers();
+  ASSERT_TRUE(all.ok()) << all.status();
+  EXPECT_EQ(all->size(), 4u);
+  for (const FrameStore::Leftover& left : *all) {
+    EXPECT_EQ(left.file, left.guest + "." + std::to_string(left.generation) + (left.table ? ".replica" : ""));
+  }
+  EXPECT_EQ(store->TablePathOf("web", 12), directory_ + "/web.12.replica");
+  EXPECT_EQ(store->RemoveLeftovers({"web.12", "web.12.replica"}).value_or(-1), 2);
+  for (const char* kept : {"web.12", "web.12.replica", ".replica", "x.replica"}) {
+    EXPECT_TRUE(std::filesystem::exists(directory_ + "/" + kept)) << kept;
+  }
 }
 
 }  // namespace

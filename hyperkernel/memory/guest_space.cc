@@ -138,6 +138,7 @@ class AttachedSpace final : public GuestSpace {
   absl::Status Join(const Clock& clock);
 
   uint64_t bytes() const override { return frames_->bytes(); }
+  uint64_t most_pinned_bytes() const override { return MostPinnedPages(options_.config.max_pages) * kPageSize; }
   std::byte* view() override { return frames_->view(); }
   absl::Status Read(Gpa from, std::span<std::byte> to, Monotonic deadline) override {
     return CopyPages(from, to.size(), PageAccess::kRead, deadline,

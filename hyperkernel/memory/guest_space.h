@@ -48,6 +48,8 @@ class GuestSpace {
   virtual ~GuestSpace() = default;
 
   virtual uint64_t bytes() const = 0;
+  // Most that Pin gives at once, by all who have pins.
+  virtual uint64_t most_pinned_bytes() const = 0;
   // For programs (vCPUs, threads of tests): ordinary memory whose pages come when they are touched. The daemon's own
   // threads use Read and Write instead.
   virtual std::byte* view() = 0;

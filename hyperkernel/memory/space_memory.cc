@@ -74,7 +74,7 @@ class SpaceMemory final : public GuestMemory {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<GuestMemory>> MakeSpaceMemory(std::shared_ptr<GuestSpace> space, uint64_t max_pages,
+absl::StatusOr<std::unique_ptr<GuestMemory>> MakeSpaceMemory(std::shared_ptr<GuestSpace> space,
                                                              const std::vector<RamRange>& ranges, const Clock& clock) {
   HK_CHECK(!ranges.empty());
   std::vector<GuestMemory::Slot> slots;
@@ -89,8 +89,8 @@ absl::StatusOr<std::unique_ptr<GuestMemory>> MakeSpaceMemory(std::shared_ptr<Gue
     slots.push_back({.start = range.start, .bytes = range.bytes, .guest_view = space->view() + range.start.value()});
     bytes += range.bytes;
   }
-  return std::make_unique<SpaceMemory>(std::move(space), MostPinnedPages(max_pages) * kPageSize, std::move(slots),
-                                       bytes, clock);
+  const uint64_t most_pinned_bytes = space->most_pinned_bytes();
+  return std::make_unique<SpaceMemory>(std::move(space), most_pinned_bytes, std::move(slots), bytes, clock);
 }
 
 }  // namespace hk

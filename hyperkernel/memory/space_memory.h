@@ -22,10 +22,9 @@ namespace hk {
 // (SpaceConfig::request_limit, 30 s), which then says what failed.
 inline constexpr std::chrono::seconds kSpaceMemoryWait(40);
 
-// The RAM of a guest whose vCPUs and devices here use `space`, of which this node holds `max_pages` pages at most (0:
-// all). REQUIRES: ranges are page-aligned, sorted, without overlap; `clock` outlives it. Errors: kInvalidArgument,
-// ranges beyond the space's end.
-absl::StatusOr<std::unique_ptr<GuestMemory>> MakeSpaceMemory(std::shared_ptr<GuestSpace> space, uint64_t max_pages,
+// The RAM of a guest whose vCPUs and devices here use `space`. REQUIRES: ranges are page-aligned, sorted, without
+// overlap; `clock` outlives it. Errors: kInvalidArgument, ranges beyond the space's end.
+absl::StatusOr<std::unique_ptr<GuestMemory>> MakeSpaceMemory(std::shared_ptr<GuestSpace> space,
                                                              const std::vector<RamRange>& ranges, const Clock& clock);
 
 }  // namespace hk

@@ -27,8 +27,8 @@ class SpaceMemoryTest : public OneNodeSpaceTest {
   void Make(uint64_t max_pages = 0) {
     Attach(max_pages);
     auto memory = MakeSpaceMemory(
-        space_, max_pages,
-        {{Gpa(0), kHoleFirst * kPageSize}, {Gpa(kHoleEnd * kPageSize), (kPages - kHoleEnd) * kPageSize}}, RealClock());
+        space_, {{Gpa(0), kHoleFirst * kPageSize}, {Gpa(kHoleEnd * kPageSize), (kPages - kHoleEnd) * kPageSize}},
+        RealClock());
     ASSERT_TRUE(memory.ok()) << memory.status();
     memory_ = *std::move(memory);
   }
@@ -107,7 +107,7 @@ TEST_F(SpaceMemoryTest, AbandonedItIsForNobodyButWhoHasPins) {
 
 TEST_F(SpaceMemoryTest, RamBeyondTheSpaceIsRefused) {
   Make();
-  const absl::Status status = MakeSpaceMemory(space_, 0, {{Gpa(kPageSize), kPages * kPageSize}}, RealClock()).status();
+  const absl::Status status = MakeSpaceMemory(space_, {{Gpa(kPageSize), kPages * kPageSize}}, RealClock()).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
 }
 

@@ -11,6 +11,6 @@
 namespace hk {
 
 // Raised by every change that a node without it would misread or not expect. 0: of releases that do not say.
-inline constexpr uint32_t kSpaceProtocolVersion = 6;
+inline constexpr uint32_t kSpaceProtocolVersion = 7;
 
 }  // namespace hk

@@ -26,6 +26,7 @@
 #include "hyperkernel/node/descriptors.h"
 #include "hyperkernel/node/grpc_log.h"
 #include "hyperkernel/node/guest_manager.h"
+#include "hyperkernel/node/guest_records.h"
 #include "hyperkernel/node/guest_replicas.h"
 #include "hyperkernel/node/kept_guests.h"
 #include "hyperkernel/node/kvm_machine.h"
@@ -114,6 +115,12 @@ absl::Status PrepareUnixSocket(const std::string& path) {
   return ClearStaleSocket(path);
 }
 
+std::set<std::string> Names(const std::vector<MachineState>& states) {
+  std::set<std::string> names;
+  for (const MachineState& state : states) names.insert(state.name);
+  return names;
+}
+
 }  // namespace
 
 struct Daemon::Parts {
@@ -147,6 +154,7 @@ struct Daemon::Parts {
     metrics.ForgetReplicas();
   }
   absl::Status OpenState(const NodeSettings& settings, const Clock& clock, v1::NodeInfo* self);
+  absl::Status RecoverReplicas(const std::string& directory, const std::string& node_id, const Clock& clock);
   absl::Status StartDataPlane(const NodeSettings& settings, const Clock& clock, const v1::NodeInfo& self);
   ClusterHooks Hooks(const std::string& boot_id);
   void MakeSpaces(const NodeSettings& settings, const Clock& clock);
@@ -176,11 +184,6 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   absl::StatusOr<LeftGuests> found = kept->Look();
   if (!found.ok()) return WithContext(found.status(), "frame_store.directory");
   left = *std::move(found);
-  const absl::StatusOr<int> leftovers = frames->RemoveLeftovers(left.frame_files);
-  if (!leftovers.ok()) return WithContext(leftovers.status(), "frame_store.directory");
-  if (*leftovers > 0)
-    log::Warning("daemon", "frames of guests that ended with an earlier daemon were removed",
-                 {{"files", fmt::to_string(*leftovers)}});
   swap.emplace(settings.data_directory + "/swap", settings.swap_budget_bytes);
   const absl::StatusOr<int> old_swaps = swap->RemoveLeftovers();
   if (!old_swaps.ok()) return WithContext(old_swaps.status(), "data_directory");
@@ -194,6 +197,7 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   absl::StatusOr<std::unique_ptr<StateStore>> opened = StateStore::Open(settings.data_directory + "/state");
   if (!opened.ok()) return WithContext(opened.status(), "data_directory");
   state = *std::move(opened);
+  HK_RETURN_IF_ERROR(RecoverReplicas(settings.data_directory, identity->node_id(), clock));
   space_records.emplace(state.get());
   const absl::StatusOr<std::vector<v1::SpaceRecord>> ended = space_records->TakeLeftovers();
   if (!ended.ok()) return WithContext(ended.status(), "data_directory");
@@ -206,10 +210,34 @@ absl::Status Daemon::Parts::OpenState(const NodeSettings& settings, const Clock&
   }
   *self = StaticNodeInfo(settings, *identity, transport, clock.Wall());
   for (const std::string& warning : frames->warnings()) self->add_warnings(warning);
+  if (frames->most_beside_bytes() == 0) {
+    self->add_warnings(fmt::format(
+        "the tmpfs at {} has no room beyond frame_store.budget_mib: what machines' memory holds of their disks is "
+        "forgotten if the daemon is killed; lower the budget by a 24th, or mount a larger tmpfs",
+        settings.frame_directory));
+  }
   if (transport != "tcp") {
     self->add_warnings(
         "pages travel over verbs, which neither encrypts nor authenticates: the fabric must be trusted; set transport: "
         "TRANSPORT_TCP for TLS");
+  }
+  return absl::OkStatus();
+}
+
+// Before anybody makes frames.
+absl::Status Daemon::Parts::RecoverReplicas(const std::string& directory, const std::string& node_id,
+                                            const Clock& clock) {
+  absl::StatusOr<ReplicaSite> site = FindReplicaSite(*frames, clock, node_id);
+  if (!site.ok()) return WithContext(site.status(), "frame_store.directory");
+  site->databases = directory + "/replicas";
+  replicas.emplace(*std::move(site));
+  const absl::StatusOr<std::vector<v1::VmRecord>> records = GuestRecords(state.get()).List();
+  if (!records.ok()) return WithContext(records.status(), "data_directory");
+  const absl::StatusOr<int> leftovers = replicas->Recover(*records, Names(left.states), left.frame_files);
+  if (!leftovers.ok()) return WithContext(leftovers.status(), "frame_store.directory");
+  if (*leftovers > 0) {
+    log::Warning("daemon", "frames of guests that ended with an earlier daemon were removed",
+                 {{"files", fmt::to_string(*leftovers)}});
   }
   return absl::OkStatus();
 }
@@ -306,6 +334,7 @@ void Daemon::Parts::TakeOverGuests(const Clock& clock) {
                                events);
     };
     if (guests->TakeOver(saved, restore).ok()) continue;
+    replicas->Drop(saved.name);
     static_cast<void>(kept->Use(saved));  // if it has not come to that
     ::unlink(frames->PathOf(saved.name, saved.generation).c_str());
   }
@@ -369,7 +398,6 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const NodeSettings& settin
                          parts->Hooks(self.boot_id()));
   parts->MakeSpaces(settings, clock);
   parts->MakeParts(self, clock);
-  parts->replicas.emplace(*parts->frames, clock);
   parts->metrics.DescribeReplicas([replicas = &*parts->replicas] { return replicas->Samples(); });
   if (settings.metrics_listen.has_value()) {
     HK_RETURN_IF_ERROR(WithContext(parts->metrics.Serve(*settings.metrics_listen), "listen.metrics"));

@@ -57,6 +57,11 @@ DiskIo DiskReplica::Translate(const BlockIo& io) {
           .segments = segments_};
 }
 
+bool DiskReplica::MayChange(const BlockIo& io, std::function<void(const absl::Status&)> ready) {
+  DurableReplica* const durable = guest_->durable_.get();
+  return durable == nullptr || HK_MUTANT(replica_write_before_mark) || durable->BeginWrite(Translate(io), ready);
+}
+
 void DiskReplica::Begin(BlockIo* io, const DmaChain& chain) {
   guest_->open_requests_.fetch_add(1);
   const DiskIo request = Translate(*io);
@@ -100,6 +105,7 @@ bool DiskReplica::Copy(const BlockIo& io, const ReplicaRun& run) {
   // A run may go over a hole between two pieces of RAM; nothing has frames there, so this is rare.
   if (file == nullptr || guest_->FileOf(end, &last) != file || last != from + (run.blocks - 1) * kPageSize)
     return false;
+  if (run.check && !Check(run, *file, from)) return false;
   const BlockExtent wanted = Wanted(io.extent, run);
   from += wanted.offset - (run.first.block << kBlockShift);
   uint64_t skip = wanted.offset - io.extent.offset, left = wanted.bytes;
@@ -119,6 +125,34 @@ bool DiskReplica::Copy(const BlockIo& io, const ReplicaRun& run) {
     guest_->warm_->MoveOut(run.frame, run.blocks);
   }
   return true;
+}
+
+bool DiskReplica::Check(const ReplicaRun& run, const FrameFile& file, uint64_t from) {
+  page_.resize(kPageSize);
+  checksums_.clear();
+  for (uint64_t i = 0; i < run.blocks; ++i) {
+    // Into memory that no guest has: what is looked at is what is in the frame.
+    if (!file.Read(from + i * kPageSize, page_).ok()) return false;
+    checksums_.push_back(ChecksumOf(page_));
+  }
+  if (guest_->table_->Confirm(run, checksums_)) return true;
+  guest_->NoteMismatch();
+  return false;
+}
+
+std::span<const uint64_t> DiskReplica::Checksums(const BlockIo& io, const DiskIo& request) {
+  checksums_.clear();
+  size_t segment = 0;
+  uint64_t begin = 0;  // of the segment, in the request
+  ForEachPiece(request, [&](const IoPiece& piece) {
+    if (!piece.whole) return;
+    const uint64_t at = (piece.block << kBlockShift) - io.extent.offset;
+    while (at - begin >= io.segments[segment].bytes.size()) begin += io.segments[segment++].bytes.size();
+    // Another store or request has it already, or it is not tracked.
+    const bool may = guest_->table_->IsTracked(piece.gfn) && !HK_MUTANT(replica_checksums_not_taken);
+    checksums_.push_back(may ? ChecksumOf(io.segments[segment].bytes.subspan(at - begin, kPageSize)) : kNoChecksum);
+  });
+  return checksums_;
 }
 
 void DiskReplica::Serve(BlockIo* io, std::vector<BlockExtent>* gaps) {
@@ -153,7 +187,14 @@ void DiskReplica::Serve(BlockIo* io, std::vector<BlockExtent>* gaps) {
 }
 
 void DiskReplica::End(BlockIo* io, bool ok) {
-  guest_->table_->End({.generation = io->generation, .place = io->place}, Translate(*io), ok, {}, guest_->WallNs());
+  const DiskIo request = Translate(*io);
+  const bool sums = ok && io->kind != BlockIoKind::kErase;
+  const uint32_t flush =
+      guest_->table_->End({.generation = io->generation, .place = io->place}, request, ok,
+                          sums ? Checksums(*io, request) : std::span<const uint64_t>(), guest_->WallNs());
+  if (io->kind != BlockIoKind::kRead && guest_->durable_ != nullptr && !HK_MUTANT(replica_write_before_mark)) {
+    guest_->durable_->EndWrite(request, flush);
+  }
   guest_->open_requests_.fetch_sub(1);
 }
 

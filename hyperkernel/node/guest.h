@@ -44,6 +44,7 @@ struct Guest {
   WallTime since;
   bool start_due = false;  // by autostart, which has not come to it yet, or after a crash, when its nodes are up again
   Monotonic start_not_before{};
+  bool ran_when_killed = false;  // its daemon was killed beside it: the kernel may be busy with its disks' I/O still
   bool busy = false;  // an operation is under way without the lock: its owner alone touches events and machine
   WallTime started;   // the present run, if `machine` is there
   GuestEndRule end_rule;

@@ -42,8 +42,10 @@ absl::StatusOr<std::unique_ptr<GuestManager>> GuestManager::Open(StateStore* sto
       auto guest = std::make_unique<Guest>();
       guest->record = std::move(record);
       guest->since = clock.Wall();
-      if (guest->record.running())
+      if (guest->record.running()) {
+        guest->ran_when_killed = true;
         guest->reason = "its daemon ended without stopping it (killed, or the host went down)";
+      }
       const std::string name = guest->record.spec().name();
       manager->guests_[name] = std::move(guest);
     }
@@ -189,12 +191,20 @@ absl::StatusOr<Guest*> GuestManager::FindIdle(const std::string& name) {
 }
 
 absl::Status GuestManager::Delete(const std::string& name) {
-  MutexLock lock(&mutex_);
-  HK_ASSIGN_OR_RETURN(Guest * guest, FindIdle(name));
-  if (guest->machine != nullptr) {
-    return absl::FailedPreconditionError(
-        fmt::format("vm '{}' is {}; stop it first (hkctl vm stop {} --force)", name, NameOf(guest->state), name));
+  Guest* guest = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    HK_ASSIGN_OR_RETURN(guest, FindIdle(name));
+    if (guest->machine != nullptr) {
+      return absl::FailedPreconditionError(
+          fmt::format("vm '{}' is {}; stop it first (hkctl vm stop {} --force)", name, NameOf(guest->state), name));
+    }
+    guest->busy = true;
   }
+  // What a killed daemon left of it goes too, before there can be another of its name.
+  Forget(name);
+  MutexLock lock(&mutex_);
+  GiveBack(guest);
   HK_RETURN_IF_ERROR(records_.Delete(name));
   guests_.erase(name);
   log::Info("guest", "deleted", {{"guest", name}});

@@ -130,6 +130,9 @@ class GuestManager {
   // Errors of a start that may succeed later without anybody's doing: a node of its placement is not up yet, or has not
   // dropped what it had of the run before.
   static bool ComesLater(const v1::VmSpec& spec, const absl::Status& status);
+  // Whether the start failed for what a killed daemon's I/O may hold still; `began`: this daemon's starts.
+  bool MayBeLockedStill(const std::string& name, const absl::Status& status, Monotonic began)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // Has it started again later.
   void StartLater(const std::string& name, const absl::Status& status);
   // True if the guest waited for its autostart: it does so no more.

@@ -18,6 +18,8 @@ namespace {
 constexpr std::chrono::seconds kRenewLimit(10);
 // Between two tries to start a machine whose nodes are not up: several hellos.
 constexpr std::chrono::seconds kStartPause(2);
+// So long after a daemon's start its predecessor's I/O may hold the locks of images.
+constexpr std::chrono::seconds kLocksLinger(30);
 // How long the starter sleeps when nobody wakes it: a wait has a deadline.
 constexpr std::chrono::seconds kIdle(60);
 // The reason beside "stopped" until its turn comes.
@@ -52,6 +54,13 @@ void GuestManager::Autostart() {
   starter_ = std::thread(&GuestManager::StartDue, this);
 }
 
+bool GuestManager::MayBeLockedStill(const std::string& name, const absl::Status& status, Monotonic began) {
+  if (!absl::IsFailedPrecondition(status) || std::chrono::steady_clock::now() > began + kLocksLinger) return false;
+  MutexLock lock(&mutex_);
+  const auto found = guests_.find(name);
+  return found != guests_.end() && found->second->ran_when_killed;
+}
+
 bool GuestManager::ComesLater(const v1::VmSpec& spec, const absl::Status& status) {
   return IsPlaced(spec) &&
          (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAlreadyExists(status));
@@ -71,6 +80,7 @@ void GuestManager::StartLater(const std::string& name, const absl::Status& statu
 }
 
 void GuestManager::StartDue() {
+  const Monotonic began = std::chrono::steady_clock::now();
   while (true) {
     std::string name;
     v1::VmSpec spec;
@@ -96,7 +106,7 @@ void GuestManager::StartDue() {
     }
     const absl::Status status = Start(name, false, "");
     if (status.ok()) continue;
-    if (ComesLater(spec, status)) {
+    if (ComesLater(spec, status) || MayBeLockedStill(name, status, began)) {
       StartLater(name, status);
       continue;
     }

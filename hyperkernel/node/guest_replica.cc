@@ -1,7 +1,6 @@
 #include "hyperkernel/node/guest_replica.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 
 #include "fmt/format.h"
 #include "hyperkernel/base/check.h"
+#include "hyperkernel/base/file.h"
 #include "hyperkernel/base/log.h"
 #include "hyperkernel/base/status.h"
 #include "hyperkernel/node/disk_replica.h"
@@ -46,6 +46,14 @@ OwnedFd OpenAnew(int fd) {
   return OwnedFd(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | direct));
 }
 
+TableIdentity IdentityOf(const ReplicaSite& site, const ReplicaOwner& owner) {
+  return {.guest = owner.guest,
+          .node = NodeId(0),
+          .pages = owner.pages,
+          .boot = site.boot,
+          .frame_store = site.frame_store};
+}
+
 bool ReadAll(int fd, uint64_t offset, std::span<std::byte> to) {
   for (size_t done = 0; done < to.size();) {
     const ssize_t n = ::pread(fd, to.data() + done, to.size() - done, static_cast<off_t>(offset + done));
@@ -70,16 +78,82 @@ class GuestReplica::Watch final : public StoreListener {
   const std::shared_ptr<GuestReplica> replica_;
 };
 
-absl::StatusOr<std::shared_ptr<GuestReplica>> GuestReplica::Create(std::string name, uint64_t pages,
-                                                                   uint64_t generation, const FrameStore& frames,
-                                                                   const Clock& clock) {
-  OwnedFd file(::memfd_create("hk-replica", MFD_CLOEXEC));
-  if (!file.valid()) return ErrnoStatus(errno, "memory for the replica table");
-  HK_ASSIGN_OR_RETURN(std::unique_ptr<ReplicaTable> table,
-                      ReplicaTable::Create(std::move(file), {.pages = pages}, generation));
-  std::shared_ptr<GuestReplica> replica(new GuestReplica(std::move(name), std::move(table), clock));
-  frames.AddSpare(replica->warm_);
+absl::StatusOr<std::shared_ptr<GuestReplica>> GuestReplica::Create(const ReplicaSite& site, ReplicaOwner owner,
+                                                                   uint64_t generation) {
+  HK_ASSIGN_OR_RETURN(ReplicaTablePath path, ReplicaTablePath::Create(*site.frames, owner.name, generation));
+  OpenedStore store = OpenStore(site, owner, 0);
+  const uint64_t first = store.ok() ? (*store)->first_generation() : kGenerationStep;
+  HK_ASSIGN_OR_RETURN(
+      std::unique_ptr<ReplicaTable> table,
+      ReplicaTable::Create(path.TakeFile(), IdentityOf(site, owner), generation, first, MakeTableRoom(*site.frames)));
+  std::shared_ptr<GuestReplica> replica(new GuestReplica(site, std::move(owner), std::move(path), std::move(table)));
+  replica->KeepDurable(std::move(store));
+  site.frames->AddSpare(replica->warm_);
   return replica;
+}
+
+absl::StatusOr<std::shared_ptr<GuestReplica>> GuestReplica::Recover(const ReplicaSite& site, ReplicaOwner owner,
+                                                                    uint64_t table_generation,
+                                                                    const std::vector<RamRange>& ranges,
+                                                                    uint64_t last) {
+  HK_ASSIGN_OR_RETURN(ReplicaTablePath path, ReplicaTablePath::Open(*site.frames, owner.name, table_generation));
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<ReplicaTable> table,
+                      ReplicaTable::Open(path.TakeFile(), IdentityOf(site, owner), MakeTableRoom(*site.frames)));
+  const std::vector<uint64_t> generations = table->FileGenerations();
+  if (generations.back() > last) {
+    return absl::FailedPreconditionError(
+        fmt::format("of run {}, which the machine's record does not know: its last is {}", generations.back(), last));
+  }
+  if (std::adjacent_find(generations.begin(), generations.end()) != generations.end()) {
+    return absl::DataLossError("replica table: two banks of one frame file");
+  }
+  std::shared_ptr<GuestReplica> replica(new GuestReplica(site, std::move(owner), std::move(path), std::move(table)));
+  // The newest first: if there is no room for all, they are the ones that are worth most.
+  for (auto at = generations.rbegin(); at != generations.rend(); ++at) {
+    const absl::Status taken = replica->warm_->Adopt(*site.frames, replica->owner_.name, ranges, *at);
+    if (taken.ok() || absl::IsNotFound(taken)) continue;
+    log::Warning("replica", "frames that a killed daemon left are not used",
+                 {{"guest", replica->owner_.name}, {"error", MessageOf(taken)}});
+  }
+  if (replica->warm_->bytes() == 0) return absl::NotFoundError("it knows of no page");
+  // The table is what is true; the database is written anew from it.
+  OpenedStore store = OpenStore(site, replica->owner_, replica->table_->generation_limit());
+  if (store.ok()) replica->table_->BeginGenerationsAt((*store)->first_generation());
+  replica->KeepDurable(std::move(store));
+  site.frames->AddSpare(replica->warm_);
+  return replica;
+}
+
+GuestReplica::~GuestReplica() {
+  // Whoever asks for spare frames from now on finds none here: nobody but this uses the table.
+  warm_->Drop();
+  durable_.reset();
+  if (database_.empty()) return;
+  if (const absl::Status removed = DurableStore::Remove(database_); !removed.ok()) {
+    log::Warning("replica", "the database of a machine stays", {{"guest", owner_.name}, {"error", MessageOf(removed)}});
+  }
+}
+
+GuestReplica::OpenedStore GuestReplica::OpenStore(const ReplicaSite& site, const ReplicaOwner& owner, uint64_t above) {
+  if (!owner.durable) return absl::FailedPreconditionError("no_durable_replica is set in the machine's specification");
+  if (site.databases.empty()) return absl::FailedPreconditionError("this node has no place for it");
+  HK_RETURN_IF_ERROR(MakeDirectories(site.databases, 0700));
+  OpenedStore store =
+      DurableStore::Open({.directory = DatabaseOf(site, owner), .identity = IdentityOf(site, owner), .above = above});
+  if (!store.ok()) {
+    log::Warning("replica", "the machine's replica has no durable form",
+                 {{"guest", owner.name}, {"error", MessageOf(store.status())}});
+  }
+  return store;
+}
+
+void GuestReplica::KeepDurable(OpenedStore store) {
+  if (store.ok()) {
+    durable_ = std::make_unique<DurableReplica>(*std::move(store), table_.get(), clock_);
+    return;
+  }
+  MutexLock lock(&mutex_);
+  not_durable_because_ = MessageOf(store.status());
 }
 
 absl::Status GuestReplica::BeginRun(uint64_t generation) {
@@ -113,6 +187,12 @@ bool GuestReplica::Attach(GuestMemory* memory) {
   return memory->SetStoreListener(std::make_shared<Watch>(shared_from_this()));
 }
 
+void GuestReplica::NoteMismatch() {
+  if (table_->Statistics().mismatched == 0 || mismatch_told_.exchange(true)) return;
+  log::Error("replica", "a frame of the run before the daemon was killed is not what it was; it is not used",
+             {{"guest", owner_.name}});
+}
+
 void GuestReplica::MemoryGone() {
   MutexLock lock(&mutex_);
   memory_ = nullptr;
@@ -135,11 +215,19 @@ std::unique_ptr<BlockReplica> GuestReplica::AttachDisk(size_t number, const Disk
     disks_[number] = std::make_shared<Disk>(Disk{OpenAnew(image.fd.get())});
   }
   HK_CHECK(memory != nullptr);
+  uint64_t dropped = 0;
   warm_->WithTable([&](ReplicaTable& table) {
+    const uint64_t before = table.Statistics().removed;
     // Nobody's lock was on it while no run was, and it has no time of change that counts.
     if (image.block_device) table.DropDisk(id);
     table.AttachDisk(id, identity, image.read_only);
+    if (durable_ != nullptr) durable_->NoteDisk(id, identity);
+    dropped = table.Statistics().removed - before;
   });
+  if (dropped > 0) {
+    log::Warning("replica", "what was known of a disk is not used: it may have been written to since",
+                 {{"guest", owner_.name}, {"disk", fmt::to_string(number)}, {"entries", fmt::to_string(dropped)}});
+  }
   return std::make_unique<DiskReplica>(shared_from_this(), id, memory);
 }
 
@@ -150,6 +238,12 @@ void GuestReplica::Drop() {
   });
   const ReplicaStatistics statistics = table_->Statistics();
   MutexLock lock(&mutex_);
+  if (durable_ == nullptr && owner_.durable && !database_.empty()) {
+    // One that could not be opened: the next start makes a new one.
+    const absl::Status removed = DurableStore::Remove(database_);
+    not_durable_because_ =
+        removed.ok() ? "it was dropped; the machine's next start makes a new one" : MessageOf(removed);
+  }
   since_ = clock_.Wall();
   resets_ = 0;
   hits_before_ = hits_.load();
@@ -158,11 +252,16 @@ void GuestReplica::Drop() {
   removed_before_ = statistics.removed;
 }
 
+absl::Status GuestReplica::SyncDurable(Monotonic deadline) {
+  if (durable_ == nullptr) return absl::FailedPreconditionError("the replica has no durable form");
+  return durable_->Sync(deadline);
+}
+
 v1::Replica GuestReplica::Describe(bool all) const {
   const uint64_t warm_entries = all ? warm_->entries() : 0, warm_bytes = warm_->bytes();
   const ReplicaStatistics statistics = table_->Statistics();
   v1::Replica replica;
-  replica.set_vm(name_);
+  replica.set_vm(owner_.name);
   replica.set_entries(statistics.valid);
   replica.set_warm_entries(std::min(warm_entries, statistics.valid));
   replica.set_warm_bytes(warm_bytes);
@@ -177,6 +276,11 @@ v1::Replica GuestReplica::Describe(bool all) const {
   uint32_t disks = 0;
   for (const auto& disk : disks_) disks += disk != nullptr;
   replica.set_disks(disks);
+  const absl::Status durable = durable_ == nullptr ? absl::UnavailableError("") : durable_->statistics().status;
+  replica.set_durable(durable.ok());
+  if (!durable.ok()) replica.set_not_durable_because(durable_ == nullptr ? not_durable_because_ : MessageOf(durable));
+  replica.set_recovered(statistics.recovered);
+  replica.set_mismatched(statistics.mismatched);
   return replica;
 }
 
@@ -188,7 +292,8 @@ uint64_t GuestReplica::WallNs() const {
 std::shared_ptr<FrameFile> GuestReplica::FileOf(const FrameRef& frame, uint64_t* offset) const {
   {
     MutexLock lock(&mutex_);
-    if (frame.file_generation == table_->file_generation()) {
+    // Before the first run after a restart the present frames are warm already.
+    if (file_ != nullptr && frame.file_generation == table_->file_generation()) {
       const std::optional<uint64_t> at = FrameOffset(ranges_, Gfn(frame.frame));
       if (!at.has_value()) return nullptr;
       *offset = *at;
@@ -210,7 +315,7 @@ absl::StatusOr<GuestReplica::Verdict> GuestReplica::Compare(const Claim& claim, 
   if (disk == nullptr || file == nullptr) return Verdict::kGone;
   HK_RETURN_IF_ERROR(file->Read(offset, page));
   if (!ReadAll(disk->image.get(), claim.entry.ssa.block << kBlockShift, block)) {
-    return ErrnoStatus(errno, fmt::format("vm '{}': disk {} block {} cannot be read for the comparison", name_,
+    return ErrnoStatus(errno, fmt::format("vm '{}': disk {} block {} cannot be read for the comparison", owner_.name,
                                           claim.entry.ssa.disk.value(), claim.entry.ssa.block));
   }
   if (std::memcmp(page.data(), block.data(), page.size()) == 0) return Verdict::kRight;
@@ -224,7 +329,9 @@ absl::StatusOr<GuestReplica::Verdict> GuestReplica::Compare(const Claim& claim, 
                          .frame = claim.frame,
                          .generation = claim.entry.generation,
                          .check = false};
-    if (!table.Confirm(run, {})) return;
+    // Of one that is not checked yet it may be the page that is wrong: then it goes here.
+    const uint64_t checksum = ChecksumOf(page);
+    if (!table.Confirm(run, {&checksum, 1})) return;
     verdict = Verdict::kWrong;
     table.RemoveFrames(claim.frame, 1);
   });
@@ -233,6 +340,13 @@ absl::StatusOr<GuestReplica::Verdict> GuestReplica::Compare(const Claim& claim, 
 
 absl::Status GuestReplica::Verify(uint32_t mib_per_second,
                                   const std::function<bool(const v1::ReplicaVerification&)>& progress) {
+  {
+    MutexLock lock(&mutex_);
+    if (memory_ == nullptr) {
+      return absl::FailedPreconditionError(fmt::format(
+          "vm '{}' does not run; its disks are compared while it does: hkctl vm start {}", owner_.name, owner_.name));
+    }
+  }
   const uint64_t rate = uint64_t{mib_per_second == 0 ? kDefaultMibPerSecond : mib_per_second} << 20;
   const std::unique_ptr<std::byte, decltype(&std::free)> memory(
       static_cast<std::byte*>(std::aligned_alloc(kPageSize, 2 * kPageSize)), &std::free);
@@ -254,7 +368,7 @@ absl::Status GuestReplica::Verify(uint32_t mib_per_second,
         ++slot;
       }
     });
-    if (!same) return absl::AbortedError(fmt::format("vm '{}' was reset meanwhile; verify again", name_));
+    if (!same) return absl::AbortedError(fmt::format("vm '{}' was reset meanwhile; verify again", owner_.name));
     for (const Claim& claim : claims) {
       HK_ASSIGN_OR_RETURN(const Verdict verdict, Compare(claim, page, block));
       found.set_done(found.done() + 1);
@@ -263,7 +377,7 @@ absl::Status GuestReplica::Verify(uint32_t mib_per_second,
       found.set_wrong(found.wrong() + 1);
       const std::string where = fmt::format("disk {} block {}", claim.entry.ssa.disk.value(), claim.entry.ssa.block);
       if (found.first_wrong().empty()) found.set_first_wrong(where);
-      log::Error("replica", "a page is not the block it was taken for", {{"guest", name_}, {"where", where}});
+      log::Error("replica", "a page is not the block it was taken for", {{"guest", owner_.name}, {"where", where}});
     }
     read += claims.size() * kBlockSize;
     // Whoever is faster than the rate waits until it is not.

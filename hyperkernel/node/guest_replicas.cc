@@ -1,5 +1,7 @@
 #include "hyperkernel/node/guest_replicas.h"
 
+#include <algorithm>
+#include <set>
 #include <utility>
 
 #include "fmt/format.h"
@@ -11,10 +13,81 @@
 
 namespace hk {
 
+namespace {
+
+// More than any machine's: what a record says is not believed to be sound.
+constexpr uint64_t kMostMemoryMib = uint64_t{1} << 32;
+
+bool HasReplica(const v1::VmSpec& spec) {
+  const bool sound = spec.memory_mib() > 0 && spec.memory_mib() <= kMostMemoryMib;
+  return sound && !spec.no_replica() && spec.disks_size() > 0 && !IsPlaced(spec);
+}
+
+// The last part of a path.
+std::string NameIn(const std::string& path) {
+  return path.substr(path.rfind('/') + 1);
+}
+
+}  // namespace
+
+absl::StatusOr<int> GuestReplicas::Recover(const std::vector<v1::VmRecord>& records,
+                                           const std::set<std::string>& going_on,
+                                           const std::set<std::string>& frame_files) {
+  HK_ASSIGN_OR_RETURN(const std::vector<FrameStore::Leftover> left, site_.frames->Leftovers());
+  std::map<std::string, uint64_t> tables;  // the last of each machine
+  for (const FrameStore::Leftover& file : left) {
+    if (file.table) tables[file.guest] = std::max(tables[file.guest], file.generation);
+  }
+  std::map<std::string, std::shared_ptr<GuestReplica>> kept;
+  for (const v1::VmRecord& record : records) {
+    const auto table = tables.find(record.spec().name());
+    if (table == tables.end() || going_on.contains(table->first)) continue;
+    if (auto replica = RecoverOne(record, table->second)) kept[table->first] = std::move(replica);
+  }
+  std::set<std::string> files = frame_files;
+  for (const auto& [name, replica] : kept) {
+    files.insert(NameIn(site_.frames->TablePathOf(name, tables[name])));
+    for (const uint64_t generation : replica->WarmGenerations()) {
+      files.insert(NameIn(site_.frames->PathOf(name, generation)));
+    }
+  }
+  HK_ASSIGN_OR_RETURN(const int removed, site_.frames->RemoveLeftovers(files));
+  std::vector<ReplicaOwner> owners;
+  for (const v1::VmRecord& record : records) {
+    if (HasReplica(record.spec())) owners.push_back(OwnerOf(record));
+  }
+  if (!site_.databases.empty()) RemoveOtherDatabases(site_, owners);
+  MutexLock lock(&mutex_);
+  replicas_ = std::move(kept);
+  return removed;
+}
+
+std::shared_ptr<GuestReplica> GuestReplicas::RecoverOne(const v1::VmRecord& record, uint64_t table) {
+  const v1::VmSpec& spec = record.spec();
+  absl::StatusOr<std::shared_ptr<GuestReplica>> recovered =
+      absl::FailedPreconditionError("by its specification the machine has no replica any more");
+  if (HasReplica(spec)) {
+    std::vector<RamRange> ranges;
+    for (const RamPiece& piece : RamLayout(spec.memory_mib() << 20)) ranges.push_back({piece.start, piece.bytes});
+    recovered = GuestReplica::Recover(site_, OwnerOf(record), table, ranges, record.generation());
+  }
+  if (!recovered.ok()) {
+    log::Warning("replica", "what a killed daemon left of a machine's memory is not used",
+                 {{"guest", spec.name()}, {"reason", MessageOf(recovered.status())}});
+    return nullptr;
+  }
+  const v1::Replica shown = (*recovered)->Describe(false);
+  log::Info("replica", "memory that a killed daemon left is kept for what it holds of the machine's disks",
+            {{"guest", spec.name()},
+             {"entries", fmt::to_string(shown.recovered())},
+             {"kib", fmt::to_string(shown.warm_bytes() >> 10)}});
+  return *std::move(recovered);
+}
+
 std::shared_ptr<GuestReplica> GuestReplicas::BeginRun(const v1::VmRecord& record) {
   const v1::VmSpec& spec = record.spec();
   std::shared_ptr<GuestReplica> replica = Find(spec.name());
-  if (spec.no_replica() || spec.disks_size() == 0 || IsPlaced(spec)) {
+  if (!HasReplica(spec)) {
     Drop(spec.name());
     return nullptr;
   }
@@ -25,10 +98,8 @@ std::shared_ptr<GuestReplica> GuestReplicas::BeginRun(const v1::VmRecord& record
                  {{"guest", spec.name()}, {"error", MessageOf(begun)}});
     Drop(spec.name());
   }
-  const RamPiece last = RamLayout(spec.memory_mib() << 20).back();
-  const uint64_t pages = (last.start.value() + last.bytes) / kPageSize;
   absl::StatusOr<std::shared_ptr<GuestReplica>> made =
-      GuestReplica::Create(spec.name(), pages, record.generation(), frames_, clock_);
+      GuestReplica::Create(site_, OwnerOf(record), record.generation());
   if (!made.ok()) {
     log::Warning("replica", "the machine runs without", {{"guest", spec.name()}, {"error", MessageOf(made.status())}});
     return nullptr;

@@ -1,17 +1,33 @@
-// The storage replicas of this node's machines, by name: made at a machine's first run, kept over its resets, and
-// dropped with its end.
+// The storage replicas of this node's machines, by name: made at a machine's first run, kept over its resets and over
+// the death of the daemon, and dropped with the machine's end.
+//
+// | what a killed daemon left                                            | what happens |
+// |----------------------------------------------------------------------|---------------------------------------------|
+// | frames and no table, or a table of a machine that is not defined here | removed | | a machine that was deleted and
+// defined anew, or has none any more     | removed, and said                           | | a table that another process
+// uses, of another boot or frame store, of  | removed, and said                           | | another size of memory,
+// of another version, damaged                   |                                             | | a table of a later
+// run than the record's                              | removed, and said: the record is an old one | | several tables
+// of one machine                                         | the last counts, the others are removed     | | a frame file
+// of another size, that is no file of ours, or beyond room | removed with its entries, and said          | | frames of
+// a file that is not there                                    | their entries go                            | | pages
+// without an entry that counts                                    | punched                                     | | an
+// image that is another, or was changed since                        | its entries go when it is attached, and said |
+// | a page whose bytes are not what its checksum says                     | its entry goes when it is read, and said
+// once |
 #pragma once
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
-#include "hyperkernel/memory/frame_store.h"
 #include "hyperkernel/node/guest_replica.h"
+#include "hyperkernel/node/replica_site.h"
 #include "proto/state.pb.h"
 #include "proto/vm.pb.h"
 
@@ -20,8 +36,14 @@ namespace hk {
 // All of one node. Thread-safe.
 class GuestReplicas {
  public:
-  // Both outlive it and what it gives.
-  GuestReplicas(const FrameStore& frames, const Clock& clock) : frames_(frames), clock_(clock) {}
+  explicit GuestReplicas(ReplicaSite site) : site_(std::move(site)) {}
+
+  // Takes over what a daemon that was killed left of the machines in `records`, which are all that are defined here,
+  // and removes all else that it left in the frame store. What is not believed is logged, one line a machine. Returns
+  // how many files were removed. Not of machines in `going_on`, whose frames are in `frame_files`: they have nothing to
+  // be read back, and begin anew. REQUIRES: as FrameStore::RemoveLeftovers; before all else. Errors: of that.
+  absl::StatusOr<int> Recover(const std::vector<v1::VmRecord>& records, const std::set<std::string>& going_on = {},
+                              const std::set<std::string>& frame_files = {});
 
   // For the run that is about to begin of a machine whose memory is here alone: what there is of the run before, or a
   // new one. Null: it has none, by its specification, for want of disks, or because it cannot be made (which is
@@ -35,8 +57,10 @@ class GuestReplicas {
   std::vector<v1::Replica> Samples() const;
 
  private:
-  const FrameStore& frames_;
-  const Clock& clock_;
+  // Of the tables that were left of it, by the generations that they began with, takes the last over. Not kept: null.
+  std::shared_ptr<GuestReplica> RecoverOne(const v1::VmRecord& record, uint64_t table);
+
+  const ReplicaSite site_;
   mutable Mutex mutex_;
   std::map<std::string, std::shared_ptr<GuestReplica>> replicas_ ABSL_GUARDED_BY(mutex_);
 };

@@ -17,7 +17,9 @@ class GuestReplicasTest : public OwnStoreTest {
  protected:
   void SetUp() override {
     OpenStore(64 << 20);
-    replicas_.emplace(*frames_, RealClock());
+    auto site = FindReplicaSite(*frames_, RealClock(), "node");
+    ASSERT_TRUE(site.ok()) << site.status();
+    replicas_.emplace(*std::move(site));
   }
   static v1::VmRecord Record(uint64_t generation = 1) {
     v1::VmRecord record;
@@ -88,7 +90,8 @@ TEST_F(GuestReplicasTest, MetricsAreOfThoseThatAreThere) {
   metrics.DescribeReplicas([this] { return replicas_->Samples(); });
   EXPECT_THAT(metrics.Text(), testing::Not(HasSubstr("hyperkernel_replica")));
   const auto replica = replicas_->BeginRun(Record());
-  for (const char* name : {"entries", "warm_bytes", "hits_total", "misses_total", "saved_bytes_total"}) {
+  for (const char* name :
+       {"entries", "warm_bytes", "hits_total", "misses_total", "saved_bytes_total", "mismatched_total", "durable"}) {
     EXPECT_THAT(metrics.Text(), HasSubstr(std::string("hyperkernel_replica_") + name + "{vm=\"g\"} 0\n"));
   }
   metrics.ForgetReplicas();

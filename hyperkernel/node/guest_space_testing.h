@@ -90,6 +90,7 @@ class FakeSpace final : public GuestSpace {
   }
   ~FakeSpace() override { host_->spaces--; }
   uint64_t bytes() const override { return options_.config.pages * kPageSize; }
+  uint64_t most_pinned_bytes() const override { return MostPinnedPages(options_.config.max_pages) * kPageSize; }
   std::byte* view() override { return nullptr; }
   absl::Status Read(Gpa from, std::span<std::byte> to, Monotonic deadline) override {
     if (host_->stuck) {

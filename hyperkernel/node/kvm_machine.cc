@@ -300,7 +300,6 @@ absl::Status KvmMachine::BuildVcpus(std::unique_ptr<Vm> vm, const CpuModel& mode
   mover_.emplace(vcpus_.get(), interrupts_.get(), config);
   move_steps_->Begin(&*mover_);
   return spread_->Attach({.space_id = memory_source_.space->id,
-                          .node_frames_bytes = memory_source_.space->node_frames_bytes,
                           .cpuid = model.entries(),
                           .tsc_khz = tsc_khz,
                           .tsc_offset = offset,

@@ -26,7 +26,6 @@ absl::Status CheckKvmMachine(const v1::VmSpec& spec, const FrameStore& frames, c
 // A space that is a machine's memory. Plain value.
 struct MachineSpace {
   uint64_t id = 0;
-  uint64_t node_frames_bytes = 0;  // most that each node holds; 0: all
 };
 
 // Where a machine's memory is from.

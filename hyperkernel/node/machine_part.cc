@@ -147,8 +147,7 @@ absl::Status KvmPart::BuildMemory(Vm* vm) {
   std::vector<RamRange> ranges;
   for (const RamPiece& piece : RamLayout(options_.request.memory_mib() << 20))
     ranges.push_back({piece.start, piece.bytes});
-  HK_ASSIGN_OR_RETURN(memory_, MakeSpaceMemory(std::move(space), options_.request.node_frames_bytes() / kPageSize,
-                                               ranges, *options_.clock));
+  HK_ASSIGN_OR_RETURN(memory_, MakeSpaceMemory(std::move(space), ranges, *options_.clock));
   for (const GuestMemory::Slot& slot : memory_->slots()) {
     HK_RETURN_IF_ERROR(vm->AddMemory({.start = slot.start, .bytes = slot.bytes, .host = slot.guest_view}).status());
   }

@@ -14,7 +14,7 @@ class Cluster;
 
 // Version of what the nodes of one machine say to one another: proto/machine.proto, and the link's messages. All of
 // them have the same.
-inline constexpr uint32_t kMachineProtocolVersion = 4;  // 4: parts follow clocks, and are renewed
+inline constexpr uint32_t kMachineProtocolVersion = 5;  // 5: a part takes its bound of frames from its space
 
 // The seam to the cluster. Every call has a deadline; errors are for people and begin with the node.
 class MachinePeers {

@@ -190,7 +190,6 @@ absl::Status MachineSpread::Attach(const Run& run) {
   request.set_id(id_);
   request.set_space_id(run.space_id);
   request.set_memory_mib(spec_.memory_mib());
-  request.set_node_frames_bytes(run.node_frames_bytes);
   for (const NodeId node : first_nodes_) request.add_vcpu_nodes(node.value());
   for (const SpaceMemberId& member : Members()) request.add_nodes(member.number.value());
   SetCpuid(run.cpuid, request.mutable_cpuid());

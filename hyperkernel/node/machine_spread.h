@@ -63,7 +63,6 @@ class MachineSpread {
   // Of the machine's run, for the other nodes.
   struct Run {
     uint64_t space_id = 0;
-    uint64_t node_frames_bytes = 0;
     std::vector<kvm_cpuid_entry2> cpuid;
     uint32_t tsc_khz = 0;
     uint64_t tsc_offset = 0;

@@ -1,5 +1,7 @@
 #include "hyperkernel/node/move_wire.h"
 
+#include <lz4.h>
+
 #include <algorithm>
 
 #include "fmt/format.h"
@@ -16,7 +18,7 @@ constexpr uint64_t kFormat = 1;
 constexpr size_t kVcpuAt = 2, kToAt = 4, kOrderRestAt = 6;
 constexpr size_t kPieceAtAt = 4, kTotalAt = 8;
 constexpr size_t kOfAt = 1, kWordRestAt = 2, kTookAt = 8;
-constexpr size_t kApicBytesAt = 4;
+constexpr size_t kApicBytesAt = 4, kUnpackedBytesAt = 8;
 
 absl::Status Bad(const char* what) {
   return absl::InvalidArgumentError(fmt::format("{} that is malformed", what));
@@ -26,23 +28,37 @@ absl::Status Bad(const char* what) {
 
 std::vector<std::byte> PackMoved(const MovedVcpu& moved) {
   HK_CHECK(moved.local_apic.size() <= kMostLocalApicBytes && moved.state.size() <= kMostVcpuStateBytes);
-  std::vector<std::byte> bytes(kMovedHeadBytes);
+  std::vector<std::byte> all(moved.local_apic);
+  all.insert(all.end(), moved.state.begin(), moved.state.end());
+  const int most = LZ4_compressBound(static_cast<int>(all.size()));
+  std::vector<std::byte> bytes(kMovedHeadBytes + static_cast<size_t>(most));
   PutField(bytes, 0, moved.version, 4);
   PutField(bytes, kApicBytesAt, moved.local_apic.size(), 4);
-  bytes.insert(bytes.end(), moved.local_apic.begin(), moved.local_apic.end());
-  bytes.insert(bytes.end(), moved.state.begin(), moved.state.end());
+  PutField(bytes, kUnpackedBytesAt, all.size(), 4);
+  const int packed =
+      LZ4_compress_default(reinterpret_cast<const char*>(all.data()),
+                           reinterpret_cast<char*>(bytes.data() + kMovedHeadBytes), static_cast<int>(all.size()), most);
+  HK_CHECK(packed > 0);  // it always fits its own bound
+  bytes.resize(kMovedHeadBytes + static_cast<size_t>(packed));
+  HK_CHECK(bytes.size() <= kMostMovedBytes);
   return bytes;
 }
 
 absl::StatusOr<MovedVcpu> UnpackMoved(VcpuId vcpu, std::span<const std::byte> bytes) {
-  if (bytes.size() < kMovedHeadBytes || bytes.size() > kMostMovedBytes) return Bad("a vCPU");
-  const uint64_t apic_bytes = GetField(bytes, kApicBytesAt, 4);
-  const std::span<const std::byte> rest = bytes.subspan(kMovedHeadBytes);
-  if (apic_bytes > kMostLocalApicBytes || apic_bytes > rest.size()) return Bad("a vCPU");
-  const std::span<const std::byte> apic = rest.first(apic_bytes), state = rest.subspan(apic_bytes);
+  if (bytes.size() <= kMovedHeadBytes || bytes.size() > kMostMovedBytes) return Bad("a vCPU");
+  const uint64_t apic_bytes = GetField(bytes, kApicBytesAt, 4), unpacked_bytes = GetField(bytes, kUnpackedBytesAt, 4);
+  if (apic_bytes > kMostLocalApicBytes || apic_bytes > unpacked_bytes || unpacked_bytes > kMostVcpuBytes)
+    return Bad("a vCPU");
+  const std::span<const std::byte> packed = bytes.subspan(kMovedHeadBytes);
+  std::vector<std::byte> all(unpacked_bytes);
+  const int unpacked =
+      LZ4_decompress_safe(reinterpret_cast<const char*>(packed.data()), reinterpret_cast<char*>(all.data()),
+                          static_cast<int>(packed.size()), static_cast<int>(all.size()));
+  if (unpacked < 0 || static_cast<size_t>(unpacked) != all.size()) return Bad("a vCPU");
+  const auto state = all.begin() + static_cast<ptrdiff_t>(apic_bytes);
   return MovedVcpu{.id = vcpu,
-                   .state = {state.begin(), state.end()},
-                   .local_apic = {apic.begin(), apic.end()},
+                   .state = {state, all.end()},
+                   .local_apic = {all.begin(), state},
                    .version = static_cast<uint32_t>(GetField(bytes, 0, 4))};
 }
 

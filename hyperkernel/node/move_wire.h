@@ -20,11 +20,14 @@
 
 namespace hk {
 
-// A vCPU as bytes begins with its version and the length of its local APIC.
-inline constexpr size_t kMovedHeadBytes = 8;
+// A vCPU as bytes begins with its version, the length of its local APIC, and the length of all that follows when it is
+// not compressed.
+inline constexpr size_t kMovedHeadBytes = 12;
 // A local APIC has 343 bytes; more than this is none.
 inline constexpr size_t kMostLocalApicBytes = 1024;
-inline constexpr size_t kMostMovedBytes = kMovedHeadBytes + kMostLocalApicBytes + kMostVcpuStateBytes;
+inline constexpr size_t kMostVcpuBytes = kMostLocalApicBytes + kMostVcpuStateBytes;
+// What LZ4 makes of bytes that it cannot compress: lz4.h, LZ4_COMPRESSBOUND.
+inline constexpr size_t kMostMovedBytes = kMovedHeadBytes + kMostVcpuBytes + kMostVcpuBytes / 255 + 16;
 
 // The source is to let it go. Plain value.
 struct MoveOrder {
@@ -51,7 +54,8 @@ inline constexpr size_t kMostPieceBytes = kMaxBodyBytes - kMovePieceHeadBytes;
 // What of a refusal travels.
 inline constexpr size_t kMostRefusalBytes = kMaxBodyBytes - kMoveWordHeadBytes;
 
-// Version, local APIC and state one after the other.
+// Local APIC and state one after the other, compressed by LZ4: most of them are zeroes, and each message that a vCPU
+// does not need is time that it does not stand still for.
 std::vector<std::byte> PackMoved(const MovedVcpu& moved);
 absl::StatusOr<MovedVcpu> UnpackMoved(VcpuId vcpu, std::span<const std::byte> bytes);
 

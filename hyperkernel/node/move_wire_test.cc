@@ -25,7 +25,8 @@ TEST(MoveWireTest, TheBytesAreThoseOfTheReadme) {
   EXPECT_EQ(EncodeMoveWord({.of = MoveWord::Of::kTarget, .took_ns = 0x1122334455667788, .refused = "no"}),
             Raw({1, 2, 0, 0, 0, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 'n', 'o'}));
   EXPECT_EQ(PackMoved({.id = VcpuId(1), .state = Raw({4, 5}), .local_apic = Raw({6}), .version = 0x102}),
-            Raw({2, 1, 0, 0, 1, 0, 0, 0, 6, 4, 5}));
+            Raw({2, 1, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0, 0x30, 6, 4, 5}))
+      << "three literals, by the format of LZ4 blocks";
 }
 
 TEST(MoveWireTest, AVcpuComesBackAsItWas) {
@@ -59,6 +60,13 @@ TEST(MoveWireTest, AVcpuThatNoNodeSendsIsRefused) {
   Bytes apic = PackMoved({.id = VcpuId(1), .state = Many(2000), .local_apic = {}, .version = 1});
   apic[4] = std::byte{1}, apic[5] = std::byte{4};  // 1025
   EXPECT_FALSE(UnpackMoved(VcpuId(1), apic).ok());
+  // More, or less, than it says it is; more than any is.
+  for (const auto& [at, value] : {std::pair(8, 1), std::pair(9, 0), std::pair(10, 8), std::pair(11, 0xff)}) {
+    Bytes wrong = PackMoved({.id = VcpuId(1), .state = Many(2000), .local_apic = {}, .version = 1});
+    ASSERT_NE(wrong[at], std::byte(value));
+    wrong[at] = std::byte(value);
+    EXPECT_FALSE(UnpackMoved(VcpuId(1), wrong).ok()) << at;
+  }
 }
 
 TEST(MoveWireTest, WhatNoNodeSendsIsRefused) {

@@ -34,6 +34,10 @@ constexpr Column kColumns[] = {
      [](const v1::Replica& r) -> uint64_t { return r.misses(); }},
     {"saved_bytes_total", "Bytes that were read from memory instead of a disk.", MetricType::Counter,
      [](const v1::Replica& r) -> uint64_t { return r.bytes_saved(); }},
+    {"mismatched_total", "Entries whose page was not what it was when the daemon before was killed.",
+     MetricType::Counter, [](const v1::Replica& r) -> uint64_t { return r.mismatched(); }},
+    {"durable", "1: it has a durable form.", MetricType::Gauge,
+     [](const v1::Replica& r) -> uint64_t { return r.durable() ? 1 : 0; }},
 };
 
 }  // namespace

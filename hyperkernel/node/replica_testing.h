@@ -7,9 +7,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -31,16 +33,26 @@ class ReplicaGuestTest : public OwnStoreTest {
   static constexpr uint64_t kData = 0x400000;  // GPA of pages for requests
 
   void SetUp() override {
+    SetUpFiles();
+    MakeReplica();
+    BeginRun();
+  }
+  // The frame store, empty, and the image.
+  void SetUpFiles() {
     OpenStore(40 << 20);
     char pattern[] = "hk_replica_test.XXXXXX";  // in the working directory: a file system that may have O_DIRECT
     image_directory_ = std::filesystem::absolute(::mkdtemp(pattern));
     std::string bytes;
     for (uint64_t block = 0; block < kBlocks; ++block) bytes += BlockText(block);
     PutImage(0, bytes);
-    auto made = GuestReplica::Create("g", kRam / kPageSize, generation_, *frames_, RealClock());
+    auto site = FindReplicaSite(*frames_, RealClock(), "node");
+    ASSERT_TRUE(site.ok()) << site.status();
+    site_ = *std::move(site);
+  }
+  void MakeReplica() {
+    auto made = GuestReplica::Create(site_, Owner(), generation_);
     ASSERT_TRUE(made.ok()) << made.status();
     replica_ = *std::move(made);
-    BeginRun();
   }
   void TearDown() override {
     EndRun();
@@ -52,6 +64,18 @@ class ReplicaGuestTest : public OwnStoreTest {
   static std::string BlockText(uint64_t block, char salt = 0) {
     return std::string(kBlockSize, static_cast<char>('A' + block % 50 + salt));
   }
+  // The machine as it is defined.
+  static v1::VmRecord Record(uint64_t generation = 1) {
+    v1::VmRecord record;
+    record.mutable_spec()->set_name("g");
+    record.mutable_spec()->set_memory_mib(kRam >> 20);
+    record.mutable_spec()->add_disks()->set_path("/d");
+    record.mutable_spec()->set_no_durable_replica(true);
+    record.mutable_created()->set_seconds(1);
+    record.set_generation(generation);
+    return record;
+  }
+  static ReplicaOwner Owner() { return OwnerOf(Record()); }
   std::string image() const { return image_directory_ + "/image"; }
   // Writes to the image behind the disk's back.
   void PutImage(uint64_t block, const std::string& bytes) {
@@ -76,6 +100,12 @@ class ReplicaGuestTest : public OwnStoreTest {
     memory_ = *std::move(memory);
     ASSERT_TRUE(replica_->Attach(memory_.get()));
     auto image = DiskImage::Open({.path = this->image(), .buffered = true});
+    // The kernel may still be busy with requests of a process that was killed; until then they hold its lock.
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (absl::IsFailedPrecondition(image.status()) && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::yield();
+      image = DiskImage::Open({.path = this->image(), .buffered = true});
+    }
     ASSERT_TRUE(image.ok()) << image.status();
     std::unique_ptr<BlockReplica> account = replica_->AttachDisk(0, *image);
     ASSERT_NE(account, nullptr);
@@ -143,6 +173,7 @@ class ReplicaGuestTest : public OwnStoreTest {
   uint64_t misses() const { return replica_->Describe().misses(); }
 
   std::string image_directory_;
+  ReplicaSite site_;
   uint64_t generation_ = 1;
   std::shared_ptr<GuestReplica> replica_;
   std::unique_ptr<GuestMemory> memory_;

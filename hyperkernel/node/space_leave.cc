@@ -29,14 +29,19 @@ absl::Status SpaceManager::Drain(const v1::DrainSpaceRequest& request) {
     return absl::FailedPreconditionError(fmt::format(
         "node '{}' coordinates space '{}', which ends with it: delete the space instead", self_, space.name));
   }
-  size_t others = space.members.size() - 1;
+  NodeSet gone;
   for (const SpacePart::Loss& loss : view.part->losses()) {
-    others--;
+    gone.Add(loss.node);
     if (loss.node != member->number) continue;
     return absl::FailedPreconditionError(
         fmt::format("node '{}' {} already", member->name, loss.left ? "has left the space" : "is lost to the space"));
   }
-  HK_RETURN_IF_ERROR(CheckLeaves(space, others));
+  gone.Add(member->number);
+  std::vector<SpaceMemberId> staying;
+  for (const SpaceMemberId& other : space.members) {
+    if (!gone.Contains(other.number)) staying.push_back(other);
+  }
+  HK_RETURN_IF_ERROR(CheckLeaves(space, staying));
   HK_RETURN_IF_ERROR(peers_->CheckUp(member->name));
   v1::SpaceStatusRequest status;
   status.set_from(self_);

@@ -78,10 +78,12 @@ absl::StatusOr<SpaceIdentity> SpaceManager::Identify(const v1::CreateSpaceReques
                          .members = {},
                          .coordinator = self_,
                          .created = clock_.Wall()};
+  HK_ASSIGN_OR_RETURN(const auto own, OwnFrames(request));
   for (const std::string& node : request.nodes()) {
     const absl::StatusOr<NodeId> number = peers_->NumberOf(node);
     if (!number.ok()) return WithContext(number.status(), "nodes");
-    identity.members.push_back({node, *number});
+    const auto found = own.find(node);
+    identity.members.push_back({node, *number, found == own.end() ? 0 : found->second});
   }
   std::sort(identity.members.begin(), identity.members.end(),
             [](const auto& a, const auto& b) { return a.number < b.number; });
@@ -157,12 +159,8 @@ v1::AttachSpaceRequest SpaceManager::AttachRequestOf(const SpaceIdentity& identi
   request.set_homes_at_coordinator(identity.homes_at_coordinator);
   request.set_epoch(identity.epoch);
   *request.mutable_created() = ToTimestamp(identity.created);
-  const auto add = [](const SpaceMemberId& member, v1::SpaceMember* out) {
-    out->set_name(member.name);
-    out->set_number(member.number.value());
-  };
-  for (const SpaceMemberId& member : identity.members) add(member, request.add_members());
-  for (const SpaceMemberId& member : identity.cluster) add(member, request.add_cluster());
+  for (const SpaceMemberId& member : identity.members) *request.add_members() = ToProto(member);
+  for (const SpaceMemberId& member : identity.cluster) *request.add_cluster() = ToProto(member);
   for (const NodeSet nodes : identity.committed) request.add_committed(nodes.bits());
   return request;
 }
@@ -226,7 +224,7 @@ absl::StatusOr<std::vector<SpaceMemberId>> SpaceManager::MembersOf(
                       "of peers",
                       member.name(), number->value(), member.number()));
     }
-    result.push_back({member.name(), *number});
+    result.push_back({member.name(), *number, member.frame_bytes()});
   }
   return result;
 }

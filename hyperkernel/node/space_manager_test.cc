@@ -224,6 +224,21 @@ TEST_F(SpaceManagerTest, NodesGiveWhatIsAskedOfThem) {
   const absl::StatusOr<v1::Space> there = b_.manager_->Get("pool");
   ASSERT_TRUE(there.ok()) << there.status();
   EXPECT_EQ(there->node_frames_bytes(), frames);
+  EXPECT_EQ(there->own_frames_size(), 0);
+  // One has less, another more.
+  v1::CreateSpaceRequest request = WithFrames(kBytes / 4);
+  request.set_name("second");
+  v1::SpaceNodeFrames& own = *request.add_own_frames();
+  own.set_node("b");
+  own.set_frames_bytes(kBytes - kPageSize);
+  const absl::StatusOr<v1::Space> second = a_.manager_->Create(request);
+  ASSERT_TRUE(second.ok()) << second.status();
+  for (auto* node : {&a_, &b_}) {
+    const absl::StatusOr<v1::Space> seen = node->manager_->Get("second");
+    ASSERT_TRUE(seen.ok()) << seen.status();
+    ASSERT_EQ(seen->own_frames_size(), 1);
+    EXPECT_EQ(seen->own_frames(0).SerializeAsString(), own.SerializeAsString());
+  }
 }
 
 TEST_F(SpaceManagerTest, RequestsThatAreNoSpaceGetTheirOneLine) {
@@ -487,21 +502,6 @@ TEST(SpaceRules, PercentilesComeFromTheHistogram) {
   EXPECT_EQ(latency.p99_ns(), 3u << 19);
   EXPECT_EQ(latency.max_ns(), 2u << 20);
   EXPECT_EQ(latency.buckets(10), 98u);
-}
-
-TEST(SpaceRules, ANodeLeavesIfTheOthersHaveRoom) {
-  SpaceIdentity space;
-  space.bytes = 16 << 20;
-  EXPECT_TRUE(CheckLeaves(space, 1).ok()) << "each can hold all of it";
-  space.node_frame_bytes = 16 << 20;
-  EXPECT_TRUE(CheckLeaves(space, 1).ok()) << "the same";
-  space.node_frame_bytes = 8 << 20;
-  EXPECT_TRUE(CheckLeaves(space, 3).ok());
-  const absl::Status refused = CheckLeaves(space, 2);  // a thirty-second of each is kept
-  EXPECT_TRUE(absl::IsFailedPrecondition(refused));
-  EXPECT_THAT(refused.ToString(), HasSubstr("(2 nodes) have room for 16252928 of the space's 16777216 bytes"));
-  space.node_swap_bytes = 1 << 20;
-  EXPECT_TRUE(CheckLeaves(space, 2).ok());
 }
 
 TEST(SpaceRules, ReasonsNameTheNodes) {

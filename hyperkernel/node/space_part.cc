@@ -39,7 +39,11 @@ absl::StatusOr<std::unique_ptr<SpacePart>> SpacePart::Attach(const SpaceIdentity
   if (space.homes_at_coordinator) options.config.fill_around = kFillAroundPages;
   options.lost = std::move(lost);
   options.config.pages = space.bytes / kPageSize;
-  options.config.max_pages = space.node_frame_bytes < space.bytes ? space.node_frame_bytes / kPageSize : 0;
+  uint64_t frame_bytes = space.node_frame_bytes;
+  for (const SpaceMemberId& member : space.members) {
+    if (member.number == self) frame_bytes = space.FramesOf(member);
+  }
+  options.config.max_pages = frame_bytes < space.bytes ? frame_bytes / kPageSize : 0;
   options.config.vcpus = space.node_vcpus;
   options.config.swap_pages = options.config.max_pages == 0 ? 0 : space.node_swap_bytes / kPageSize;
   // A machine of the same name has NAME.GENERATION; a dot is in no machine's name.

@@ -380,9 +380,7 @@ bool SpaceRecovery::Try(const Space& known) {
   request.set_from(self_);
   request.set_id(id);
   for (const SpaceMemberId& member : members) {
-    v1::SpaceMember& out = *request.add_members();
-    out.set_name(member.name);
-    out.set_number(member.number.value());
+    *request.add_members() = ToProto(member);
     if (survivors.Contains(member.number)) request.add_survivors(member.number.value());
     if (joined.Contains(member.number)) request.add_joined(member.number.value());
   }

@@ -33,48 +33,88 @@ absl::Status CheckNameAndBytes(const std::string& name, uint64_t bytes) {
 // Pages change places only where there are frames to spare; fewer, and a wish takes as long as it takes to find one.
 constexpr uint64_t kSpareShare = 16;
 
-absl::Status CheckNodeSwap(uint64_t swap_bytes, uint64_t frame_bytes, uint64_t bytes) {
+absl::Status CheckNodeSwap(const SpaceIdentity& space) {
+  const uint64_t swap_bytes = space.node_swap_bytes;
   if (swap_bytes == 0) return absl::OkStatus();
-  if (frame_bytes == 0 || frame_bytes == bytes)
+  const auto bounded = [&](const SpaceMemberId& member) { return space.FramesOf(member) != 0; };
+  if (std::none_of(space.members.begin(), space.members.end(), bounded))
     return Bad("node_swap_bytes", "without a bound of frames (node_frames_bytes, --frames) nothing is ever swapped");
   if (swap_bytes % kPageSize != 0)
     return Bad("node_swap_bytes", fmt::format("{} is not a multiple of {} (a page)", swap_bytes, kPageSize));
-  if (swap_bytes > bytes)
-    return Bad("node_swap_bytes", fmt::format("{} is more than the space's {} bytes", swap_bytes, bytes));
+  if (swap_bytes > space.bytes)
+    return Bad("node_swap_bytes", fmt::format("{} is more than the space's {} bytes", swap_bytes, space.bytes));
   return absl::OkStatus();
 }
 
-// What `nodes` nodes give together, with their swap, must hold the space, and some more; and what each gives alone must
-// be enough for one instruction of each of its virtual CPUs.
-absl::Status CheckNodeFrames(uint64_t frame_bytes, uint64_t swap_bytes, uint32_t vcpus, uint64_t bytes,
-                             uint64_t nodes) {
-  if (vcpus > kMaxSpaceVcpus) return Bad("node_vcpus", fmt::format("{} is more than {}", vcpus, kMaxSpaceVcpus));
-  HK_RETURN_IF_ERROR(CheckNodeSwap(swap_bytes, frame_bytes, bytes));
-  if (frame_bytes == 0) return absl::OkStatus();
+absl::Status CheckFrameBytes(std::string_view field, uint64_t frame_bytes, uint64_t bytes) {
   if (frame_bytes % kPageSize != 0)
-    return Bad("node_frames_bytes", fmt::format("{} is not a multiple of {} (a page)", frame_bytes, kPageSize));
-  if (frame_bytes > bytes)
-    return Bad("node_frames_bytes", fmt::format("{} is more than the space's {} bytes", frame_bytes, bytes));
-  const uint64_t share = (bytes + bytes / kSpareShare + nodes - 1) / nodes;
-  const uint64_t pool = std::min(share - std::min(share, swap_bytes), bytes);
-  const uint64_t running = std::min(std::max(vcpus, 1U) * kLeastFrames * kPageSize, bytes);
-  const uint64_t least = (std::max(pool, running) + kPageSize - 1) / kPageSize * kPageSize;
-  if (frame_bytes < pool && !HK_MUTANT(space_frames_unchecked)) {
-    return Bad("node_frames_bytes",
-               fmt::format("{} on each of {} nodes{} cannot hold {} bytes and a sixteenth more, which pages "
-                           "need to change places: give at least {}",
-                           frame_bytes, nodes, swap_bytes == 0 ? "" : fmt::format(" and {} of swap", swap_bytes), bytes,
-                           least));
-  }
-  if (frame_bytes < running && !HK_MUTANT(space_vcpus_unchecked)) {
-    return Bad(
-        "node_frames_bytes",
-        fmt::format("{} ({} pages) on each node are too few for {}, of which one instruction may need {} pages "
-                    "at once: give at least {}",
-                    frame_bytes, frame_bytes / kPageSize,
-                    vcpus > 1 ? fmt::format("{} virtual CPUs each", vcpus) : "a virtual CPU", kLeastFrames, least));
-  }
+    return Bad(field, fmt::format("{} is not a multiple of {} (a page)", frame_bytes, kPageSize));
+  if (frame_bytes > bytes) return Bad(field, fmt::format("{} is more than the space's {} bytes", frame_bytes, bytes));
   return absl::OkStatus();
+}
+
+uint64_t WholePages(uint64_t bytes) {
+  return (bytes + kPageSize - 1) / kPageSize * kPageSize;
+}
+
+// Enough for one instruction of each virtual CPU of a node.
+uint64_t RunningBytes(const SpaceIdentity& space) {
+  return std::min(std::max(space.node_vcpus, 1U) * kLeastFrames * kPageSize, space.bytes);
+}
+
+// `least`: what is said to be enough.
+absl::Status CheckRunning(const SpaceIdentity& space, std::string_view field, std::string_view where,
+                          uint64_t frame_bytes, uint64_t least) {
+  if (frame_bytes >= RunningBytes(space) || HK_MUTANT(space_vcpus_unchecked)) return absl::OkStatus();
+  const uint32_t vcpus = space.node_vcpus;
+  return Bad(field, fmt::format("{} ({} pages) {} are too few for {}, of which one instruction may need {} pages at "
+                                "once: give at least {}",
+                                frame_bytes, frame_bytes / kPageSize, where,
+                                vcpus > 1 ? fmt::format("{} virtual CPUs each", vcpus) : "a virtual CPU", kLeastFrames,
+                                least));
+}
+
+// What the nodes give together, with their swap, must hold the space, and some more; and what each gives alone must be
+// enough for one instruction of each of its virtual CPUs. Each has a bound of its own, or the same.
+absl::Status CheckNodeFrames(const SpaceIdentity& space) {
+  const uint64_t bytes = space.bytes, swap_bytes = space.node_swap_bytes, frame_bytes = space.node_frame_bytes;
+  if (space.node_vcpus > kMaxSpaceVcpus)
+    return Bad("node_vcpus", fmt::format("{} is more than {}", space.node_vcpus, kMaxSpaceVcpus));
+  HK_RETURN_IF_ERROR(CheckNodeSwap(space));
+  HK_RETURN_IF_ERROR(CheckFrameBytes("node_frames_bytes", frame_bytes, bytes));
+  bool own = false, whole = false;
+  uint64_t together = 0;
+  for (const SpaceMemberId& member : space.members) {
+    own |= member.frame_bytes != 0;
+    HK_RETURN_IF_ERROR(CheckFrameBytes(fmt::format("own_frames of node '{}'", member.name), member.frame_bytes, bytes));
+    const uint64_t here = space.FramesOf(member);
+    whole |= here == 0 || here == bytes;
+    together += here + swap_bytes;
+  }
+  const uint64_t nodes = space.members.size(), needed = bytes + bytes / kSpareShare,
+                 share = (needed + nodes - 1) / nodes;
+  const uint64_t pool = std::min(share - std::min(share, swap_bytes), bytes);
+  const std::string swap = swap_bytes == 0 ? "" : fmt::format(" and {} of swap", swap_bytes);
+  if (!whole && together < needed && !HK_MUTANT(space_frames_unchecked)) {
+    constexpr std::string_view kWhy = "bytes and a sixteenth more, which pages need to change places";
+    if (own) {
+      return Bad(
+          "own_frames",
+          fmt::format("{} on {} nodes together{} cannot hold {} {}: give {} more", together - swap_bytes * nodes, nodes,
+                      swap_bytes == 0 ? "" : swap + " on each", bytes, kWhy, WholePages(needed - together)));
+    }
+    return Bad("node_frames_bytes",
+               fmt::format("{} on each of {} nodes{} cannot hold {} {}: give at least {}", frame_bytes, nodes, swap,
+                           bytes, kWhy, WholePages(std::max(pool, RunningBytes(space)))));
+  }
+  for (const SpaceMemberId& member : space.members) {
+    if (member.frame_bytes == 0) continue;
+    HK_RETURN_IF_ERROR(CheckRunning(space, "own_frames", fmt::format("on node '{}'", member.name), member.frame_bytes,
+                                    WholePages(RunningBytes(space))));
+  }
+  if (frame_bytes == 0) return absl::OkStatus();
+  return CheckRunning(space, "node_frames_bytes", "on each node", frame_bytes,
+                      WholePages(own ? RunningBytes(space) : std::max(pool, RunningBytes(space))));
 }
 
 absl::Status CheckNodes(std::string_view field, const std::vector<SpaceMemberId>& nodes) {
@@ -122,6 +162,14 @@ absl::Status CheckJoins(const SpaceIdentity& space, std::string_view from, std::
 
 }  // namespace
 
+v1::SpaceMember ToProto(const SpaceMemberId& member) {
+  v1::SpaceMember out;
+  out.set_name(member.name);
+  out.set_number(member.number.value());
+  out.set_frame_bytes(member.frame_bytes);
+  return out;
+}
+
 NodeSet NumbersOf(const std::vector<SpaceMemberId>& nodes) {
   NodeSet all;
   for (const SpaceMemberId& node : nodes) all.Add(node.number);
@@ -144,6 +192,23 @@ const SpaceMemberId* SpaceIdentity::Find(std::string_view node) const {
   return found == members.end() ? nullptr : &*found;
 }
 
+uint64_t SpaceIdentity::FramesOf(const SpaceMemberId& member) const {
+  return member.frame_bytes != 0 ? member.frame_bytes : node_frame_bytes;
+}
+
+absl::StatusOr<std::map<std::string, uint64_t>> OwnFrames(const v1::CreateSpaceRequest& request) {
+  std::map<std::string, uint64_t> own;
+  for (const v1::SpaceNodeFrames& frames : request.own_frames()) {
+    const std::string& node = frames.node();
+    if (std::find(request.nodes().begin(), request.nodes().end(), node) == request.nodes().end())
+      return Bad("own_frames", fmt::format("node '{}' is not among the nodes", node));
+    if (frames.frames_bytes() == 0) return Bad("own_frames", fmt::format("node '{}' would give nothing", node));
+    if (!own.emplace(node, frames.frames_bytes()).second)
+      return Bad("own_frames", fmt::format("'{}' is there twice", node));
+  }
+  return own;
+}
+
 absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string_view self) {
   HK_RETURN_IF_ERROR(CheckNameAndBytes(request.name(), request.memory_bytes()));
   std::set<std::string_view> names;
@@ -155,8 +220,17 @@ absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string
                                     "(--endpoint)",
                                     self));
   }
-  return CheckNodeFrames(request.node_frames_bytes(), request.node_swap_bytes(), request.node_vcpus(),
-                         request.memory_bytes(), names.size());
+  SpaceIdentity space;
+  space.bytes = request.memory_bytes();
+  space.node_frame_bytes = request.node_frames_bytes();
+  space.node_swap_bytes = request.node_swap_bytes();
+  space.node_vcpus = request.node_vcpus();
+  HK_ASSIGN_OR_RETURN(const auto own, OwnFrames(request));
+  for (const std::string& node : request.nodes()) {
+    const auto found = own.find(node);
+    space.members.push_back({.name = node, .frame_bytes = found == own.end() ? 0 : found->second});
+  }
+  return CheckNodeFrames(space);
 }
 
 absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view from, std::string_view self) {
@@ -164,18 +238,20 @@ absl::Status CheckSpaceIdentity(const SpaceIdentity& space, std::string_view fro
   if (space.id == 0) return Bad("id", "0 is no space's");
   HK_RETURN_IF_ERROR(CheckSpaceMembers(space.members, from, self));
   HK_RETURN_IF_ERROR(CheckJoins(space, from, self));
-  return CheckNodeFrames(space.node_frame_bytes, space.node_swap_bytes, space.node_vcpus, space.bytes,
-                         space.members.size());
+  return CheckNodeFrames(space);
 }
 
-absl::Status CheckLeaves(const SpaceIdentity& space, size_t others) {
-  if (space.node_frame_bytes == 0 || space.node_frame_bytes >= space.bytes) return absl::OkStatus();
-  const uint64_t each =
-      space.node_frame_bytes - FramesKept(space.node_frame_bytes / kPageSize) * kPageSize + space.node_swap_bytes;
-  if (others * each >= space.bytes || HK_MUTANT(space_drain_unchecked)) return absl::OkStatus();
+absl::Status CheckLeaves(const SpaceIdentity& space, const std::vector<SpaceMemberId>& staying) {
+  uint64_t room = 0;
+  for (const SpaceMemberId& member : staying) {
+    const uint64_t frame_bytes = space.FramesOf(member);
+    if (frame_bytes == 0 || frame_bytes >= space.bytes) return absl::OkStatus();
+    room += frame_bytes - FramesKept(frame_bytes / kPageSize) * kPageSize + space.node_swap_bytes;
+  }
+  if (room >= space.bytes || HK_MUTANT(space_drain_unchecked)) return absl::OkStatus();
   return absl::FailedPreconditionError(
-      fmt::format("the others ({} node{}) have room for {} of the space's {} bytes, {} each: it cannot be emptied",
-                  others, others == 1 ? "" : "s", others * each, space.bytes, each));
+      fmt::format("the others ({} node{}) have room for {} of the space's {} bytes: it cannot be emptied",
+                  staying.size(), staying.size() == 1 ? "" : "s", room, space.bytes));
 }
 
 absl::Status CheckSpaceProtocol(uint32_t theirs, std::string_view who) {

@@ -4,16 +4,19 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/node_set.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/memory/space_engine.h"
 #include "proto/admin.pb.h"
+#include "proto/peer.pb.h"
 #include "proto/space.pb.h"
 
 namespace hk {
@@ -42,6 +45,7 @@ inline constexpr std::chrono::milliseconds kRebuildLimit(20'000);
 struct SpaceMemberId {
   std::string name;
   NodeId number{};
+  uint64_t frame_bytes = 0;  // most there; 0: as the space's node_frame_bytes says
 };
 
 // What a space is, the same on all its nodes. Plain value.
@@ -49,8 +53,8 @@ struct SpaceIdentity {
   std::string name;
   uint64_t id = 0;
   uint64_t bytes = 0;
-  uint64_t node_frame_bytes = 0;       // most on each node; 0: all of it
-  uint64_t node_swap_bytes = 0;        // most swap of each node
+  uint64_t node_frame_bytes = 0;       // most on each node without a bound of its own; 0: all of it
+  uint64_t node_swap_bytes = 0;        // most swap of each node that has a bound
   uint32_t node_vcpus = 0;             // of each node; 0: as 1
   bool homes_at_coordinator = false;   // it alone uses most of the space
   std::vector<SpaceMemberId> members;  // that take part, or did: ascending by number
@@ -63,14 +67,20 @@ struct SpaceIdentity {
 
   // Null if the node is none of them.
   const SpaceMemberId* Find(std::string_view node) const;
+  // Most frames of a member, bytes; 0: it can hold all of the space.
+  uint64_t FramesOf(const SpaceMemberId& member) const;
 };
 
+// As it is sent to peers.
+v1::SpaceMember ToProto(const SpaceMemberId& member);
 // Their numbers.
 NodeSet NumbersOf(const std::vector<SpaceMemberId>& nodes);
 inline NodeSet Without(NodeSet nodes, NodeSet others) {
   return NodeSet(nodes.bits() & ~others.bits());
 }
 
+// The bounds of nodes that have their own, by node. Errors: kInvalidArgument, naming the field.
+absl::StatusOr<std::map<std::string, uint64_t>> OwnFrames(const v1::CreateSpaceRequest& request);
 // What can be said of a request without knowing the cluster. `self`: the node that is asked. Errors: kInvalidArgument,
 // naming the field.
 absl::Status CheckCreateSpace(const v1::CreateSpaceRequest& request, std::string_view self);
@@ -84,8 +94,8 @@ absl::Status CheckSpaceProtocol(uint32_t theirs, std::string_view who);
 // `bytes` at `address` are within the space. Errors: kInvalidArgument (none, too many), kOutOfRange.
 absl::Status CheckSpaceRange(uint64_t space_bytes, uint64_t address, uint64_t bytes);
 
-// `others` nodes of the space can hold all of it, when one leaves. Errors: kFailedPrecondition.
-absl::Status CheckLeaves(const SpaceIdentity& space, size_t others);
+// The members that stay can hold all of the space. Errors: kFailedPrecondition.
+absl::Status CheckLeaves(const SpaceIdentity& space, const std::vector<SpaceMemberId>& staying);
 
 // Errors begin with the node they happened at, as those of peers do.
 absl::Status At(const std::string& node, const absl::Status& status);

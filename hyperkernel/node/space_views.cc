@@ -109,7 +109,14 @@ v1::Space SpaceManager::SpaceOf(const View& view) const {
   std::vector<std::string> names;
   for (const SpaceMemberId& member : view.identity.members) names.push_back(member.name);
   std::sort(names.begin(), names.end());
-  for (const std::string& name : names) space.add_nodes(name);
+  for (const std::string& name : names) {
+    space.add_nodes(name);
+    const uint64_t own = view.identity.Find(name)->frame_bytes;
+    if (own == 0) continue;
+    v1::SpaceNodeFrames& frames = *space.add_own_frames();
+    frames.set_node(name);
+    frames.set_frames_bytes(own);
+  }
   space.set_coordinator(view.identity.coordinator);
   const v1::SpacePart part = PartOf(view);
   space.set_state(part.state());

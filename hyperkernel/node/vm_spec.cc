@@ -120,35 +120,40 @@ uint64_t SpaceMib(const v1::VmSpec& spec) {
   return (last.start.value() + last.bytes) >> 20;
 }
 
-// Its memory on several nodes: each can hold its share of it, all of them with their swap a sixteenth more than all of
-// it; and each has frames to work in.
+// Its memory on several nodes: all of them with their swap hold a sixteenth more than all of it; and each has frames to
+// work in.
 absl::Status CheckPlacedMemory(const v1::VmSpec& spec) {
-  const uint64_t each = spec.placement(0).memory_mib(), swap = spec.placement(0).swap_mib();
-  for (int i = 0; i < spec.placement_size(); i++) {
+  const uint64_t swap = spec.placement(0).swap_mib();  // the same of all
+  const int nodes = spec.placement_size();
+  uint64_t together = 0;
+  bool whole = false;
+  for (int i = 0; i < nodes; i++) {
     const uint64_t here = spec.placement(i).memory_mib();
     const std::string field = fmt::format("placement[{}].memory_mib", i);
-    if (spec.placement_size() == 1 && here != 0 && here != spec.memory_mib())
+    if (nodes == 1 && here != 0 && here != spec.memory_mib())
       return Bad(field, fmt::format("{}; the only node has all {} MiB of the machine", here, spec.memory_mib()));
     if (here > spec.memory_mib())
       return Bad(field, fmt::format("{} is more than the machine's {}", here, spec.memory_mib()));
-    if (here != each)
-      return Bad(field, fmt::format("{}; the first node has {}, and this release wants the same of all", here, each));
     HK_RETURN_IF_ERROR(CheckPlacedSwap(spec, i));
+    whole |= here == 0;
+    together += here + swap;
   }
-  if (each == 0 || spec.placement_size() == 1) return absl::OkStatus();
-  const uint64_t space_mib = SpaceMib(spec), needed = SpreadMib(spec);
-  const auto nodes = static_cast<uint64_t>(spec.placement_size());
-  if ((each + swap) * nodes < needed && !HK_MUTANT(vm_placement_unchecked)) {
-    return Bad("placement", fmt::format("{} MiB{} on each of {} nodes do not hold {} MiB and a sixteenth more, which "
-                                        "pages need to change places: give at least {} each{}",
-                                        each, swap == 0 ? "" : fmt::format(" and {} of swap", swap), nodes, space_mib,
-                                        (needed + nodes - 1) / nodes, swap == 0 ? "" : ", swap included"));
+  if (nodes == 1) return absl::OkStatus();
+  const uint64_t needed = SpreadMib(spec), least = LeastPlacedMib(spec);
+  if (!whole && together < needed && !HK_MUTANT(vm_placement_unchecked)) {
+    return Bad("placement",
+               fmt::format("{} MiB on {} nodes together{} do not hold {} MiB and a sixteenth more, which "
+                           "pages need to change places: give {} more",
+                           together, nodes, swap == 0 ? "" : ", swap included,", SpaceMib(spec), needed - together));
   }
-  const uint64_t least = LeastPlacedMib(spec);
-  if (each >= least || HK_MUTANT(vm_frames_unchecked)) return absl::OkStatus();
-  return Bad("placement[0].memory_mib",
-             fmt::format("{} on each node are too few for {} and devices: give at least {}", each,
-                         spec.vcpus() == 1 ? "a vCPU" : fmt::format("{} vCPUs", spec.vcpus()), least));
+  for (int i = 0; i < nodes; i++) {
+    const uint64_t here = spec.placement(i).memory_mib();
+    if (here == 0 || here >= least || HK_MUTANT(vm_frames_unchecked)) continue;
+    return Bad(fmt::format("placement[{}].memory_mib", i),
+               fmt::format("{} are too few for {} and devices: give at least {}", here,
+                           spec.vcpus() == 1 ? "a vCPU" : fmt::format("{} vCPUs", spec.vcpus()), least));
+  }
+  return absl::OkStatus();
 }
 
 // The node that is asked has the devices, and the vCPU that boots.

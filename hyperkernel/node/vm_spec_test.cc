@@ -93,12 +93,15 @@ TEST(VmSpec, EachBadFieldGetsItsOneLine) {
       {good + "placement { node: 'n' } placement { node: 'm' } io_node: 'o'", "io_node: 'o' is not a node of"},
       {good + "placement { node: 'n' memory_mib: 63 }", "placement[0].memory_mib: 63; the only node"},
       {good + "placement { node: 'n' memory_mib: 65 } placement { node: 'm' }", "placement[0].memory_mib: 65 is more"},
-      {good + "placement { node: 'n' memory_mib: 40 } placement { node: 'm' }",
-       "placement[1].memory_mib: 0; the first"},
-      {good + "placement { node: 'n' memory_mib: 33 } placement { node: 'm' memory_mib: 33 }",
-       "placement: 33 MiB on each of 2 nodes do not hold 64 MiB and a sixteenth more, which pages need to change "
-       "places: "
-       "give at least 34"},
+      {good + "placement { node: 'n' memory_mib: 33 } placement { node: 'm' memory_mib: 34 }",
+       "placement: 67 MiB on 2 nodes together do not hold 64 MiB and a sixteenth more, which pages need to change "
+       "places: give 1 more"},
+      {good + "placement { node: 'n' memory_mib: 65 } placement { node: 'm' memory_mib: 3 }",
+       "placement[0].memory_mib: 65 is more than the machine's 64"},
+      {good + "placement { node: 'n' memory_mib: 64 } placement { node: 'm' memory_mib: 18446744073709551615 }",
+       "placement[1].memory_mib: 18446744073709551615 is more"},
+      {good + "placement { node: 'n' } placement { node: 'm' memory_mib: 3 }",
+       "placement[1].memory_mib: 3 are too few for a vCPU and devices: give at least 4"},
       {good + "placement { node: 'n' swap_mib: 8 }", "placement[0].swap_mib: 8; a machine on one node has no swap"},
       {good + "placement { node: 'n' swap_mib: 8 } placement { node: 'm' swap_mib: 8 }",
        "placement[0].swap_mib: without a memory_mib here"},
@@ -114,13 +117,13 @@ TEST(VmSpec, EachBadFieldGetsItsOneLine) {
               "placement { node: 'm' memory_mib: 8 swap_mib: 18446744073709551608 }",
        "placement[0].swap_mib: 18446744073709551608 is more"},
       {good + "placement { node: 'n' memory_mib: 8 swap_mib: 25 } placement { node: 'm' memory_mib: 8 swap_mib: 25 }",
-       "placement: 8 MiB and 25 of swap on each of 2 nodes do not hold 64 MiB and a sixteenth more, which pages need "
-       "to change places: give at least 34 each, swap included"},
+       "placement: 66 MiB on 2 nodes together, swap included, do not hold 64 MiB and a sixteenth more, which pages "
+       "need to change places: give 2 more"},
       {good + "placement { node: 'n' memory_mib: 3 swap_mib: 64 } placement { node: 'm' memory_mib: 3 swap_mib: 64 }",
-       "placement[0].memory_mib: 3 on each node are too few for a vCPU and devices: give at least 4"},
+       "placement[0].memory_mib: 3 are too few for a vCPU and devices: give at least 4"},
       {good + "vcpus: 129 placement { node: 'n' memory_mib: 4 swap_mib: 64 } "
               "placement { node: 'm' memory_mib: 4 swap_mib: 64 }",
-       "placement[0].memory_mib: 4 on each node are too few for 129 vCPUs and devices: give at least 5"},
+       "placement[0].memory_mib: 4 are too few for 129 vCPUs and devices: give at least 5"},
       {good + many_nodes, "placement: 65 nodes"},
       {good + "io_node: 'm'", "io_node:"},
       {good + "topology: 5", "topology:"},
@@ -148,6 +151,15 @@ TEST(VmSpec, OthersGiveMemory) {
   const auto again = CompleteVmSpec(*spec, "n");
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->SerializeAsString(), spec->SerializeAsString()) << "what is complete stays as it is";
+}
+
+TEST(VmSpec, NodesGiveWhatTheyHave) {
+  for (const char* placement : {"placement { node: 'n' memory_mib: 60 } placement { node: 'm' memory_mib: 8 }",
+                                "placement { node: 'n' memory_mib: 4 } placement { node: 'm' }",
+                                "placement { node: 'n' } placement { node: 'm' memory_mib: 4 }"}) {
+    const auto spec = CompleteVmSpec(Parse(std::string("name: 'a' memory_mib: 64 kernel: '/k' ") + placement), "n");
+    EXPECT_TRUE(spec.ok()) << spec.status();
+  }
 }
 
 TEST(VmSpec, WhatNoNodeHasAFrameForIsSwapped) {

@@ -27,6 +27,14 @@ std::vector<bool> WarmFiles::Served(uint64_t generation, size_t frames) const {
 absl::Status WarmFiles::Add(std::shared_ptr<FrameFile> file, std::vector<RamRange> ranges, uint64_t next) {
   MutexLock lock(&mutex_);
   const uint64_t generation = table_->file_generation();
+  bool any = HK_MUTANT(warm_failed_runs_count);
+  table_->ForEachServed(generation, [&any](uint64_t) { any = true; });
+  if (!any) {
+    // A run that has read nothing, or did not come to be: it takes no bank from one that has.
+    table_->RenamePresent(next);
+    std::erase_if(files_, [generation](const File& known) { return known.generation == generation; });
+    return absl::OkStatus();
+  }
   HK_ASSIGN_OR_RETURN(const uint64_t gone, table_->Reset(next));
   std::erase_if(files_, [gone](const File& known) { return known.generation == gone; });
   if (file == nullptr) return absl::OkStatus();
@@ -41,6 +49,36 @@ absl::Status WarmFiles::Add(std::shared_ptr<FrameFile> file, std::vector<RamRang
   PunchOthers(&warm, served, ~uint64_t{0});
   if (warm.count == 0) return absl::OkStatus();
   files_.push_back(std::move(warm));
+  return absl::OkStatus();
+}
+
+absl::Status WarmFiles::Adopt(const FrameStore& frames, const std::string& name, std::vector<RamRange> ranges,
+                              uint64_t generation) {
+  File warm{.generation = generation, .file = nullptr, .ranges = std::move(ranges), .held = {}, .count = 0};
+  warm.held.assign(EndOf(warm.ranges), false);
+  const std::vector<bool> served = Served(generation, warm.held.size());
+  uint64_t bytes = 0;
+  for (const RamRange& range : warm.ranges) bytes += range.bytes;
+  std::vector<bool> kept(bytes / kPageSize);  // by the place in the file
+  const auto place = [&warm](uint64_t frame) { return FrameOffset(warm.ranges, Gfn(frame)); };
+  for (uint64_t frame = 0; frame < served.size(); ++frame) {
+    if (served[frame] && place(frame).has_value()) kept[*place(frame) / kPageSize] = true;
+  }
+  absl::StatusOr<std::unique_ptr<FrameFile>> file = FrameFile::Adopt(frames, name, generation, bytes, &kept);
+  if (file.ok()) warm.file = *std::move(file);
+  for (uint64_t frame = 0; frame < served.size(); ++frame) {
+    if (!served[frame]) continue;
+    if (warm.file != nullptr && place(frame).has_value() && kept[*place(frame) / kPageSize]) {
+      warm.held[frame] = true;
+      ++warm.count;
+    } else {
+      table_->RemoveFrames({.file_generation = generation, .frame = frame}, 1);
+    }
+  }
+  if (!file.ok() || warm.count == 0) return file.status();
+  MutexLock lock(&mutex_);
+  const auto later = [generation](const File& known) { return known.generation > generation; };
+  files_.insert(std::find_if(files_.begin(), files_.end(), later), std::move(warm));
   return absl::OkStatus();
 }
 
@@ -136,6 +174,13 @@ void WarmFiles::Drop() {
 void WarmFiles::WithTable(const std::function<void(ReplicaTable& table)>& body) {
   MutexLock lock(&mutex_);
   body(*table_);
+}
+
+std::vector<uint64_t> WarmFiles::Generations() const {
+  MutexLock lock(&mutex_);
+  std::vector<uint64_t> generations;
+  for (const File& file : files_) generations.push_back(file.generation);
+  return generations;
 }
 
 uint64_t WarmFiles::bytes() const {

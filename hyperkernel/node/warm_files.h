@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -30,10 +31,16 @@ class WarmFiles final : public SpareFrames {
   explicit WarmFiles(std::shared_ptr<ReplicaTable> table) : table_(std::move(table)) {}
 
   // A run has ended, and another begins: its file, of RAM in `ranges`, whose frames the table has as its present ones,
-  // becomes warm; all frames without an entry are given back at once. `next`: the generation of the next run's file. A
-  // file of a run that was never in use is null. REQUIRES: as ReplicaTable::Reset. Errors: of that; the table is to be
-  // abandoned.
+  // becomes warm; all frames without an entry are given back at once, and of a run without any entry the file. `next`:
+  // the generation of the next run's file. A file of a run that was never in use is null. REQUIRES: as
+  // ReplicaTable::Reset. Errors: of that; the table is to be abandoned.
   absl::Status Add(std::shared_ptr<FrameFile> file, std::vector<RamRange> ranges, uint64_t next);
+
+  // The same for the file NAME.`generation` of RAM in `ranges` that a killed daemon left: of a bank of the table, which
+  // an earlier process made. Frames without an entry are given back; where there is none, nor any more are its entries.
+  // `frames` outlives it. Errors: as FrameFile::Adopt; the bank has no entries then. Before AddSpare.
+  absl::Status Adopt(const FrameStore& frames, const std::string& name, std::vector<RamRange> ranges,
+                     uint64_t generation);
 
   // The file that has the frame, and where; null: it is gone. The frame may go at any time: ReplicaTable::Confirm.
   std::shared_ptr<FrameFile> Find(const FrameRef& frame, uint64_t* offset) const;
@@ -45,6 +52,8 @@ class WarmFiles final : public SpareFrames {
   // Runs `body` while no bank of the table changes.
   void WithTable(const std::function<void(ReplicaTable& table)>& body);
 
+  // Of the files that there are.
+  std::vector<uint64_t> Generations() const;
   // Memory that they take, and the entries of the table that are theirs.
   uint64_t bytes() const;
   uint64_t entries() const;

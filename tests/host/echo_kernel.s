@@ -4,7 +4,8 @@
 # there; M has all vCPUs (the command line is their number) count together under a spin lock, after each was started and then woken by an interrupt, and each
 # says its digit on the serial line; I has them count in rounds, each begun by an interrupt to all others, until a key is typed,
 # and checks that nobody missed one or had one twice; K has the other vCPU ring the doorbell of the virtio entropy device, once for each of its
-# requests, and says in hexadecimal how many ticks the quickest took, and the quickest write to another register; Ctrl-C shows as ^C. Runs on any /dev/kvm, also one that only interprets.
+# requests, and says in hexadecimal how many ticks the quickest took, and the quickest write to another register; D reads the first disk's first 32 KiB
+# and says a sum of them; Ctrl-C shows as ^C. Runs on any /dev/kvm, also one that only interprets.
 .intel_syntax noprefix
 .code32
 
@@ -41,6 +42,9 @@
 .set PCI_ADDRESS, 0xcf8
 .set PCI_DATA, 0xcfc
 .set ENTROPY, 0x80000000 | 2 << 11
+.set DISK, 0x80000000 | 11 << 11
+.set DISK_DATA, 0x500000
+.set DISK_BYTES, 32 << 10
 # Of its BAR, and its queue (virtio 1.2, 4.1.4.3, 2.7).
 .set FEATURE_SELECT, 8
 .set FEATURES, 12
@@ -94,6 +98,8 @@ next:
     je together
     cmp al, 'K'
     je ring
+    cmp al, 'D'
+    je read_disk
     cmp al, 'I'
     je in_rounds
     cmp al, 3
@@ -244,15 +250,17 @@ together:
     lea esi, counted
     call print
     jmp next
-# Sets the entropy device up, and has the other vCPU use it.
-ring:
-    mov eax, ENTROPY | 0x10
+# Sets up the virtio device at the PCI address ebx, with one queue whose descriptors are zero. ebp: its registers.
+set_up:
+    mov eax, ebx
+    or eax, 0x10
     call pci_select
     in eax, dx
     and eax, ~0xf
     mov [bar], eax
     mov ebp, eax
-    mov eax, ENTROPY | 4
+    mov eax, ebx
+    or eax, 4
     call pci_select
     mov ax, 6                   # memory, bus master
     out dx, ax
@@ -260,9 +268,6 @@ ring:
     mov ecx, (BUFFER - DESCRIPTORS) / 4
     xor eax, eax
     rep stosd
-    mov dword ptr [DESCRIPTORS], BUFFER
-    mov dword ptr [DESCRIPTORS + 8], 64
-    mov word ptr [DESCRIPTORS + 12], 2      # the device writes
     mov word ptr [AVAILABLE], 1             # no interrupts
     mov byte ptr [ebp + STATUS], 0
 1:  cmp byte ptr [ebp + STATUS], 0
@@ -278,6 +283,56 @@ ring:
     mov dword ptr [ebp + QUEUE_USED], USED
     mov word ptr [ebp + QUEUE_ENABLE], 1
     mov byte ptr [ebp + STATUS], 0xf
+    ret
+
+# Reads the first disk's begin, and says the sum of its words, each added after the sum so far was rotated left by one.
+read_disk:
+    mov ebx, DISK
+    call set_up
+    mov edi, BUFFER
+    mov ecx, 4
+    xor eax, eax                            # type IN, sector 0
+    rep stosd
+    mov byte ptr [BUFFER + 16], 0xff
+    mov dword ptr [DESCRIPTORS], BUFFER
+    mov dword ptr [DESCRIPTORS + 8], 16
+    mov dword ptr [DESCRIPTORS + 12], 1 | 1 << 16   # descriptor 1 follows
+    mov dword ptr [DESCRIPTORS + 16], DISK_DATA
+    mov dword ptr [DESCRIPTORS + 24], DISK_BYTES
+    mov dword ptr [DESCRIPTORS + 28], 3 | 2 << 16   # the device writes; descriptor 2 follows
+    mov dword ptr [DESCRIPTORS + 32], BUFFER + 16
+    mov dword ptr [DESCRIPTORS + 40], 1
+    mov dword ptr [DESCRIPTORS + 44], 2
+    mov word ptr [AVAILABLE + 2], 1
+    mov word ptr [ebp + DOORBELL], 0
+1:  pause
+    cmp word ptr [USED + 2], 1
+    jne 1b
+    or ebx, -1                              # failed
+    cmp byte ptr [BUFFER + 16], 0
+    jne 3f
+    xor ebx, ebx
+    mov esi, DISK_DATA
+    mov ecx, DISK_BYTES / 4
+2:  rol ebx, 1
+    add ebx, [esi]
+    add esi, 4
+    dec ecx
+    jnz 2b
+3:  lea esi, disk_read
+    call print
+    call print_hex
+    lea esi, disk_read_end
+    call print
+    jmp next
+
+# Sets the entropy device up, and has the other vCPU use it.
+ring:
+    mov ebx, ENTROPY
+    call set_up
+    mov dword ptr [DESCRIPTORS], BUFFER
+    mov dword ptr [DESCRIPTORS + 8], 64
+    mov word ptr [DESCRIPTORS + 12], 2      # the device writes
     mov ebx, SHARED
     mov dword ptr [ebx + DONE], 0
     mov ecx, X2APIC_SVR
@@ -525,6 +580,8 @@ counted: .asciz " counted together\r\n"
 rounds_begin: .asciz "in rounds\r\n"
 rounds_end: .asciz "all rounds answered\r\n"
 wrong_page: .asciz "a page is wrong\r\n"
+disk_read: .asciz " read: sum "
+disk_read_end: .asciz " of all\r\n"
 rung: .asciz " rang: quickest "
 against: .asciz ", another write "
 rung_end: .asciz " ticks\r\n"

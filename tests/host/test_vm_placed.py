@@ -125,7 +125,7 @@ class VmPlaced(placedtest.TestCase):
         a, b, c = self.start('a', 'b', 'c')
         self.assert_fails(self.create(a, node_mib=FEW_MIB, swap_mib=SWAP_MIB + 1), 1,
                           f"placement[0].swap_mib: {SWAP_MIB + 1} is more than this node's swap_mib {SWAP_MIB}")
-        self.assert_fails(self.create(a, node_mib=FEW_MIB, swap_mib=14), 1, 'placement: 8 MiB and 14 of swap on each of 3 nodes do not hold 64 MiB')
+        self.assert_fails(self.create(a, node_mib=FEW_MIB, swap_mib=14), 1, 'placement: 66 MiB on 3 nodes together, swap included, do not hold 64 MiB')
         self.assert_exit(self.create(a, node_mib=FEW_MIB, swap_mib=SWAP_MIB), 0)
         self.assert_exit(c.hkctl('space', 'create', 'other', '--memory', '3M', '--frames', '2M', '--swap', '2M', '--nodes', 'c'), 0)
         self.assert_fails(a.hkctl('vm', 'start', 'g'), 1,
@@ -147,10 +147,24 @@ class VmPlaced(placedtest.TestCase):
         self.order(guest, b'C', 'checked')
         self.assertEqual(self.show(a)['state'], 'VM_STATE_RUNNING')
 
+    def test_nodes_of_different_size(self):
+        """The I/O node gives little; no node has more than its own bound."""
+        a, *_ = self.start('a', 'b', 'c')
+        most = {'a': 16, 'b': 26, 'c': 26}
+        self.assert_exit(placedtest.TestCase.create(self, a, **{name: f'memory_mib: {mib}' for name, mib in most.items()}), 0)
+        guest = self.start_guest(a)
+        for _ in range(2):
+            self.order(guest, b'F', 'filled')
+            self.order(guest, b'C', 'checked')
+            for part in a.hkctl('space', 'show', 'g', '-o', 'json').json()['parts']:
+                self.assertLessEqual(int(part['frame_bytes']), most[part['node']] << 20, part)
+        self.assertRegex(a.hkctl('space', 'show', 'g').out, r'Frames: +16 MiB at most on each node, 26 MiB on b, 26 MiB on c, for 1 vCPUs\n')
+        self.assert_fails(a.hkctl('space', 'drain', 'g', '--node', 'c'), 1, 'the others (2 nodes) have room for')
+
     def test_what_cannot_start_leaves_nothing(self):
         a, b, c = self.start('a', 'b', 'c', unreachable_ms=2000)
         self.assert_fails(self.create(a, node_mib=BUDGET_MIB + 1), 1, f'placement[0].memory_mib: {BUDGET_MIB + 1} is more than this node')
-        self.assert_fails(self.create(a, node_mib=20), 1, 'placement: 20 MiB on each of 3 nodes do not hold 64 MiB')
+        self.assert_fails(self.create(a, node_mib=20), 1, 'placement: 60 MiB on 3 nodes together do not hold 64 MiB')
         self.assert_exit(self.create(a), 0)
         # One of them has no room: what the others had made of it is gone again.
         self.assert_exit(c.hkctl('space', 'create', 'other', '--memory', '16M', '--nodes', 'c'), 0)
@@ -180,8 +194,8 @@ class VmPlaced(placedtest.TestCase):
             (create('g', a='', z=''), "placement[1].node: no node 'z' in this cluster; see hkctl node list"),
             (create('g', 'placement { node: "a" }'), "placement[2].node: 'a' is there twice"),
             (create('g', 'vcpus: 3', a='vcpus: 1', b='vcpus: 1'), 'placement: 2 vcpus are placed, the machine has 3'),
-            (create('g', a='memory_mib: 16', b='memory_mib: 17'), 'placement[1].memory_mib: 17; the first node has 16'),
-            (create('g', a='memory_mib: 16', b='memory_mib: 16'), 'placement: 16 MiB on each of 2 nodes do not hold 32 MiB'),
+            (create('g', a='memory_mib: 16', b='memory_mib: 17'), 'placement: 33 MiB on 2 nodes together do not hold 32 MiB and a sixteenth more'),
+            (create('g', a='memory_mib: 33', b='memory_mib: 17'), "placement[0].memory_mib: 33 is more than the machine's 32"),
             (create('g', b='', c=''), "io_node: 'b' is not the node that is asked ('a')"),
             (create('g', disk), f"disks[0].path: {image}: No such file or directory (ENOENT); it is to be on the I/O node, 'a'"),
             (create('g', kernel=copy), f'kernel: {copy}: No such file or directory'),
