@@ -329,12 +329,10 @@ void Daemon::Parts::TakeOverGuests(const Clock& clock) {
     const auto restore = [&](const v1::VmRecord& record,
                              MachineEvents* events) -> absl::StatusOr<std::unique_ptr<Machine>> {
       HK_RETURN_IF_ERROR(kept->Use(saved));
-      return RestoreKvmMachine(record.spec(), saved,
-                               LeftMemory(record.spec(), saved, *frames, replicas->BeginRun(record)), *kernels, clock,
+      return RestoreKvmMachine(record.spec(), saved, LeftMemory(record.spec(), saved, *frames), *kernels, clock,
                                events);
     };
     if (guests->TakeOver(saved, restore).ok()) continue;
-    replicas->Drop(saved.name);
     static_cast<void>(kept->Use(saved));  // if it has not come to that
     ::unlink(frames->PathOf(saved.name, saved.generation).c_str());
   }

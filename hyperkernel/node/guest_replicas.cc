@@ -54,7 +54,7 @@ absl::StatusOr<int> GuestReplicas::Recover(const std::vector<v1::VmRecord>& reco
   HK_ASSIGN_OR_RETURN(const int removed, site_.frames->RemoveLeftovers(files));
   std::vector<ReplicaOwner> owners;
   for (const v1::VmRecord& record : records) {
-    if (HasReplica(record.spec())) owners.push_back(OwnerOf(record));
+    if (HasReplica(record.spec()) && !going_on.contains(record.spec().name())) owners.push_back(OwnerOf(record));
   }
   if (!site_.databases.empty()) RemoveOtherDatabases(site_, owners);
   MutexLock lock(&mutex_);

@@ -40,8 +40,9 @@ class GuestReplicas {
 
   // Takes over what a daemon that was killed left of the machines in `records`, which are all that are defined here,
   // and removes all else that it left in the frame store. What is not believed is logged, one line a machine. Returns
-  // how many files were removed. Not of machines in `going_on`, whose frames are in `frame_files`: they have nothing to
-  // be read back, and begin anew. REQUIRES: as FrameStore::RemoveLeftovers; before all else. Errors: of that.
+  // how many files were removed. Not of machines in `going_on`, whose frames are in `frame_files`: they have nothing
+  // to be read back, and begin anew with their next run. REQUIRES: as FrameStore::RemoveLeftovers; before all else.
+  // Errors: of that.
   absl::StatusOr<int> Recover(const std::vector<v1::VmRecord>& records, const std::set<std::string>& going_on = {},
                               const std::set<std::string>& frame_files = {});
 

@@ -547,13 +547,12 @@ MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const Fra
   return {.make = make, .ended = nullptr, .space = nullptr, .replica = std::move(replica)};
 }
 
-MachineMemory LeftMemory(const v1::VmSpec& spec, const MachineState& state, const FrameStore& frames,
-                         std::shared_ptr<GuestReplica> replica) {
+MachineMemory LeftMemory(const v1::VmSpec& spec, const MachineState& state, const FrameStore& frames) {
   const auto make = [name = spec.name(), generation = state.generation, inode = state.frame_inode, &frames](
                         std::vector<RamRange> ranges, GuestMemory::FaultFailure failed) {
     return GuestMemory::Reopen(frames, name, generation, inode, std::move(ranges), std::move(failed));
   };
-  return {.make = make, .ended = nullptr, .space = nullptr, .replica = std::move(replica)};
+  return {.make = make, .ended = nullptr, .space = nullptr, .replica = nullptr};
 }
 
 absl::StatusOr<std::unique_ptr<Machine>> RestoreKvmMachine(const v1::VmSpec& spec, const MachineState& state,

@@ -46,9 +46,9 @@ struct MachineMemory {
 MachineMemory LocalMemory(const v1::VmSpec& spec, uint64_t generation, const FrameStore& frames,
                           std::shared_ptr<GuestReplica> replica);
 
-// Of the file that the memory of a saved machine left, instead of a new one.
-MachineMemory LeftMemory(const v1::VmSpec& spec, const MachineState& state, const FrameStore& frames,
-                         std::shared_ptr<GuestReplica> replica);
+// Of the file that the memory of a saved machine left, instead of a new one. Nobody keeps account of what it holds of
+// the disks: to begin that anew takes longer than the machine may stand still.
+MachineMemory LeftMemory(const v1::VmSpec& spec, const MachineState& state, const FrameStore& frames);
 
 // Makes a machine of what Machine::Save gave, paused: Unpause has it go on. REQUIRES: `state` is of this machine, this
 // run and this boot of the host; `memory` is LeftMemory. Errors: one line; the memory is gone then.

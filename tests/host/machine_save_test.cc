@@ -131,7 +131,7 @@ class MachineSave : public testing::Test {
 
   absl::Status Restore(const MachineState& state) {
     absl::StatusOr<std::unique_ptr<Machine>> made =
-        RestoreKvmMachine(spec_, state, LeftMemory(spec_, state, *frames_, nullptr), *kernels_, RealClock(), &guest_);
+        RestoreKvmMachine(spec_, state, LeftMemory(spec_, state, *frames_), *kernels_, RealClock(), &guest_);
     if (made.ok()) machine_ = *std::move(made);
     return made.status();
   }
