@@ -115,12 +115,6 @@ absl::Status PrepareUnixSocket(const std::string& path) {
   return ClearStaleSocket(path);
 }
 
-std::set<std::string> Names(const std::vector<MachineState>& states) {
-  std::set<std::string> names;
-  for (const MachineState& state : states) names.insert(state.name);
-  return names;
-}
-
 }  // namespace
 
 struct Daemon::Parts {
@@ -233,7 +227,7 @@ absl::Status Daemon::Parts::RecoverReplicas(const std::string& directory, const 
   replicas.emplace(*std::move(site));
   const absl::StatusOr<std::vector<v1::VmRecord>> records = GuestRecords(state.get()).List();
   if (!records.ok()) return WithContext(records.status(), "data_directory");
-  const absl::StatusOr<int> leftovers = replicas->Recover(*records, Names(left.states), left.frame_files);
+  const absl::StatusOr<int> leftovers = replicas->Recover(*records, left.frame_files);
   if (!leftovers.ok()) return WithContext(leftovers.status(), "frame_store.directory");
   if (*leftovers > 0) {
     log::Warning("daemon", "frames of guests that ended with an earlier daemon were removed",

@@ -1,7 +1,6 @@
 #include "hyperkernel/node/guest_replicas.h"
 
 #include <algorithm>
-#include <set>
 #include <utility>
 
 #include "fmt/format.h"
@@ -31,20 +30,25 @@ std::string NameIn(const std::string& path) {
 }  // namespace
 
 absl::StatusOr<int> GuestReplicas::Recover(const std::vector<v1::VmRecord>& records,
-                                           const std::set<std::string>& going_on,
-                                           const std::set<std::string>& frame_files) {
+                                           const std::set<std::string>& in_use) {
   HK_ASSIGN_OR_RETURN(const std::vector<FrameStore::Leftover> left, site_.frames->Leftovers());
   std::map<std::string, uint64_t> tables;  // the last of each machine
   for (const FrameStore::Leftover& file : left) {
     if (file.table) tables[file.guest] = std::max(tables[file.guest], file.generation);
   }
+  std::set<std::string> going_on;  // without a replica: no database may miss what these write
+  for (const FrameStore::Leftover& file : left) {
+    if (!in_use.contains(file.file)) continue;
+    tables.erase(file.guest);
+    going_on.insert(file.guest);
+  }
   std::map<std::string, std::shared_ptr<GuestReplica>> kept;
   for (const v1::VmRecord& record : records) {
     const auto table = tables.find(record.spec().name());
-    if (table == tables.end() || going_on.contains(table->first)) continue;
+    if (table == tables.end()) continue;
     if (auto replica = RecoverOne(record, table->second)) kept[table->first] = std::move(replica);
   }
-  std::set<std::string> files = frame_files;
+  std::set<std::string> files = in_use;
   for (const auto& [name, replica] : kept) {
     files.insert(NameIn(site_.frames->TablePathOf(name, tables[name])));
     for (const uint64_t generation : replica->WarmGenerations()) {

@@ -40,11 +40,10 @@ class GuestReplicas {
 
   // Takes over what a daemon that was killed left of the machines in `records`, which are all that are defined here,
   // and removes all else that it left in the frame store. What is not believed is logged, one line a machine. Returns
-  // how many files were removed. Not of machines in `going_on`, whose frames are in `frame_files`: they have nothing
-  // to be read back, and begin anew with their next run. REQUIRES: as FrameStore::RemoveLeftovers; before all else.
-  // Errors: of that.
-  absl::StatusOr<int> Recover(const std::vector<v1::VmRecord>& records, const std::set<std::string>& going_on = {},
-                              const std::set<std::string>& frame_files = {});
+  // how many files were removed. `in_use`: names of frame files that are a guest's present memory, which goes on with
+  // them: they stay as they are, and nothing else that there is of that guest is believed. REQUIRES: as
+  // FrameStore::RemoveLeftovers; before all else. Errors: of that.
+  absl::StatusOr<int> Recover(const std::vector<v1::VmRecord>& records, const std::set<std::string>& in_use = {});
 
   // For the run that is about to begin of a machine whose memory is here alone: what there is of the run before, or a
   // new one. Null: it has none, by its specification, for want of disks, or because it cannot be made (which is

@@ -125,7 +125,7 @@ TEST_F(MachinePolicyTest, WhatIsSeenHereCountsToo) {
   ASSERT_TRUE(meter->Watch(77, 0));
   policy_->SetLocal(meter.get());
   Move();
-  for (int second = 0; second < 10; ++second) {
+  for (int second = 0; second < 40; ++second) {  // long after one has come from there
     clock_.now += seconds(1);
     for (uint64_t page = 0; page < 900; ++page) {
       meter->Began(77, Gfn(page), FaultCause::kRead, clock_.now - milliseconds(1));

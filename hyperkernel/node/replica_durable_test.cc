@@ -31,12 +31,15 @@ class ReplicaDurableTest : public KilledReplicaTest {
     ASSERT_TRUE(made.ok()) << made.status();
     replica_ = *std::move(made);
   }
+  // A daemon's life. RocksDB's threads end with their process only: the test itself never has any of them, for a
+  // process with other threads must not be forked.
+  void Process(const std::function<void()>& life) { Live(life, false); }
   // What the database says, read by somebody else; none: it cannot be opened.
   struct Said {
     std::vector<DiskRegion> marked;
     std::vector<uint64_t> blocks;
   };
-  std::optional<Said> Read() {
+  std::optional<Said> WhatIsSaid() {
     auto store = DurableStore::Open({.directory = database_,
                                      .identity = {.guest = owner_.guest,
                                                   .node = NodeId(0),
@@ -45,156 +48,161 @@ class ReplicaDurableTest : public KilledReplicaTest {
                                                   .frame_store = site_.frame_store}});
     if (!store.ok()) return std::nullopt;
     Said said{.marked = *(*store)->Intents(), .blocks = {}};
-    struct stat status {};
-    EXPECT_EQ(::stat(image().c_str(), &status), 0);
     for (uint64_t block = 0; block < kBlocks; ++block) {
       if (!(*store)->FramesOf(DiskId(0), {.first = block, .count = 1})->empty()) said.blocks.push_back(block);
     }
     return said;
   }
-  using ReplicaGuestTest::Read;
-
   ReplicaOwner owner_;
   std::string database_;
 };
 
 TEST_F(ReplicaDurableTest, IsWrittenBehindTheTableAndGoesWithIt) {
-  Live(
-      [this] {
-        Make();
-        BeginRun();
-        EXPECT_TRUE(replica_->Describe().durable());
-        EXPECT_EQ(replica_->Describe().not_durable_because(), "");
-        EXPECT_EQ(Read(10, 4), BlocksText(10, 4));
-        EndRun();
-        EXPECT_TRUE(replica_->SyncDurable(std::chrono::steady_clock::now() + kHangGuard).ok());
-      },
-      false);
-  const std::optional<Said> said = Read();
-  ASSERT_TRUE(said.has_value());
-  EXPECT_THAT(said->blocks, testing::ElementsAre(10, 11, 12, 13));
-  EXPECT_TRUE(said->marked.empty()) << "nothing was written";
-  Make();
-  EXPECT_TRUE(std::filesystem::exists(database_));
-  replica_.reset();
-  EXPECT_FALSE(std::filesystem::exists(database_));
+  Process([this] {
+    Make();
+    BeginRun();
+    EXPECT_TRUE(replica_->Describe().durable());
+    EXPECT_EQ(replica_->Describe().not_durable_because(), "");
+    EXPECT_EQ(Read(10, 4), BlocksText(10, 4));
+    EndRun();
+    EXPECT_TRUE(replica_->SyncDurable(std::chrono::steady_clock::now() + kHangGuard).ok());
+  });
+  Process([this] {
+    const std::optional<Said> said = WhatIsSaid();
+    ASSERT_TRUE(said.has_value());
+    EXPECT_THAT(said->blocks, testing::ElementsAre(10, 11, 12, 13));
+    EXPECT_TRUE(said->marked.empty()) << "nothing was written";
+    Make();
+    EXPECT_TRUE(std::filesystem::exists(database_));
+    replica_.reset();
+    EXPECT_FALSE(std::filesystem::exists(database_));
+  });
 }
 
 // A daemon that dies right after a write has left the mark of its region; and the next one keeps on.
 TEST_F(ReplicaDurableTest, AWriteWaitsForTheMarkOfItsRegion) {
-  Live(
-      [this] {
-        Make();
-        BeginRun();
-        EXPECT_EQ(Read(10, 4), BlocksText(10, 4));
-        Write(100, BlockText(100, 1), kData + 0x40000);
-        EXPECT_EQ(ImageText(100), BlockText(100, 1));
-      },
-      false);
-  const std::optional<Said> said = Read();
-  ASSERT_TRUE(said.has_value());
-  ASSERT_EQ(said->marked.size(), 1u);
-  EXPECT_EQ(said->marked[0], RegionOf({.disk = DiskId(0), .block = 100}));
-  ASSERT_TRUE(Recover({DurableRecord()}));
-  EXPECT_TRUE(replica_->Describe().durable());
-  EXPECT_EQ(replica_->Describe().recovered(), 5u);
-  ASSERT_TRUE(replica_->BeginRun(++generation_).ok());
-  BeginRun();
-  SpoilImage();
-  EXPECT_EQ(Read(100), BlockText(100, 1));
-  Write(101, BlockText(101, 2), kData + 0x50000);
-  EXPECT_EQ(ImageText(101), BlockText(101, 2));
+  Process([this] {
+    Make();
+    BeginRun();
+    EXPECT_EQ(Read(10, 4), BlocksText(10, 4));
+    Write(100, BlockText(100, 1), kData + 0x40000);
+    EXPECT_EQ(ImageText(100), BlockText(100, 1));
+  });
+  Process([this] {
+    const std::optional<Said> said = WhatIsSaid();
+    ASSERT_TRUE(said.has_value());
+    ASSERT_EQ(said->marked.size(), 1u);
+    EXPECT_EQ(said->marked[0], RegionOf({.disk = DiskId(0), .block = 100}));
+  });
+  Process([this] {
+    ASSERT_TRUE(Recover({DurableRecord()}));
+    EXPECT_TRUE(replica_->Describe().durable());
+    EXPECT_EQ(replica_->Describe().recovered(), 5u);
+    ASSERT_TRUE(replica_->BeginRun(++generation_).ok());
+    BeginRun();
+    SpoilImage();
+    EXPECT_EQ(Read(100), BlockText(100, 1));
+    Write(101, BlockText(101, 2), kData + 0x50000);
+    EXPECT_EQ(ImageText(101), BlockText(101, 2));
+  });
 }
 
 TEST_F(ReplicaDurableTest, ResetsWithWritesThatWait) {
-  Make();
-  BeginRun();
-  for (int round = 0; round < 10; ++round) {
-    Store(kData, BlockText(7, 3));
-    Ask(VIRTIO_BLK_T_OUT, static_cast<uint64_t>(round % 4) * 8, {{kData, kBlockSize, false}});
-    Reset();
-    EXPECT_EQ(Read(static_cast<uint64_t>(round % 4)), ImageText(static_cast<uint64_t>(round % 4)));
-  }
-  EXPECT_TRUE(replica_->Describe().durable());
+  Process([this] {
+    Make();
+    BeginRun();
+    for (int round = 0; round < 10; ++round) {
+      const auto block = static_cast<uint64_t>(round % 4);
+      Store(kData, BlockText(7, 3));
+      Ask(VIRTIO_BLK_T_OUT, block * 8, {{kData, kBlockSize, false}});
+      Reset();
+      EXPECT_EQ(Read(block), ImageText(block));
+    }
+    EXPECT_TRUE(replica_->Describe().durable());
+  });
 }
 
 TEST_F(ReplicaDurableTest, WhatCannotBeOpenedIsLeftOutUntilItIsDropped) {
-  Live(
-      [this] {
-        Make();
-        BeginRun();
-        EXPECT_EQ(Read(10, 4), BlocksText(10, 4));
-      },
-      false);
+  Process([this] {
+    Make();
+    BeginRun();
+    EXPECT_EQ(Read(10, 4), BlocksText(10, 4));
+  });
   std::ofstream(database_ + "/CURRENT") << "MANIFEST-that-is-not-there\n";
   ++generation_;
-  Make();
-  EXPECT_FALSE(replica_->Describe().durable());
-  EXPECT_THAT(replica_->Describe().not_durable_because(), HasSubstr(database_));
-  BeginRun();
-  Write(10, BlockText(10, 1));
-  EXPECT_EQ(Read(10, 1, kData + 0x40000), BlockText(10, 1));
-  replica_->Drop();
-  EXPECT_FALSE(std::filesystem::exists(database_));
-  EXPECT_THAT(replica_->Describe().not_durable_because(), HasSubstr("next start makes a new one"));
-  EndRun();
-  replica_.reset();
-  ++generation_;
-  Make();
-  EXPECT_TRUE(replica_->Describe().durable());
+  Process([this] {
+    Make();
+    EXPECT_FALSE(replica_->Describe().durable());
+    EXPECT_THAT(replica_->Describe().not_durable_because(), HasSubstr(database_));
+    BeginRun();
+    Write(10, BlockText(10, 1));
+    EXPECT_EQ(Read(10, 1, kData + 0x40000), BlockText(10, 1));
+    replica_->Drop();
+    EXPECT_FALSE(std::filesystem::exists(database_));
+    EXPECT_THAT(replica_->Describe().not_durable_because(), HasSubstr("next start makes a new one"));
+    EndRun();
+    replica_.reset();
+    ++generation_;
+    Make();
+    EXPECT_TRUE(replica_->Describe().durable());
+  });
 }
 
 TEST_F(ReplicaDurableTest, WhatIsNotAReplicasIsLeftAsItIs) {
   std::filesystem::create_directories(database_);
   std::ofstream(database_ + "/CURRENT") << "somebody's\n";
-  Make();
-  EXPECT_THAT(replica_->Describe().not_durable_because(), HasSubstr("not a replica's"));
-  replica_->Drop();
-  replica_.reset();
+  Process([this] {
+    Make();
+    EXPECT_THAT(replica_->Describe().not_durable_because(), HasSubstr("not a replica's"));
+    replica_->Drop();
+    replica_.reset();
+  });
   EXPECT_TRUE(std::filesystem::exists(database_ + "/CURRENT"));
 }
 
 TEST_F(ReplicaDurableTest, DatabasesOfMachinesThatAreNotThereAreRemoved) {
-  Live(
-      [this] {
-        Make();
-        BeginRun();
-        EXPECT_EQ(Read(10, 4), BlocksText(10, 4));
-      },
-      false);
+  const auto live = [this] {
+    Process([this] {
+      Make();
+      BeginRun();
+      EXPECT_EQ(Read(10, 4), BlocksText(10, 4));
+    });
+  };
+  live();
   std::filesystem::create_directory(site_.databases + "/somebody's");
   std::ofstream(site_.databases + "/somebody's/file") << "x";
-  ASSERT_TRUE(Recover({DurableRecord()}));
-  EXPECT_TRUE(std::filesystem::exists(database_));
-  replica_.reset();
-  replicas_.reset();
-  EXPECT_FALSE(std::filesystem::exists(database_));
-  Live(
-      [this] {
-        Make();
-        BeginRun();
-      },
-      false);
-  v1::VmRecord anew = DurableRecord();
-  anew.mutable_created()->set_seconds(77);
-  EXPECT_FALSE(Recover({anew}));
+  Process([this] {
+    ASSERT_TRUE(Recover({DurableRecord()}));
+    EXPECT_TRUE(std::filesystem::exists(database_));
+    replica_.reset();
+    replicas_.reset();
+    EXPECT_FALSE(std::filesystem::exists(database_));
+  });
+  live();
+  Process([this] {
+    v1::VmRecord anew = DurableRecord();
+    anew.mutable_created()->set_seconds(77);
+    EXPECT_FALSE(Recover({anew}));
+  });
   EXPECT_FALSE(std::filesystem::exists(database_));
   EXPECT_TRUE(std::filesystem::exists(site_.databases + "/somebody's/file"));
 }
 
 TEST_F(ReplicaDurableTest, NoneWhereTheMachineOrTheNodeHasNone) {
-  MakeReplica();
-  EXPECT_THAT(replica_->Describe().not_durable_because(), HasSubstr("no_durable_replica"));
-  replica_.reset();
-  site_.databases.clear();
-  Make();
-  EXPECT_FALSE(replica_->Describe().durable());
-  replica_.reset();
-  site_.databases = image() + "/below a file";
-  Make();
-  EXPECT_FALSE(replica_->Describe().durable());
-  BeginRun();
-  EXPECT_EQ(Read(10, 4), BlocksText(10, 4));
+  Process([this] {
+    MakeReplica();
+    EXPECT_THAT(replica_->Describe().not_durable_because(), HasSubstr("no_durable_replica"));
+    replica_.reset();
+    site_.databases.clear();
+    Make();
+    EXPECT_FALSE(replica_->Describe().durable());
+    replica_.reset();
+    site_.databases = image() + "/below a file";
+    Make();
+    EXPECT_FALSE(replica_->Describe().durable());
+    BeginRun();
+    EXPECT_EQ(Read(10, 4), BlocksText(10, 4));
+  });
 }
 
 }  // namespace

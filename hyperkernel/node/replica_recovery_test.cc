@@ -321,6 +321,18 @@ TEST_F(ReplicaRecoveryTest, WithoutRoomForTheTableNothingIsTracked) {
   frames_->GiveBeside(taken - kPageSize);
 }
 
+// The guest goes on in its memory: no page of it is anybody's to give back.
+TEST_F(ReplicaRecoveryTest, WhatAGuestGoesOnInIsLeftAlone) {
+  LiveAndRead();
+  const uint64_t before = *frames_->UsedBytes();
+  replicas_.emplace(site_);
+  EXPECT_EQ(replicas_->Recover({Record()}, {"g.1"}).value_or(-1), 1) << "its table";
+  EXPECT_EQ(replicas_->Find("g"), nullptr);
+  EXPECT_EQ(Files(), 1u);
+  EXPECT_TRUE(std::filesystem::exists(FramePath()));
+  EXPECT_GT(*frames_->UsedBytes() + (64 << 10), before) << "pages were punched";
+}
+
 // A tmpfs that somebody else made, just large enough for the frames: as if there were no daemon's death.
 TEST_F(ReplicaRecoveryTest, WhereThereIsNoRoomForAnyTableItHasNoName) {
   const auto full = FrameStore::Open(directory_, frames_->budget_bytes() + frames_->most_beside_bytes());

@@ -22,10 +22,7 @@ constexpr std::chrono::milliseconds kEach{400};
 class Bench final : public ReplicaGuestTest {
  public:
   Bench() { SetUpFiles(); }
-  ~Bench() override {
-    Stop();
-    std::filesystem::remove_all(image_directory_);
-  }
+  ~Bench() override { TearDown(); }
   void TestBody() override {}
 
   void Start(bool replica, bool durable) {
