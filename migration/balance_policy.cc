@@ -214,8 +214,7 @@ bool BalancePolicy::Takes(const Lack& lack, const Vcpu& vcpu) const {
   const uint32_t cores = nodes_.at(*lack.holder).most_vcpus;
   const size_t there = VcpusOn(*lack.holder);
   if (there < cores || HK_MUTANT(policy_crowds_nodes)) return true;
-  const bool to_and_fro = static_cast<double>(lack.stalls + lack.last_stalls) >= kAgain * lack.pages();
-  if (!vcpu.running.has_value() || !(to_and_fro || HK_MUTANT(policy_crowds_for_data))) return false;
+  if (!vcpu.running.has_value() || !(ToAndFro(lack) || HK_MUTANT(policy_crowds_for_data))) return false;
   const double run = *vcpu.running + RunningOn(*lack.holder);
   return run < kCrowd * cores || kLikelier * *vcpu.running * static_cast<double>(there + 1) <= cores;
 }
@@ -223,6 +222,10 @@ bool BalancePolicy::Takes(const Lack& lack, const Vcpu& vcpu) const {
 bool BalancePolicy::WasRefused(const Vcpu& vcpu, NodeId node) const {
   const auto refused = vcpu.refused.find(node);
   return refused != vcpu.refused.end() && window_ < refused->second;
+}
+
+bool BalancePolicy::OthersCome(const Vcpu& vcpu, const Lack& lack) const {
+  return vcpu.node == io_node_ && ToAndFro(lack) && VcpusOn(*lack.holder) > 0 && !HK_MUTANT(policy_leaves_devices);
 }
 
 bool BalancePolicy::ComesAfter(NodeId from, NodeId to) const {
@@ -262,7 +265,7 @@ std::optional<PolicyMove> BalancePolicy::Approach() {
     if (vcpu.sustained < kSustained || window_ < vcpu.stays_until) continue;
     if (window_ < settled_ && (vcpu.wants != follow_ || HK_MUTANT(policy_none_follows))) continue;
     if (gain <= most || WasRefused(vcpu, *wants->holder) || !Takes(*wants, vcpu)) continue;
-    if (ComesAfter(vcpu.node, *wants->holder)) continue;
+    if (ComesAfter(vcpu.node, *wants->holder) || OthersCome(vcpu, *wants)) continue;
     most = gain;
     best = PolicyMove{.vcpu = VcpuId(static_cast<uint32_t>(i)), .to = *wants->holder, .waited = wants->share};
   }

@@ -34,6 +34,7 @@
 //     it was of no use, rule 2 takes it back, and it parts from the others kLonger times as late as the last time.
 // 11. After a move from one node to another none goes the other way for kComeAfter windows, unless by rule 10: what it
 //     used where it was comes after it, and those whom it has joined wait for that once.
+// 12. One on the I/O node does not go where vCPUs are for pages that go to and fro: they come to it, or to where it is.
 //
 // Bounded: 9 KiB for each vCPU, whatever comes.
 #pragma once
@@ -139,6 +140,12 @@ class BalancePolicy final : public PlacementPolicy {
   // Rule 6, of the lack's holder.
   bool Takes(const Lack& lack, const Vcpu& vcpu) const;
   bool WasRefused(const Vcpu& vcpu, NodeId node) const;
+  // It has waited for each page of the lack's node kAgain times.
+  static bool ToAndFro(const Lack& lack) {
+    return static_cast<double>(lack.stalls + lack.last_stalls) >= kAgain * lack.pages();
+  }
+  // Rule 12.
+  bool OthersCome(const Vcpu& vcpu, const Lack& lack) const;
   // Rule 11.
   bool ComesAfter(NodeId from, NodeId to) const;
   // Rules 2 to 9, and 10.

@@ -274,6 +274,32 @@ TEST_F(BalanceTest, OthersFollowAtOnceToWhereOneHasGone) {
   }
 }
 
+// Of those that take pages from each other the others come to where the devices are. For data alone it goes.
+TEST(BalanceIoNode, WhoIsThereDoesNotGoToThoseThatMayCome) {
+  for (const uint64_t pages : {64, 1'000'000}) {
+    PolicyMachine machine = Machine({kA, kB});
+    machine.io_node = kA;
+    BalancePolicy policy(machine);
+    Monotonic now{seconds(1000)};
+    std::vector<PolicyMove> moves;
+    uint64_t next = 0;
+    for (int i = 0; i < 20 && moves.empty(); ++i) {
+      for (int stall = 0; stall < 900; ++stall) {
+        policy.OnStall({.end = now,
+                        .vcpu = kFirst,
+                        .node = kA,
+                        .page = Gfn(next++ % pages),
+                        .kind = StallKind::kWrite,
+                        .holder = kB,
+                        .waited = milliseconds(1)});
+      }
+      now += PlacementPolicy::kInterval;
+      moves = policy.Decide(now);
+    }
+    EXPECT_THAT(moves, SizeIs(pages == 64 ? 0 : 1));
+  }
+}
+
 TEST_F(BalanceTest, WhoIsRefusedIsNotAskedAgainSoon) {
   ASSERT_TRUE(Lacks(10, 900));
   policy_.OnRefused(kFirst, kB, now_);
