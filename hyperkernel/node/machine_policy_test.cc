@@ -127,7 +127,8 @@ TEST_F(MachinePolicyTest, WhatIsSeenHereCountsToo) {
   Move();
   for (int second = 0; second < 40; ++second) {  // long after one has come from there
     clock_.now += seconds(1);
-    for (uint64_t page = 0; page < 900; ++page) {
+    for (uint64_t i = 0; i < 900; ++i) {
+      const uint64_t page = static_cast<uint64_t>(second) * 900 + i;  // data: none of them twice
       meter->Began(77, Gfn(page), FaultCause::kRead, clock_.now - milliseconds(1));
       meter->NoteHolder(Gfn(page), 1, kB);
       meter->Woken(Gfn(page), 1, clock_.now);
