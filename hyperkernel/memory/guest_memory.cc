@@ -327,6 +327,19 @@ std::vector<Range> Place(const std::vector<RamRange>& ranges) {
   return placed;
 }
 
+// Of the ranges, whose frames are one after another in a file of so many bytes.
+absl::StatusOr<std::unique_ptr<FileGuestMemory>> MapPlaced(
+    const std::vector<RamRange>& ranges,
+    const std::function<absl::StatusOr<std::unique_ptr<FrameFile>>(uint64_t bytes)>& file_of,
+    GuestMemory::FaultFailure on_failure) {
+  std::vector<Range> placed = Place(ranges);
+  const uint64_t bytes = placed.back().offset + placed.back().ram.bytes;
+  HK_ASSIGN_OR_RETURN(std::unique_ptr<FrameFile> file, file_of(bytes));
+  auto memory = std::make_unique<FileGuestMemory>(std::move(file), std::move(placed), std::move(on_failure));
+  HK_RETURN_IF_ERROR(memory->Map());
+  return memory;
+}
+
 }  // namespace
 
 std::optional<uint64_t> FrameOffset(std::span<const RamRange> ranges, Gfn page) {
@@ -342,23 +355,20 @@ std::optional<uint64_t> FrameOffset(std::span<const RamRange> ranges, Gfn page) 
 absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(const FrameStore& frames, const std::string& name,
                                                                  uint64_t generation, std::vector<RamRange> ranges,
                                                                  FaultFailure on_failure) {
-  std::vector<Range> placed = Place(ranges);
-  const uint64_t bytes = placed.back().offset + placed.back().ram.bytes;
-  HK_ASSIGN_OR_RETURN(std::unique_ptr<FrameFile> file, FrameFile::Create(frames, name, generation, bytes, bytes));
-  auto memory = std::make_unique<FileGuestMemory>(std::move(file), std::move(placed), std::move(on_failure));
-  HK_RETURN_IF_ERROR(memory->Map());
-  return memory;
+  return MapPlaced(
+      ranges, [&](uint64_t bytes) { return FrameFile::Create(frames, name, generation, bytes, bytes); },
+      std::move(on_failure));
 }
 
 absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Reopen(const FrameStore& frames, const std::string& name,
                                                                  uint64_t generation, uint64_t inode,
                                                                  std::vector<RamRange> ranges,
                                                                  FaultFailure on_failure) {
-  std::vector<Range> placed = Place(ranges);
-  const uint64_t bytes = placed.back().offset + placed.back().ram.bytes;
-  HK_ASSIGN_OR_RETURN(std::unique_ptr<FrameFile> file, FrameFile::Reopen(frames, name, generation, bytes, inode));
-  auto memory = std::make_unique<FileGuestMemory>(std::move(file), std::move(placed), std::move(on_failure));
-  HK_RETURN_IF_ERROR(memory->Map());
+  HK_ASSIGN_OR_RETURN(
+      std::unique_ptr<FileGuestMemory> memory,
+      MapPlaced(
+          ranges, [&](uint64_t bytes) { return FrameFile::Reopen(frames, name, generation, bytes, inode); },
+          std::move(on_failure)));
   memory->CountFrames();
   return memory;
 }

@@ -1,20 +1,17 @@
 // The storage replicas of this node's machines, by name: made at a machine's first run, kept over its resets and over
 // the death of the daemon, and dropped with the machine's end.
 //
-// | what a killed daemon left                                            | what happens |
-// |----------------------------------------------------------------------|---------------------------------------------|
-// | frames and no table, or a table of a machine that is not defined here | removed | | a machine that was deleted and
-// defined anew, or has none any more     | removed, and said                           | | a table that another process
-// uses, of another boot or frame store, of  | removed, and said                           | | another size of memory,
-// of another version, damaged                   |                                             | | a table of a later
-// run than the record's                              | removed, and said: the record is an old one | | several tables
-// of one machine                                         | the last counts, the others are removed     | | a frame file
-// of another size, that is no file of ours, or beyond room | removed with its entries, and said          | | frames of
-// a file that is not there                                    | their entries go                            | | pages
-// without an entry that counts                                    | punched                                     | | an
-// image that is another, or was changed since                        | its entries go when it is attached, and said |
-// | a page whose bytes are not what its checksum says                     | its entry goes when it is read, and said
-// once |
+// What a killed daemon left, and what happens with it:
+// - frames and no table, or a table of a machine that is not defined here: removed.
+// - A table of a machine that was deleted and defined anew, or has no replica any more: removed, and said.
+// - A table that another process uses, or of another boot, frame store, size of memory or version, or damaged: the
+// same.
+// - A table of a later run than the record's: the same, since the record is an old one.
+// - Several tables of one machine: the last counts, the others are removed.
+// - A frame file of another size, that is no file of ours, or beyond room: removed with its entries, and said.
+// - Entries whose frame file is not there: they go. Pages without an entry that counts: punched.
+// - An image that is another, or was changed since: its entries go when it is attached, and said.
+// - A page whose bytes are not what its checksum says: its entry goes when it is read, and said once.
 #pragma once
 
 #include <map>

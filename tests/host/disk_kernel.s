@@ -3,31 +3,11 @@
 # bytes. Interrupts are let in between two looks at the ring only, so that one of the local APIC's timer, which is armed again by
 # its handler, is nearly always pending. A key on the serial line has it stop asking: when all is answered and the timer still
 # ticks it says so, and goes on. Runs on any /dev/kvm.
-.intel_syntax noprefix
-.code32
+.include "guest_kernel.inc"
 
-.set SERIAL, 0x3f8
-.set LINE_STATUS, 0x3fd
-.set PCI_ADDRESS, 0xcf8
-.set PCI_DATA, 0xcfc
-.set DISK, 0x80000000 | 11 << 11
-# Of its BAR (virtio 1.2, 4.1.4.3).
-.set FEATURE_SELECT, 8
-.set FEATURES, 12
-.set STATUS, 20
-.set QUEUE_SELECT, 22
-.set QUEUE_SIZE, 24
-.set QUEUE_ENABLE, 28
-.set QUEUE_DESCRIPTORS, 32
-.set QUEUE_AVAILABLE, 40
-.set QUEUE_USED, 48
-.set DOORBELL, 0x3000
 .set SLOTS, 16
 .set BLOCKS, 2048
 .set RING, 64                   # of three descriptors for each slot
-.set DESCRIPTORS, 0x400000
-.set AVAILABLE, 0x401000
-.set USED, 0x402000
 .set HEADERS, 0x403000
 .set ANSWERS, 0x404000
 .set EXPECTED, 0x404100         # the block of each slot; -1: not in flight
@@ -36,16 +16,9 @@
 .set STACK, 0x430000
 .set TIMER_VECTOR, 0x40
 .set TICK, 200000
-.set X2APIC_EOI, 0x80b
-.set X2APIC_SVR, 0x80f
 .set X2APIC_TIMER, 0x832
 .set X2APIC_TIMER_START, 0x838
 .set X2APIC_TIMER_DIVIDE, 0x83e
-
-.section .note.Xen, "a", @note
-    .long 4, 4, 18              # sizes of name and descriptor; XEN_ELFNOTE_PHYS32_ENTRY
-    .asciz "Xen"
-    .long start
 
 .text
 .global start
@@ -190,16 +163,8 @@ submit:
     ret
 
 set_up:
-    mov eax, DISK | 0x10
-    call pci_select
-    in eax, dx
-    and eax, ~0xf
-    mov [bar], eax
-    mov ebp, eax
-    mov eax, DISK | 4
-    call pci_select
-    mov ax, 6                   # memory, bus master
-    out dx, ax
+    mov ebx, DISK
+    call open_device
     mov edi, DESCRIPTORS
     mov ecx, (EXPECTED - DESCRIPTORS) / 4
     xor eax, eax
@@ -230,28 +195,8 @@ set_up:
     inc esi
     cmp esi, SLOTS
     jb 1b
-    mov word ptr [AVAILABLE], 1             # no interrupts
-    mov byte ptr [ebp + STATUS], 0
-2:  cmp byte ptr [ebp + STATUS], 0
-    jne 2b
-    mov byte ptr [ebp + STATUS], 3
-    mov dword ptr [ebp + FEATURE_SELECT], 1
-    mov dword ptr [ebp + FEATURES], 1       # VERSION_1
-    mov byte ptr [ebp + STATUS], 0xb
-    mov word ptr [ebp + QUEUE_SELECT], 0
-    mov word ptr [ebp + QUEUE_SIZE], RING
-    mov dword ptr [ebp + QUEUE_DESCRIPTORS], DESCRIPTORS
-    mov dword ptr [ebp + QUEUE_AVAILABLE], AVAILABLE
-    mov dword ptr [ebp + QUEUE_USED], USED
-    mov word ptr [ebp + QUEUE_ENABLE], 1
-    mov byte ptr [ebp + STATUS], 0xf
-    ret
-pci_select:
-    mov edx, PCI_ADDRESS
-    out dx, eax
-    mov edx, PCI_DATA
-    ret
-
+    mov cx, RING
+    jmp start_device
 # Comes between two looks only, where no register is in use, and goes on behind it: KVM's interpreter knows no IRET in this mode.
 tick:
     add esp, 12
@@ -268,16 +213,6 @@ write_msr:
     xor edx, edx
     wrmsr
     ret
-
-# Writes the text at esi, up to its zero. Changes al, edx, esi.
-print:
-    mov edx, SERIAL
-1:  lodsb
-    test al, al
-    jz 2f
-    out dx, al
-    jmp 1b
-2:  ret
 
 hello: .asciz "reading\r\n"
 answered: .asciz "all requests answered\r\n"

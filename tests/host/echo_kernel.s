@@ -6,11 +6,8 @@
 # and checks that nobody missed one or had one twice; K has the other vCPU ring the doorbell of the virtio entropy device, once for each of its
 # requests, and says in hexadecimal how many ticks the quickest took, and the quickest write to another register; D reads the first disk's first 32 KiB
 # and says a sum of them; Ctrl-C shows as ^C. Runs on any /dev/kvm, also one that only interprets.
-.intel_syntax noprefix
-.code32
+.include "guest_kernel.inc"
 
-.set SERIAL, 0x3f8
-.set LINE_STATUS, 0x3fd
 .set SLEEP_CONTROL, 0x600
 .set RESET, 0xcf9
 .set PVPANIC, 0x505
@@ -34,38 +31,14 @@
 .set ROUND_VECTOR, 0x42
 .set ROUNDS, 500
 .set X2APIC_ID, 0x802
-.set X2APIC_EOI, 0x80b
-.set X2APIC_SVR, 0x80f
 .set X2APIC_ICR, 0x830
 .set ALL_BUT_SELF, 3 << 18
 .set PVH_COMMAND_LINE, 24       # of hvm_start_info
-.set PCI_ADDRESS, 0xcf8
-.set PCI_DATA, 0xcfc
 .set ENTROPY, 0x80000000 | 2 << 11
-.set DISK, 0x80000000 | 11 << 11
 .set DISK_DATA, 0x500000
 .set DISK_BYTES, 32 << 10
-# Of its BAR, and its queue (virtio 1.2, 4.1.4.3, 2.7).
-.set FEATURE_SELECT, 8
-.set FEATURES, 12
-.set STATUS, 20
-.set QUEUE_SELECT, 22
-.set QUEUE_SIZE, 24
-.set QUEUE_ENABLE, 28
-.set QUEUE_DESCRIPTORS, 32
-.set QUEUE_AVAILABLE, 40
-.set QUEUE_USED, 48
-.set DOORBELL, 0x3000
-.set DESCRIPTORS, 0x400000
-.set AVAILABLE, 0x401000
-.set USED, 0x402000
 .set BUFFER, 0x403000
 .set RINGS, 200
-
-.section .note.Xen, "a", @note
-    .long 4, 4, 18              # sizes of name and descriptor; XEN_ELFNOTE_PHYS32_ENTRY
-    .asciz "Xen"
-    .long start
 
 .text
 .global start
@@ -252,38 +225,13 @@ together:
     jmp next
 # Sets up the virtio device at the PCI address ebx, with one queue whose descriptors are zero. ebp: its registers.
 set_up:
-    mov eax, ebx
-    or eax, 0x10
-    call pci_select
-    in eax, dx
-    and eax, ~0xf
-    mov [bar], eax
-    mov ebp, eax
-    mov eax, ebx
-    or eax, 4
-    call pci_select
-    mov ax, 6                   # memory, bus master
-    out dx, ax
+    call open_device
     mov edi, DESCRIPTORS
     mov ecx, (BUFFER - DESCRIPTORS) / 4
     xor eax, eax
     rep stosd
-    mov word ptr [AVAILABLE], 1             # no interrupts
-    mov byte ptr [ebp + STATUS], 0
-1:  cmp byte ptr [ebp + STATUS], 0
-    jne 1b
-    mov byte ptr [ebp + STATUS], 3
-    mov dword ptr [ebp + FEATURE_SELECT], 1
-    mov dword ptr [ebp + FEATURES], 1       # VERSION_1
-    mov byte ptr [ebp + STATUS], 0xb
-    mov word ptr [ebp + QUEUE_SELECT], 0
-    mov word ptr [ebp + QUEUE_SIZE], 8
-    mov dword ptr [ebp + QUEUE_DESCRIPTORS], DESCRIPTORS
-    mov dword ptr [ebp + QUEUE_AVAILABLE], AVAILABLE
-    mov dword ptr [ebp + QUEUE_USED], USED
-    mov word ptr [ebp + QUEUE_ENABLE], 1
-    mov byte ptr [ebp + STATUS], 0xf
-    ret
+    mov cx, 8
+    jmp start_device
 
 # Reads the first disk's begin, and says the sum of its words, each added after the sum so far was rotated left by one.
 read_disk:
@@ -361,11 +309,6 @@ ring:
     lea esi, rung_end
     call print
     jmp next
-pci_select:
-    mov dx, PCI_ADDRESS
-    out dx, eax
-    mov dx, PCI_DATA
-    ret
 # ebx, in eight digits. Changes eax, ecx, edx.
 print_hex:
     mov edx, SERIAL
@@ -559,16 +502,6 @@ other_interrupt:
     jmp 4b
 other_end:
 .code32
-
-# Writes the text at esi, up to its zero. Changes al, edx, esi.
-print:
-    mov edx, SERIAL
-1:  lodsb
-    test al, al
-    jz 2f
-    out dx, al
-    jmp 1b
-2:  ret
 
 hello: .asciz "hello from the guest\r\n"
 interrupted: .asciz "^C\r\n"

@@ -4,9 +4,7 @@ import os
 import unittest
 
 import hktest
-
-KVM = os.access('/dev/kvm', os.R_OK | os.W_OK)
-needs_kvm = unittest.skipUnless(KVM, 'no /dev/kvm here')
+from test_vm import needs_kvm
 
 
 class Replica(hktest.TestCase):

@@ -9,10 +9,8 @@ import struct
 import unittest
 
 import hktest
-from test_vm import Terminal
+from test_vm import Terminal, needs_kvm
 
-KVM = os.access('/dev/kvm', os.R_OK | os.W_OK)
-needs_kvm = unittest.skipUnless(KVM, 'no /dev/kvm here')
 READ_BYTES = 32 << 10
 BLOCKS = READ_BYTES // 4096
 
