@@ -36,7 +36,7 @@ def image_machine(disks, taps=()):
 
 def prepare_shell(console):
     """Waits for the shell that is the guest's init, and gives it what programs need."""
-    console.expect(r'^# ?$')
+    console.expect('^# ')
     console.run('mount -t sysfs s /sys && mount -t tmpfs t /run && mount -t tmpfs t /tmp && cd /run')
 
 

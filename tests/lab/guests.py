@@ -86,7 +86,12 @@ class Console:
             return self._text
 
     def expect(self, pattern, timeout=BOOT_S):
-        """The first match after the last one, and the time at which its last character had come."""
+        """The first match after the last one, and the time at which its last character had come.
+
+        A `$` at the pattern's end is the end of a line that is there in full: half a number is no number.
+        """
+        if pattern.endswith('$'):
+            pattern = pattern[:-1] + r'(?=\n)'
         found = None
 
         def look():

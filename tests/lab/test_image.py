@@ -67,7 +67,7 @@ class Image(hktest.TestCase):
 
     def test_a_shell_for_init(self):
         self.check_specification()
-        with self.boot('init=/bin/sh', r'^# ?$') as console:
+        with self.boot('init=/bin/sh', '^# ') as console:
             console.run('mount -t sysfs s /sys && mount -t tmpfs t /run && mount -t tmpfs t /tmp && modprobe virtio_net && cd /run')
             console.run('until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done')
             self.programs(console, 'eth0')
