@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "hyperkernel/cli/output.h"
 #include "hyperkernel/cli/space_rates.h"
 #include "hyperkernel/cli/vcpu_shares.h"
@@ -208,6 +211,29 @@ std::string SpaceMapText(const v1::SpaceMapResponse& map) {
   return table.ToString() + (notes.empty() ? "" : "\n" + notes);
 }
 
+// A page's further accesses have lines of their own.
+std::string PingPongText(const v1::SpaceTopResponse& top) {
+  const bool seen = std::any_of(top.ping_pong().begin(), top.ping_pong().end(),
+                                [](const v1::PingPongPage& page) { return !page.accesses().empty(); });
+  std::vector<std::string> columns = {"PAGE", "TAKEN AWAY", "NEW OWNER", "BETWEEN"};
+  if (seen) columns.insert(columns.end(), {"BY", "CODE", "ITS ADDRESS THERE"});
+  Table moves(columns);
+  for (const v1::PingPongPage& page : top.ping_pong()) {
+    std::vector<std::string> row = {fmt::format("{:#x}", page.address()), RateText(page.losses_per_second()),
+                                    RateText(page.owner_changes_per_second()), Join(page.nodes())};
+    for (const v1::GuestAccess& access : page.accesses()) {
+      row.push_back(fmt::format("vCPU {} on {}", access.vcpu(), Printable(access.node())));
+      row.push_back(fmt::format("{} {:#x}", access.user() ? "user" : "kernel", access.code()));
+      row.push_back(access.has_address() ? fmt::format("{:#x}", access.address()) : "-");
+      moves.AddRow(std::exchange(row, {"", "", "", ""}));
+    }
+    if (!page.accesses().empty()) continue;
+    row.resize(columns.size(), "-");
+    moves.AddRow(std::move(row));
+  }
+  return moves.ToString();
+}
+
 std::string SpaceTopText(const v1::SpaceTopResponse& top) {
   std::string out = fmt::format("{} {}, {} on {}; per second, over {:.1f} s\n\n", Printable(top.space().name()),
                                 StateName(top.space().state()), HumanBytes(top.space().memory_bytes()),
@@ -260,12 +286,7 @@ std::string SpaceTopText(const v1::SpaceTopResponse& top) {
   if (const std::string shares = VcpuSharesText(top); !shares.empty()) out += "\n" + shares;
   out += PrefetchText(top);
   if (top.ping_pong_size() > 0) {
-    Table moves({"PAGE", "TAKEN AWAY", "NEW OWNER", "BETWEEN"});
-    for (const v1::PingPongPage& page : top.ping_pong()) {
-      moves.AddRow({fmt::format("{:#x}", page.address()), RateText(page.losses_per_second()),
-                    RateText(page.owner_changes_per_second()), Join(page.nodes())});
-    }
-    out += "\n" + moves.ToString();
+    out += "\n" + PingPongText(top);
   }
   return out + (notes.empty() ? "" : "\n" + notes);
 }

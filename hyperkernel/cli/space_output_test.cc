@@ -123,8 +123,24 @@ TEST(SpaceOutput, TopHasARowPerNodeAndThePagesThatGoToAndFro) {
   EXPECT_THAT(text, HasSubstr("\nAnother node had the page: together 25% of the faults, a 25%\n"));
   EXPECT_THAT(text,
               HasSubstr("\n\nNODE  FETCHED AHEAD IN ALL  USEFUL  WASTED\na     800                   780     7\n\n"));
-  EXPECT_THAT(text, HasSubstr("0x5000  2400        1200       a,b\n"));
+  EXPECT_THAT(text, HasSubstr("BETWEEN\n0x5000  2400        1200       a,b\n"));
   EXPECT_THAT(text, HasSubstr("\nb: silent\n"));
+  v1::GuestAccess* access = page->add_accesses();
+  access->set_node("a");
+  access->set_vcpu(3);
+  access->set_code(0xffffffff81000010);
+  access->set_address(0xffff888000005000);
+  access = page->add_accesses();
+  access->set_node("b");
+  access->set_code(0x401000);
+  access->set_user(true);
+  top.add_ping_pong()->set_address(0x6000);
+  EXPECT_THAT(
+      SpaceTopText(top),
+      HasSubstr("BETWEEN  BY           CODE                       ITS ADDRESS THERE\n"
+                "0x5000  2400        1200       a,b      vCPU 3 on a  kernel 0xffffffff81000010  0xffff888000005000\n"
+                "                                        vCPU 0 on b  user 0x401000              -\n"
+                "0x6000  0           0                   -            -                          -\n"));
   top.mutable_nodes(0)->mutable_counters()->clear_prefetched();
   EXPECT_THAT(SpaceTopText(top), Not(HasSubstr("AHEAD")));
   EXPECT_THAT(SpaceTopText(top), Not(HasSubstr("vCPUs")));

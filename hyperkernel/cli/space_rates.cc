@@ -76,6 +76,7 @@ struct Moves {
   uint64_t losses = 0;
   double losses_per_second = 0, owner_changes_per_second = 0;
   std::set<std::string> nodes;
+  std::vector<v1::GuestAccess> accesses;
 };
 
 // A page that is not in `before` was not noticed then: all of its losses are later. So it is with one whose count is
@@ -97,6 +98,9 @@ void AddMoves(const Node& before, const Node& after, double seconds, std::map<ui
     sum.owner_changes_per_second += static_cast<double>(owner) / seconds;
     sum.nodes.insert(after.part().node());
     if (!page.taker().empty()) sum.nodes.insert(page.taker());
+    if (!page.has_access()) continue;
+    sum.accesses.push_back(page.access());
+    sum.accesses.back().set_node(after.part().node());
   }
 }
 
@@ -128,6 +132,7 @@ void AddRates(const v1::SpaceTopResponse& before, v1::SpaceTopResponse* after) {
     page.set_losses_per_second(one.losses_per_second);
     page.set_owner_changes_per_second(one.owner_changes_per_second);
     for (const std::string& node : one.nodes) page.add_nodes(node);
+    for (const v1::GuestAccess& access : one.accesses) *page.add_accesses() = access;
   }
 }
 

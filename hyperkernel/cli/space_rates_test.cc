@@ -70,6 +70,27 @@ TEST(SpaceRates, ANodeThatBeganAnewHasNone) {
   EXPECT_EQ(after.interval_seconds(), 0);
 }
 
+TEST(SpaceRates, WhoTouchesAPageIsToldByNode) {
+  v1::SpaceTopResponse before, after;
+  for (v1::SpaceTopResponse* const top : {&before, &after}) {
+    for (const char* const name : {"a", "b", "c"}) {
+      AddPage(AddNode(top, name, top == &before ? 0 : 1000, 0), 0x1000, top == &before ? 0 : 1000, 0, "c");
+    }
+  }
+  for (const int node : {0, 2}) {
+    v1::GuestAccess* const access = after.mutable_nodes(node)->mutable_hot_pages(0)->mutable_access();
+    access->set_vcpu(static_cast<uint32_t>(node) + 5);
+    access->set_code(0x4000);
+  }
+  AddRates(before, &after);
+  ASSERT_EQ(after.ping_pong_size(), 1);
+  ASSERT_EQ(after.ping_pong(0).accesses_size(), 2);
+  EXPECT_EQ(after.ping_pong(0).accesses(0).node(), "a");
+  EXPECT_EQ(after.ping_pong(0).accesses(0).vcpu(), 5u);
+  EXPECT_EQ(after.ping_pong(0).accesses(1).node(), "c");
+  EXPECT_EQ(after.ping_pong(0).accesses(1).code(), 0x4000u);
+}
+
 TEST(SpaceRates, PagesThatGoToAndFro) {
   v1::SpaceTopResponse before, after;
   v1::SpaceNodeCounters* a = AddNode(&before, "a", 0, 0);

@@ -353,7 +353,8 @@ class GuestRam {
 class TestGuest {
  public:
   // `paced`: as VcpuEnvironment has it.
-  explicit TestGuest(const std::string& program, uint32_t vcpus = 1, bool paced = false) : ram(program), vcpus_(vcpus) {
+  explicit TestGuest(const std::string& program, uint32_t vcpus = 1, bool paced = false, VcpuThreads* threads = nullptr)
+      : ram(program), vcpus_(vcpus) {
     vm = MakeVm();
     auto model = CpuModel::Create(vm->facts().cpuid, ReadHostCpu(), {});
     HK_CHECK(model.ok());
@@ -368,9 +369,12 @@ class TestGuest {
     for (uint32_t i = 0; i < vcpus; ++i) apics.push_back(std::make_unique<FakeApic>(i));
     for (uint32_t i = 0; i < vcpus; ++i) {
       for (auto& apic : apics) apics[i]->all.push_back(apic.get());
-      auto made =
-          Vcpu::Create(vm.get(), {.id = VcpuId(i), .cpuid = model->Cpuid(i, vcpus)},
-                       {.devices = &devices, .interrupts = apics[i].get(), .clock = clock.get(), .paced = paced});
+      auto made = Vcpu::Create(vm.get(), {.id = VcpuId(i), .cpuid = model->Cpuid(i, vcpus)},
+                               {.devices = &devices,
+                                .interrupts = apics[i].get(),
+                                .clock = clock.get(),
+                                .paced = paced,
+                                .threads = threads});
       if (!made.ok()) ADD_FAILURE() << made.status();
       HK_CHECK(made.ok());
       vcpu.push_back(*std::move(made));

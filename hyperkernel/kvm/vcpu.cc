@@ -37,6 +37,11 @@ void InstallKickHandler() {
 
 }  // namespace
 
+void KickThread(uint32_t thread) {
+  // Fails if it has ended, and is then nobody's loss.
+  static_cast<void>(::tgkill(::getpid(), static_cast<pid_t>(thread), KickSignal()));
+}
+
 Vcpu::Vcpu(Vm* vm, VcpuConfig config, const VcpuEnvironment& environment)
     : id_(config.id),
       config_(std::move(config)),

@@ -31,6 +31,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "hyperkernel/base/clock.h"
+#include "hyperkernel/base/guest_access.h"
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/types.h"
 #include "hyperkernel/irq/vcpu_interrupts.h"
@@ -64,7 +65,15 @@ class VcpuThreads {
   virtual void OnThreadEnd(VcpuId vcpu, uint32_t thread) = 0;
   // By the thread itself: the guest has halted it, or it goes on.
   virtual void OnRest(uint32_t /*thread*/, bool /*rests*/) {}
+  // By the thread itself, which was made to leave the guest (KickThread): the page for which it has just waited, if it
+  // is to tell what the guest does with it. By OnAccess, then.
+  virtual std::optional<Gfn> AskedFor(uint32_t /*thread*/) { return std::nullopt; }
+  virtual void OnAccess(uint32_t /*thread*/, const GuestAccess& /*access*/) {}
 };
+
+// Makes the thread of a vCPU, which is in the guest or waits there for a page, leave it as soon as it can; it goes on
+// at once. Never blocks. A thread that is elsewhere may miss it.
+void KickThread(uint32_t thread);
 
 // What a vCPU talks to. All outlive it.
 struct VcpuEnvironment {
@@ -178,6 +187,7 @@ class Vcpu {
   bool Enter();
   bool Drain();
   bool HandleExit(int result, int error);
+  void TellAccess();
   void Sleep() ABSL_LOCKS_EXCLUDED(mutex_);
   bool FailWith(const absl::Status& status);
   absl::Status SetUp();

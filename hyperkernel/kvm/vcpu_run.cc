@@ -12,6 +12,7 @@
 #include "hyperkernel/base/check.h"
 #include "hyperkernel/base/mutant.h"
 #include "hyperkernel/base/status.h"
+#include "hyperkernel/kvm/guest_access_reader.h"
 #include "hyperkernel/kvm/vcpu.h"
 
 namespace hk {
@@ -275,6 +276,7 @@ bool Vcpu::HandleExit(int result, int error) {
     if (MayEndInException(*run)) ready_ = false;
   } else if (error == EINTR || error == EAGAIN) {
     exits_.Count(VcpuExit::kSignal);
+    TellAccess();
   } else {
     next = exits_.HandleRunError(fd_, error);
   }
@@ -289,6 +291,15 @@ bool Vcpu::HandleExit(int result, int error) {
       return false;
   }
   HK_CHECK(false);
+}
+
+// The instruction whose page it has waited for is the next one still.
+void Vcpu::TellAccess() {
+  if (environment_.threads == nullptr) return;
+  const std::optional<Gfn> page = environment_.threads->AskedFor(thread_id_);
+  if (!page.has_value()) return;
+  if (const std::optional<GuestAccess> access = ReadGuestAccess(fd_, id_, *page); access.has_value())
+    environment_.threads->OnAccess(thread_id_, *access);
 }
 
 // Port, MMIO and MSR exits are finished by the next KVM_RUN (KVM API, "kvm_run: immediate_exit"). It finishes them

@@ -19,6 +19,7 @@
 #include "hyperkernel/base/clock.h"
 #include "hyperkernel/base/mutex.h"
 #include "hyperkernel/base/types.h"
+#include "hyperkernel/memory/page_lookout.h"
 #include "hyperkernel/memory/stall_ring.h"
 #include "hyperkernel/memory/thread_gather.h"
 
@@ -47,6 +48,7 @@ class FaultMeter {
       }
       times_[i].gather.Reset();
       times_[i].who.store(who);
+      times_[i].looked_for.store(kNoPage);
       threads_[i].store(thread, std::memory_order_release);
       size_t used = used_.load();
       while (used < i + 1 && !used_.compare_exchange_weak(used, i + 1)) {
@@ -82,6 +84,20 @@ class FaultMeter {
     return i.has_value() ? &times_[*i].gather : nullptr;
   }
 
+  // Pages of which somebody asks what the guest does with them.
+  PageLookout& lookout() { return lookout_; }
+  // How a watched thread is made to leave the guest, before the next instruction, once it has its page; never blocks.
+  // Without it nobody is asked.
+  void SetKick(void (*kick)(uint32_t thread)) { kick_.store(kick, std::memory_order_release); }
+  // The page by which the thread was stopped for the lookout, if it was; once. Of a thread that has met the page
+  // outside of the guest it may be the stop after that.
+  std::optional<Gfn> TakeLookedFor(uint32_t thread) {
+    const std::optional<size_t> i = Find(thread);
+    if (!i.has_value()) return std::nullopt;
+    const uint64_t page = times_[*i].looked_for.exchange(kNoPage, std::memory_order_acquire);
+    return page == kNoPage ? std::nullopt : std::optional(Gfn(page));
+  }
+
   // Before anybody is asked for the page. A thread waits for one page at a time.
   void Began(uint32_t thread, Gfn page, FaultCause cause, Monotonic now) {
     const std::optional<size_t> i = Find(thread);
@@ -92,6 +108,10 @@ class FaultMeter {
     times.since_ns.store(now.time_since_epoch().count(), std::memory_order_relaxed);
     times.faults[static_cast<size_t>(cause)].fetch_add(1, std::memory_order_relaxed);
     pages_[*i].store(page.value(), std::memory_order_release);
+    const bool asked = lookout_.Take(page);
+    times.looked_for.store(asked ? page.value() : kNoPage, std::memory_order_release);
+    void (*const kick)(uint32_t) = asked ? kick_.load(std::memory_order_acquire) : nullptr;
+    if (kick != nullptr) kick(thread);
   }
   // Another node lets those go on that wait for one of these pages: `holder` had it; nothing: it had to be asked, but
   // nobody had the page. Before Woken.
@@ -159,6 +179,7 @@ class FaultMeter {
     std::atomic<uint32_t> who{0};
     std::atomic<int32_t> holder{kLocal};  // of the page that it waits for
     std::atomic<int64_t> since_ns{0};
+    std::atomic<uint64_t> looked_for{kNoPage};
     std::array<std::atomic<uint64_t>, kFaultCauses> faults{}, ns{};
     ThreadGather gather;
   };
@@ -175,6 +196,8 @@ class FaultMeter {
   std::array<std::atomic<uint32_t>, kMostThreads> threads_{};  // 0: free
   std::array<std::atomic<uint64_t>, kMostThreads> pages_{};    // that it waits for
   std::array<Times, kMostThreads> times_{};
+  PageLookout lookout_;
+  std::atomic<void (*)(uint32_t)> kick_{nullptr};
   std::atomic<bool> listened_to_{false};
   std::atomic<StallRing*> ring_{nullptr};  // there since somebody listened first
   Mutex listener_;

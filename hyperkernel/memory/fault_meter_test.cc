@@ -76,6 +76,31 @@ TEST_F(FaultMeterTest, APlaceIsTakenAgain) {
 }
 
 // Of a thread that waits for pages, and another.
+std::atomic<uint32_t> kicked{0};
+
+TEST_F(FaultMeterTest, WhoWaitsForAPageThatIsAskedForIsStopped) {
+  kicked = 0;
+  meter_->SetKick([](uint32_t thread) { kicked = thread; });
+  meter_->Began(kOne, Gfn(7), FaultCause::kRead, kStart);
+  EXPECT_EQ(meter_->TakeLookedFor(kOne), std::nullopt) << "nobody asks";
+  meter_->lookout().Want(std::vector<Gfn>{Gfn(7)});
+  meter_->Began(kOther, Gfn(7), FaultCause::kRead, kStart);
+  EXPECT_EQ(kicked, 0u) << "nobody watches it";
+  meter_->Began(kOne, Gfn(8), FaultCause::kRead, kStart);
+  EXPECT_EQ(kicked, 0u) << "another page";
+  meter_->Began(kOne, Gfn(7), FaultCause::kRead, kStart);
+  EXPECT_EQ(kicked, kOne);
+  EXPECT_EQ(meter_->TakeLookedFor(kOne), Gfn(7));
+  EXPECT_EQ(meter_->TakeLookedFor(kOne), std::nullopt) << "once";
+}
+
+TEST_F(FaultMeterTest, AnotherPageIsAnotherPlace) {
+  meter_->lookout().Want(std::vector<Gfn>{Gfn(7)});
+  meter_->Began(kOne, Gfn(7), FaultCause::kRead, kStart);
+  meter_->Began(kOne, Gfn(8), FaultCause::kRead, kStart);
+  EXPECT_EQ(meter_->TakeLookedFor(kOne), std::nullopt) << "the instruction is that of page 8";
+}
+
 class StallsTest : public FaultMeterTest {
  protected:
   // A wait of 2 ms that ends now.

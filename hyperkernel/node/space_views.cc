@@ -30,6 +30,25 @@ absl::Status Told(const absl::Status& status, const SpaceIdentity& space, const 
                      fmt::format("node '{}'", self));
 }
 
+// From now until the next look. `lost`: the most lost first.
+void LookFor(const std::vector<HotPage>& lost, PageLookout* lookout) {
+  std::vector<Gfn> pages;
+  for (const HotPage& page : lost) {
+    if (pages.size() == PageLookout::kMostPages) break;
+    pages.push_back(page.page);
+  }
+  lookout->Want(pages);
+}
+
+v1::GuestAccess ToProto(const GuestAccess& access) {
+  v1::GuestAccess out;
+  out.set_vcpu(access.vcpu.value());
+  out.set_code(access.code);
+  out.set_user(access.user);
+  if (access.address.has_value()) out.set_address(*access.address);
+  return out;
+}
+
 }  // namespace
 
 absl::StatusOr<SpaceManager::View> SpaceManager::FindName(const std::string& name) const {
@@ -158,7 +177,10 @@ v1::SpaceStatusResponse SpaceManager::StatusOf(const View& view, const v1::Space
     response.mutable_counters()->set_counted_at_ns(
         static_cast<uint64_t>(std::chrono::nanoseconds(clock_.Now().time_since_epoch()).count()));
     const size_t most_hot = std::min(request.most_hot_pages(), kMaxHotPages);
-    for (const HotPage& page : most_hot == 0 ? std::vector<HotPage>() : memory->engine().MostLost(most_hot)) {
+    const std::vector<HotPage> lost = most_hot == 0 ? std::vector<HotPage>() : memory->engine().MostLost(most_hot);
+    PageLookout* const lookout = memory->faults() == nullptr ? nullptr : &memory->faults()->lookout();
+    if (lookout != nullptr && most_hot != 0) LookFor(lost, lookout);
+    for (const HotPage& page : lost) {
       v1::HotPage& hot = *response.add_hot_pages();
       hot.set_address(GpaOf(page.page).value());
       hot.set_losses(page.losses);
@@ -166,6 +188,8 @@ v1::SpaceStatusResponse SpaceManager::StatusOf(const View& view, const v1::Space
       for (const SpaceMemberId& member : view.identity.members) {
         if (member.number == page.taker) hot.set_taker(member.name);
       }
+      const std::optional<GuestAccess> seen = lookout == nullptr ? std::nullopt : lookout->Seen(page.page);
+      if (seen.has_value()) *hot.mutable_access() = ToProto(*seen);
     }
     const size_t most = std::min(request.most_extents(), kMaxExtentsPerCall);
     if (most == 0) return absl::OkStatus();

@@ -51,24 +51,35 @@ void VcpuWaits::OnThread(VcpuId vcpu, uint32_t thread) {
   Entry& entry = vcpus_.at(vcpu.value());
   if (entry.threads++ == 0) entry.since = RealClock().Now();
   entry.known = true;
-  if (meter_ != nullptr && meter_->Watch(thread, vcpu.value())) entry.thread = thread;
+  if (FaultMeter* const meter = this->meter(); meter != nullptr && meter->Watch(thread, vcpu.value()))
+    entry.thread = thread;
 }
 
 void VcpuWaits::OnThreadEnd(VcpuId vcpu, uint32_t thread) {
   MutexLock lock(&mutex_);
   Entry& entry = vcpus_.at(vcpu.value());
   if (--entry.threads == 0) entry.lived += RealClock().Now() - entry.since;
-  if (meter_ == nullptr) return;
-  AddTo(&entry.earlier, meter_->Of(thread));
+  FaultMeter* const meter = this->meter();
+  if (meter == nullptr) return;
+  AddTo(&entry.earlier, meter->Of(thread));
   AddTo(&entry.earlier_host, TimesOf(thread));
-  meter_->Forget(thread);
+  meter->Forget(thread);
   if (entry.thread == thread) entry.thread = 0;  // else a renewed vCPU's thread has begun before this one's end
 }
 
 void VcpuWaits::OnRest(uint32_t thread, bool rests) {
-  MutexLock lock(&mutex_);
-  ThreadGather* const gather = meter_ == nullptr ? nullptr : meter_->GatherOf(thread);
+  FaultMeter* const meter = this->meter();
+  ThreadGather* const gather = meter == nullptr ? nullptr : meter->GatherOf(thread);
   if (gather != nullptr) gather->rests.store(rests, std::memory_order_relaxed);
+}
+
+std::optional<Gfn> VcpuWaits::AskedFor(uint32_t thread) {
+  FaultMeter* const meter = this->meter();
+  return meter == nullptr ? std::nullopt : meter->TakeLookedFor(thread);
+}
+
+void VcpuWaits::OnAccess(uint32_t /*thread*/, const GuestAccess& access) {
+  if (FaultMeter* const meter = this->meter(); meter != nullptr) meter->lookout().Note(access);
 }
 
 std::vector<v1::VcpuTimes> VcpuWaits::Times(const VcpuGroup& vcpus) const {
@@ -83,7 +94,7 @@ std::vector<v1::VcpuTimes> VcpuWaits::Times(const VcpuGroup& vcpus) const {
     if (!entry.known) continue;
     const VcpuCounters& counters = counters_of[i];
     FaultTimes faults = entry.earlier;
-    if (entry.thread != 0 && meter_ != nullptr) AddTo(&faults, meter_->Of(entry.thread));
+    if (entry.thread != 0) AddTo(&faults, meter()->Of(entry.thread));
     HostTimes host = entry.earlier_host;
     if (entry.thread != 0) AddTo(&host, TimesOf(entry.thread));
     const std::chrono::nanoseconds lived = entry.lived + (entry.threads == 0 ? now - now : now - entry.since);

@@ -1,8 +1,10 @@
 // What the time of a node's vCPUs of one machine goes to, as operators see it (Vm.vcpu_times).
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -22,13 +24,15 @@ class VcpuWaits final : public VcpuThreads {
 
   // Whose faults are counted; outlives the vCPUs' threads. Null: nobody's. REQUIRES: none of them runs yet.
   void SetMeter(FaultMeter* meter) {
-    MutexLock lock(&mutex_);
-    meter_ = meter;
+    if (meter != nullptr) meter->SetKick(KickThread);
+    meter_.store(meter, std::memory_order_release);
   }
 
   void OnThread(VcpuId vcpu, uint32_t thread) override;
   void OnThreadEnd(VcpuId vcpu, uint32_t thread) override;
   void OnRest(uint32_t thread, bool rests) override;
+  std::optional<Gfn> AskedFor(uint32_t thread) override;
+  void OnAccess(uint32_t thread, const GuestAccess& access) override;
 
   // Of those that are or were here, while they were; without their node.
   std::vector<v1::VcpuTimes> Times(const VcpuGroup& vcpus) const;
@@ -53,8 +57,10 @@ class VcpuWaits final : public VcpuThreads {
   };
 
   const uint32_t count_;
+  FaultMeter* meter() const { return meter_.load(std::memory_order_acquire); }
+
+  std::atomic<FaultMeter*> meter_{nullptr};
   mutable Mutex mutex_;
-  FaultMeter* meter_ ABSL_GUARDED_BY(mutex_) = nullptr;
   std::vector<Entry> vcpus_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import unittest
 
@@ -173,6 +174,35 @@ class VmAcross(placedtest.TestCase):
         self.assertRegex(text, r'VCPU  NODE  GUEST  HALTED  FETCH  UPGRADE  FORWARDED  EXITS  IRQ   ?OTHER\n0     a ')
         vcpu_rows = [line for line in text.splitlines() if line.startswith(('VCPU', '0  ', '1  '))]
         self.assertLessEqual(max(map(len, vcpu_rows)), 80)
+
+    def test_top_shows_which_code_a_page_goes_to_and_fro_for(self):
+        a, b = self.start('a', 'b')
+        guest = self.boot(a, b, vcpus=2)
+        stop = threading.Event()
+
+        def use():
+            while not stop.is_set():
+                self.count(guest)
+
+        def seen():
+            top = a.hkctl('vm', 'top', 'g', '-o', 'json').json()
+            told = {access['node']: access for page in top['ping_pong'] for access in page['accesses']}
+            return told if set(told) == {'a', 'b'} else None
+
+        user = threading.Thread(target=use)
+        user.start()
+        try:
+            told = hktest.wait_for(seen, "both nodes' code is told")
+            text = a.hkctl('vm', 'top', 'g', '-n', '2').out
+        finally:
+            stop.set()
+            user.join()
+        for node, vcpu in (('a', 0), ('b', 1)):
+            self.assertEqual(told[node]['vcpu'], vcpu)
+            self.assertGreater(int(told[node]['code']), 0)
+            self.assertFalse(told[node]['user'])
+        self.assertRegex(text, r'(?m)^0x[0-9a-f]+ .* a,b +vCPU 0 on a +kernel 0x[0-9a-f]+ +(0x[0-9a-f]+|-)$')
+        self.count(guest)
 
     def test_a_doorbell_is_rung_from_another_node(self):
         a, b = self.start('a', 'b')
